@@ -1,0 +1,2 @@
+"""Bytes to pixels and tokens."""
+

@@ -1,0 +1,2 @@
+"""Pixels or tokens to features (B, D)."""
+

@@ -1,0 +1,2 @@
+"""Tensors to tensors: the parts that encoders and models are made of."""
+

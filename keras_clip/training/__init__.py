@@ -1,0 +1,2 @@
+"""How a model learns: the paper's optimizer and schedule."""
+
