@@ -1,2 +1,5 @@
 """Pixels or tokens to features (B, D)."""
 
+from keras_clip.encoders.resnet import ModifiedResNet
+from keras_clip.encoders.text import TextTransformer
+from keras_clip.encoders.vit import VisionTransformer

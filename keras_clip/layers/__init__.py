@@ -1,2 +1,7 @@
 """Tensors to tensors: the parts that encoders and models are made of."""
 
+from keras_clip.layers.embeddings import PatchEmbedding, PixelNormalization, TokenEmbedding
+from keras_clip.layers.patch_dropout import PatchDropout
+from keras_clip.layers.pooling import AttentionPool
+from keras_clip.layers.projection import ProjectionHead
+from keras_clip.layers.transformer import SelfAttention, TransformerBlock

@@ -1,0 +1,164 @@
+"""What enters a transformer: patches or tokens, with their learned positions; and the first step on pixels."""
+
+import keras
+from keras import initializers, ops
+
+from keras_clip.layers.transformer import normal
+
+
+@keras.saving.register_keras_serializable(package="keras_clip")
+class PixelNormalization(keras.layers.Layer):
+    """Brings uint8 pixels to the scale that an image encoder was trained with.
+
+    Pixels travel to the device as bytes, a quarter of their size as floats. Floating-point images are taken as
+    normalised already (`ImagePreprocessor` gives those) and pass unchanged.
+
+    Args:
+        mean: three floats in [0, 1]: mean of red, green and blue.
+        std: three floats: their standard deviation.
+
+    Call arguments:
+        images: (B, H, W, 3), uint8 in [0, 255] or float.
+
+    Returns:
+        Images (B, H, W, 3) in the compute dtype: (images / 255 - mean) / std of uint8.
+    """
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], **kwargs):
+        super().__init__(**kwargs)
+        self.mean = tuple(float(value) for value in mean)
+        self.std = tuple(float(value) for value in std)
+
+    def call(self, images):
+        if "float" in keras.backend.standardize_dtype(images.dtype):
+            return ops.cast(images, self.compute_dtype)
+        # In float32 also under a mixed policy: bfloat16 cannot tell 255 grey levels apart.
+        images = ops.cast(images, "float32") / 255.0
+        images = (images - ops.convert_to_tensor(self.mean, "float32")) / ops.convert_to_tensor(self.std, "float32")
+        return ops.cast(images, self.compute_dtype)
+
+    def compute_output_spec(self, images):
+        return keras.KerasTensor(images.shape, dtype=self.compute_dtype)
+
+
+@keras.saving.register_keras_serializable(package="keras_clip")
+class PatchEmbedding(keras.layers.Layer):
+    """Cuts images into patches, maps each to a vector, puts a class token before them and adds positions.
+
+    Args:
+        image_size: int or (height, width) in pixels. Multiples of `patch_size`.
+        patch_size: int, in pixels.
+        width: int. D.
+
+    Call arguments:
+        images: float tensor (B, H, W, 3).
+
+    Returns:
+        Tensor (B, 1 + N, D) in the compute dtype, the class token first, then the patches row by row.
+
+    Raises:
+        ValueError: the image size is no multiple of the patch size.
+    """
+
+    def __init__(self, image_size: int | tuple[int, int], patch_size: int, width: int, **kwargs):
+        super().__init__(**kwargs)
+        self.image_size = image_size
+        self.patch_size = patch_size
+        self.width = width
+        height, width_pixels = (image_size, image_size) if isinstance(image_size, int) else image_size
+        if patch_size < 1 or height % patch_size or width_pixels % patch_size or not height or not width_pixels:
+            raise ValueError(
+                "`image_size` must be a multiple of `patch_size`. "
+                f"Received: image_size={image_size}, patch_size={patch_size}."
+            )
+        self.grid = (height // patch_size, width_pixels // patch_size)
+
+    def build(self, images_shape=None):
+        if self.built:
+            return
+        patch, width = self.patch_size, self.width
+        self.projection = keras.layers.Conv2D(
+            width,
+            patch,
+            strides=patch,
+            use_bias=False,
+            # Uniform in +-fan_in^-0.5, which is how the reference leaves its convolution.
+            kernel_initializer=initializers.VarianceScaling(1 / 3, "fan_in", "uniform"),
+            data_format="channels_last",
+            dtype=self.dtype_policy,
+            name="projection",
+        )
+        self.projection.build((None, None, None, 3))
+        self.class_embedding = self.add_weight(name="class_embedding", shape=(width,), initializer=normal(width**-0.5))
+        rows, columns = self.grid
+        self.positions = self.add_weight(
+            name="positions", shape=(1 + rows * columns, width), initializer=normal(width**-0.5)
+        )
+        self.built = True
+
+    def call(self, images):
+        rows, columns = self.grid
+        patches = ops.reshape(self.projection(images), (-1, rows * columns, self.width))
+        class_token = ops.broadcast_to(
+            ops.cast(self.class_embedding, patches.dtype), (ops.shape(patches)[0], 1, self.width)
+        )
+        return ops.concatenate([class_token, patches], axis=1) + ops.cast(self.positions, patches.dtype)
+
+    def compute_output_shape(self, images_shape):
+        return (images_shape[0], 1 + self.grid[0] * self.grid[1], self.width)
+
+
+@keras.saving.register_keras_serializable(package="keras_clip")
+class TokenEmbedding(keras.layers.Layer):
+    """Looks up each token's vector and adds its position's.
+
+    Args:
+        vocabulary_size: int. V.
+        context_length: int. The longest text, in tokens.
+        width: int. D.
+
+    Call arguments:
+        token_ids: int tensor (B, L) with L at most `context_length`.
+
+    Returns:
+        Tensor (B, L, D) in the compute dtype.
+
+    Raises:
+        ValueError: texts are longer than `context_length`.
+    """
+
+    def __init__(self, vocabulary_size: int, context_length: int, width: int, **kwargs):
+        super().__init__(**kwargs)
+        self.vocabulary_size = vocabulary_size
+        self.context_length = context_length
+        self.width = width
+
+    def build(self, token_ids_shape=None):
+        if self.built:
+            return
+        self.tokens = keras.layers.Embedding(
+            self.vocabulary_size,
+            self.width,
+            embeddings_initializer=normal(0.02),
+            dtype=self.dtype_policy,
+            name="tokens",
+        )
+        self.tokens.build((None, None))
+        self.positions = self.add_weight(
+            name="positions", shape=(self.context_length, self.width), initializer=normal(0.01)
+        )
+        self.built = True
+
+    def call(self, token_ids):
+        length = token_ids.shape[1]
+        if length is not None and length > self.context_length:
+            raise ValueError(
+                f"`token_ids` must have at most context_length={self.context_length} tokens a row. "
+                f"Received: token_ids.shape={tuple(token_ids.shape)}. Tokenize with `truncate=True`, or give the "
+                "encoder a longer `context_length`."
+            )
+        positions = self.positions[: ops.shape(token_ids)[1]]
+        return self.tokens(token_ids) + ops.cast(positions, self.compute_dtype)
+
+    def compute_output_shape(self, token_ids_shape):
+        return (*token_ids_shape, self.width)

@@ -1,0 +1,49 @@
+"""Leaves out patches while training (FLIP; Li et al., 2022)."""
+
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable(package="keras_clip")
+class PatchDropout(keras.layers.Layer):
+    """Keeps a random part of the patches of each image in training, and all of them otherwise.
+
+    An encoder that sees half of the patches trains about twice as fast. The class token, row 0, is always kept, and
+    the patches that stay keep their order.
+
+    Args:
+        rate: float in [0, 1). Share of the patches to leave out.
+        seed: int or None.
+
+    Call arguments:
+        x: tensor (B, 1 + N, D), class token first.
+        training: bool.
+
+    Returns:
+        Tensor (B, 1 + M, D) with M = max(1, round((1 - rate) N)) in training; `x` otherwise.
+
+    Raises:
+        ValueError: `rate` outside [0, 1).
+    """
+
+    def __init__(self, rate: float, seed: int | None = None, **kwargs):
+        super().__init__(**kwargs)
+        if not 0 <= rate < 1:
+            raise ValueError(f"`rate` must be in [0, 1). Received: rate={rate}.")
+        self.rate = rate
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+
+    def call(self, x, training=False):
+        if not training or self.rate == 0:
+            return x
+        patches = x.shape[1] - 1
+        kept = max(1, round((1 - self.rate) * patches))
+        keys = keras.random.uniform((ops.shape(x)[0], patches), seed=self.seed_generator)
+        indices = ops.sort(ops.top_k(keys, kept, sorted=False)[1], axis=1)
+        chosen = ops.take_along_axis(x[:, 1:], ops.expand_dims(ops.cast(indices, "int32"), -1), axis=1)
+        return ops.concatenate([x[:, :1], chosen], axis=1)
+
+    def compute_output_shape(self, x_shape):
+        # As outside of training: how many patches stay depends on a call's argument.
+        return x_shape

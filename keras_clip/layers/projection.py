@@ -1,0 +1,62 @@
+"""The linear map from an encoder's features to the space that images and texts share."""
+
+import keras
+from keras import ops
+
+from keras_clip.layers.transformer import normal
+from keras_clip.types import Tensor
+
+
+def unit_length(x: Tensor) -> Tensor:
+    """Scales rows to length one, in float32; a zero row stays zero.
+
+    Args:
+        x: float tensor (..., E).
+
+    Returns:
+        float32 tensor (..., E).
+    """
+    x = ops.cast(x, "float32")
+    # The bound lies under the root: bounding the norm itself would leave a zero row with a gradient of NaN.
+    return x * ops.rsqrt(ops.maximum(ops.sum(ops.square(x), axis=-1, keepdims=True), 1e-12))
+
+
+@keras.saving.register_keras_serializable(package="keras_clip")
+class ProjectionHead(keras.layers.Layer):
+    """Maps features linearly to unit-length embeddings (W_i and W_t of Radford et al., 2021, figure 3).
+
+    Args:
+        embed_dim: int. E.
+        use_bias: bool. The published ResNets have one here, the transformers have none.
+
+    Call arguments:
+        features: float tensor (B, D).
+
+    Returns:
+        float32 tensor (B, E) of unit length under every dtype policy; zero features without bias give zeros.
+    """
+
+    def __init__(self, embed_dim: int, use_bias: bool = False, **kwargs):
+        super().__init__(**kwargs)
+        self.embed_dim = embed_dim
+        self.use_bias = use_bias
+
+    def build(self, features_shape):
+        if self.built:
+            return
+        width = features_shape[-1]
+        self.dense = keras.layers.Dense(
+            self.embed_dim,
+            use_bias=self.use_bias,
+            kernel_initializer=normal(width**-0.5),
+            dtype=self.dtype_policy,
+            name="dense",
+        )
+        self.dense.build((None, width))
+        self.built = True
+
+    def call(self, features):
+        return unit_length(self.dense(features))
+
+    def compute_output_spec(self, features):
+        return keras.KerasTensor((features.shape[0], self.embed_dim), dtype="float32")
