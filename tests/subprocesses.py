@@ -1,0 +1,82 @@
+"""Runs Python in a fresh process: for another backend, for logical devices, or for what must happen at import."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+LOGICAL_DEVICES = """
+import tensorflow as tf
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * {devices}
+)
+"""
+
+
+def run_python(
+    script: str | Path,
+    *arguments: str,
+    backend: str | None = None,
+    env: Mapping[str, str] | None = None,
+    timeout: float = 300,
+) -> str:
+    """Runs a script and returns what it printed; an `AssertionError` with its output if it fails or hangs.
+
+    Args:
+        script: a `Path` to a file, or source text (indented as a whole or not).
+        arguments: what the script finds in `sys.argv[1:]`.
+        backend: the `KERAS_BACKEND` of the process; that of this one by default.
+        env: added to the environment of this process.
+        timeout: seconds.
+
+    Returns:
+        The standard output.
+    """
+    environment = {**os.environ, **(env or {})}
+    if backend is not None:
+        environment["KERAS_BACKEND"] = backend
+    paths = [str(REPOSITORY), str(REPOSITORY / "tests"), environment.get("PYTHONPATH", "")]
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    command = [str(script)] if isinstance(script, Path) else ["-c", textwrap.dedent(script)]
+    try:
+        done = subprocess.run(
+            [sys.executable, *command, *arguments],
+            env=environment,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout,
+        )
+    except subprocess.TimeoutExpired as error:
+        output = "\n".join(_text(part) for part in (error.stdout, error.stderr))
+        raise AssertionError(f"The process did not end within {timeout} seconds. Received: {output}") from None
+    if done.returncode:
+        raise AssertionError(f"The process ended with status {done.returncode}.\n{done.stdout}\n{done.stderr}")
+    return done.stdout
+
+
+def run_distributed(source: str, devices: int = 2, **options) -> str:
+    """`run_python` with `devices` logical CPU devices, on TensorFlow or JAX.
+
+    Args:
+        source: source text; on TensorFlow the devices are there before its first line runs.
+        devices: how many.
+        options: those of `run_python`.
+
+    Returns:
+        The standard output.
+    """
+    backend = options.get("backend") or os.environ["KERAS_BACKEND"]
+    env = dict(options.pop("env", None) or {})
+    source = textwrap.dedent(source)
+    if backend == "tensorflow":
+        source = LOGICAL_DEVICES.format(devices=devices) + source
+    env.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count={devices}")
+    return run_python(source, env=env, **options)
+
+
+def _text(part: str | bytes | None) -> str:
+    return part.decode(errors="replace") if isinstance(part, bytes) else part or ""
