@@ -1,0 +1,35 @@
+"""Makes torchvision, and so open_clip, importable where its compiled operators do not fit the torch that is installed.
+
+torchvision describes the output shapes of its operators to torch at import, which fails for operators that were never
+loaded. Import this first: where loading fails, the operators are declared under their names, without an implementation.
+No test needs one.
+"""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import torch
+
+
+def _loads(folder: Path) -> bool:
+    try:
+        for library in folder.glob("_C*"):
+            torch.ops.load_library(library)
+            return True
+    except OSError:
+        pass
+    return False
+
+
+def _declare(folder: Path) -> torch.library.Library:
+    operators = torch.library.Library("torchvision", "DEF")
+    described = re.findall(r"register_fake\(.torchvision::(\w+)", (folder / "_meta_registrations.py").read_text())
+    for operator in sorted(set(described)):
+        operators.define(f"{operator}(Tensor x) -> Tensor")
+    return operators
+
+
+_folder = Path(importlib.util.find_spec("torchvision").origin).parent
+# Held for as long as the process lives: the declarations go with the object.
+_operators = None if _loads(_folder) else _declare(_folder)
