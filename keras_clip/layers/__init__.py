@@ -1,6 +1,8 @@
 """Tensors to tensors: the parts that encoders and models are made of."""
 
+from keras_clip.layers.contrastive_loss import ContrastiveLoss
 from keras_clip.layers.embeddings import PatchEmbedding, PixelNormalization, TokenEmbedding
+from keras_clip.layers.logit_scale import LogitScale
 from keras_clip.layers.patch_dropout import PatchDropout
 from keras_clip.layers.pooling import AttentionPool
 from keras_clip.layers.projection import ProjectionHead

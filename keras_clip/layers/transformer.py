@@ -52,10 +52,10 @@ class SelfAttention(keras.layers.Layer):
         output_stddev: float or None. Standard deviation of the output projection at the start; None: D^-0.5.
 
     Call arguments:
-        x: float tensor (B, L, D): keys and values come from here.
+        x: float tensor (B, L, D). Keys and values come from here.
         queries: float tensor (B, Q, D) or None. Rows that ask; None: `x`.
-        visible: bool tensor (B, Q, L) or None. Which rows of `x` each query sees; only with `queries`, where it replaces
-            the causal rule. (Keras gives an argument named `mask` a meaning of its own.)
+        visible: bool tensor (B, Q, L) or None. Which rows of `x` each query sees; only with `queries`, where it
+            replaces the causal rule. (Keras gives an argument named `mask` a meaning of its own.)
 
     Returns:
         Tensor (B, L, D), or (B, Q, D) with `queries`, in the compute dtype.

@@ -1,0 +1,45 @@
+"""The global batch, seen from one replica.
+
+On TensorFlow under a `tf.distribute` strategy each replica holds its own part and the functions here ask the others. On
+JAX the trainer works on the global arrays, so there is nothing to gather.
+"""
+
+import keras
+
+from keras_clip.types import Tensor
+
+
+def _replica_context():
+    if keras.backend.backend() != "tensorflow":
+        return None
+    import tensorflow as tf
+
+    context = tf.distribute.get_replica_context()
+    return context if context is not None and context.num_replicas_in_sync > 1 else None
+
+
+def replica_count() -> int:
+    """R: how many replicas share the global batch, as seen from inside of one; 1 without a strategy."""
+    context = _replica_context()
+    return 1 if context is None else context.num_replicas_in_sync
+
+
+def replica_index() -> Tensor | int:
+    """Which of the R replicas this is: int32 scalar tensor, or 0 without a strategy."""
+    context = _replica_context()
+    return 0 if context is None else context.replica_id_in_sync_group
+
+
+def gather(x: Tensor) -> Tensor:
+    """Joins the replicas' tensors along the first axis, in the order of their indices.
+
+    Its gradient is the sum over replicas of what each one asks for its own part.
+
+    Args:
+        x: tensor (B, ...), of the same shape on every replica.
+
+    Returns:
+        Tensor (R B, ...).
+    """
+    context = _replica_context()
+    return x if context is None else context.all_gather(x, axis=0)

@@ -1,0 +1,89 @@
+"""Temperature and loss in one layer, for functional models."""
+
+import keras
+from keras import initializers
+
+from keras_clip.layers.logit_scale import add_logit_scale
+from keras_clip.losses import PairLosses, contrastive_pairs, sigmoid_pairs
+from keras_clip.types import Tensor
+
+# What the papers start from: Radford et al. (2021), section 2.5; Zhai et al. (2023), section 3.2.
+TEMPERATURES = {"contrastive": 0.07, "sigmoid": 0.1}
+
+
+@keras.saving.register_keras_serializable(package="keras_clip")
+class ContrastiveLoss(keras.layers.Layer):
+    """The loss of each pair against the global batch, with the temperature it learns.
+
+    A `keras.losses.Loss` cannot own weights that are trained, so this is a layer. Make it the output of your model and
+    train it through a loss that passes it on:
+
+        loss = keras_clip.layers.ContrastiveLoss()(image_embeddings, text_embeddings)
+        model = keras.Model([images, texts], loss)
+        model.compile("adam", loss=lambda y_true, pair_losses: pair_losses)
+        model.fit([images, texts], y=np.zeros(len(images)))
+
+    It is right under `tf.distribute.MirroredStrategy` too: each replica's pairs are held against all replicas' pairs.
+
+    Args:
+        kind: "contrastive" (CLIP) or "sigmoid" (SigLIP).
+        temperature: float > 0 or None. Its value at the start; None: 0.07, and 0.1 for "sigmoid".
+        bias: float or None. Start of the bias of "sigmoid"; None: -10.
+
+    Call arguments:
+        image_embeddings: float tensor (B, E), unit length.
+        text_embeddings: float tensor (B, E), unit length.
+
+    Returns:
+        float32 (B,), the loss of each pair.
+
+    Raises:
+        ValueError: an unknown kind, a temperature that is not positive, or a bias for "contrastive".
+    """
+
+    def __init__(
+        self, kind: str = "contrastive", temperature: float | None = None, bias: float | None = None, **kwargs
+    ):
+        super().__init__(**kwargs)
+        if kind not in TEMPERATURES:
+            raise ValueError(f"`kind` must be one of {', '.join(map(repr, TEMPERATURES))}. Received: kind={kind!r}.")
+        if kind == "contrastive" and bias is not None:
+            raise ValueError(f"Only kind='sigmoid' has a bias. Received: kind={kind!r}, bias={bias}.")
+        self.kind = kind
+        self.temperature = TEMPERATURES[kind] if temperature is None else temperature
+        self.bias = bias
+        self.logit_bias = None
+
+    def build(self, image_embeddings_shape=None, text_embeddings_shape=None):
+        if self.built:
+            return
+        self.logit_scale = add_logit_scale(self, self.temperature)
+        if self.kind == "sigmoid":
+            self.logit_bias = self.add_weight(
+                name="logit_bias",
+                shape=(),
+                initializer=initializers.Constant(-10.0 if self.bias is None else self.bias),
+                dtype="float32",
+                autocast=False,
+            )
+        self.built = True
+
+    def call(self, image_embeddings, text_embeddings):
+        return self.loss_and_matches(image_embeddings, text_embeddings).loss
+
+    def loss_and_matches(self, image_embeddings: Tensor, text_embeddings: Tensor) -> PairLosses:
+        """The loss of each pair, and which of them find each other: one pass gives both.
+
+        Args:
+            image_embeddings: float tensor (B, E), unit length.
+            text_embeddings: float tensor (B, E), unit length.
+
+        Returns:
+            `losses.PairLosses` of three float32 (B,).
+        """
+        if self.kind == "sigmoid":
+            return sigmoid_pairs(image_embeddings, text_embeddings, self.logit_scale, self.logit_bias)
+        return contrastive_pairs(image_embeddings, text_embeddings, self.logit_scale)
+
+    def compute_output_spec(self, image_embeddings, text_embeddings):
+        return keras.KerasTensor((image_embeddings.shape[0],), dtype="float32")

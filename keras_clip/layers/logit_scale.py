@@ -1,0 +1,82 @@
+"""The learned temperature that turns cosine similarities into logits."""
+
+import math
+
+import keras
+from keras import initializers, ops
+
+LARGEST_LOGIT_SCALE = math.log(100.0)
+
+
+@keras.saving.register_keras_serializable(package="keras_clip")
+class AtMost(keras.constraints.Constraint):
+    """Keeps a weight at or below a bound, by setting it back after each step.
+
+    A bound inside the model instead would stop the weight's gradient for good once it is passed.
+
+    Args:
+        bound: float.
+    """
+
+    def __init__(self, bound: float):
+        self.bound = bound
+
+    def __call__(self, weight):
+        return ops.minimum(weight, ops.cast(self.bound, weight.dtype))
+
+    def get_config(self):
+        return {"bound": self.bound}
+
+
+def add_logit_scale(layer: keras.layers.Layer, temperature: float) -> keras.Variable:
+    """Gives a layer the weight log(1 / temperature): float32 under every policy, at most ln 100."""
+    if not temperature > 0:
+        raise ValueError(
+            f"`temperature` must be positive. Received: temperature={temperature}. The paper starts at 0.07."
+        )
+    return layer.add_weight(
+        name="logit_scale",
+        shape=(),
+        initializer=initializers.Constant(-math.log(temperature)),
+        dtype="float32",
+        autocast=False,
+        constraint=AtMost(LARGEST_LOGIT_SCALE),
+    )
+
+
+@keras.saving.register_keras_serializable(package="keras_clip")
+class LogitScale(keras.layers.Layer):
+    """Divides similarities by a learned temperature.
+
+    The weight is log(1 / temperature), which keeps the temperature positive; a bound of ln 100 keeps it at 0.01 or more
+    (Radford et al., 2021, section 2.5). For a head of your own; `CLIPModel` uses `ContrastiveLoss`, which does not form
+    the matrix of similarities.
+
+    Args:
+        temperature: float > 0. Its value at the start.
+
+    Call arguments:
+        similarities: cosines in [-1, 1], float tensor (..., B, K).
+
+    Returns:
+        Logits (..., B, K), float32 under every dtype policy.
+
+    Raises:
+        ValueError: a temperature that is not positive.
+    """
+
+    def __init__(self, temperature: float = 0.07, **kwargs):
+        super().__init__(**kwargs)
+        self.temperature = temperature
+
+    def build(self, similarities_shape=None):
+        if self.built:
+            return
+        self.logit_scale = add_logit_scale(self, self.temperature)
+        self.built = True
+
+    def call(self, similarities):
+        return ops.cast(similarities, "float32") * ops.exp(self.logit_scale)
+
+    def compute_output_spec(self, similarities):
+        return keras.KerasTensor(similarities.shape, dtype="float32")

@@ -1,0 +1,300 @@
+"""CLIP: two encoders, two projection heads, one temperature (Radford et al., 2021, figure 3).
+
+Training is Keras' own: `compute_loss` is the one hook, on every backend. The loss is that of the global batch.
+"""
+
+import keras
+from keras import ops
+
+from keras_clip import distribution
+from keras_clip.data.images import ImagePreprocessor
+from keras_clip.data.tokenizer import CLIPTokenizer
+from keras_clip.layers.contrastive_loss import ContrastiveLoss
+from keras_clip.layers.embeddings import PixelNormalization
+from keras_clip.layers.projection import ProjectionHead
+from keras_clip.types import Tensor
+
+
+def _features_shape(encoder, inputs: keras.KerasTensor, wanted: str) -> tuple:
+    features = encoder(inputs)
+    shape = tuple(getattr(features, "shape", ()))
+    if len(shape) != 2 or shape[-1] is None:
+        raise ValueError(
+            f"`{wanted}` must give features (B, D) of known D. Received: {encoder.name!r}, which gives "
+            f"{features if not shape else shape} for an input of shape {inputs.shape}. Pool its output, for instance "
+            "with `keras_clip.encoders.wrap(model, pooling='mean')`."
+        )
+    return shape
+
+
+def _attribute(encoder, name: str, axes: slice):
+    """The encoder's own attribute, or what its input shape says."""
+    value = getattr(encoder, name, None)
+    if value is None:
+        shape = getattr(encoder, "input_shape", None)
+        value = shape[axes] if isinstance(shape, tuple) and None not in shape[axes] else None
+        if value is None:
+            raise ValueError(
+                f"The encoder does not tell its `{name}`. Received: {encoder.name!r}. Give it an attribute `{name}` or "
+                "an input shape, or wrap it: `keras_clip.encoders.wrap(model, ...)`."
+            )
+        value = value[0] if len(set(value)) == 1 else tuple(value)
+    return value
+
+
+class _Embedder(keras.Model):
+    """An encoder and its projection head."""
+
+    def _embed(self, inputs, training):
+        # A locked encoder does not learn and does not drop: its statistics and its patches stay as they are.
+        training = bool(training) and self.encoder.trainable
+        return self.projection(self.encoder(inputs, training=training))
+
+    @property
+    def embed_dim(self) -> int:
+        return self.projection.embed_dim
+
+    def build(self, input_shape=None):
+        """The parts are built by the constructor."""
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "encoder": keras.saving.serialize_keras_object(self.encoder),
+            "embed_dim": self.embed_dim,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(
+            **{
+                key: keras.saving.deserialize_keras_object(value) if isinstance(value, dict) else value
+                for key, value in config.items()
+            }
+        )
+
+
+@keras.saving.register_keras_serializable(package="keras_clip")
+class ImageEmbedder(_Embedder):
+    """The image half of a CLIP: pixels to unit-length embeddings.
+
+    Args:
+        encoder: Keras model or layer, images (B, H, W, 3) -> features (B, D). If it has a true attribute
+            `projection_bias`, as the published ResNets do, the head gets a bias.
+        embed_dim: int. E.
+        image_preprocessor: `ImagePreprocessor` or None. None: one for the encoder's image size and pixel range.
+
+    Call arguments:
+        images: (B, H, W, 3); uint8 is normalised here, by the preprocessor's mean and std; floats are taken as
+            normalised.
+        training: bool.
+
+    Returns:
+        float32 embeddings (B, E) of unit length.
+
+    Raises:
+        ValueError: the encoder does not give (B, D), or does not tell its image size.
+    """
+
+    def __init__(self, encoder, embed_dim: int, image_preprocessor: ImagePreprocessor | None = None, **kwargs):
+        super().__init__(**kwargs)
+        self.encoder = encoder
+        size = _attribute(encoder, "image_size", slice(1, 3))
+        if image_preprocessor is None:
+            known = {"mean": getattr(encoder, "pixel_mean", None), "std": getattr(encoder, "pixel_std", None)}
+            image_preprocessor = ImagePreprocessor(size, **{key: value for key, value in known.items() if value})
+        self.image_preprocessor = image_preprocessor
+        self.pixels = PixelNormalization(
+            image_preprocessor.mean, image_preprocessor.std, dtype=self.dtype_policy, name="pixels"
+        )
+        self.projection = ProjectionHead(
+            embed_dim,
+            use_bias=bool(getattr(encoder, "projection_bias", False)),
+            dtype=self.dtype_policy,
+            name="image_projection",
+        )
+        sides = (size, size) if isinstance(size, int) else tuple(size)
+        images = keras.KerasTensor((None, *sides, 3), dtype=self.compute_dtype)
+        self.projection.build(_features_shape(encoder, images, "image_encoder"))
+        self.built = True
+
+    def call(self, images, training=False):
+        return self._embed(self.pixels(images), training)
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Images (B, H, W, 3), uint8 or normalised floats, to float32 embeddings (B, E) of unit length."""
+        return self(images, training=False)
+
+    def compute_output_spec(self, images, training=False):
+        return keras.KerasTensor((images.shape[0], self.embed_dim), dtype="float32")
+
+    def get_config(self):
+        preprocessor = keras.saving.serialize_keras_object(self.image_preprocessor)
+        return {**super().get_config(), "image_preprocessor": preprocessor}
+
+
+@keras.saving.register_keras_serializable(package="keras_clip")
+class TextEmbedder(_Embedder):
+    """The text half of a CLIP: token ids to unit-length embeddings.
+
+    Args:
+        encoder: Keras model or layer, token ids (B, L) -> features (B, D).
+        embed_dim: int. E.
+        tokenizer: `CLIPTokenizer` or None. None: one for the encoder's context length.
+
+    Call arguments:
+        token_ids: int tensor (B, L), as the tokenizer gives them; may be cut to the longest text of the batch.
+        training: bool.
+
+    Returns:
+        float32 embeddings (B, E) of unit length.
+
+    Raises:
+        ValueError: the encoder does not give (B, D), or does not tell its context length.
+    """
+
+    def __init__(self, encoder, embed_dim: int, tokenizer: CLIPTokenizer | None = None, **kwargs):
+        super().__init__(**kwargs)
+        self.encoder = encoder
+        length = _attribute(encoder, "context_length", slice(1, 2))
+        self.tokenizer = CLIPTokenizer(length) if tokenizer is None else tokenizer
+        self.projection = ProjectionHead(embed_dim, dtype=self.dtype_policy, name="text_projection")
+        token_ids = keras.KerasTensor((None, length), dtype="int32")
+        self.projection.build(_features_shape(encoder, token_ids, "text_encoder"))
+        self.built = True
+
+    def call(self, token_ids, training=False):
+        return self._embed(token_ids, training)
+
+    def encode_text(self, token_ids: Tensor) -> Tensor:
+        """Token ids (B, L) to float32 embeddings (B, E) of unit length."""
+        return self(token_ids, training=False)
+
+    def compute_output_spec(self, token_ids, training=False):
+        return keras.KerasTensor((token_ids.shape[0], self.embed_dim), dtype="float32")
+
+    def get_config(self):
+        return {**super().get_config(), "tokenizer": keras.saving.serialize_keras_object(self.tokenizer)}
+
+
+@keras.saving.register_keras_serializable(package="keras_clip")
+class CLIPModel(keras.Model):
+    """Two encoders that learn to put an image and its caption in one place.
+
+    Any Keras model that gives features (B, D) is an encoder. The weights exist after construction. `compile(optimizer)`
+    is enough: the loss is the symmetric cross-entropy over all pairs of the global batch (Radford et al., 2021, figure
+    3), computed without ever holding all similarities at once. Set `trainable = False` on an encoder to lock it (LiT):
+    its BatchNorm statistics stay too.
+
+    Args:
+        image_encoder: Keras model or layer, images (B, H, W, 3) -> features (B, D).
+        text_encoder: Keras model or layer, token ids (B, L) -> features (B, D); the two D may differ.
+        embed_dim: int. E, the size of the shared space.
+        tokenizer: `CLIPTokenizer` or None. None: one for the text encoder's context length.
+        image_preprocessor: `ImagePreprocessor` or None. None: one for the image encoder's size and pixel range.
+        loss: "contrastive", or "sigmoid" (SigLIP; Zhai et al., 2023).
+        temperature: float > 0 or None. What similarities are divided by at the start; it is learned. None: 0.07, and
+            0.1 for the sigmoid loss.
+
+    Call arguments:
+        inputs: dict with "images" (B, H, W, 3), uint8 or normalised floats, and "token_ids" (B, L).
+        training: bool.
+
+    Returns:
+        Dict with "image_embeddings" and "text_embeddings", float32 (B, E), unit length.
+
+    Raises:
+        ValueError: an encoder that does not give (B, D), or does not tell its image size or context length.
+    """
+
+    def __init__(
+        self,
+        image_encoder,
+        text_encoder,
+        embed_dim: int,
+        tokenizer: CLIPTokenizer | None = None,
+        image_preprocessor: ImagePreprocessor | None = None,
+        loss: str = "contrastive",
+        temperature: float | None = None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        policy = self.dtype_policy
+        self.image_embedder = ImageEmbedder(
+            image_encoder, embed_dim, image_preprocessor, dtype=policy, name="image_embedder"
+        )
+        self.text_embedder = TextEmbedder(text_encoder, embed_dim, tokenizer, dtype=policy, name="text_embedder")
+        self.contrast = ContrastiveLoss(kind=loss, temperature=temperature, dtype=policy, name="contrast")
+        self.contrast.build((None, embed_dim), (None, embed_dim))
+        self.image_to_text_accuracy = keras.metrics.Mean(name="image_to_text_accuracy")
+        self.text_to_image_accuracy = keras.metrics.Mean(name="text_to_image_accuracy")
+        self.built = True
+
+    def build(self, input_shape=None):
+        """The parts are built by the constructor."""
+
+    image_encoder = property(lambda self: self.image_embedder.encoder)
+    text_encoder = property(lambda self: self.text_embedder.encoder)
+    image_projection = property(lambda self: self.image_embedder.projection)
+    text_projection = property(lambda self: self.text_embedder.projection)
+    image_preprocessor = property(lambda self: self.image_embedder.image_preprocessor)
+    tokenizer = property(lambda self: self.text_embedder.tokenizer)
+    embed_dim = property(lambda self: self.image_embedder.embed_dim)
+    logit_scale = property(lambda self: self.contrast.logit_scale, doc="Scalar weight: log(1 / temperature).")
+    logit_bias = property(lambda self: self.contrast.logit_bias, doc="Scalar weight of the sigmoid loss, else None.")
+
+    def call(self, inputs, training=False):
+        return {
+            "image_embeddings": self.image_embedder(inputs["images"], training=training),
+            "text_embeddings": self.text_embedder(inputs["token_ids"], training=training),
+        }
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Images (B, H, W, 3), uint8 or normalised floats, to float32 embeddings (B, E) of unit length."""
+        return self.image_embedder.encode_image(images)
+
+    def encode_text(self, token_ids: Tensor) -> Tensor:
+        """Token ids (B, L) to float32 embeddings (B, E) of unit length."""
+        return self.text_embedder.encode_text(token_ids)
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        """The mean loss of this replica's pairs against the global batch, over the number of replicas.
+
+        Keras' trainers call it. Targets do not exist, and weights of pairs have no meaning in a contrastive batch.
+
+        Raises:
+            ValueError: `y` or `sample_weight` was given.
+        """
+        if y is not None or sample_weight is not None:
+            raise ValueError(
+                'The data must be dicts {"images", "token_ids"} without targets or sample weights. Received: '
+                f"y={type(y).__name__}, sample_weight={type(sample_weight).__name__}. The captions are the targets."
+            )
+        pairs = self.contrast.loss_and_matches(y_pred["image_embeddings"], y_pred["text_embeddings"])
+        self.image_to_text_accuracy.update_state(pairs.image_matched)
+        self.text_to_image_accuracy.update_state(pairs.text_matched)
+        # Keras sums the loss over replicas.
+        loss = ops.mean(pairs.loss) / distribution.replica_count()
+        for penalty in self.losses:
+            loss = loss + ops.sum(ops.cast(penalty, "float32")) / distribution.replica_count()
+        return loss
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        """Mean loss and in-batch accuracies since the last reset, and the logit scale as it is."""
+        return {**self.get_metrics_result(), "logit_scale": ops.convert_to_tensor(self.logit_scale)}
+
+    def get_config(self):
+        image, text = self.image_embedder, self.text_embedder
+        serialize = keras.saving.serialize_keras_object
+        return {
+            **super().get_config(),
+            "image_encoder": serialize(image.encoder),
+            "text_encoder": serialize(text.encoder),
+            "embed_dim": self.embed_dim,
+            "tokenizer": serialize(text.tokenizer),
+            "image_preprocessor": serialize(image.image_preprocessor),
+            "loss": self.contrast.kind,
+            "temperature": self.contrast.temperature,
+        }
+
+    from_config = classmethod(_Embedder.from_config.__func__)
