@@ -1,0 +1,29 @@
+# Everything runs in .venv, which `tools/setup.sh` fills with the pinned versions when they or the extras changed.
+
+PY := .venv/bin/python
+
+.PHONY: help demo test check lint
+
+help:
+	@echo "make demo   install, then train a small CLIP and classify with it (TensorFlow, about 5 minutes)"
+	@echo "make check  install, then the quick tests on TensorFlow, JAX and torch (under 10 minutes)"
+	@echo "make test   install, then every test on TensorFlow, JAX and torch (under an hour)"
+	@echo "make lint   install, then ruff: faults and format"
+	@echo "A Python of your choice: make test PYTHON=python3.12"
+
+demo:
+	@PYTHON="$(PYTHON)" sh tools/setup.sh demo
+	KERAS_BACKEND=tensorflow $(PY) examples/demo.py
+
+check:
+	@PYTHON="$(PYTHON)" sh tools/setup.sh test
+	$(PY) tools/run_tests.py -m "not slow"
+
+test:
+	@PYTHON="$(PYTHON)" sh tools/setup.sh test
+	$(PY) tools/run_tests.py --strict-skips --durations=15
+
+lint:
+	@PYTHON="$(PYTHON)" sh tools/setup.sh test
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check

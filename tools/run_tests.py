@@ -1,0 +1,79 @@
+"""Runs the tests on each backend, one process each, and ends with one line of totals.
+
+    python tools/run_tests.py [--backends tensorflow jax torch] [pytest's arguments]
+
+Exits with 1 if any test failed or any process broke, after all backends have run.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+BACKENDS = ("tensorflow", "jax", "torch")
+REPOSITORY = Path(__file__).resolve().parents[1]
+OUTCOMES = ("passed", "failed", "skipped")
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=BACKENDS)
+    args, pytest_arguments = parser.parse_known_args(argv)
+    start = time.monotonic()
+    counts, broken = {}, []
+    for backend in args.backends:
+        print(f"\n{backend}", flush=True)
+        counts[backend], status = run_tests(backend, pytest_arguments)
+        if status and not counts[backend]["failed"]:
+            broken.append(f"{backend} (pytest ended with status {status})")
+    print()
+    for backend, row in counts.items():
+        print(f"{backend:10}  {describe(row)}")
+    total = {outcome: sum(row[outcome] for row in counts.values()) for outcome in OUTCOMES}
+    if broken:
+        print(f"broken: {', '.join(broken)}")
+    print(f"{describe(total)} in {time.monotonic() - start:.0f} s", flush=True)
+    return int(bool(total["failed"] or broken))
+
+
+def run_tests(backend, arguments):
+    """Runs pytest; returns the number of tests of each outcome and the exit status."""
+    report = REPOSITORY / "runs" / "tests" / f"{backend}.xml"
+    report.parent.mkdir(parents=True, exist_ok=True)
+    report.unlink(missing_ok=True)
+    status = subprocess.call(
+        [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}", *arguments],
+        cwd=REPOSITORY,
+        env={**os.environ, "KERAS_BACKEND": backend},
+    )
+    return count_outcomes(report), status
+
+
+def count_outcomes(report):
+    """Counts the outcomes in pytest's report; none if the process died before it wrote one."""
+    if not report.exists():
+        return dict.fromkeys(OUTCOMES, 0)
+    # A test whose clean-up fails too stands there twice.
+    failed = {case_name(case) for tag in ("failure", "error") for case in cases(report, tag)}
+    skipped = {case_name(case) for case in cases(report, "skipped")} - failed
+    everything = {case_name(case) for case in ElementTree.parse(report).iter("testcase")}
+    return {"passed": len(everything - failed - skipped), "failed": len(failed), "skipped": len(skipped)}
+
+
+def cases(report, tag):
+    return (case for case in ElementTree.parse(report).iter("testcase") if case.find(tag) is not None)
+
+
+def case_name(case):
+    return case.get("classname"), case.get("name")
+
+
+def describe(row):
+    return ", ".join(f"{row[outcome]} {outcome}" for outcome in OUTCOMES)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+#!/bin/sh
+# Fills .venv with the pinned versions and this package, in place: sh tools/setup.sh demo|test
+# `test` installs all that `demo` does and more. Nothing is done when nothing changed since the last time.
+set -eu
+cd "$(dirname "$0")/.."
+
+case "$1" in
+demo) extras=tensorflow,demo ;;
+test) extras=tensorflow,jax,torch,hub,export,demo,reference,dev ;;
+*)
+    echo "tools/setup.sh: expected demo or test. Received: $1" >&2
+    exit 2
+    ;;
+esac
+
+key="$(cat pyproject.toml constraints.txt tools/setup.sh | cksum) $PWD"
+for stamp in ".venv/installed-$1" .venv/installed-test; do
+    if [ -x .venv/bin/python ] && [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$key" ]; then
+        exit 0
+    fi
+done
+
+# TensorFlow 2.21 has no wheels for Python 3.14.
+usable() {
+    "$1" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' >/dev/null 2>&1
+}
+
+if ! usable .venv/bin/python; then
+    chosen=
+    for python in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
+        if usable "$python"; then
+            chosen=$python
+            break
+        fi
+    done
+    if [ -z "$chosen" ]; then
+        echo "Python 3.11, 3.12 or 3.13 with its venv module is needed. Received: ${PYTHON:-$(python3 --version 2>&1)}." >&2
+        echo "Install one, or name it: make $1 PYTHON=/path/to/python3.12" >&2
+        exit 1
+    fi
+    "$chosen" -m venv --clear .venv
+fi
+
+echo "Installing the pinned versions in .venv ($extras): a few minutes the first time."
+install() {
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt "$@"
+}
+if [ "$1" = test ]; then
+    # Before the packages that want it, which could bring another build.
+    install "$(grep '^torch==' constraints.txt)"
+fi
+install --editable ".[$extras]"
+echo "$key" >".venv/installed-$1"
