@@ -1,0 +1,75 @@
+"""What is installed: pinned versions, a wheel that holds the table and the licences, code that ruff accepts."""
+
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from subprocesses import REPOSITORY
+
+pytestmark = pytest.mark.backend_free
+
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+PIN_LINES = [line for line in (REPOSITORY / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+PINS = {canonicalize_name(name): version for name, version in (line.split("==") for line in PIN_LINES)}
+# Installed by no target: its wheels exist for few systems.
+RESERVED = {"validation"}
+
+
+def test_pins_are_versions_and_nothing_else():
+    # No index address, no local build as in 2.13.0+cpu, no marker.
+    assert [line for line in PIN_LINES if not re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9a-z.]*", line)] == []
+    assert len(PINS) == len(PIN_LINES)
+
+
+def test_every_dependency_is_pinned_within_its_bounds():
+    extras = PROJECT["optional-dependencies"]
+    wanted = PROJECT["dependencies"] + [line for name in extras.keys() - RESERVED for line in extras[name]]
+    for requirement in map(Requirement, wanted):
+        version = PINS.get(canonicalize_name(requirement.name))
+        assert version is not None, f"{requirement.name} is not in constraints.txt"
+        assert requirement.specifier.contains(version), f"{requirement} does not allow the pinned {version}"
+
+
+@pytest.mark.parametrize("target, absent", [("demo", {"torch", "jax", "reference", "dev"}), ("test", RESERVED)])
+def test_extras_of_the_targets(target, absent):
+    script = (REPOSITORY / "tools" / "setup.sh").read_text()
+    chosen = set(re.search(rf"^{target}\) extras=(\S+) ;;$", script, re.MULTILINE)[1].split(","))
+    extras = set(PROJECT["optional-dependencies"])
+    assert chosen <= extras - absent
+    assert target == "demo" or chosen == extras - absent
+
+
+def test_wheel(tmp_path):
+    # Built from a copy, since the build writes beside its sources.
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("pyproject.toml", "LICENSE", "NOTICE", "README.md"):
+        if (REPOSITORY / name).exists():
+            shutil.copy(REPOSITORY / name, source)
+    ignore = shutil.ignore_patterns("__pycache__")
+    for name in ("keras_clip", "tests"):
+        shutil.copytree(REPOSITORY / name, source / name, ignore=ignore)
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path, source]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    modules = {str(path.relative_to(source)) for path in (source / "keras_clip").rglob("*.py")}
+    tables = {str(path.relative_to(source)) for path in (source / "keras_clip" / "data").glob("*.gz")}
+    assert tables
+    others = names - modules - tables
+    assert modules | tables <= names
+    assert all(name.startswith("keras_clip-0.1.0.dist-info/") for name in others), others
+    assert {f"keras_clip-0.1.0.dist-info/licenses/{name}" for name in ("LICENSE", "NOTICE")} <= others
+
+
+@pytest.mark.parametrize("command", [["check"], ["format", "--check"]], ids=lambda command: command[0])
+def test_ruff(command):
+    done = subprocess.run([sys.executable, "-m", "ruff", *command], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

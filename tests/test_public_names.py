@@ -1,0 +1,162 @@
+"""Every public name is exported by a line of its own, documented, annotated, and registered if it can be saved."""
+
+import ast
+import importlib
+import inspect
+from pathlib import Path
+
+import keras
+import pytest
+
+pytestmark = pytest.mark.backend_free
+
+PACKAGE = Path(__file__).resolve().parents[1] / "keras_clip"
+# The package, its folders, and the modules beside them: what a user can write after `keras_clip.`.
+ROOMS = ["keras_clip"] + sorted(
+    f"keras_clip.{path.parent.name if path.name == '__init__.py' else path.stem}"
+    for path in [*PACKAGE.glob("*/__init__.py"), *PACKAGE.glob("*.py")]
+    if path != PACKAGE / "__init__.py"
+)
+# What Keras calls by position and documents itself.
+KERAS_PROTOCOL = {
+    "build",
+    "call",
+    "compute_loss",
+    "compute_output_shape",
+    "compute_output_spec",
+    "compile",
+    "get_config",
+}
+KERAS_PROTOCOL |= {"from_config", "get_compile_config", "compile_from_config", "compute_mask", "get_metrics"}
+KERAS_PROTOCOL |= {"train_step", "test_step", "predict_step", "reset_state", "update_state", "result", "metrics"}
+
+
+def public_objects():
+    """{name as a user writes it: object}, each object once, under its shortest name."""
+    found = {}
+    for room in map(importlib.import_module, ROOMS):
+        # A folder exports what it imports; a module beside the folders only what it defines.
+        owner = "keras_clip" if hasattr(room, "__path__") else room.__name__
+        for name, value in vars(room).items():
+            if name.startswith("_") or not (inspect.isclass(value) or inspect.isfunction(value)):
+                continue
+            if f"{value.__module__}.".startswith(f"{owner}.") and value not in found.values():
+                found[f"{room.__name__}.{name}"] = value
+    return found
+
+
+OBJECTS = public_objects()
+CLASSES = {name: value for name, value in OBJECTS.items() if inspect.isclass(value)}
+FUNCTIONS = {name: value for name, value in OBJECTS.items() if inspect.isfunction(value)}
+METHODS = {
+    f"{name}.{method}": getattr(value, method)
+    for name, value in CLASSES.items()
+    for method, function in vars(value).items()
+    if not method.startswith("_") and method not in KERAS_PROTOCOL
+    if inspect.isfunction(inspect.unwrap(getattr(function, "__func__", function)))
+}
+
+
+def parameters(function):
+    kinds = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+    signature = inspect.signature(function)
+    return [p for p in signature.parameters.values() if p.name not in ("self", "cls") and p.kind not in kinds]
+
+
+def missing_parts(value, sections):
+    if not value.__doc__:
+        return ["a docstring"]
+    return [section for section in sections if f"{section}:\n" not in f"{inspect.cleandoc(value.__doc__)}\n"]
+
+
+def missing_in_function(function):
+    """What a function's docstring lacks. Where there is nothing but one sentence to say, one sentence is enough."""
+    returns = inspect.signature(function).return_annotation
+    sections = ["Args"] if parameters(function) else []
+    if returns not in (None, "None", inspect.Signature.empty) and parameters(function):
+        sections.append("Returns")
+    missing = missing_parts(function, sections)
+    # The parameters without an annotation; a missing return annotation counts too.
+    missing += [f"annotation of {p.name}" for p in parameters(function) if p.annotation is p.empty]
+    return missing + (["annotation of the returned"] if returns is inspect.Signature.empty else [])
+
+
+def missing_in_class(value):
+    own_constructor = "__init__" in vars(value)
+    sections = ["Args"] if own_constructor and parameters(value.__init__) else []
+    if issubclass(value, keras.Layer) and "call" in vars(value):
+        sections += ["Call arguments", "Returns"]
+    missing = missing_parts(value, sections)
+    if own_constructor:
+        arguments = parameters(value.__init__)
+        missing += [f"annotation of {p.name}" for p in arguments if p.annotation is p.empty]
+        doc = inspect.getdoc(value) or ""
+        missing += [f"{p.name} under Args" for p in arguments if f"{p.name}:" not in doc and f"{p.name}`" not in doc]
+    return missing
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_class_is_documented(name):
+    assert missing_in_class(CLASSES[name]) == []
+
+
+@pytest.mark.parametrize("name", FUNCTIONS | METHODS)
+def test_function_is_documented(name):
+    assert missing_in_function((FUNCTIONS | METHODS)[name]) == []
+
+
+@pytest.mark.parametrize("name", [name for name, value in CLASSES.items() if hasattr(value, "get_config")])
+def test_class_is_registered(name):
+    value = CLASSES[name]
+    assert keras.saving.get_registered_name(value) == f"keras_clip>{value.__name__}"
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("__init__.py")), ids=lambda path: path.parent.name)
+def test_exports_are_explicit(path):
+    tree = ast.parse(path.read_text())
+    assert ast.get_docstring(tree)
+    for node in tree.body[1:]:
+        assert isinstance(node, ast.ImportFrom), (
+            f"{path}:{node.lineno} is no line of the form `from module import name`"
+        )
+        assert [alias.name for alias in node.names if alias.name == "*" or alias.asname] == []
+
+
+def test_what_users_write_exists():
+    """The shortest names, those of the README, are there."""
+    names = {"CLIPModel", "ZeroShotClassifier", "data", "encoders", "layers", "losses", "training"}
+    keras_clip = importlib.import_module("keras_clip")
+    assert names <= set(vars(keras_clip))
+    assert {"keras_clip.CLIPModel", "keras_clip.layers.LogitScale", "keras_clip.losses.sigmoid_loss"} <= set(OBJECTS)
+
+
+def faulty(x: int) -> int:
+    return x
+
+
+def bare(x):
+    """Does.
+
+    Args:
+        x: a number.
+    """
+
+
+class Faulty(keras.layers.Layer):
+    """Does."""
+
+    def __init__(self, width: int, depth, **kwargs):
+        super().__init__(**kwargs)
+
+    def call(self, x):
+        return x
+
+
+def test_faults_are_found():
+    assert missing_in_function(faulty) == ["a docstring"]
+    assert missing_in_function(bare) == ["annotation of x", "annotation of the returned"]
+    faulty.__doc__ = "Does.\n\nArgs:\n    x: a number.\n"
+    assert missing_in_function(faulty) == ["Returns"]
+    lacks = ["Args", "Call arguments", "Returns", "annotation of depth", "width under Args", "depth under Args"]
+    assert missing_in_class(Faulty) == lacks
+    assert missing_in_class(type("Child", (Faulty,), {})) == ["a docstring"]
