@@ -70,14 +70,18 @@ def missing_parts(value, sections):
 
 
 def missing_in_function(function):
-    """What a function's docstring lacks. Where there is nothing but one sentence to say, one sentence is enough."""
-    returns = inspect.signature(function).return_annotation
-    sections = ["Args"] if parameters(function) else []
-    if returns not in (None, "None", inspect.Signature.empty) and parameters(function):
+    """What a function's docstring and signature lack.
+
+    One sentence is enough where it has all to say: for a method with at most one argument, and where it refers to the
+    arguments of a neighbour.
+    """
+    arguments, returns = parameters(function), inspect.signature(function).return_annotation
+    brief = "." in function.__qualname__ and len(arguments) < 2 or "arguments as" in (function.__doc__ or "").lower()
+    sections = ["Args"] if arguments and not brief else []
+    if sections and returns not in (None, "None", inspect.Signature.empty):
         sections.append("Returns")
     missing = missing_parts(function, sections)
-    # The parameters without an annotation; a missing return annotation counts too.
-    missing += [f"annotation of {p.name}" for p in parameters(function) if p.annotation is p.empty]
+    missing += [f"annotation of {p.name}" for p in arguments if p.annotation is p.empty]
     return missing + (["annotation of the returned"] if returns is inspect.Signature.empty else [])
 
 
