@@ -1,1 +1,4 @@
 """CLIP for Keras 3: components to build, train and use contrastive image-text models."""
+
+from keras_clip import data, distribution, encoders, layers, losses, training
+from keras_clip.model import CLIPModel, ImageEmbedder, TextEmbedder

@@ -228,6 +228,7 @@ class CLIPModel(keras.Model):
         self.contrast.build((None, embed_dim), (None, embed_dim))
         self.image_to_text_accuracy = keras.metrics.Mean(name="image_to_text_accuracy")
         self.text_to_image_accuracy = keras.metrics.Mean(name="text_to_image_accuracy")
+        self.mean_logit_scale = keras.metrics.Mean(name="logit_scale")
         self.built = True
 
     def build(self, input_shape=None):
@@ -260,7 +261,9 @@ class CLIPModel(keras.Model):
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """The mean loss of this replica's pairs against the global batch, over the number of replicas.
 
-        Keras' trainers call it. Targets do not exist, and weights of pairs have no meaning in a contrastive batch.
+        Keras' trainers call it. It keeps the metrics as well: the share of images that find their text in the batch,
+        the same for texts, and the mean logit scale. Targets do not exist, and weights of pairs have no meaning in a
+        contrastive batch.
 
         Raises:
             ValueError: `y` or `sample_weight` was given.
@@ -273,15 +276,12 @@ class CLIPModel(keras.Model):
         pairs = self.contrast.loss_and_matches(y_pred["image_embeddings"], y_pred["text_embeddings"])
         self.image_to_text_accuracy.update_state(pairs.image_matched)
         self.text_to_image_accuracy.update_state(pairs.text_matched)
+        self.mean_logit_scale.update_state(self.logit_scale)
         # Keras sums the loss over replicas.
         loss = ops.mean(pairs.loss) / distribution.replica_count()
         for penalty in self.losses:
             loss = loss + ops.sum(ops.cast(penalty, "float32")) / distribution.replica_count()
         return loss
-
-    def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        """Mean loss and in-batch accuracies since the last reset, and the logit scale as it is."""
-        return {**self.get_metrics_result(), "logit_scale": ops.convert_to_tensor(self.logit_scale)}
 
     def get_config(self):
         image, text = self.image_embedder, self.text_embedder

@@ -114,7 +114,7 @@ REFUSED = {
     "unknown pooling": (lambda: encoders.wrap(echo_text_model(), pooling="sum"), "pooling"),
     "a map without pooling": (lambda: encoders.wrap(applications_model(), pooling=None), "pooling"),
     "end of an image": (lambda: encoders.wrap(applications_model(), pooling="end"), "texts"),
-    "no length": (lambda: encoders.wrap(echo_text_model(None)), "context_length"),
+    "no length": (lambda: encoders.wrap(echo_text_model(None)), "length of texts"),
     "several outputs": (lambda: encoders.wrap(hub_text_backbone(), context_length=4), "output"),
     "a layer": (lambda: encoders.wrap(keras.Sequential([keras.layers.Dense(2)])), "functional"),
 }
