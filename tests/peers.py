@@ -75,7 +75,8 @@ def _resnet(embedder, state):
 
 def copy_open_clip(peer, clip):
     """Gives `clip` (a `CLIPModel` of the same architecture) the weights of `peer` (an `open_clip.CLIP`)."""
-    state = {key: value.detach().numpy() for key, value in peer.state_dict().items()}
+    # A copy: JAX may take over the memory of an array, and the peer is trained in place.
+    state = {key: value.detach().numpy().copy() for key, value in peer.state_dict().items()}
     (_vision_transformer if "visual.proj" in state else _resnet)(clip.image_embedder, state)
     encoder = clip.text_encoder
     _set(encoder.token_embedding.tokens, embeddings=state["token_embedding.weight"])
