@@ -1,0 +1,299 @@
+"""The input of training: image-caption pairs from where they are stored to batches for `fit`, on any backend.
+
+Samples are read by number, in blocks, from an index, which makes a full shuffle of all shards free; they are decoded
+and cropped in parallel by `tf.data`; only captions and broken samples come back to Python, a batch at a time.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from keras_clip.data.epochs import END, IndexedEpochs, StreamedEpochs
+from keras_clip.data.sources import open_source, require_mapping
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+_BLOCK = 64
+_STREAM_BUFFER = 1024
+
+
+def image_text_pairs(
+    source: Any,
+    model: Any = None,
+    batch_size: int = 256,
+    *,
+    tokenizer: Callable | None = None,
+    image_preprocessor: Any = None,
+    mapping: tuple[str, str] | Callable | None = None,
+    training: bool = True,
+    text_lengths: Sequence[int] | None = None,
+    seed: int = 0,
+    shard: tuple[int, int] = (0, 1),
+) -> "tf.data.Dataset":
+    """Batches of image-caption pairs for `model.fit`, `evaluate` and `predict` on every backend.
+
+    Sources, told apart by their form:
+    - `.tar` files (WebDataset): members `<key>.jpg` (jpeg, png, webp, gif, bmp) and `<key>.txt`, or `<key>.json` with
+      a "caption", one or a list;
+    - `.tfrecord` files (img2dataset): features `jpg` (png, webp, image, ...) and `txt` (caption, text), or as `mapping`
+      names them;
+    - `.csv` and `.tsv` files: columns `path` (image, filename, ...) and `caption` (text, title), or as `mapping` names
+      them; paths are relative to the file;
+    - a folder: `<name>.jpg` (png, ...) beside `<name>.txt`, folders below it too;
+    - a dataset with `len()` and `[number]` (Hugging Face, TFDS data sources, a list of dicts), as `mapping` says;
+    - a `tf.data.Dataset` (TFDS), as `mapping` says, in graph; images as the bytes of a file or uint8 arrays.
+
+    Files may be given as a path, a glob, braces (`{00000..00031}.tar`) or a list. Each is indexed once, with a progress
+    bar if there are many; the index is kept beside the file as `<file>.index.npz`, or in the user's cache folder. A
+    shard that is cut short or damaged raises before any epoch.
+
+    In training, every epoch is one pass over all samples in an order shuffled across all shards (of a stream: within
+    1,024 samples), with a random resized crop and one of several captions; order, crops and captions follow from the
+    seed and the number of the epoch, which counts how often the dataset has been iterated. Shards are read at random
+    places: keep them on a local disk. Otherwise samples come in their order, with their first caption, resized and
+    centre-cropped, the smaller last batch included.
+
+    A sample that lacks its image or its caption, or cannot be decoded, is left out alone. The attribute `skipped` of
+    the dataset (`SkippedSamples`) counts them by reason and names them, and a warning sums up each epoch. Captions
+    longer than the context are cut. Texts are as long as the longest of their batch, rounded up to one of
+    `text_lengths`, so that compiled backends compile at most so many programs. Memory holds a few blocks of 64 encoded
+    images, a decoded image per core, and a few batches, whatever the size of the data; 40 bytes a sample for the index.
+
+    Args:
+        source: see above.
+        model: anything with a `tokenizer` and an `image_preprocessor`, such as a `CLIPModel`.
+        batch_size: pairs a batch, B.
+        tokenizer: `CLIPTokenizer` or the like; None: the model's.
+        image_preprocessor: `ImagePreprocessor`; None: the model's.
+        mapping: names of the image and the caption column, or, for datasets, a function of an element that returns
+            (image, caption or captions).
+        training: whether to shuffle, crop at random and drop the smaller last batch.
+        text_lengths: lengths that L may take, increasing; None: 16, 32 and the tokenizer's context length.
+        seed: int >= 0.
+        shard: (index, count): one of `count` disjoint parts of each epoch, for as many processes.
+
+    Returns:
+        `tf.data.Dataset` of {"images": uint8 (B, H, W, 3), "token_ids": int32 (B, L)}, to be normalised by the model.
+        Its length is unknown, since samples may turn out broken; the attribute `num_samples` (None for a stream)
+        counts them with the broken ones.
+
+    Raises:
+        ImportError: TensorFlow is not installed.
+        FileNotFoundError, TypeError, ValueError: the source or an argument is not as above. While iterating: more than
+            5 % of the samples, or all of the first 1,000, are broken.
+    """
+    tf = _require_tensorflow()
+    tokenizer = _component("tokenizer", tokenizer, model)
+    image_preprocessor = _component("image_preprocessor", image_preprocessor, model)
+    lengths = _lengths(text_lengths, tokenizer)
+    _check_numbers(batch_size, seed, shard)
+    decode = _decoder(image_preprocessor, training)
+    with tf.device("/CPU:0"):
+        if isinstance(source, tf.data.Dataset):
+            epochs = StreamedEpochs("tf.data.Dataset", seed, image_preprocessor)
+            pair = require_mapping(mapping)
+            samples = _stream(epochs, source.shard(shard[1], shard[0]) if shard[1] > 1 else source, pair, training)
+        else:
+            epochs = IndexedEpochs(open_source(source, mapping), source, seed, training, shard, image_preprocessor)
+            _check_size(epochs.num_samples, batch_size, training, source)
+            samples = _blocks(epochs)
+        good = _decode_good(samples, decode, image_preprocessor.image_size, epochs)
+        batches = good.batch(batch_size, drop_remainder=training)
+        dataset = batches.map(_tokenize_with(tokenizer, lengths)).prefetch(2)
+    dataset.skipped = epochs.skipped
+    dataset.num_samples = epochs.num_samples
+    return dataset
+
+
+def _blocks(epochs: IndexedEpochs) -> "tf.data.Dataset":
+    """Samples (epoch, index, crop seed, image file, caption) of a source that is read by number."""
+    import tensorflow as tf
+
+    def starts(epoch):
+        numbers = tf.data.Dataset.range(0, epochs.num_samples, _BLOCK).concatenate(tf.data.Dataset.from_tensors(END))
+        return tf.data.Dataset.zip((tf.data.Dataset.from_tensors(epoch).repeat(), numbers))
+
+    def read(epoch, start):
+        columns = tf.numpy_function(
+            lambda epoch, start: epochs.read(int(epoch), int(start), _BLOCK),
+            (epoch, start),
+            (tf.int64, tf.int64, tf.int64, tf.string, tf.string),
+        )
+        for column, shape in zip(columns, ([None], [None], [None, 2], [None], [None]), strict=True):
+            column.set_shape(shape)
+        return tuple(columns)
+
+    begin = tf.data.Dataset.from_tensors(0).map(lambda _: _scalar(epochs.begin, (), tf.int64))
+    # Two blocks at a time: enough to hide a disk's latency behind the decoding.
+    return begin.flat_map(starts).map(read, num_parallel_calls=2, deterministic=True).unbatch()
+
+
+def _stream(epochs: StreamedEpochs, source: "tf.data.Dataset", mapping: Any, training: bool) -> "tf.data.Dataset":
+    """The same samples of a stream, whose elements are mapped in graph and numbered as they come."""
+    import tensorflow as tf
+
+    def to_pair(element):
+        image, captions = mapping(element) if callable(mapping) else (element[mapping[0]], element[mapping[1]])
+        image, captions = tf.convert_to_tensor(image), tf.reshape(tf.convert_to_tensor(captions), [-1])
+        if image.dtype not in (tf.string, tf.uint8) or captions.dtype != tf.string:
+            raise TypeError(
+                "The mapping must give the image as a file's bytes or uint8 (H, W, 3), and the caption as a string. "
+                f"Received: image of {image.dtype.name}, caption of {captions.dtype.name}."
+            )
+        if image.dtype == tf.uint8 and image.shape[-1] == 1:
+            image = tf.image.grayscale_to_rgb(image)
+        return image, captions
+
+    def number(epoch, index, pair):
+        image, captions = pair
+        seed = tf.stack([epochs.stream_seed(epoch), index])
+        count = tf.size(captions)
+        choice = tf.random.stateless_uniform((), seed, 0, tf.maximum(count, 1), tf.int32) if training else 0
+        caption = tf.cond(count > 0, lambda: captions[choice], lambda: tf.constant(b""))
+        return epoch, index, seed, image, caption
+
+    pairs = source.map(to_pair, num_parallel_calls=_num_cpus(), deterministic=True)
+    image = pairs.element_spec[0]
+    nothing = tf.zeros((0, 0, 3), tf.uint8) if image.dtype == tf.uint8 else tf.constant(b"")
+
+    def pass_over(epoch):
+        shuffled = pairs.shuffle(_STREAM_BUFFER, seed=epochs.stream_seed(epoch)) if training else pairs
+        samples = shuffled.enumerate().map(lambda index, pair: number(epoch, index, pair))
+        end = tf.data.Dataset.from_tensors((epoch, tf.constant(END), tf.zeros(2, tf.int64), nothing, tf.constant(b"")))
+        return samples.concatenate(end)
+
+    begin = tf.data.Dataset.from_tensors(0).map(lambda _: _scalar(epochs.begin, (), tf.int64))
+    return begin.flat_map(pass_over)
+
+
+def _decoder(preprocessor: Any, training: bool) -> Callable:
+    """The graph function (image, crop seed) -> uint8 (H, W, 3)."""
+    import tensorflow as tf
+
+    from keras_clip.data import images
+
+    size = preprocessor.image_size
+
+    def decode(image, seed):
+        if image.dtype == tf.string:
+            image = images.decode_image(image, max_pixels=preprocessor.max_pixels)
+        if training:
+            return images.random_resized_crop(image, size, seed)
+        return images.resize_and_center_crop(image, size)
+
+    return decode
+
+
+def _decode_good(samples: "tf.data.Dataset", decode: Callable, size: int, epochs: Any) -> "tf.data.Dataset":
+    """(pixels, caption) of the samples that can be decoded. `epochs.skip` hears of the others, and of the end."""
+    import tensorflow as tf
+
+    height, width = (size, size) if isinstance(size, int) else size
+    failure = tf.data.Dataset.from_tensors((tf.zeros((height, width, 3), tf.uint8), False))
+
+    def attempt(epoch, index, seed, image, caption):
+        def pixels(image, seed, caption):
+            tf.debugging.assert_greater(tf.strings.length(tf.strings.strip(caption)), 0)
+            checked = tf.strings.unicode_transcode(caption, "UTF-8", "UTF-8", errors="strict")
+            with tf.control_dependencies([checked]):
+                return tf.ensure_shape(decode(image, seed), (height, width, 3)), True
+
+        # What graphs have for `try`: a dataset of one element, or of none if that fails, then the failure.
+        trial = tf.data.Dataset.from_tensors((image, seed, caption)).map(pixels).ignore_errors().concatenate(failure)
+        return *trial.take(1).get_single_element(), epoch, index, image, caption
+
+    def is_good(position, sample):
+        _, good, *identity = sample
+        return tf.cond(good, lambda: True, lambda: _scalar(epochs.skip, (position, *identity), tf.bool))
+
+    tried = samples.map(attempt, num_parallel_calls=_num_cpus(), deterministic=True)
+    return tried.enumerate().filter(is_good).map(lambda _, sample: (sample[0], sample[-1]))
+
+
+def _tokenize_with(tokenizer: Callable, lengths: tuple[int, ...]) -> Callable:
+    import numpy as np
+    import tensorflow as tf
+
+    def tokenize(captions):
+        texts = [caption.decode() for caption in captions.tolist()]
+        token_ids = np.asarray(tokenizer(texts, truncate=True, length="longest"))
+        width = next((length for length in lengths if length >= token_ids.shape[1]), None)
+        if width is None:
+            return np.asarray(tokenizer(texts, truncate=True, length=lengths[-1]), np.int32)
+        return np.pad(token_ids, ((0, 0), (0, width - token_ids.shape[1]))).astype(np.int32)
+
+    def to_batch(images, captions):
+        token_ids = tf.numpy_function(tokenize, (captions,), tf.int32)
+        token_ids.set_shape((images.shape[0], lengths[0] if len(lengths) == 1 else None))
+        return {"images": images, "token_ids": token_ids}
+
+    return to_batch
+
+
+def _scalar(function: Callable, inputs: Sequence, dtype: Any) -> Any:
+    import tensorflow as tf
+
+    output = tf.numpy_function(function, inputs, dtype)
+    output.set_shape(())
+    return output
+
+
+def _num_cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _require_tensorflow() -> Any:
+    try:
+        import tensorflow
+    except ImportError as error:
+        raise ImportError(
+            "image_text_pairs reads with tf.data, on every backend, and TensorFlow is not installed. "
+            'pip install "keras_clip[tensorflow]"'
+        ) from error
+    return tensorflow
+
+
+def _component(name: str, given: Any, model: Any) -> Any:
+    component = given if given is not None else getattr(model, name, None)
+    if component is None:
+        raise ValueError(
+            f"Pairs need a {name}. Received: {name}=None, model={model!r}. Pass {name}=, or a model that has one."
+        )
+    return component
+
+
+def _lengths(lengths: Sequence[int] | None, tokenizer: Any) -> tuple[int, ...]:
+    context = getattr(tokenizer, "context_length", None)
+    if not callable(tokenizer) or not context:
+        raise TypeError(
+            "tokenizer must be callable and have a context_length, like CLIPTokenizer. "
+            f"Received: tokenizer={tokenizer!r}."
+        )
+    if lengths is None:
+        return (*(length for length in (16, 32) if length < context), context)
+    lengths = tuple(lengths)
+    if not lengths or lengths[0] < 3 or lengths[-1] > context or list(lengths) != sorted(set(lengths)):
+        raise ValueError(
+            f"text_lengths must increase from at least 3 to at most the context length {context}. "
+            f"Received: text_lengths={lengths}."
+        )
+    return lengths
+
+
+def _check_numbers(batch_size: int, seed: int, shard: tuple[int, int]) -> None:
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1. Received: batch_size={batch_size}.")
+    if seed < 0:
+        raise ValueError(f"seed must not be negative. Received: seed={seed}.")
+    index, count = shard
+    if not 0 <= index < count:
+        raise ValueError(f"shard must be (index, count) with 0 <= index < count. Received: shard={shard}.")
+
+
+def _check_size(num_samples: int, batch_size: int, training: bool, source: Any) -> None:
+    if num_samples < (batch_size if training else 1):
+        raise ValueError(
+            f"There must be at least one batch of samples. Received: batch_size={batch_size}, source={source!r} with "
+            f"{num_samples} samples. Pass a smaller batch_size."
+        )
