@@ -1,7 +1,9 @@
 """The global batch, seen from one replica.
 
-On TensorFlow under a `tf.distribute` strategy each replica holds its own part and the functions here ask the others. On
-JAX the trainer works on the global arrays, so there is nothing to gather.
+On TensorFlow under a `tf.distribute` strategy each replica holds its own part, and the functions here ask the others. On
+JAX the trainer works on the global arrays, so there is nothing to gather. Every replica must hold equally many pairs.
+
+This module does not start processes and does not place data.
 """
 
 import keras
@@ -10,12 +12,23 @@ from keras_clip.types import Tensor
 
 
 def _replica_context():
-    if keras.backend.backend() != "tensorflow":
-        return None
-    import tensorflow as tf
+    """TensorFlow's replica context if there are several replicas, else None."""
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
 
-    context = tf.distribute.get_replica_context()
-    return context if context is not None and context.num_replicas_in_sync > 1 else None
+        context = tf.distribute.get_replica_context()
+        return context if context is not None and context.num_replicas_in_sync > 1 else None
+    if backend == "torch":
+        import torch.distributed as dist
+
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            raise NotImplementedError(
+                "The loss of the global batch is not gathered over torch processes yet; a loss of each process's own "
+                f"pairs would be another objective. Received: world_size={dist.get_world_size()}. Train in one process, "
+                "or on the TensorFlow or JAX backend."
+            )
+    return None
 
 
 def replica_count() -> int:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from keras import ops
 
 from keras_clip import distribution
-from keras_clip.tiling import bidirectional_logsumexp, sum_of_softplus
+from keras_clip.tiling import bidirectional_logsumexp, size, sum_of_softplus
 from keras_clip.types import Tensor
 
 
@@ -17,8 +17,9 @@ class PairLosses(NamedTuple):
 
     Attributes:
         loss: float32 (B,).
-        image_matched: float32 (B,). 1 where the image's own text is nearer than all others; a tie is a miss.
-        text_matched: float32 (B,). 1 where the text's own image is nearer than all others.
+        image_matched: float32 (B,). 1 where the image's own text is nearer than all others, else 0. A tie is a miss, as
+            far as float32 can tell: the same caption twice in a batch is not found.
+        text_matched: float32 (B,). 1 where the text's own image is nearer than all others, else 0.
     """
 
     loss: Tensor
@@ -41,7 +42,7 @@ def contrastive_loss(image_embeddings: Tensor, text_embeddings: Tensor, logit_sc
         float32 (B,). Under a TensorFlow strategy: of the local pairs, against the pairs of all replicas.
 
     Raises:
-        ValueError: embeddings of different shapes, or not of rank 2.
+        ValueError: embeddings of different shapes, not of rank 2, or none at all; a scale or bias that is no scalar.
     """
     return contrastive_pairs(image_embeddings, text_embeddings, logit_scale).loss
 
@@ -59,72 +60,78 @@ def sigmoid_loss(image_embeddings: Tensor, text_embeddings: Tensor, logit_scale:
         float32 (B,): the sum over all texts for each image. Under a TensorFlow strategy: of the local images.
 
     Raises:
-        ValueError: embeddings of different shapes, or not of rank 2.
+        ValueError: embeddings of different shapes, not of rank 2, or none at all; a scale or bias that is no scalar.
     """
     return sigmoid_pairs(image_embeddings, text_embeddings, logit_scale, logit_bias).loss
 
 
 def contrastive_pairs(image_embeddings: Tensor, text_embeddings: Tensor, logit_scale: Tensor) -> PairLosses:
     """`contrastive_loss` with what the same pass tells of the matches; arguments as there."""
-    images, texts, log_scale, bias, positives = _prepare(image_embeddings, text_embeddings, logit_scale, 0.0)
-    reduced, row_highest, column_highest, offset = _against_batch(
-        bidirectional_logsumexp, images, texts, log_scale, bias
-    )
-    count = _rows(images)
-    columns = reduced[count:]
+    images, texts = _pairs(image_embeddings, text_embeddings)
+    log_scale = _scalar(logit_scale, "logit_scale")
+    own = ops.exp(log_scale) * ops.sum(images * texts, axis=1)
+    offset = _offset(images)
+    others, highest = _halves(bidirectional_logsumexp(images, distribution.gather(texts), log_scale, offset), images)
+    by_row, by_column = others
     if distribution.replica_count() > 1:
-        columns = ops.logsumexp(distribution.gather(columns[None]), axis=0)
-    columns = _own(columns, offset, count)
+        by_column = ops.logsumexp(distribution.gather(by_column[None]), axis=0)
+    by_column = _local(by_column, images)
     # Cross-entropy as softplus(others - own): nothing cancels where the own pair has nearly all of the probability.
-    loss = (ops.softplus(reduced[:count] - positives) + ops.softplus(columns - positives)) / 2
-    return PairLosses(loss, _exceeds(positives, row_highest), _exceeds(positives, column_highest))
+    loss = (ops.softplus(by_row - own) + ops.softplus(by_column - own)) / 2
+    return PairLosses(loss, *_matched(own, *highest))
 
 
 def sigmoid_pairs(
     image_embeddings: Tensor, text_embeddings: Tensor, logit_scale: Tensor, logit_bias: Tensor
 ) -> PairLosses:
     """`sigmoid_loss` with what the same pass tells of the matches; arguments as there."""
-    images, texts, log_scale, bias, positives = _prepare(image_embeddings, text_embeddings, logit_scale, logit_bias)
-    reduced, row_highest, column_highest, _ = _against_batch(sum_of_softplus, images, texts, log_scale, bias)
-    loss = ops.softplus(-positives) + reduced[: _rows(images)]
-    return PairLosses(loss, _exceeds(positives, row_highest), _exceeds(positives, column_highest))
+    images, texts = _pairs(image_embeddings, text_embeddings)
+    log_scale, bias = _scalar(logit_scale, "logit_scale"), _scalar(logit_bias, "logit_bias")
+    own = ops.exp(log_scale) * ops.sum(images * texts, axis=1) + bias
+    offset = _offset(images)
+    others, highest = _halves(sum_of_softplus(images, distribution.gather(texts), log_scale, bias, offset), images)
+    return PairLosses(ops.softplus(-own) + others[0], *_matched(own, *highest))
 
 
-def _rows(x):
-    return x.shape[0] if x.shape[0] is not None else ops.shape(x)[0]
-
-
-def _prepare(image_embeddings, text_embeddings, logit_scale, logit_bias):
-    images, texts, log_scale, bias = (
-        ops.cast(ops.convert_to_tensor(x), "float32")
-        for x in (image_embeddings, text_embeddings, logit_scale, logit_bias)
-    )
-    if len(images.shape) != 2 or tuple(images.shape) != tuple(texts.shape):
+def _pairs(image_embeddings, text_embeddings):
+    images, texts = (ops.cast(ops.convert_to_tensor(x), "float32") for x in (image_embeddings, text_embeddings))
+    shapes = tuple(images.shape), tuple(texts.shape)
+    differ = any(None not in lengths and lengths[0] != lengths[1] for lengths in zip(*shapes, strict=False))
+    if len(shapes[0]) != 2 or len(shapes[1]) != 2 or differ or 0 in shapes[0]:
         raise ValueError(
-            "Image and text embeddings must have one shape (B, E), row i of both being pair i. "
-            f"Received: image_embeddings.shape={tuple(images.shape)}, text_embeddings.shape={tuple(texts.shape)}."
+            "Image and text embeddings must have one shape (B, E), B > 0, row i of both being pair i. "
+            f"Received: image_embeddings.shape={shapes[0]}, text_embeddings.shape={shapes[1]}."
         )
-    positives = ops.exp(log_scale) * ops.sum(images * texts, axis=1) + bias
-    return images, texts, log_scale, bias, positives
+    return images, texts
 
 
-def _against_batch(primitive, images, texts, log_scale, bias):
-    """Own images against the texts of all replicas."""
-    count = _rows(images)
-    offset = distribution.replica_index() * count
-    both = primitive(
-        images, distribution.gather(texts), log_scale, bias, ops.cast(ops.convert_to_tensor(offset), "float32")
-    )
-    highest = ops.stop_gradient(both[1])
-    column_highest = highest[count:]
+def _scalar(x, name):
+    x = ops.cast(ops.convert_to_tensor(x), "float32")
+    if len(x.shape):
+        raise ValueError(f"`{name}` must be a scalar. Received: {name}.shape={tuple(x.shape)}. Reshape it to ().")
+    return x
+
+
+def _offset(images):
+    """Where this replica's pairs begin in the global batch; a float, since custom gradients take no others."""
+    return ops.cast(ops.convert_to_tensor(distribution.replica_index() * size(images)), "float32")
+
+
+def _halves(both, images):
+    """What a primitive gives as ((by row, by column), (highest of row, highest of column))."""
+    count = size(images)
+    return (both[0, :count], both[0, count:]), (both[1, :count], both[1, count:])
+
+
+def _local(columns, images):
+    """Of numbers for all columns those of this replica's pairs."""
+    start = distribution.replica_index() * size(images)
+    return columns[start : start + size(images)]
+
+
+def _matched(own, row_highest, column_highest):
     if distribution.replica_count() > 1:
         column_highest = ops.max(distribution.gather(column_highest[None]), axis=0)
-    return both[0], highest[:count], _own(column_highest, offset, count), offset
-
-
-def _own(columns, offset, count):
-    return columns[offset : offset + count]
-
-
-def _exceeds(positives, highest):
-    return ops.cast(ops.stop_gradient(positives) > highest, "float32")
+    column_highest = _local(column_highest, own)
+    own = ops.stop_gradient(own)
+    return tuple(ops.cast(own > ops.stop_gradient(x), "float32") for x in (row_highest, column_highest))

@@ -3,7 +3,7 @@
 import keras
 from keras import initializers
 
-from keras_clip.layers.logit_scale import add_logit_scale
+from keras_clip.layers.logit_scale import add_logit_scale, check_temperature
 from keras_clip.losses import PairLosses, contrastive_pairs, sigmoid_pairs
 from keras_clip.types import Tensor
 
@@ -44,13 +44,15 @@ class ContrastiveLoss(keras.layers.Layer):
     def __init__(
         self, kind: str = "contrastive", temperature: float | None = None, bias: float | None = None, **kwargs
     ):
-        super().__init__(**kwargs)
+        # Under a mixed policy Keras would round the embeddings to the compute dtype on their way in.
+        super().__init__(autocast=False, **kwargs)
         if kind not in TEMPERATURES:
             raise ValueError(f"`kind` must be one of {', '.join(map(repr, TEMPERATURES))}. Received: kind={kind!r}.")
         if kind == "contrastive" and bias is not None:
             raise ValueError(f"Only kind='sigmoid' has a bias. Received: kind={kind!r}, bias={bias}.")
         self.kind = kind
         self.temperature = TEMPERATURES[kind] if temperature is None else temperature
+        check_temperature(self.temperature)
         self.bias = bias
         self.logit_bias = None
 

@@ -28,12 +28,16 @@ class AtMost(keras.constraints.Constraint):
         return {"bound": self.bound}
 
 
+def check_temperature(temperature: float) -> None:
+    """Raises a ValueError unless 0 < temperature < infinity."""
+    if not 0 < temperature < math.inf:
+        raise ValueError(
+            f"`temperature` must be positive and finite. Received: temperature={temperature}. The paper starts at 0.07."
+        )
+
+
 def add_logit_scale(layer: keras.layers.Layer, temperature: float) -> keras.Variable:
     """Gives a layer the weight log(1 / temperature): float32 under every policy, at most ln 100."""
-    if not temperature > 0:
-        raise ValueError(
-            f"`temperature` must be positive. Received: temperature={temperature}. The paper starts at 0.07."
-        )
     return layer.add_weight(
         name="logit_scale",
         shape=(),
@@ -62,11 +66,13 @@ class LogitScale(keras.layers.Layer):
         Logits (..., B, K), float32 under every dtype policy.
 
     Raises:
-        ValueError: a temperature that is not positive.
+        ValueError: a temperature that is not positive and finite.
     """
 
     def __init__(self, temperature: float = 0.07, **kwargs):
-        super().__init__(**kwargs)
+        # Under a mixed policy Keras would round the similarities to the compute dtype on their way in.
+        super().__init__(autocast=False, **kwargs)
+        check_temperature(temperature)
         self.temperature = temperature
 
     def build(self, similarities_shape=None):
