@@ -23,11 +23,11 @@ class _Epochs:
         self.skipped = SkippedSamples(repr(source))
         self._preprocessor = preprocessor
         self._count = itertools.count()
-        self._latest = -1
+        self._latest, self._ended = -1, False
 
     def begin(self) -> np.int64:
         """The number of the epoch that starts now."""
-        self._latest = next(self._count)
+        self._latest, self._ended = next(self._count), False
         self.skipped.begin()
         return np.int64(self._latest)
 
@@ -36,9 +36,9 @@ class _Epochs:
 
     def skip(self, position: int, epoch: int, index: int, image: Any, caption: bytes) -> np.bool_:
         """Takes note of a sample that could not be used, or of the end of the epoch. False: not to be passed on."""
-        if epoch != self._latest:
-            return np.False_  # left over from an iterator that was given up
-        ended = index == END
+        if epoch != self._latest or self._ended:
+            return np.False_  # of an iterator that was given up, or met for the second time
+        self._ended = ended = bool(index == END)
         if not ended:
             self.skipped.add(self.name(int(index)), *self._diagnose(image, caption))
         seen = int(position) + (not ended)
@@ -116,7 +116,12 @@ class IndexedEpochs(_Epochs):
 
 
 class StreamedEpochs(_Epochs):
-    """Epochs over a stream."""
+    """Epochs over a `tf.data.Dataset`."""
+
+    def __init__(self, source: Any, seed: int, preprocessor: Any):
+        super().__init__(source, seed, preprocessor)
+        size = int(source.cardinality())
+        self.num_samples = size if size >= 0 else None
 
     def name(self, index: int) -> str:
         return f"element {index} of the epoch"

@@ -55,8 +55,9 @@ def image_text_pairs(
     centre-cropped, the smaller last batch included.
 
     A sample that lacks its image or its caption, or cannot be decoded, is left out alone. The attribute `skipped` of
-    the dataset (`SkippedSamples`) counts them by reason and names them, and a warning sums up each epoch. Captions
-    longer than the context are cut. Texts are as long as the longest of their batch, rounded up to one of
+    the dataset (`SkippedSamples`) counts them by reason and names them, and a warning sums up each epoch. In training
+    others are taken twice in their stead, so that an epoch has as many steps as promised. Captions longer than the
+    context are cut. Texts are as long as the longest of their batch, rounded up to one of
     `text_lengths`, so that compiled backends compile at most so many programs. Memory holds a few blocks of 64 encoded
     images, a decoded image per core, and a few batches, whatever the size of the data; 40 bytes a sample for the index.
 
@@ -75,8 +76,8 @@ def image_text_pairs(
 
     Returns:
         `tf.data.Dataset` of {"images": uint8 (B, H, W, 3), "token_ids": int32 (B, L)}, to be normalised by the model.
-        Its length is unknown, since samples may turn out broken; the attribute `num_samples` (None for a stream)
-        counts them with the broken ones.
+        In training its length is `num_samples // batch_size`, with the attribute `num_samples`; otherwise it is
+        unknown, since samples may turn out broken. So it is of a stream of unknown length: `num_samples` is None.
 
     Raises:
         ImportError: TensorFlow is not installed.
@@ -91,27 +92,34 @@ def image_text_pairs(
     decode = _decoder(image_preprocessor, training)
     with tf.device("/CPU:0"):
         if isinstance(source, tf.data.Dataset):
-            epochs = StreamedEpochs("tf.data.Dataset", seed, image_preprocessor)
-            pair = require_mapping(mapping)
-            samples = _stream(epochs, source.shard(shard[1], shard[0]) if shard[1] > 1 else source, pair, training)
+            source = source.shard(shard[1], shard[0]) if shard[1] > 1 else source
+            epochs = StreamedEpochs(source, seed, image_preprocessor)
+            samples = _stream(epochs, source, require_mapping(mapping), training)
         else:
             epochs = IndexedEpochs(open_source(source, mapping), source, seed, training, shard, image_preprocessor)
-            _check_size(epochs.num_samples, batch_size, training, source)
-            samples = _blocks(epochs)
+            samples = _blocks(epochs, training)
+        _check_size(epochs.num_samples, batch_size, training, source)
         good = _decode_good(samples, decode, image_preprocessor.image_size, epochs)
-        batches = good.batch(batch_size, drop_remainder=training)
-        dataset = batches.map(_tokenize_with(tokenizer, lengths)).prefetch(2)
+        if training and epochs.num_samples:
+            good = good.take(epochs.num_samples)
+        dataset = good.batch(batch_size, drop_remainder=training).map(_tokenize_with(tokenizer, lengths))
+        if training and epochs.num_samples:
+            dataset = dataset.apply(tf.data.experimental.assert_cardinality(epochs.num_samples // batch_size))
+        dataset = dataset.prefetch(2)
     dataset.skipped = epochs.skipped
     dataset.num_samples = epochs.num_samples
     return dataset
 
 
-def _blocks(epochs: IndexedEpochs) -> "tf.data.Dataset":
+def _blocks(epochs: IndexedEpochs, training: bool) -> "tf.data.Dataset":
     """Samples (epoch, index, crop seed, image file, caption) of a source that is read by number."""
     import tensorflow as tf
 
     def starts(epoch):
-        numbers = tf.data.Dataset.range(0, epochs.num_samples, _BLOCK).concatenate(tf.data.Dataset.from_tensors(END))
+        once = tf.data.Dataset.range(0, epochs.num_samples, _BLOCK)
+        numbers = once.concatenate(tf.data.Dataset.from_tensors(END))
+        # What is broken is made up for from the beginning.
+        numbers = numbers.concatenate(once) if training else numbers
         return tf.data.Dataset.zip((tf.data.Dataset.from_tensors(epoch).repeat(), numbers))
 
     def read(epoch, start):
@@ -161,7 +169,9 @@ def _stream(epochs: StreamedEpochs, source: "tf.data.Dataset", mapping: Any, tra
         shuffled = pairs.shuffle(_STREAM_BUFFER, seed=epochs.stream_seed(epoch)) if training else pairs
         samples = shuffled.enumerate().map(lambda index, pair: number(epoch, index, pair))
         end = tf.data.Dataset.from_tensors((epoch, tf.constant(END), tf.zeros(2, tf.int64), nothing, tf.constant(b"")))
-        return samples.concatenate(end)
+        # As in `_blocks`.
+        once = samples.concatenate(end)
+        return once.concatenate(samples) if training and epochs.num_samples else once
 
     begin = tf.data.Dataset.from_tensors(0).map(lambda _: _scalar(epochs.begin, (), tf.int64))
     return begin.flat_map(pass_over)
@@ -194,9 +204,13 @@ def _decode_good(samples: "tf.data.Dataset", decode: Callable, size: int, epochs
 
     def attempt(epoch, index, seed, image, caption):
         def pixels(image, seed, caption):
-            tf.debugging.assert_greater(tf.strings.length(tf.strings.strip(caption)), 0)
-            checked = tf.strings.unicode_transcode(caption, "UTF-8", "UTF-8", errors="strict")
-            with tf.control_dependencies([checked]):
+            # errors="strict" would let a character pass that the end cuts short.
+            utf8 = tf.strings.unicode_transcode(caption, "UTF-8", "UTF-8", errors="replace")
+            checks = [
+                tf.debugging.assert_equal(caption, utf8),
+                tf.debugging.assert_greater(tf.strings.length(tf.strings.strip(caption)), 0),
+            ]
+            with tf.control_dependencies(checks):
                 return tf.ensure_shape(decode(image, seed), (height, width, 3)), True
 
         # What graphs have for `try`: a dataset of one element, or of none if that fails, then the failure.
@@ -292,7 +306,7 @@ def _check_numbers(batch_size: int, seed: int, shard: tuple[int, int]) -> None:
 
 
 def _check_size(num_samples: int, batch_size: int, training: bool, source: Any) -> None:
-    if num_samples < (batch_size if training else 1):
+    if num_samples is not None and num_samples < (batch_size if training else 1):
         raise ValueError(
             f"There must be at least one batch of samples. Received: batch_size={batch_size}, source={source!r} with "
             f"{num_samples} samples. Pass a smaller batch_size."

@@ -1,0 +1,444 @@
+"""`image_text_pairs`: every source, order and chance, broken samples, refusals."""
+
+import builtins
+import io
+import json
+import logging
+import sys
+
+import keras
+import numpy as np
+import pytest
+from keras_clip.data.images import ImagePreprocessor
+from numbered_pairs import (
+    COLUMNS,
+    SOURCES,
+    NumberTokenizer,
+    image_file,
+    numbered,
+    numbers,
+    tar_members,
+    write_records,
+    write_shards,
+    write_table,
+    write_tar,
+)
+from PIL import Image
+
+from keras_clip.data import image_text_pairs
+from keras_clip.data.tokenizer import CLIPTokenizer
+
+backend_free = pytest.mark.backend_free
+COUNT = 50
+# What may stand for one sample among good ones: (image file, caption) and the reason it is skipped for.
+BROKEN = {
+    "truncated png": (image_file(1, (200, 200))[:100], b"1", "undecodable image"),
+    "truncated jpeg": (image_file(1, (200, 200), "JPEG")[:300], b"1", "undecodable image"),
+    "text for an image": (b"<html>404 not found</html>", b"1", "undecodable image"),
+    "bomb": (image_file(1, (400, 400)), b"1", "image too large"),
+    "empty image": (b"", b"1", "no image"),
+    "no image": (None, b"1", "no image"),
+    "no caption": (image_file(1), None, "no caption"),
+    "empty caption": (image_file(1), b"", "no caption"),
+    "blank caption": (image_file(1), b" \n\t", "no caption"),
+    "caption in latin-1": (image_file(1), b"caf\xe9", "caption not UTF-8"),
+}
+
+
+def pairs(source, batch_size=5, *, image_size=16, max_pixels=100_000, **options):
+    options.setdefault("tokenizer", NumberTokenizer())
+    preprocessor = ImagePreprocessor(image_size=image_size, max_pixels=max_pixels)
+    return image_text_pairs(source, batch_size=batch_size, image_preprocessor=preprocessor, **options)
+
+
+@pytest.fixture
+def shards(tmp_path):
+    return write_shards(tmp_path, numbered(COUNT))
+
+
+@backend_free
+class TestSources:
+    @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+    @pytest.mark.parametrize("store, mapping", SOURCES.values(), ids=SOURCES)
+    def test_every_pair_comes_once(self, store, mapping, training, tmp_path):
+        dataset = pairs(store(tmp_path, numbered(COUNT)), mapping=mapping, training=training)
+        assert dataset.element_spec["images"].shape.as_list() == [5 if training else None, 16, 16, 3]
+        epochs = [numbers(dataset) for _ in range(2)]
+        assert [sorted(epoch) for epoch in epochs] == [list(range(COUNT))] * 2
+        assert (epochs[0] == epochs[1]) == (not training)
+        assert dataset.skipped.total == 0
+
+    def test_evaluation_keeps_the_order_of_the_shards_and_the_last_batch(self, shards):
+        found = list(pairs(shards, 8, training=False))
+        assert [len(batch["images"]) for batch in found] == [8] * 6 + [2]
+        assert numbers(found) == [*range(0, COUNT, 3), *range(1, COUNT, 3), *range(2, COUNT, 3)]
+
+    def test_training_drops_the_last_batch(self, shards):
+        assert [len(batch["images"]) for batch in pairs(shards, 8)] == [8] * 6
+
+    def test_number_of_samples(self, shards, tmp_path):
+        stream = SOURCES["tf.data of files"][0](tmp_path, numbered(9))
+        unknown = stream.filter(lambda row: True)
+        for source, mapping, expected in ((shards, None, COUNT), (stream, COLUMNS, 9), (unknown, COLUMNS, None)):
+            dataset = pairs(source, 4, mapping=mapping)
+            assert dataset.num_samples == expected
+            assert dataset.cardinality() == (-2 if expected is None else expected // 4)
+            assert len(list(dataset)) == (9 if expected is None else expected) // 4
+
+    def test_the_readme_line_on_real_photographs(self, shared_data):
+        class Model:
+            tokenizer = CLIPTokenizer()
+            image_preprocessor = ImagePreprocessor(image_size=32)
+
+        dataset = image_text_pairs(shared_data / "grocery" / "val" / "*.tar", Model(), batch_size=74, training=False)
+        found = list(dataset)
+        assert [batch["images"].shape.as_list() for batch in found] == [[74, 32, 32, 3]] * 4
+        assert all(batch["token_ids"].shape[1] in (16, 32, 77) for batch in found)
+        assert {int(row.max()) for batch in found for row in batch["token_ids"].numpy()} == {49407}
+        assert dataset.skipped.total == 0
+
+
+@backend_free
+class TestChance:
+    @pytest.mark.parametrize("source", ["tars", "tf.data of files"])
+    def test_the_seed_and_the_epoch_decide_everything(self, source, tmp_path):
+        store, mapping = SOURCES[source]
+        stored = store(tmp_path, noisy(40))
+        first, again, other = (pairs(stored, mapping=mapping, seed=seed) for seed in (0, 0, 1))
+        epochs = [contents(first), contents(first)]
+        assert epochs == [contents(again), contents(again)]
+        assert epochs[0] != epochs[1]
+        assert contents(other) not in epochs
+
+    def test_epochs_have_other_orders_and_other_crops(self, tmp_path):
+        write_tar(tmp_path / "a.tar", tar_members(noisy(30)))
+        dataset = pairs(str(tmp_path / "a.tar"), 30)
+        batches = [next(iter(dataset)) for _ in range(2)]
+        epochs = [
+            dict(zip(batch["token_ids"].numpy()[:, 1].tolist(), batch["images"].numpy(), strict=True))
+            for batch in batches
+        ]
+        assert list(epochs[0]) != list(epochs[1])
+        changed = [not np.array_equal(epochs[0][number], epochs[1][number]) for number in range(30)]
+        assert np.mean(changed) > 0.9
+
+    def test_samples_of_one_epoch_have_crops_of_their_own(self, tmp_path):
+        same = noisy(1)[0][1]
+        write_tar(tmp_path / "a.tar", tar_members([(str(k), same, b"1") for k in range(20)]))
+        (batch,) = pairs(str(tmp_path / "a.tar"), 20)
+        assert len({image.tobytes() for image in batch["images"].numpy()}) > 15
+
+    def test_evaluation_draws_nothing(self, tmp_path):
+        write_tar(tmp_path / "a.tar", tar_members(noisy(10)))
+        dataset = pairs(str(tmp_path / "a.tar"), training=False)
+        assert (
+            contents(dataset) == contents(dataset) == contents(pairs(str(tmp_path / "a.tar"), training=False, seed=3))
+        )
+
+    def test_shuffling_goes_across_shards(self, shards):
+        found = np.array(numbers(pairs(shards, 50)))
+        # In the first third there is about a third of each of the three shards.
+        assert np.bincount(found[:18] % 3, minlength=3).min() >= 2
+
+    @pytest.mark.parametrize("form", ["json", "TFRecord", "function", "tf.data"])
+    def test_one_of_several_captions_is_drawn(self, form, tmp_path):
+        import tensorflow as tf
+
+        captions, mapping, count = [f"7 {k}" for k in range(3)], None, 24
+        if form == "json":
+            record = json.dumps({"caption": captions}).encode()
+            pair = [("a.png", image_file(7)), ("a.json", record)]
+            source = write_tar(tmp_path / "a.tar", [(f"{k}{name}", file) for k in range(count) for name, file in pair])
+        elif form == "TFRecord":
+            row = {"jpg": image_file(7), "caption": [caption.encode() for caption in captions]}
+            source = write_records(tmp_path / "a.tfrecord", [row] * count)
+        elif form == "function":
+            source, mapping = [image_file(7)] * count, lambda image: (image, captions)
+        else:
+            source = tf.data.Dataset.from_tensor_slices([image_file(7)] * count)
+            mapping = lambda image: (image, captions)  # noqa: E731
+
+        def chosen(dataset):
+            return [int(row[2]) for batch in dataset for row in batch["token_ids"]]
+
+        dataset, again = (pairs(source, count, mapping=mapping) for _ in range(2))
+        epochs = [chosen(dataset), chosen(dataset)]
+        assert epochs == [chosen(again), chosen(again)]
+        assert epochs[0] != epochs[1]
+        assert np.bincount(epochs[0] + epochs[1]).min() > 5
+        assert chosen(pairs(source, count, mapping=mapping, training=False)) == [0] * count
+
+
+@backend_free
+class TestParts:
+    @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+    def test_parts_are_disjoint_and_complete(self, shards, training):
+        datasets = [pairs(shards, 4, training=training, shard=(index, 3)) for index in range(3)]
+        for _ in range(2):
+            parts = [numbers(dataset) for dataset in datasets]
+            together = sum(parts, [])
+            assert len(set(together)) == len(together)
+            assert [len(part) for part in parts] == ([16] * 3 if training else [17, 17, 16])
+
+    def test_parts_of_a_stream(self, tmp_path):
+        stream = SOURCES["tf.data of files"][0](tmp_path, numbered(9))
+        parts = [numbers(pairs(stream, 3, mapping=COLUMNS, shard=(index, 3))) for index in range(3)]
+        assert [sorted(part) for part in parts] == [[0, 3, 6], [1, 4, 7], [2, 5, 8]]
+
+
+@backend_free
+class TestTexts:
+    @pytest.mark.parametrize(
+        "words, lengths, expected",
+        [
+            (3, None, 16),
+            (14, None, 16),
+            (15, None, 32),
+            (31, None, 77),
+            (90, None, 77),
+            (3, (8, 24), 8),
+            (20, (8, 24), 24),
+            (90, (8, 24), 24),
+            (3, (77,), 77),
+        ],
+    )
+    def test_length(self, words, lengths, expected, tmp_path):
+        caption = " ".join(["5"] * words).encode()
+        source = write_tar(tmp_path / "a.tar", tar_members([("a", image_file(5), caption), ("b", image_file(5), b"5")]))
+        (batch,) = pairs(source, 2, training=False, text_lengths=lengths)
+        token_ids = batch["token_ids"].numpy()
+        assert token_ids.shape == (2, expected)
+        size = min(words + 2, expected)
+        assert token_ids[0].tolist() == [1000] + [5] * (size - 2) + [1001] + [0] * (expected - size)
+        assert token_ids[1].tolist() == [1000, 5, 1001] + [0] * (expected - 3)
+
+    def test_a_short_context_bounds_the_lengths(self, tmp_path):
+        tokenizer = NumberTokenizer()
+        tokenizer.context_length = 20
+        source = write_tar(tmp_path / "a.tar", tar_members([("a", image_file(5), b"5 " * 30)]))
+        (batch,) = pairs(source, 1, tokenizer=tokenizer)
+        assert batch["token_ids"].shape == (1, 20)
+
+
+@backend_free
+class TestBrokenSamples:
+    @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+    @pytest.mark.parametrize("image, caption, reason", BROKEN.values(), ids=BROKEN)
+    def test_only_it_is_skipped_counted_and_named(self, image, caption, reason, training, tmp_path, caplog):
+        samples = numbered(COUNT)
+        samples[13] = ("broken", image, caption)
+        source = write_tar(tmp_path / "shard.tar", [*tar_members(samples), ("broken.cls", b"1")])
+        dataset = pairs(source, 1, training=training)
+        for epoch in range(2):
+            with caplog.at_level(logging.WARNING, "keras_clip"):
+                found = numbers(dataset)
+            assert set(found) == {*range(COUNT)} - {13}
+            # In training one of the others stands in for it.
+            assert len(found) == (COUNT if training else COUNT - 1)
+            assert dataset.skipped.counts == {reason: 1}
+            assert dataset.skipped.examples[0].startswith(f"{source}: broken: {reason}")
+            assert len(caplog.records) == epoch + 1 and f"1 of {COUNT} samples: {reason} 1" in caplog.text
+
+    @pytest.mark.parametrize("place", [0, 24, COUNT - 1])
+    def test_wherever_it_is(self, place, tmp_path):
+        samples = numbered(COUNT)
+        samples[place] = ("broken", b"?", b"1")
+        dataset = pairs(write_tar(tmp_path / "a.tar", tar_members(samples)), 1, training=False)
+        assert numbers(dataset) == [k for k in range(COUNT) if k != place]
+        assert dataset.skipped.total == 1
+
+    @pytest.mark.parametrize("source", ["TFRecords", "csv", "folder", "list of dicts", "tf.data of files"])
+    def test_in_every_source(self, source, tmp_path):
+        samples = numbered(COUNT)
+        samples[12] = (samples[12][0], b"no image at all", b"12")
+        samples[15] = (samples[15][0], samples[15][1], b" ")
+        store, mapping = SOURCES[source]
+        if source == "list of dicts":
+            stored = [{"picture": image, "text": caption} for _, image, caption in samples]
+        else:
+            stored = store(tmp_path, samples)
+        dataset = pairs(stored, 1, mapping=mapping, training=False)
+        assert sorted(numbers(dataset)) == [k for k in range(COUNT) if k not in (12, 15)]
+        assert dataset.skipped.counts == {"undecodable image": 1, "no caption": 1}
+
+    def test_a_missing_file_of_a_table(self, tmp_path):
+        table = write_table(tmp_path / "pairs.csv", numbered(COUNT))
+        (tmp_path / "007.png").unlink()
+        dataset = pairs(table, 1, training=False)
+        assert sorted(numbers(dataset)) == [k for k in range(COUNT) if k != 7]
+        assert dataset.skipped.examples == [f"{tmp_path}/007.png: no image"]
+
+    def test_a_twentieth_may_be_broken_and_no_more(self, tmp_path):
+        samples = [(f"{k:03d}", b"?" if k < 5 else image_file(k), str(k).encode()) for k in range(100)]
+        dataset = pairs(write_tar(tmp_path / "a.tar", tar_members(samples)), 10)
+        found = numbers(dataset)
+        assert len(dataset) == 10 and len(found) == 100 and set(found) == set(range(5, 100))
+        assert dataset.skipped.counts == {"undecodable image": 5}
+        samples[5] = ("005", None, b"5")
+        dataset = pairs(write_tar(tmp_path / "b.tar", tar_members(samples)), 1)
+        with pytest.raises(Exception, match="6 of 100 samples: undecodable image 5, no image 1"):
+            list(dataset)
+
+    @pytest.mark.parametrize("source", ["tars", "tf.data of files"])
+    def test_none_good(self, source, tmp_path):
+        samples = [(f"{k:03d}", b"<html>", b"1") for k in range(20)]
+        store, mapping = SOURCES[source]
+        with pytest.raises(Exception, match="20 of 20 samples: undecodable image 20.*begin with b'<html>'"):
+            list(pairs(store(tmp_path, samples), 1, mapping=mapping))
+
+    def test_none_good_among_the_first_thousand_ends_the_epoch_there(self):
+        asked = []
+
+        class Endless:
+            def __len__(self):
+                return 10**6
+
+            def __getitem__(self, index):
+                asked.append(index)
+                return b"", "1"
+
+        with pytest.raises(Exception, match="1,000 of 1,000 samples: no image 1,000"):
+            next(iter(pairs(Endless(), mapping=lambda pair: pair)))
+        assert len(asked) < 3000
+
+    def test_too_many_end_the_epoch_as_soon_as_they_are(self):
+        class Source:
+            def __len__(self):
+                return 4000
+
+            def __getitem__(self, index):
+                return (b"" if index % 2 else image_file(1)), "1"
+
+        # 5 % of 4,000 are 200, but nobody is accused before the thousandth sample.
+        with pytest.raises(Exception, match=r"50\d of 1,00\d samples"):
+            list(pairs(Source(), mapping=lambda pair: pair, training=False))
+
+    def test_an_error_of_the_source_is_not_a_broken_sample(self, tmp_path):
+        def failing(row):
+            raise KeyError("no such column")
+
+        with pytest.raises(Exception, match="no such column"):
+            list(pairs([1, 2, 3], 1, mapping=failing))
+
+    def test_a_damaged_record_upstream_is_not_swallowed(self, tmp_path):
+        import tensorflow as tf
+
+        path = tmp_path / "a.tfrecord"
+        write_records(path, [{"image": image_file(k), "text": b"%d" % k} for k in range(10)])
+        path.write_bytes(path.read_bytes()[:-30])
+        features = {"image": tf.io.FixedLenFeature((), tf.string), "text": tf.io.FixedLenFeature((), tf.string)}
+        stream = tf.data.TFRecordDataset(str(path)).map(lambda record: tf.io.parse_single_example(record, features))
+        with pytest.raises(tf.errors.DataLossError):
+            list(pairs(stream, 1, mapping=("image", "text")))
+
+    def test_a_shard_that_changes_meanwhile(self, tmp_path):
+        source = write_tar(tmp_path / "a.tar", tar_members(numbered(200)))
+        dataset = pairs(source, 1, training=False)
+        with open(source, "r+b") as file:
+            file.truncate(100_000)
+        with pytest.raises(Exception, match="A shard must stay as it is.*a.tar"):
+            list(dataset)
+
+    def test_an_iterator_that_was_given_up_does_not_count(self, tmp_path):
+        samples = numbered(COUNT)
+        samples[3] = ("broken", b"?", b"1")
+        dataset = pairs(write_tar(tmp_path / "a.tar", tar_members(samples)), 1, training=False)
+        next(iter(dataset))
+        list(dataset)
+        assert dataset.skipped.counts == {"undecodable image": 1}
+
+
+@backend_free
+class TestRefusals:
+    @pytest.mark.parametrize(
+        "options, error, message",
+        [
+            ({"batch_size": 51}, ValueError, "batch_size=51.*with 50 samples"),
+            ({"batch_size": 0}, ValueError, "batch_size=0"),
+            ({"seed": -1}, ValueError, "seed=-1"),
+            ({"shard": (3, 3)}, ValueError, r"shard=\(3, 3\)"),
+            ({"text_lengths": (32, 16)}, ValueError, "increase"),
+            ({"text_lengths": (16, 16)}, ValueError, "increase"),
+            ({"text_lengths": (16, 78)}, ValueError, "context length 77"),
+            ({"text_lengths": ()}, ValueError, "text_lengths"),
+            ({"tokenizer": "gpt"}, TypeError, "tokenizer='gpt'"),
+            ({"mapping": ("a", "b")}, ValueError, "takes no mapping"),
+        ],
+        ids=str,
+    )
+    def test_arguments(self, options, error, message, shards):
+        with pytest.raises(error, match=message):
+            pairs(shards, **options)
+
+    @pytest.mark.parametrize("missing", ["tokenizer", "image_preprocessor"])
+    def test_a_model_without(self, missing, shards):
+        class Model:
+            tokenizer = NumberTokenizer()
+            image_preprocessor = ImagePreprocessor(image_size=16)
+
+        setattr(Model, missing, None)
+        with pytest.raises(ValueError, match=f"Pairs need a {missing}"):
+            image_text_pairs(shards, Model(), batch_size=2)
+
+    def test_float_images_of_a_stream(self):
+        import tensorflow as tf
+
+        stream = tf.data.Dataset.from_tensors({"image": tf.zeros((4, 4, 3)), "text": "a"})
+        with pytest.raises(TypeError, match="image of float32"):
+            pairs(stream, mapping=("image", "text"))
+
+    def test_without_tensorflow(self, shards, monkeypatch):
+        original = builtins.__import__
+
+        def blocked(name, *rest):
+            if name == "tensorflow":
+                raise ImportError(name)
+            return original(name, *rest)
+
+        monkeypatch.delitem(sys.modules, "tensorflow", raising=False)
+        monkeypatch.setattr(builtins, "__import__", blocked)
+        with pytest.raises(ImportError, match=r'pip install "keras_clip\[tensorflow\]"'):
+            pairs(shards)
+
+
+class Shrink(keras.Model):
+    """Any model and any loss."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(2)
+
+    def call(self, inputs):
+        images = keras.ops.cast(inputs["images"], "float32") / 255.0
+        return self.dense(keras.ops.mean(images, axis=(1, 2))) * (
+            keras.ops.max(keras.ops.cast(inputs["token_ids"], "float32")) / 1001
+        )
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        return keras.ops.mean(keras.ops.square(y_pred))
+
+
+def test_fit_takes_it_on_every_backend(tmp_path, recwarn):
+    samples = numbered(COUNT)
+    samples[3] = ("003", b"?", b"3")
+    dataset = pairs(write_shards(tmp_path, samples), 8, text_lengths=(8,))
+    model = Shrink()
+    model.compile(keras.optimizers.SGD(0.1))
+    losses = model.fit(dataset, epochs=3, verbose=0, shuffle=False).history["loss"]
+    assert losses[2] < losses[0] < 10
+    assert int(model.optimizer.iterations) == 3 * 6
+    assert not [str(warning.message) for warning in recwarn if "ran out of data" in str(warning.message)]
+
+
+def noisy(count):
+    rng = np.random.default_rng(0)
+    samples = []
+    for number in range(count):
+        file = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).save(file, "PNG")
+        samples.append((str(number), file.getvalue(), str(number).encode()))
+    return samples
+
+
+def contents(dataset):
+    return [(batch["images"].numpy().tobytes(), batch["token_ids"].numpy().tobytes()) for batch in dataset]
