@@ -11,11 +11,13 @@ import pytest
 pytestmark = pytest.mark.backend_free
 
 PACKAGE = Path(__file__).resolve().parents[1] / "keras_clip"
+# For the rooms above them, not for users.
+INTERNAL = {"distribution", "tiling"}
 # The package, its folders, and the modules beside them: what a user can write after `keras_clip.`.
 ROOMS = ["keras_clip"] + sorted(
     f"keras_clip.{path.parent.name if path.name == '__init__.py' else path.stem}"
     for path in [*PACKAGE.glob("*/__init__.py"), *PACKAGE.glob("*.py")]
-    if path != PACKAGE / "__init__.py"
+    if path != PACKAGE / "__init__.py" and path.stem not in INTERNAL
 )
 # What Keras calls by position and documents itself.
 KERAS_PROTOCOL = {
