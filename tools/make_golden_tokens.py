@@ -1,0 +1,35 @@
+"""Freezes what open_clip's tokenizer gives for hard texts, for tests on machines without it.
+
+    python tools/make_golden_tokens.py
+
+Writes tests/data/golden_tokens.json: the peer's version, the texts, their ids without start and end tokens.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import sys
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parents[1] / "tests"
+
+
+def main(argv=None):
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(argv)
+    sys.path.insert(0, str(TESTS))
+    import torchvision_shim  # noqa: F401
+    from hard_texts import HARD_TEXTS
+    from open_clip.tokenizer import SimpleTokenizer
+
+    peer = SimpleTokenizer()
+    golden = {
+        "open_clip": importlib.metadata.version("open-clip-torch"),
+        "tokens": [[text, peer.encode(text)] for text in HARD_TEXTS],
+    }
+    path = TESTS / "data" / "golden_tokens.json"
+    path.write_text(json.dumps(golden, indent=0) + "\n")
+    print(f"{path.name}: {len(HARD_TEXTS)} texts by open_clip {golden['open_clip']}")
+
+
+if __name__ == "__main__":
+    main()
