@@ -409,10 +409,8 @@ class Shrink(keras.Model):
         self.dense = keras.layers.Dense(2)
 
     def call(self, inputs):
-        images = keras.ops.cast(inputs["images"], "float32") / 255.0
-        return self.dense(keras.ops.mean(images, axis=(1, 2))) * (
-            keras.ops.max(keras.ops.cast(inputs["token_ids"], "float32")) / 1001
-        )
+        images, token_ids = (keras.ops.cast(inputs[name], "float32") for name in ("images", "token_ids"))
+        return self.dense(keras.ops.mean(images, axis=(1, 2)) / 255) * keras.ops.max(token_ids) / 1001
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         return keras.ops.mean(keras.ops.square(y_pred))
