@@ -103,7 +103,9 @@ def walk_tar(path: str) -> ShardIndex:
                 if member.isfile():
                     _note_member(path, samples, member)
     except tarfile.TarError as error:
-        raise ValueError(f"A WebDataset shard must be a whole, uncompressed tar file. {_found(path, str(error))}") from error
+        raise ValueError(
+            f"A WebDataset shard must be a whole, uncompressed tar file. {_found(path, str(error))}"
+        ) from error
     _require_end_marker(path, end)
     spans = np.zeros((len(samples), 2, 2), np.int64)
     is_json = np.zeros(len(samples), bool)
