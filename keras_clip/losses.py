@@ -70,15 +70,15 @@ def contrastive_pairs(image_embeddings: Tensor, text_embeddings: Tensor, logit_s
     images, texts = _pairs(image_embeddings, text_embeddings)
     log_scale = _scalar(logit_scale, "logit_scale")
     own = ops.exp(log_scale) * ops.sum(images * texts, axis=1)
-    offset = _offset(images)
-    others, highest = _halves(bidirectional_logsumexp(images, distribution.gather(texts), log_scale, offset), images)
-    by_row, by_column = others
+    offset = distribution.replica_offset(size(images))
+    both = bidirectional_logsumexp(images, distribution.gather(texts), log_scale, _number(offset))
+    (by_row, by_column), highest = _halves(both, images)
     if distribution.replica_count() > 1:
         by_column = ops.logsumexp(distribution.gather(by_column[None]), axis=0)
-    by_column = _local(by_column, images)
+    by_column = by_column[offset : offset + size(images)]
     # Cross-entropy as softplus(others - own): nothing cancels where the own pair has nearly all of the probability.
     loss = (ops.softplus(by_row - own) + ops.softplus(by_column - own)) / 2
-    return PairLosses(loss, *_matched(own, *highest))
+    return PairLosses(loss, *_matched(own, *highest, offset))
 
 
 def sigmoid_pairs(
@@ -88,9 +88,10 @@ def sigmoid_pairs(
     images, texts = _pairs(image_embeddings, text_embeddings)
     log_scale, bias = _scalar(logit_scale, "logit_scale"), _scalar(logit_bias, "logit_bias")
     own = ops.exp(log_scale) * ops.sum(images * texts, axis=1) + bias
-    offset = _offset(images)
-    others, highest = _halves(sum_of_softplus(images, distribution.gather(texts), log_scale, bias, offset), images)
-    return PairLosses(ops.softplus(-own) + others[0], *_matched(own, *highest))
+    offset = distribution.replica_offset(size(images))
+    both = sum_of_softplus(images, distribution.gather(texts), log_scale, bias, _number(offset))
+    (by_row, _), highest = _halves(both, images)
+    return PairLosses(ops.softplus(-own) + by_row, *_matched(own, *highest, offset))
 
 
 def _pairs(image_embeddings, text_embeddings):
@@ -112,9 +113,9 @@ def _scalar(x, name):
     return x
 
 
-def _offset(images):
-    """Where this replica's pairs begin in the global batch; a float, since custom gradients take no others."""
-    return ops.cast(ops.convert_to_tensor(distribution.replica_index() * size(images)), "float32")
+def _number(offset):
+    """As custom gradients take it: float32, which counts to 16 million."""
+    return ops.cast(ops.convert_to_tensor(offset), "float32")
 
 
 def _halves(both, images):
@@ -123,15 +124,9 @@ def _halves(both, images):
     return (both[0, :count], both[0, count:]), (both[1, :count], both[1, count:])
 
 
-def _local(columns, images):
-    """Of numbers for all columns those of this replica's pairs."""
-    start = distribution.replica_index() * size(images)
-    return columns[start : start + size(images)]
-
-
-def _matched(own, row_highest, column_highest):
+def _matched(own, row_highest, column_highest, offset):
     if distribution.replica_count() > 1:
         column_highest = ops.max(distribution.gather(column_highest[None]), axis=0)
-    column_highest = _local(column_highest, own)
+    column_highest = column_highest[offset : offset + size(own)]
     own = ops.stop_gradient(own)
     return tuple(ops.cast(own > ops.stop_gradient(x), "float32") for x in (row_highest, column_highest))

@@ -1,9 +1,9 @@
 """All similarities of two sets of embeddings, reduced tile by tile: the matrix itself never exists.
 
-Each primitive takes rows (b, E) and columns (n, E) and forms the logits exp(log_scale) <row, column>, all of them but the
-positives: row i belongs to column offset + i. The losses add those by plain arithmetic, which stays exact where a
-softmax is nearly one. A tile is all rows by some columns, serves both directions, and is computed again for the gradient:
-8 n^2 E floating-point operations, where two softmaxes over stored matrices take 12, and memory linear in n.
+Each primitive takes rows (b, E) and columns (n, E) and forms the logits exp(log_scale) <row, column>, all of them but
+the positives: row i belongs to column offset + i. The losses add those by plain arithmetic, which stays exact where a
+softmax is nearly one. A tile is all rows by some columns, serves both directions, and is computed again for the
+gradient: 8 n^2 E floating-point operations, where two softmaxes over stored matrices take 12, and memory linear in n.
 
 One of the few places that ask which backend runs: each wants its own loop. Augmented assignments are on purpose: in
 place on torch, where new tiles would cost as much as the arithmetic, and plain on the others.
@@ -246,8 +246,8 @@ def sum_of_softplus(rows: Tensor, columns: Tensor, log_scale: Tensor, bias: Tens
         bias: float32 scalar.
 
     Returns:
-        float32 (2, b + n): the sum of each row, then zeros; below them, the largest logit + bias of each row and of each
-        column, which passes no gradient on.
+        float32 (2, b + n): the sum of each row, then zeros; below them, the largest logit + bias of each row and of
+        each column, which passes no gradient on.
     """
 
     def step(carry, logits, _):
