@@ -51,7 +51,7 @@ class _Epochs:
         """(reason, detail), found by doing again what has failed in graph."""
         import tensorflow as tf
 
-        from keras_clip.data.images import decode_image
+        from keras_clip.data.graph_images import decode_image
 
         if not len(image):
             return "no image", ""
@@ -64,9 +64,9 @@ class _Epochs:
         if not isinstance(image, bytes):
             return "undecodable image", f"uint8 {image.shape}"
         try:
-            decode_image(tf.constant(image), max_pixels=self._preprocessor.max_pixels)
+            decode_image(tf.constant(image), self._preprocessor.max_pixels)
         except (tf.errors.OpError, ValueError) as error:
-            reason = "image too large" if "pixels" in str(error) else "undecodable image"
+            reason = "image too large" if "pixel limit" in str(error) else "undecodable image"
             return reason, f"{len(image)} bytes that begin with {image[:12]!r}"
         return "undecodable image", "decoded, but not cropped"
 

@@ -181,16 +181,14 @@ def _decoder(preprocessor: Any, training: bool) -> Callable:
     """The graph function (image, crop seed) -> uint8 (H, W, 3)."""
     import tensorflow as tf
 
-    from keras_clip.data import images
+    from keras_clip.data.graph_images import decode_image, random_resized_crop, resize_and_center_crop
 
     size = preprocessor.image_size
 
     def decode(image, seed):
         if image.dtype == tf.string:
-            image = images.decode_image(image, max_pixels=preprocessor.max_pixels)
-        if training:
-            return images.random_resized_crop(image, size, seed)
-        return images.resize_and_center_crop(image, size)
+            image = decode_image(image, preprocessor.max_pixels)
+        return random_resized_crop(image, size, seed) if training else resize_and_center_crop(image, size)
 
     return decode
 
