@@ -72,7 +72,15 @@ def decode_image(data: Tensor, max_pixels: int = MAX_PIXELS) -> Tensor:
             default=lambda: tf.stack([number(26, 2) % 2**14, number(28, 2) % 2**14]),
         )
         with tf.control_dependencies([checked(sides)]):
-            return _of_any_depth(tf.image.decode_webp(data)[0])
+            # TensorFlow decodes an animation to four channels, writes past its buffer if that has three, and refuses
+            # four where the header tells of no alpha. So the header tells of it.
+            animated = begins(b"VP8X", 12) & (start[20] // 2 % 2 == 1)
+            flag = tf.constant([bytes([flags | 16]) for flags in range(256)])[start[20]]
+            with_alpha = tf.strings.join([tf.strings.substr(data, 0, 20), flag, tf.strings.substr(data, 21, 2**31 - 1)])
+            frames = tf.cond(
+                animated, lambda: tf.image.decode_webp(with_alpha, channels=4), lambda: tf.image.decode_webp(data)
+            )
+            return _of_any_depth(frames[0])
 
     def unknown():
         message = "not an image: these bytes begin like no JPEG, PNG, GIF, BMP or WebP file"
@@ -259,10 +267,11 @@ def random_resized_crop(
     aspect = tf.exp(math.log(ratio[0]) + (math.log(ratio[1]) - math.log(ratio[0])) * draws[1])
     heights, widths = tf.round(tf.sqrt(area / aspect)), tf.round(tf.sqrt(area * aspect))
     fits = (heights <= shape[0]) & (widths <= shape[1])
-    # The first try that lies inside; if none does, as much as there is.
-    chosen = tf.argmax(tf.cast(fits, tf.int32))
-    height = tf.clip_by_value(heights[chosen], 1.0, shape[0])
-    width = tf.clip_by_value(widths[chosen], 1.0, shape[1])
+    # The first try that lies inside; if none does, as much as the ratios allow.
+    chosen, inside = tf.argmax(tf.cast(fits, tf.int32)), tf.reduce_any(fits)
+    height = tf.where(inside, heights[chosen], tf.minimum(shape[0], tf.round(shape[1] / ratio[0])))
+    width = tf.where(inside, widths[chosen], tf.minimum(shape[1], tf.round(shape[0] * ratio[1])))
+    height, width = tf.maximum(height, 1.0), tf.maximum(width, 1.0)
     top = tf.cast(tf.floor(draws[2, chosen] * (shape[0] - height + 1)), tf.int32)
     left = tf.cast(tf.floor(draws[3, chosen] * (shape[1] - width + 1)), tf.int32)
     part = image[top : top + tf.cast(height, tf.int32), left : left + tf.cast(width, tf.int32)]

@@ -191,7 +191,9 @@ def _to_rgb(image):
         # PIL would cut 16 bits off at 255 instead of scaling them.
         image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
     if image.mode == "F":
-        raise ValueError(f"Images of floating-point pixels have no known scale. Received: an image of mode {image.mode}.")
+        raise ValueError(
+            f"Images of floating-point pixels have no known scale. Received: an image of mode {image.mode}."
+        )
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

@@ -1,0 +1,304 @@
+"""Pixels equal PIL's, inside tf.data and outside, for every format; bombs and broken files are refused."""
+
+import io
+import tarfile
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from keras_clip.data import ImagePreprocessor, graph_images
+from keras_clip.data.images import OPENAI_MEAN
+
+pytestmark = pytest.mark.backend_free
+SIZE = 64
+
+
+def noise(height=97, width=131, channels=3, seed=0, dtype="uint8"):
+    high = np.iinfo(dtype).max + 1
+    shape = (height, width) if channels == 1 else (height, width, channels)
+    return Image.fromarray(np.random.default_rng(seed).integers(0, high, size=shape).astype(dtype))
+
+
+def encode(image, form, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def exif(orientation, byte_order="<"):
+    tags = Image.Exif()
+    tags.endian = byte_order
+    tags[0x010F] = "a maker"
+    tags[0x0112] = orientation
+    return tags
+
+
+@pytest.fixture(scope="module")
+def in_graph():
+    """What the pipeline does with the bytes of a file."""
+    import tensorflow as tf
+
+    @tf.function(input_signature=[tf.TensorSpec([], tf.string)])
+    def run(data):
+        return graph_images.resize_and_center_crop(graph_images.decode_image(data, max_pixels=10**6), SIZE)
+
+    return lambda data: run(tf.constant(data)).numpy()
+
+
+def by_pil(data):
+    """Spelt out with PIL alone."""
+    image = Image.open(io.BytesIO(data))
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image) // 256).astype("uint8"))
+    if image.mode in ("RGBA", "LA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
+    image = image.convert("RGB")
+    width, height = image.size
+    if width <= height:
+        image = image.resize((SIZE, int(SIZE * height / width)), Image.BICUBIC)
+    else:
+        image = image.resize((int(SIZE * width / height), SIZE), Image.BICUBIC)
+    left, top = round((image.width - SIZE) / 2), round((image.height - SIZE) / 2)
+    return np.asarray(image.crop((left, top, left + SIZE, top + SIZE)))
+
+
+PALETTE = noise().convert("P")
+FILES = {
+    "JPEG": encode(noise(), "JPEG", quality=95),
+    "JPEG without subsampling": encode(noise(), "JPEG", subsampling=0),
+    "JPEG grey": encode(noise(channels=1), "JPEG"),
+    "JPEG CMYK": encode(noise().convert("CMYK"), "JPEG"),
+    "JPEG progressive": encode(noise(), "JPEG", progressive=True),
+    "PNG": encode(noise(), "PNG"),
+    "PNG with alpha": encode(noise(channels=4), "PNG"),
+    "PNG grey with alpha": encode(noise(channels=4).convert("LA"), "PNG"),
+    "PNG grey": encode(noise(channels=1), "PNG"),
+    "PNG 1 bit": encode(noise().convert("1"), "PNG"),
+    "PNG 16 bit": encode(noise(channels=1, dtype="uint16"), "PNG"),
+    "PNG palette": encode(PALETTE, "PNG"),
+    "PNG palette with transparency": encode(PALETTE, "PNG", transparency=5),
+    "GIF": encode(noise(), "GIF"),
+    "GIF transparent": encode(PALETTE, "GIF", transparency=5),
+    "GIF animated": encode(noise(), "GIF", save_all=True, append_images=[noise(seed=1)]),
+    "BMP": encode(noise(), "BMP"),
+    "BMP grey": encode(noise(channels=1), "BMP"),
+    "WebP": encode(noise(), "WEBP"),
+    "WebP lossless": encode(noise(), "WEBP", lossless=True),
+    "WebP with alpha": encode(noise(channels=4), "WEBP", lossless=True),
+    "WebP animated": encode(noise(), "WEBP", lossless=True, save_all=True, append_images=[noise(seed=1)]),
+}
+
+
+def difference(a, b):
+    return np.abs(a.astype(int) - b.astype(int)).max()
+
+
+@pytest.mark.parametrize("data", FILES.values(), ids=FILES)
+def test_formats(data, in_graph):
+    expected = by_pil(data)
+    assert difference(ImagePreprocessor(SIZE).to_uint8(data)[0], expected) <= 1
+    assert difference(in_graph(data), expected) <= 1
+
+
+SHAPES = [(7, 9), (9, 7), (64, 64), (65, 64), (64, 77), (100, 33), (301, 300), (613, 777), (37, 500), (1, 1)]
+
+
+@pytest.mark.parametrize("height, width", SHAPES)
+def test_sizes(height, width, in_graph):
+    data = encode(noise(height, width), "PNG")
+    expected = by_pil(data)
+    np.testing.assert_array_equal(ImagePreprocessor(SIZE).to_uint8(data)[0], expected)
+    assert difference(in_graph(data), expected) <= 1
+
+
+@pytest.mark.parametrize("byte_order", ["<", ">"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(orientation, byte_order, in_graph):
+    upright = noise(40, 60)
+    # The transposition that undoes what the tag tells.
+    undo = [None, 0, 3, 1, 5, 2, 6, 4][orientation - 1]
+    stored = upright if undo is None else upright.transpose(undo)
+    jpeg = encode(stored, "JPEG", quality=100, subsampling=0, exif=exif(orientation, byte_order))
+    assert Image.open(io.BytesIO(jpeg)).getexif()[0x0112] == orientation
+    assert difference(ImagePreprocessor(SIZE).to_uint8(jpeg)[0], in_graph(jpeg)) == 0
+    # JPEG at its best changes a pixel of noise by little; a wrong turn changes all of them.
+    assert np.abs(in_graph(jpeg).astype(int) - by_pil(encode(upright, "PNG"))).mean() < 3
+
+
+def photographs(shared_data):
+    for shard in sorted(shared_data.rglob("*.tar")):
+        with tarfile.open(shard) as tar:
+            for member in tar:
+                if member.name.endswith((".jpg", ".png")):
+                    yield member.name, tar.extractfile(member).read()
+
+
+def worst(files, in_graph):
+    worst = 0
+    for _, data in files:
+        expected = by_pil(data)
+        worst = max(
+            worst,
+            difference(ImagePreprocessor(SIZE).to_uint8(data)[0], expected),
+            difference(in_graph(data), expected),
+        )
+    return worst
+
+
+def test_some_photographs(shared_data, in_graph):
+    files = list(photographs(shared_data))
+    assert len(files) > 6_000
+    assert worst(files[::60], in_graph) <= 1
+
+
+@pytest.mark.slow
+def test_every_photograph(shared_data, in_graph):
+    assert worst(photographs(shared_data), in_graph) <= 1
+
+
+def test_open_clip_gives_the_same(shared_data):
+    import torchvision_shim  # noqa: F401  # isort: skip
+    from open_clip import image_transform
+
+    peer = image_transform(SIZE, is_train=False)
+    preprocessor = ImagePreprocessor(SIZE)
+    # The peer ignores EXIF, and drops alpha: photographs have neither.
+    files = [data for name, data in photographs(shared_data) if name.endswith(".jpg")][::150]
+    for data in files:
+        expected = peer(Image.open(io.BytesIO(data))).numpy().transpose(1, 2, 0)
+        np.testing.assert_allclose(preprocessor(data)[0], expected, atol=1e-6)
+    assert len(files) > 15
+
+
+MODES = ["shortest", "squash", "longest"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_resize_modes(mode):
+    image = Image.new("RGB", (60, 30), (10, 200, 30))
+    pixels = ImagePreprocessor(20, resize_mode=mode).to_uint8(image)[0]
+    background = (pixels == 0).all(axis=2)
+    # Only "longest" leaves bands, a quarter of the height above and below.
+    assert background.sum() == (200 if mode == "longest" else 0)
+    assert (pixels[~background] == (10, 200, 30)).all()
+
+
+def test_anything_in_one_list(tmp_path):
+    image = noise()
+    image.save(tmp_path / "a.png")
+    array = np.asarray(image)
+    forms = [tmp_path / "a.png", str(tmp_path / "a.png"), (tmp_path / "a.png").read_bytes(), array, image]
+    preprocessor = ImagePreprocessor(SIZE)
+    batch = preprocessor(forms)
+    assert batch.shape == (5, SIZE, SIZE, 3) and batch.dtype == np.float32
+    for row in batch[1:]:
+        np.testing.assert_array_equal(row, batch[0])
+    np.testing.assert_array_equal(preprocessor(np.stack([array, array])), batch[:2])
+    np.testing.assert_array_equal(preprocessor(array), batch[:1])
+
+
+def test_normalised_by_hand():
+    preprocessor = ImagePreprocessor(1, mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 1.0))
+    pixels = preprocessor(np.full((1, 1, 3), 255, np.uint8))
+    np.testing.assert_allclose(pixels[0, 0, 0], [1.0, 3.0, 1.0], rtol=1e-6)
+
+
+def test_other_sizes_of_the_target():
+    assert ImagePreprocessor((10, 20))(noise()).shape == (1, 10, 20, 3)
+
+
+BROKEN = {
+    "truncated JPEG": FILES["JPEG"][: len(FILES["JPEG"]) // 2],
+    "truncated PNG": FILES["PNG"][: len(FILES["PNG"]) // 2],
+    "text": b"<html>404 not found</html>",
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("data", BROKEN.values(), ids=BROKEN)
+def test_broken_files_are_refused(data, in_graph):
+    import tensorflow as tf
+
+    with pytest.raises(ValueError, match=r"Received: images\[1\]"):
+        ImagePreprocessor(SIZE)([FILES["PNG"], data])
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        in_graph(data)
+
+
+BOMBS = {form: encode(Image.new("RGB", (2000, 600)), form) for form in ("PNG", "JPEG", "GIF", "BMP", "WEBP")}
+BOMBS["WebP lossless"] = encode(Image.new("RGB", (2000, 600)), "WEBP", lossless=True)
+BOMBS["WebP with alpha"] = encode(Image.new("RGBA", (2000, 600)), "WEBP")
+
+
+@pytest.mark.parametrize("data", BOMBS.values(), ids=BOMBS)
+def test_too_many_pixels_are_refused(data, in_graph):
+    import tensorflow as tf
+
+    with pytest.raises(ValueError, match=r"2000 x 600.*max_pixels"):
+        ImagePreprocessor(SIZE, max_pixels=10**6)(data)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="pixel limit"):
+        in_graph(data)
+
+
+REFUSED = {
+    "floats": (np.zeros((4, 4, 3), np.float32), "uint8 array.*float32"),
+    "five channels": (np.zeros((4, 4, 5), np.uint8), r"\(4, 4, 5\)"),
+    "None": (None, "uint8 array"),
+}
+
+
+@pytest.mark.parametrize("image, message", REFUSED.values(), ids=REFUSED)
+def test_what_is_no_image_is_refused(image, message):
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        ImagePreprocessor(SIZE)([image])
+
+
+def test_a_missing_file_is_named():
+    with pytest.raises(FileNotFoundError, match="nowhere.png"):
+        ImagePreprocessor(SIZE)("nowhere.png")
+
+
+WRONG = {
+    "two means": dict(mean=(0.5, 0.5)),
+    "a deviation of zero": dict(std=(0.5, 0.0, 0.5)),
+    "an unknown mode": dict(resize_mode="fit"),
+    "an unknown filter": dict(interpolation="nearest"),
+    "no pixels": dict(image_size=0),
+}
+
+
+@pytest.mark.parametrize("arguments", WRONG.values(), ids=WRONG)
+def test_wrong_arguments_are_refused(arguments):
+    with pytest.raises(ValueError, match="Received"):
+        ImagePreprocessor(**arguments)
+
+
+def test_serialised():
+    preprocessor = ImagePreprocessor((8, 16), std=(0.1, 0.2, 0.3), resize_mode="squash")
+    restored = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(preprocessor))
+    assert restored == preprocessor != ImagePreprocessor(8)
+    assert restored.mean == pytest.approx(OPENAI_MEAN)
+
+
+def test_random_crops_are_seeded_and_lie_inside():
+    import tensorflow as tf
+
+    # Each pixel tells where it stood.
+    rows, columns = np.mgrid[0:200, 0:250]
+    image = tf.constant(np.stack([rows, columns, 0 * rows], axis=2).astype("uint8"))
+
+    def crop(seed, **options):
+        return graph_images.random_resized_crop(image, 32, tf.constant([0, seed]), **options).numpy().astype(int)
+
+    np.testing.assert_array_equal(crop(1), crop(1))
+    crops = np.stack([crop(seed) for seed in range(200)])
+    assert len({tuple(c[16, 16]) for c in crops}) > 50
+    heights = (crops[:, -1, 16, 0] - crops[:, 0, 16, 0]) * 32 / 31
+    widths = (crops[:, 16, -1, 1] - crops[:, 16, 0, 1]) * 32 / 31
+    shares = heights * widths / (200 * 250)
+    assert 0.86 < shares.min() and 0.97 < shares.max() < 1.03
+    small = np.stack([crop(seed, scale=(0.1, 0.2)) for seed in range(50)])
+    assert small[:, 16, 16].std(axis=0)[:2].min() > 20
