@@ -96,7 +96,9 @@ class ImageEmbedder(_Embedder):
         ValueError: the encoder does not give (B, D), or does not tell its image size.
     """
 
-    def __init__(self, encoder, embed_dim: int, image_preprocessor: ImagePreprocessor | None = None, **kwargs):
+    def __init__(
+        self, encoder: keras.layers.Layer, embed_dim: int, image_preprocessor: ImagePreprocessor | None = None, **kwargs
+    ):
         super().__init__(**kwargs)
         self.encoder = encoder
         size = _attribute(encoder, "image_size", slice(1, 3))
@@ -153,7 +155,7 @@ class TextEmbedder(_Embedder):
         ValueError: the encoder does not give (B, D), or does not tell its context length.
     """
 
-    def __init__(self, encoder, embed_dim: int, tokenizer: CLIPTokenizer | None = None, **kwargs):
+    def __init__(self, encoder: keras.layers.Layer, embed_dim: int, tokenizer: CLIPTokenizer | None = None, **kwargs):
         super().__init__(**kwargs)
         self.encoder = encoder
         length = _attribute(encoder, "context_length", slice(1, 2))
@@ -209,8 +211,8 @@ class CLIPModel(keras.Model):
 
     def __init__(
         self,
-        image_encoder,
-        text_encoder,
+        image_encoder: keras.layers.Layer,
+        text_encoder: keras.layers.Layer,
         embed_dim: int,
         tokenizer: CLIPTokenizer | None = None,
         image_preprocessor: ImagePreprocessor | None = None,

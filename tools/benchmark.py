@@ -69,8 +69,8 @@ def their_tokenizer(arguments):
 
 def import_open_clip():
     sys.path.insert(0, str(REPOSITORY / "tests"))
-    import torchvision_shim  # noqa: F401
-    import open_clip
+    import torchvision_shim  # noqa: F401  # isort: skip
+    import open_clip  # isort: skip
 
     return open_clip
 

@@ -123,9 +123,9 @@ def _as_list(texts) -> list:
 class CLIPTokenizer:
     """Texts to token ids, equal to OpenAI's and open_clip's for every text.
 
-    A text is repaired (ftfy), its HTML entities are resolved, white space collapsed, letters lowered; then it is cut into
-    words, numbers into digits, and each word encoded by byte pairs. One difference: text never becomes a special token,
-    so a caption that holds "<|endoftext|>" cannot end early.
+    A text is repaired (ftfy), its HTML entities are resolved, white space collapsed, letters lowered; then it is cut
+    into words, numbers into digits, and each word encoded by byte pairs. One difference: text never becomes a special
+    token, so a caption that holds "<|endoftext|>" cannot end early.
 
     Args:
         context_length: int >= 3. Tokens of a row, start and end tokens included.

@@ -1,4 +1,4 @@
-"""Makes an encoder, features (B, D), of any Keras model: a KerasHub backbone, a `keras.applications` network, your own."""
+"""Makes an encoder of any Keras model: a KerasHub backbone, a `keras.applications` network, your own."""
 
 from collections.abc import Sequence
 
@@ -18,11 +18,11 @@ def wrap(
     context_length: int | None = None,
     output: str | None = None,
     end_token_id: int = 49407,
-):
+) -> keras.Model:
     """Wraps a model of images or of texts as an encoder for `CLIPModel`.
 
-    A model whose input is one image tensor becomes an image encoder; a model whose inputs hold "token_ids", or whose one
-    input is (B, L), a text encoder. A text model that wants a padding mask gets it from the end token, and zeros as
+    A model whose input is one image tensor becomes an image encoder; a model whose inputs hold "token_ids", or whose
+    one input is (B, L), a text encoder. A text model that wants a padding mask gets it from the end token, and zeros as
     segment ids: padding is told by its place, since the padding id 0 is a token too.
 
     Args:

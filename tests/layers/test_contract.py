@@ -1,4 +1,4 @@
-"""One contract for every layer and encoder: shapes as documented, gradients everywhere, serialisable, mixed precision."""
+"""One contract for every layer and encoder: documented shapes, gradients everywhere, serialisable, mixed precision."""
 
 import inspect
 
