@@ -126,7 +126,7 @@ class TestChance:
         same = noisy(1)[0][1]
         write_tar(tmp_path / "a.tar", tar_members([(str(k), same, b"1") for k in range(20)]))
         (batch,) = pairs(str(tmp_path / "a.tar"), 20)
-        assert len({image.tobytes() for image in batch["images"].numpy()}) > 15
+        assert len({image.tobytes() for image in batch["images"].numpy()}) > 10
 
     def test_evaluation_draws_nothing(self, tmp_path):
         write_tar(tmp_path / "a.tar", tar_members(noisy(10)))
