@@ -2,3 +2,4 @@
 
 from keras_clip import data, distribution, encoders, layers, losses, training
 from keras_clip.model import CLIPModel, ImageEmbedder, TextEmbedder
+from keras_clip.zero_shot import ZeroShotClassifier

@@ -1,0 +1,348 @@
+"""Classifiers made of class names: prompts become the weights of a linear head (Radford et al., 2021, section 3.1)."""
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Sequence
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_clip.data.images import ImagePreprocessor
+from keras_clip.data.prompts import validate_class_names, validate_templates
+from keras_clip.model import CLIPModel, ImageEmbedder, TextEmbedder
+from keras_clip.types import Tensor
+
+MAX_WIDTHS = 3
+# A width more is a compilation more: it must save the work of this many tokens.
+TOKENS_PER_WIDTH = 4096
+BATCH_SIZE = 256
+# A progress bar shows up after this many seconds.
+PATIENCE = 5
+
+
+def _progress(total: int | None, what: str, hidden: bool = False):
+    from tqdm import tqdm
+
+    return tqdm(total=total, desc=what, delay=PATIENCE, leave=False, disable=hidden)
+
+
+def _widths(lengths: np.ndarray) -> list[int]:
+    """At most three widths, ascending, that hold texts of these lengths with the fewest tokens computed."""
+    known, counts = np.unique(lengths, return_counts=True)
+    up_to = dict(zip(known.tolist(), counts.cumsum().tolist(), strict=True))
+    longest = int(known[-1])
+
+    def cost(widths):
+        held = [up_to[width] for width in widths]
+        tokens = sum(w * (b - a) for w, a, b in zip(widths, [0, *held[:-1]], held, strict=True))
+        return tokens + TOKENS_PER_WIDTH * len(widths)
+
+    shorter = known[:-1].tolist()
+    choices = ([*chosen, longest] for count in range(MAX_WIDTHS) for chosen in itertools.combinations(shorter, count))
+    return min(choices, key=cost)
+
+
+def _embed_rows(text_embedder: TextEmbedder, token_ids: np.ndarray) -> np.ndarray:
+    """Embeddings (B, E) of token ids (B, L), the short ones computed short, in full batches of few shapes."""
+    lengths = (token_ids == text_embedder.tokenizer.end_token_id).argmax(axis=1) + 1
+    embeddings = np.empty((len(token_ids), text_embedder.embed_dim), np.float32)
+    shorter = 0
+    with _progress(len(token_ids), "Embedding prompts") as bar:
+        for width in _widths(lengths):
+            rows = np.flatnonzero((lengths > shorter) & (lengths <= width))
+            shorter = width
+            # Batches of one size, the last one filled up with its own rows: one shape is one compilation.
+            size = 8 * math.ceil(len(rows) / math.ceil(len(rows) / BATCH_SIZE) / 8)
+            for start in range(0, len(rows), size):
+                batch = rows[start : start + size]
+                filled = token_ids[np.resize(batch, size), :width]
+                embeddings[batch] = text_embedder.predict_on_batch(filled)[: len(batch)]
+                bar.update(len(batch))
+    return embeddings
+
+
+def _unit_length(x: np.ndarray) -> np.ndarray:
+    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-6)
+
+
+def embed_classes(
+    text_embedder: TextEmbedder,
+    class_names: Sequence[str | Sequence[str]],
+    templates: Sequence[str] = ("a photo of a {}.",),
+) -> np.ndarray:
+    """The weights of a zero-shot head: each class is the mean of its prompts' embeddings, scaled to unit length.
+
+    Radford et al. (2021), section 3.1.4: the ensemble is taken of embeddings, not of probabilities. Equal prompts are
+    computed once, and texts only as far as they are long.
+
+    Args:
+        text_embedder: the text half of a `CLIPModel`: `clip.text_embedder`.
+        class_names: K names. A class of several names is a list of them; all prompts of all its names count equally.
+        templates: texts with one `{}` each, where the name goes.
+
+    Returns:
+        float32 array (K, E) of unit length.
+
+    Raises:
+        ValueError: templates without exactly one `{}`, empty or duplicate names, or a prompt that is too long.
+    """
+    templates = validate_templates(templates)
+    class_names = validate_class_names(class_names)
+    prompts = [[t.replace("{}", name) for name in names for t in templates] for names in class_names]
+    token_ids = _tokenize(text_embedder.tokenizer, list(itertools.chain.from_iterable(prompts)))
+    token_ids, places = np.unique(token_ids, axis=0, return_inverse=True)
+    embeddings = _embed_rows(text_embedder, token_ids)
+    ends = np.cumsum([len(of_class) for of_class in prompts])
+    means = [embeddings[of_class].mean(axis=0) for of_class in np.split(places.reshape(-1), ends[:-1])]
+    return _unit_length(np.stack(means))
+
+
+def _tokenize(tokenizer, prompts: list[str]) -> np.ndarray:
+    try:
+        return tokenizer(prompts, length="longest")
+    except ValueError as error:
+        longest = max(prompts, key=len)
+        raise ValueError(
+            f"A class name in its template must fit the text encoder: {error} Received: class_names and templates "
+            f"whose longest prompt is {longest!r}. Shorten them."
+        ) from error
+
+
+@keras.saving.register_keras_serializable(package="keras_clip")
+class ZeroShotClassifier(keras.Model):
+    """Classifies images among names it was never trained on.
+
+    It owns the image half of the CLIP and the class matrix, not the text encoder. The image half is shared with
+    `clip`, not copied: after further training of `clip` make a new classifier. The class matrix and the temperature
+    are those of the moment of construction, and are not trained if the classifier is.
+
+    Args:
+        clip: `CLIPModel`. With `class_embeddings` and `logit_scale` given, its image half alone is enough.
+        class_names: K names. A class of several names is a list of them, the first of which names the class; all
+            prompts of all its names count equally.
+        templates: texts with one `{}` each, where the name goes. `keras_clip.data.prompts` has some.
+        class_embeddings: float (K, E) of unit length, or None. None: computed from the prompts by `embed_classes`.
+        logit_scale: float, log(1 / temperature), or None. None: that of `clip`.
+
+    Call arguments:
+        images: (B, H, W, 3), uint8 or normalised floats; or a dict with such "images", as `image_text_pairs` gives.
+        training: bool.
+
+    Returns:
+        float32 probabilities (B, K): the softmax of `logits`, for a `clip` of the sigmoid loss too.
+
+    Raises:
+        ValueError: templates without exactly one `{}`, empty or duplicate names, a prompt that is too long, a `clip`
+            without its text half, or `class_embeddings` of another shape.
+    """
+
+    def __init__(
+        self,
+        clip: CLIPModel | ImageEmbedder,
+        class_names: Sequence[str | Sequence[str]],
+        templates: Sequence[str] = ("a photo of a {}.",),
+        class_embeddings: Tensor | None = None,
+        logit_scale: float | None = None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.templates = validate_templates(templates)
+        self.names_per_class = tuple(map(tuple, validate_class_names(class_names)))
+        image_embedder = getattr(clip, "image_embedder", clip)
+        _check_halves(clip, image_embedder, class_embeddings, logit_scale)
+        if class_embeddings is None:
+            class_embeddings = embed_classes(clip.text_embedder, class_names, templates)
+        class_embeddings = _to_numpy(class_embeddings)
+        shape = (len(self.names_per_class), image_embedder.embed_dim)
+        if class_embeddings.shape != shape:
+            raise ValueError(
+                f"`class_embeddings` must be (K, E) = {shape}. Received: class_embeddings.shape="
+                f"{class_embeddings.shape}. `embed_classes` makes them."
+            )
+        self.image_embedder = image_embedder
+        fixed = {"trainable": False, "dtype": "float32", "autocast": False, "initializer": "zeros"}
+        self.class_embeddings = self.add_weight(name="class_embeddings", shape=shape, **fixed)
+        self.class_embeddings.assign(class_embeddings)
+        self.logit_scale = self.add_weight(name="logit_scale", shape=(), **fixed)
+        self.logit_scale.assign(ops.convert_to_tensor(clip.logit_scale if logit_scale is None else logit_scale))
+        self.built = True
+
+    def build(self, input_shape=None):
+        """The parts are built by the constructor."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The (first) name of each class."""
+        return tuple(names[0] for names in self.names_per_class)
+
+    @property
+    def image_preprocessor(self) -> ImagePreprocessor:
+        """What makes `images` of files."""
+        return self.image_embedder.image_preprocessor
+
+    def logits(self, images: Tensor, training: bool = False) -> Tensor:
+        """Cosines of images and classes over the temperature.
+
+        Args:
+            images: as in a call.
+            training: bool.
+
+        Returns:
+            float32 (B, K).
+        """
+        if isinstance(images, dict):
+            images = images["images"]
+        embeddings = self.image_embedder(images, training=training)
+        return ops.exp(self.logit_scale) * ops.matmul(embeddings, ops.transpose(self.class_embeddings))
+
+    def call(self, images, training=False):
+        return ops.softmax(self.logits(images, training))
+
+    def compute_output_spec(self, images, training=False):
+        images = images["images"] if isinstance(images, dict) else images
+        return keras.KerasTensor((images.shape[0], len(self.names_per_class)), dtype="float32")
+
+    def evaluate(
+        self,
+        x: Tensor | Iterable,
+        y: Tensor | Sequence[int] | Sequence[str] | None = None,
+        batch_size: int | None = None,
+        verbose: str | int = "auto",
+        **keras_arguments,
+    ) -> dict[str, float]:
+        """Measures accuracy on labelled images; `compile` is not needed.
+
+        Args:
+            x: images (B, H, W, 3) with labels in `y`, a tuple of both, or a dataset of batches (images, labels).
+            y: labels (B,): indices of classes, or names of them (any of a class's several).
+            batch_size: int. None: 32. Only for arrays.
+            verbose: 0 hides the progress bar, which shows up when it takes long.
+            keras_arguments: with any other argument of `keras.Model.evaluate` it is that one, of the compiled loss and
+                metrics. `fit` needs it for its `validation_data`.
+
+        Returns:
+            Dict of floats: "top_1_accuracy", "top_5_accuracy" (1 for K <= 5) and "mean_per_class_accuracy" (top 1,
+            averaged over the classes that occur).
+
+        Raises:
+            ValueError: labels that are no classes or not one per image, or no images.
+        """
+        if keras_arguments:
+            return super().evaluate(x, y, batch_size=batch_size, verbose=verbose, **keras_arguments)
+        labels, ranks = [], []
+        with _progress(None, "Classifying", hidden=not verbose) as bar:
+            for images, batch_labels in _labelled_batches(x, y, batch_size or 32):
+                probabilities = self.predict_on_batch(images)
+                labels.append(self._indices(batch_labels, len(probabilities)))
+                ranks.append(_ranks(probabilities, labels[-1]))
+                bar.update(len(probabilities))
+        if not labels or not sum(map(len, labels)):
+            raise ValueError(f"There must be at least one labelled image. Received: x={x!r}.")
+        labels, ranks = np.concatenate(labels), np.concatenate(ranks)
+        right = ranks < 1
+        return {
+            "top_1_accuracy": float(right.mean()),
+            "top_5_accuracy": float((ranks < 5).mean()),
+            "mean_per_class_accuracy": float(np.mean([right[labels == label].mean() for label in np.unique(labels)])),
+        }
+
+    def _indices(self, labels, size: int) -> np.ndarray:
+        """Labels (B,) as indices of classes."""
+        labels = _to_numpy(labels)
+        if labels.shape not in ((size,), (size, 1)):
+            raise ValueError(f"There must be one label per image, ({size},). Received: labels.shape={labels.shape}.")
+        labels = labels.reshape(-1)
+        if labels.dtype.kind in "OSU":
+            return self._indices_of_names(labels.tolist())
+        if labels.dtype.kind not in "iu" or labels.min(initial=0) < 0 or labels.max(initial=0) >= len(self.class_names):
+            raise ValueError(
+                f"Labels must be integers in [0, {len(self.class_names)}) or names of classes. "
+                f"Received: labels of dtype {labels.dtype} from {labels.min()} to {labels.max()}."
+            )
+        return labels.astype("int64")
+
+    def _indices_of_names(self, labels: list) -> np.ndarray:
+        index = {name: i for i, names in enumerate(self.names_per_class) for name in names}
+        labels = [label.decode("utf-8") if isinstance(label, bytes) else label for label in labels]
+        if unknown := sorted({repr(label) for label in labels if label not in index}):
+            raise ValueError(
+                f"Labels must be names of classes, or indices. Received: {', '.join(unknown[:5])}, which is none of "
+                f"the {len(self.class_names)} classes: {', '.join(map(repr, self.class_names[:5]))}, ..."
+            )
+        return np.array([index[label] for label in labels], "int64")
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "clip": keras.saving.serialize_keras_object(self.image_embedder),
+            "class_names": [list(names) for names in self.names_per_class],
+            "templates": list(self.templates),
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        config = dict(config)
+        image_embedder = keras.saving.deserialize_keras_object(config.pop("clip"))
+        # The file of weights has the values.
+        zeros = np.zeros((len(config["class_names"]), image_embedder.embed_dim), np.float32)
+        return cls(image_embedder, class_embeddings=zeros, logit_scale=0.0, **config)
+
+
+def _check_halves(clip, image_embedder, class_embeddings, logit_scale) -> None:
+    if not isinstance(image_embedder, ImageEmbedder):
+        raise TypeError(
+            "`clip` must be a `CLIPModel`, or an `ImageEmbedder` with `class_embeddings` and `logit_scale`. "
+            f"Received: clip={clip!r} of type {type(clip).__name__}."
+        )
+    missing = [
+        name
+        for name, value, source in (
+            ("class_embeddings", class_embeddings, "text_embedder"),
+            ("logit_scale", logit_scale, "logit_scale"),
+        )
+        if value is None and getattr(clip, source, None) is None
+    ]
+    if missing:
+        raise ValueError(
+            f"`clip` has no text half or no temperature, which the prompts need. Received: clip={clip.name!r} of type "
+            f"{type(clip).__name__}. Load the whole CLIP, or pass {' and '.join(f'`{name}`' for name in missing)}."
+        )
+
+
+def _to_numpy(x) -> np.ndarray:
+    return ops.convert_to_numpy(x) if ops.is_tensor(x) else np.asarray(x)
+
+
+def _labelled_batches(x, y, batch_size: int) -> Iterator[tuple]:
+    """Pairs (images, labels) of NumPy arrays."""
+    if y is None and isinstance(x, tuple) and len(x) == 2:
+        x, y = x
+    if y is not None:
+        images, labels = _to_numpy(x), _to_numpy(y)
+        if len(images) != len(labels):
+            raise ValueError(
+                f"There must be one label per image. Received: {len(images)} images and {len(labels)} labels."
+            )
+        for start in range(0, len(images), batch_size):
+            yield images[start : start + batch_size], labels[start : start + batch_size]
+        return
+    if isinstance(x, np.ndarray) or ops.is_tensor(x):
+        raise ValueError(f"Images need labels. Received: x of shape {tuple(x.shape)}, y=None. Pass `y`.")
+    for batch in x:
+        if not isinstance(batch, tuple | list) or len(batch) != 2:
+            raise ValueError(
+                "A dataset must give batches (images, labels). "
+                f"Received: a batch of type {type(batch).__name__}, in x={x!r}."
+            )
+        images, labels = batch
+        if isinstance(images, dict):
+            images = images["images"]
+        yield _to_numpy(images), labels
+
+
+def _ranks(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """How many classes come before the right one, (B,). Of equals the first comes first, and NaN is never right."""
+    right = probabilities[np.arange(len(labels)), labels][:, None]
+    before = np.arange(probabilities.shape[1]) < labels[:, None]
+    return (~(probabilities <= right) | ((probabilities == right) & before)).sum(axis=1)
