@@ -4,6 +4,7 @@ import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -77,10 +78,10 @@ class ImagePreprocessor:
         """Height and width of what comes out, in pixels."""
         return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
 
-    def __call__(self, images) -> np.ndarray:
+    def __call__(self, images: Any) -> np.ndarray:
         return self.normalize(self.to_uint8(images))
 
-    def to_uint8(self, images) -> np.ndarray:
+    def to_uint8(self, images: Any) -> np.ndarray:
         """The same before normalisation: uint8 array (B, H, W, 3). `CLIPModel` takes it as it is."""
         if isinstance(images, np.ndarray) and images.ndim == 4:
             images = list(images)

@@ -192,7 +192,7 @@ class CLIPTokenizer:
         """The ids of one text, without start and end tokens, however long it is."""
         return self._encode([text])[0]
 
-    def decode(self, token_ids) -> str | list[str]:
+    def decode(self, token_ids: Sequence | np.ndarray) -> str | list[str]:
         """Turns ids back into text, as far as cleaning left it: lower case, single spaces between words.
 
         Args:

@@ -9,7 +9,6 @@ import sys
 import keras
 import numpy as np
 import pytest
-from keras_clip.data.images import ImagePreprocessor
 from numbered_pairs import (
     COLUMNS,
     SOURCES,
@@ -26,6 +25,7 @@ from numbered_pairs import (
 from PIL import Image
 
 from keras_clip.data import image_text_pairs
+from keras_clip.data.images import ImagePreprocessor
 from keras_clip.data.tokenizer import CLIPTokenizer
 
 backend_free = pytest.mark.backend_free
