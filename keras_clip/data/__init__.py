@@ -1,6 +1,6 @@
 """Bytes to pixels and tokens."""
 
-from keras_clip.data import prompts
+from keras_clip.data import prompts, synthetic
 from keras_clip.data.images import OPENAI_MEAN, OPENAI_STD, ImagePreprocessor
 from keras_clip.data.pairs import image_text_pairs
 from keras_clip.data.tokenizer import CLIPTokenizer

@@ -1,0 +1,161 @@
+"""Trains a small CLIP on drawn scenes, then names kinds of scenes that it never saw.
+
+    make demo
+    python examples/demo.py --epochs 20 --out runs/demo
+
+Training shows 409 kinds of scenes, such as "two small red circles", in natural captions. Then pictures of 103 other
+kinds are classified among the names of all of these 103, by an ensemble of prompts. Prints the accuracies with 95 %
+intervals, and writes the model and the pictures of what happened to runs/demo.
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+
+import keras_clip
+from keras_clip.data import synthetic
+from keras_clip.evaluation import wilson_interval
+
+IMAGE_SIZE = 64
+CONTEXT_LENGTH = 20
+BATCH_SIZE = 128
+TEMPLATES = ("a photo of {}", "a picture of {}", "a sketch of {}", "a drawing of {}", "{}")
+
+
+def build_model():
+    return keras_clip.CLIPModel(
+        image_encoder=keras_clip.encoders.VisionTransformer(IMAGE_SIZE, 8, width=128, num_layers=4, num_heads=4),
+        text_encoder=keras_clip.encoders.TextTransformer(128, 3, 4, context_length=CONTEXT_LENGTH),
+        embed_dim=128,
+    )
+
+
+def draw_pairs(clip, count, seed):
+    """Training pairs as arrays, drawn once."""
+    images, captions = [], []
+    progress = keras.utils.Progbar(count, unit_name="scene")
+    for index in range(count):
+        image, caption = synthetic.sample(index, IMAGE_SIZE, seed)
+        images.append(image)
+        captions.append(caption)
+        if index % 100 == 99 or index + 1 == count:
+            progress.update(index + 1)
+    return {"images": np.stack(images), "token_ids": clip.tokenizer(captions)}
+
+
+def measure(probabilities, labels):
+    """Top-1 and top-5 accuracy with intervals, of all pictures and of each rendition."""
+    ranks = (probabilities > probabilities[np.arange(len(labels)), labels][:, None]).sum(axis=1)
+    groups = {"all": ranks, "photos": ranks[::2], "sketches": ranks[1::2]}
+    return {
+        group: {f"top_{k}": (int((r < k).sum()), len(r), *wilson_interval(int((r < k).sum()), len(r))) for k in (1, 5)}
+        for group, r in groups.items()
+    }
+
+
+def plot_loss(history, path):
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
+    epochs = np.arange(1, len(history["loss"]) + 1)
+    axis.plot(epochs, history["loss"], label="training")
+    axis.plot(epochs, history["val_loss"], label="unseen kinds")
+    axis.axhline(np.log(BATCH_SIZE), color="grey", linestyle=":", label=f"chance, ln {BATCH_SIZE}")
+    axis.set(xlabel="epoch", ylabel="contrastive loss", ylim=(0, None), title="Loss of a batch of 128 pairs")
+    axis.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def plot_similarities(clip, scenes, path):
+    import matplotlib.pyplot as plt
+
+    captions = [synthetic.caption(scene) for scene in scenes]
+    images = np.stack([synthetic.draw(scene, IMAGE_SIZE) for scene in scenes])
+    image_embeddings = keras.ops.convert_to_numpy(clip.encode_image(images))
+    text_embeddings = keras.ops.convert_to_numpy(clip.encode_text(clip.tokenizer(captions)))
+    figure, axis = plt.subplots(figsize=(10, 7), layout="constrained")
+    shown = axis.imshow(text_embeddings @ image_embeddings.T, cmap="viridis")
+    axis.set_yticks(range(len(captions)), captions, fontsize=8)
+    axis.set_xticks([])
+    for column, image in enumerate(images):
+        corner = (column - 0.5, -1.6)
+        inset = axis.inset_axes((*corner, 1, 1), transform=axis.transData)
+        inset.imshow(image)
+        inset.set_axis_off()
+    figure.colorbar(shown, label="cosine similarity")
+    axis.set_title("Captions and pictures of one batch", pad=70)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def plot_contact_sheet(images, labels, probabilities, names, path):
+    import matplotlib.pyplot as plt
+
+    chosen = np.random.default_rng(0).choice(len(images), 20, replace=False)
+    figure, axes = plt.subplots(4, 5, figsize=(13, 11), layout="constrained")
+    for axis, index in zip(axes.flat, chosen, strict=True):
+        guess, truth = int(probabilities[index].argmax()), int(labels[index])
+        axis.imshow(images[index])
+        axis.set_axis_off()
+        text = f"{names[guess]}\n{probabilities[index, guess]:.0%}"
+        text += "" if guess == truth else f"\nis: {names[truth]}"
+        axis.set_title(text, fontsize=9, color="darkgreen" if guess == truth else "firebrick")
+    figure.suptitle("Kinds that training never showed: green is right")
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def parse_args(argv):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--pairs", type=int, default=64 * BATCH_SIZE, help="training pairs; a multiple of 128")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"))
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    keras.utils.set_random_seed(args.seed)
+    args.out.mkdir(parents=True, exist_ok=True)
+    clip = build_model()
+    steps = args.pairs // BATCH_SIZE
+    print(f"Drawing {steps * BATCH_SIZE:,} scenes")
+    pairs = draw_pairs(clip, steps * BATCH_SIZE, args.seed)
+    images, labels, names = synthetic.held_out_set(image_size=IMAGE_SIZE)
+    seen = len(labels) // BATCH_SIZE * BATCH_SIZE
+    unseen_pairs = {
+        "images": images[:seen],
+        "token_ids": clip.tokenizer([f"a photo of {names[label]}" for label in labels[:seen]]),
+    }
+    clip.compile(keras_clip.training.adamw(clip, 1e-3, warmup_steps=steps, total_steps=(args.epochs + 1) * steps))
+    history = clip.fit(
+        pairs, batch_size=BATCH_SIZE, epochs=args.epochs, validation_data=(unseen_pairs,), verbose=1
+    ).history
+
+    classifier = keras_clip.ZeroShotClassifier(clip, names, TEMPLATES)
+    probabilities = classifier.predict(images, batch_size=BATCH_SIZE, verbose=0)
+    accuracies = measure(probabilities, labels)
+    print(f"\nPictures of {len(names)} kinds that training never showed, named among these {len(names)}:")
+    for group, of_group in accuracies.items():
+        for k, (correct, total, low, high) in of_group.items():
+            print(f"{group:9} {k.replace('_', '-')}  {correct / total:6.1%}  [{low:.1%}, {high:.1%}]  of {total}")
+
+    clip.save(args.out / "clip.keras")
+    (args.out / "summary.json").write_text(json.dumps({"candidates": len(names), "accuracies": accuracies}, indent=1))
+    plot_loss(history, args.out / "loss_curve.png")
+    plot_similarities(clip, [synthetic.sample_scene(i, seed=2) for i in range(12)], args.out / "similarity_matrix.png")
+    plot_contact_sheet(images, labels, probabilities, names, args.out / "contact_sheet.png")
+    print(f"\nWritten to {args.out}: {', '.join(sorted(path.name for path in args.out.iterdir()))}")
+    return accuracies
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,3 @@
+"""How good a model is, and how sure that is."""
+
+from keras_clip.evaluation.statistics import wilson_interval
