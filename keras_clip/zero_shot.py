@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
 
 import keras
@@ -10,6 +11,7 @@ from keras import ops
 
 from keras_clip.data.images import ImagePreprocessor
 from keras_clip.data.prompts import validate_class_names, validate_templates
+from keras_clip.export import export_image_model
 from keras_clip.model import CLIPModel, ImageEmbedder, TextEmbedder
 from keras_clip.types import Tensor
 
@@ -271,6 +273,29 @@ class ZeroShotClassifier(keras.Model):
                 f"the {len(self.class_names)} classes: {', '.join(map(repr, self.class_names[:5]))}, ..."
             )
         return np.array([index[label] for label in labels], "int64")
+
+    def export(self, filepath: str | os.PathLike, format: str = "tf_saved_model", dtype: str = "uint8") -> None:
+        """Writes the classifier as a file that runs without Keras: image half and class matrix, images alone as input.
+
+        The graph has an input "images" (B, H, W, 3) for any B, and an output "probabilities" (B, K), float32:
+
+            tf.saved_model.load(filepath).serve(images)["probabilities"]
+            onnxruntime.InferenceSession(filepath).run(["probabilities"], {"images": images})
+
+        TensorFlow must be installed on every backend. What is at `filepath` already is overwritten.
+
+        Args:
+            filepath: folder of a SavedModel, or file of an ONNX graph.
+            format: "tf_saved_model" (computes in this model's dtype policy) or "onnx" (always in float32).
+            dtype: what the graph takes: "uint8" for the pixels of `image_preprocessor.to_uint8`, "float32" for the
+                normalised images of `image_preprocessor`.
+
+        Raises:
+            ValueError: an unknown format or dtype.
+            ImportError: TensorFlow or the ONNX converter is not installed.
+            RuntimeError: on JAX and torch: the TensorFlow process that exports failed.
+        """
+        export_image_model(self, filepath, format, self.image_preprocessor.sides, "probabilities", dtype)
 
     def get_config(self):
         return {

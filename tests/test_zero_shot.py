@@ -1,0 +1,380 @@
+"""`ZeroShotClassifier`: the class matrix by hand and by the naive loop, accuracies by hand, saving, refusals."""
+
+import json
+import math
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+
+import keras_clip
+from keras_clip import encoders, zero_shot
+from keras_clip.data import CLIPTokenizer
+
+NAMES = ["cat", ["dog", "little dog"], "a boat on a very wide and very blue lake", "tree", "CAT"]
+TEMPLATES = ("{}", "a photo of a {}.", "a drawing of the {}, one of the many of them.")
+
+
+def make_clip(image_encoder=None, **arguments):
+    keras.utils.set_random_seed(0)
+    return keras_clip.CLIPModel(
+        image_encoder or encoders.VisionTransformer(16, 8, 16, 1, 2),
+        encoders.TextTransformer(32, 1, 2, context_length=24),
+        embed_dim=8,
+        **arguments,
+    )
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return make_clip()
+
+
+@pytest.fixture(scope="module")
+def classifier(clip):
+    return keras_clip.ZeroShotClassifier(clip, NAMES, TEMPLATES)
+
+
+@pytest.fixture
+def images(rng):
+    return rng.integers(0, 256, size=(5, 16, 16, 3)).astype("uint8")
+
+
+def to_numpy(x):
+    return keras.ops.convert_to_numpy(x)
+
+
+def naive_class_embeddings(clip, class_names, templates):
+    """Each prompt alone, at the full context length."""
+    rows = []
+    for names in class_names:
+        prompts = [template.format(name) for name in np.atleast_1d(names) for template in templates]
+        mean = np.mean([to_numpy(clip.encode_text(clip.tokenizer([prompt])))[0] for prompt in prompts], axis=0)
+        rows.append(mean / np.linalg.norm(mean))
+    return np.stack(rows)
+
+
+class TableOfTexts:
+    """Stands for the text half: a vector per text, and a record of what was asked."""
+
+    embed_dim = 2
+    tokenizer = CLIPTokenizer(24)
+
+    def __init__(self, table):
+        self.table, self.asked = table, []
+
+    def predict_on_batch(self, token_ids):
+        self.asked.append((token_ids.shape, self.tokenizer.decode(token_ids)))
+        return np.array([self.table[text] for text in self.asked[-1][1]], "float32")
+
+
+BY_HAND = {
+    "one prompt": (["a"], ["{}"], {"a": [0, 1]}, [[0, 1]]),
+    "two templates": (["a"], ["{}", "the {}"], {"a": [1, 0], "the a": [0, 1]}, [[0.5**0.5, 0.5**0.5]]),
+    # The mean of three, not of two means; and scaled afterwards.
+    "three names": ([["a", "b", "c"]], ["{}"], {"a": [1, 0], "b": [1, 0], "c": [0, 1]}, [[2 / 5**0.5, 1 / 5**0.5]]),
+    "two names, two templates": (
+        ["a", ["b", "c"]],
+        ["{}", "the {}"],
+        {"a": [1, 0], "the a": [1, 0], "b": [0, 1], "the b": [0, 1], "c": [0, 1], "the c": [1, 0]},
+        [[1, 0], [1 / 10**0.5, 3 / 10**0.5]],
+    ),
+    "opposites": (["a"], ["{}", "the {}"], {"a": [1, 0], "the a": [-1, 0]}, [[0, 0]]),
+}
+
+
+@pytest.mark.parametrize("names, templates, table, expected", BY_HAND.values(), ids=BY_HAND)
+def test_class_embeddings_by_hand(names, templates, table, expected):
+    embeddings = zero_shot.embed_classes(TableOfTexts(table), names, templates)
+    assert embeddings.dtype == np.float32
+    np.testing.assert_allclose(embeddings, expected, atol=1e-6)
+
+
+def test_equal_prompts_are_computed_once():
+    texts = TableOfTexts({"cat": [1, 0], "dog": [0, 1]})
+    embeddings = zero_shot.embed_classes(texts, ["cat", "dog", "CAT", " cat"], ["{}"])
+    assert [shape for shape, _ in texts.asked] == [(8, 3)]
+    assert set(texts.asked[0][1]) == {"cat", "dog"}
+    np.testing.assert_array_equal(embeddings, [[1, 0], [0, 1], [1, 0], [1, 0]])
+
+
+def test_many_prompts_take_few_shapes(monkeypatch):
+    monkeypatch.setattr(zero_shot, "BATCH_SIZE", 16)
+    monkeypatch.setattr(zero_shot, "TOKENS_PER_WIDTH", 10)
+    names = [" ".join("x" * (1 + i % 7)) + f" {i // 10} {i % 10}" for i in range(60)]
+    texts = TableOfTexts({name: [i, 1.0] for i, name in enumerate(names)})
+    embeddings = zero_shot.embed_classes(texts, names, ["{}"])
+    np.testing.assert_allclose(embeddings[:, 0] / embeddings[:, 1], np.arange(60), rtol=1e-4)
+    shapes = [shape for shape, _ in texts.asked]
+    assert len({width for _, width in shapes}) == 3
+    assert len(set(shapes)) == 3
+    assert max(rows for rows, _ in shapes) <= 16
+
+
+# lengths, tokens that a width must save, widths
+WIDTHS = {
+    "one length": ([9, 9], 0, [9]),
+    "one shape for a few": ([4, 5, 9], 4096, [9]),
+    "each its own": ([4, 5, 9], 0, [4, 5, 9]),
+    "three of four": ([4] * 9 + [5] + [7] * 9 + [20], 0, [4, 7, 20]),
+    "worth it": ([4] * 10 + [20], 100, [4, 20]),
+    "not worth it": ([4] * 10 + [20], 161, [20]),
+}
+
+
+@pytest.mark.parametrize("lengths, saved, expected", WIDTHS.values(), ids=WIDTHS)
+def test_widths(lengths, saved, expected, monkeypatch):
+    monkeypatch.setattr(zero_shot, "TOKENS_PER_WIDTH", saved)
+    assert zero_shot._widths(np.array(lengths)) == expected
+
+
+@pytest.mark.parametrize("tokens_per_width", [0, 4096], ids=["three widths", "one width"])
+def test_class_embeddings_equal_the_naive_loop(tokens_per_width, clip, monkeypatch):
+    monkeypatch.setattr(zero_shot, "TOKENS_PER_WIDTH", tokens_per_width)
+    classifier = keras_clip.ZeroShotClassifier(clip, NAMES, TEMPLATES)
+    expected = naive_class_embeddings(clip, NAMES, TEMPLATES)
+    assert np.abs(expected[0] - expected[1]).max() > 0.01
+    np.testing.assert_allclose(to_numpy(classifier.class_embeddings), expected, atol=2e-6)
+
+
+def test_the_tokenizer_is_that_of_the_clip():
+    class Shouting(CLIPTokenizer):
+        def __call__(self, texts, truncate=False, length=None):
+            return super().__call__([f"{text}!" for text in texts], truncate, length)
+
+    clip = make_clip(tokenizer=Shouting(24))
+    classifier = keras_clip.ZeroShotClassifier(clip, ["cat", "dog"])
+    plain = naive_class_embeddings(make_clip(), ["cat", "dog"], ["a photo of a {}."])
+    shouted = naive_class_embeddings(make_clip(), ["cat", "dog"], ["a photo of a {}.!"])
+    assert np.abs(plain - shouted).max() > 1e-3
+    np.testing.assert_allclose(to_numpy(classifier.class_embeddings), shouted, atol=2e-6)
+
+
+def test_probabilities_are_those_of_the_cosines(clip, classifier, images):
+    cosines = to_numpy(clip.encode_image(images)) @ to_numpy(classifier.class_embeddings).T
+    logits = cosines / 0.07
+    np.testing.assert_allclose(to_numpy(classifier.logits(images)), logits, atol=2e-5)
+    expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    probabilities = classifier.predict(images, verbose=0)
+    assert probabilities.shape == (5, 5) and probabilities.dtype == np.float32
+    np.testing.assert_allclose(probabilities, expected, atol=1e-5)
+    normalised = clip.image_preprocessor.normalize(images)
+    np.testing.assert_allclose(classifier.predict(normalised, verbose=0), probabilities, atol=1e-5)
+    assert tuple(classifier(keras.KerasTensor((None, 16, 16, 3), "uint8")).shape) == (None, 5)
+
+
+def test_predicts_datasets(classifier, images):
+    tf = pytest.importorskip("tensorflow", reason="backend unable: TensorFlow is not installed")
+    expected = classifier.predict(images, verbose=0)
+    for elements in (images, {"images": images}, (images, np.zeros(5, "int32"))):
+        dataset = tf.data.Dataset.from_tensor_slices(elements).batch(3)
+        np.testing.assert_allclose(classifier.predict(dataset, verbose=0), expected, atol=1e-6)
+
+
+def test_owns_the_image_half_and_the_matrix_only(clip, classifier):
+    own = {id(weight) for weight in classifier.weights}
+    assert own == {id(w) for w in clip.image_embedder.weights} | {
+        id(classifier.class_embeddings),
+        id(classifier.logit_scale),
+    }
+    assert {id(w) for w in classifier.trainable_weights} == {id(w) for w in clip.image_embedder.trainable_weights}
+    assert classifier.class_names == ("cat", "dog", "a boat on a very wide and very blue lake", "tree", "CAT")
+    assert classifier.templates == TEMPLATES
+
+
+def test_the_temperature_is_that_of_construction(images):
+    clip = make_clip(temperature=0.5)
+    classifier = keras_clip.ZeroShotClassifier(clip, NAMES)
+    before = classifier.predict(images, verbose=0)
+    clip.logit_scale.assign(3.0)
+    np.testing.assert_array_equal(classifier.predict(images, verbose=0), before)
+    assert float(classifier.logit_scale) == pytest.approx(math.log(2))
+
+
+def test_saved_and_loaded(classifier, images, tmp_path):
+    classifier.save(tmp_path / "classifier.keras")
+    with zipfile.ZipFile(tmp_path / "classifier.keras") as archive:
+        config = archive.read("config.json").decode()
+    assert json.loads(config)["class_name"] == "ZeroShotClassifier"
+    assert "Tokenizer" not in config and "TextTransformer" not in config
+    loaded = keras.saving.load_model(tmp_path / "classifier.keras")
+    np.testing.assert_array_equal(loaded.predict(images, verbose=0), classifier.predict(images, verbose=0))
+    assert loaded.names_per_class == classifier.names_per_class
+    assert loaded.templates == classifier.templates
+    assert loaded.image_preprocessor == classifier.image_preprocessor
+    assert len(loaded.weights) == len(classifier.weights)
+    loaded.save(tmp_path / "again.keras")
+    again = keras.saving.load_model(tmp_path / "again.keras")
+    np.testing.assert_array_equal(to_numpy(again.class_embeddings), to_numpy(classifier.class_embeddings))
+
+
+def test_wrapped_encoder_and_mixed_precision(images, tmp_path):
+    inputs = keras.Input((16, 16, 3))
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        encoder = encoders.wrap(keras.Model(inputs, keras.layers.Conv2D(4, 8)(inputs)), pixel_range=(-1, 1))
+        clip = make_clip(encoder)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    classifier = keras_clip.ZeroShotClassifier(clip, NAMES, TEMPLATES)
+    probabilities = classifier.predict(images, verbose=0)
+    assert probabilities.dtype == np.float32
+    assert classifier.class_embeddings.dtype == "float32"
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
+    expected = naive_class_embeddings(clip, NAMES, TEMPLATES)
+    assert (to_numpy(classifier.class_embeddings) * expected).sum(axis=1).min() > 0.999
+    classifier.save(tmp_path / "classifier.keras")
+    loaded = keras.saving.load_model(tmp_path / "classifier.keras")
+    np.testing.assert_array_equal(loaded.predict(images, verbose=0), probabilities)
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class MeanColour(keras.layers.Layer):
+    """Images to their mean colour: embeddings that can be known by hand."""
+
+    image_size = 2
+
+    def call(self, images):
+        return keras.ops.mean(images, axis=(1, 2))
+
+
+RED, GREEN, BLUE = (np.broadcast_to(colour, (2, 2, 3)).astype("float32") for colour in np.eye(3))
+
+
+def colour_classifier(class_names, class_embeddings, logit_scale=0.0):
+    embedder = keras_clip.ImageEmbedder(MeanColour(), embed_dim=3)
+    embedder.projection.dense.kernel.assign(np.eye(3))
+    return keras_clip.ZeroShotClassifier(
+        embedder, class_names, class_embeddings=class_embeddings, logit_scale=logit_scale
+    )
+
+
+@pytest.fixture(scope="module")
+def colours():
+    return colour_classifier(["red", ["green", "grass"], "blue"], np.eye(3), math.log(2))
+
+
+def test_probabilities_by_hand(colours):
+    e = math.exp(2)
+    expected = [[e / (e + 2), 1 / (e + 2), 1 / (e + 2)], [1 / (e + 2), 1 / (e + 2), e / (e + 2)]]
+    np.testing.assert_allclose(colours.predict(np.stack([RED, BLUE]), verbose=0), expected, atol=1e-6)
+
+
+IMAGES = np.stack([RED, RED, RED, GREEN, BLUE])
+# Right, right, right, right, wrong: green has two images, red three, blue none.
+UNBALANCED = {"top_1_accuracy": 0.8, "top_5_accuracy": 1.0, "mean_per_class_accuracy": 0.75}
+
+
+def dataset_of(labels, batch_size=2):
+    tf = pytest.importorskip("tensorflow", reason="backend unable: TensorFlow is not installed")
+    return tf.data.Dataset.from_tensor_slices((IMAGES, labels)).batch(batch_size)
+
+
+LABELLED = {
+    "arrays": lambda: (IMAGES, np.array([0, 0, 0, 1, 1])),
+    "a list of labels": lambda: (IMAGES, [0, 0, 0, 1, 1]),
+    "a column of labels": lambda: (IMAGES, np.array([[0], [0], [0], [1], [1]], "uint8")),
+    "names": lambda: (IMAGES, ["red", "red", "red", "grass", "green"]),
+    "tensors": lambda: (keras.ops.convert_to_tensor(IMAGES), keras.ops.convert_to_tensor([0, 0, 0, 1, 1])),
+    "a tuple": lambda: ((IMAGES, [0, 0, 0, 1, 1]),),
+    "a dataset": lambda: (dataset_of([0, 0, 0, 1, 1]),),
+    "a dataset of names": lambda: (dataset_of(["red", "red", "red", "green", "grass"]),),
+    "a list of batches": lambda: ([(IMAGES[:2], [0, 0]), ({"images": IMAGES[2:]}, np.array([0, 1, 1]))],),
+}
+
+
+@pytest.mark.parametrize("labelled", LABELLED.values(), ids=LABELLED)
+def test_evaluate_by_hand(labelled, colours):
+    assert colours.evaluate(*labelled(), batch_size=2, verbose=0) == pytest.approx(UNBALANCED)
+
+
+def test_top_5_by_hand():
+    # The classes of a red image in their order: the label is its rank.
+    cosines = 1 - 0.1 * np.arange(7)
+    matrix = np.stack([cosines, np.sqrt(1 - cosines**2), np.zeros(7)], axis=1)
+    classifier = colour_classifier([f"class {i}" for i in range(7)], matrix)
+    metrics = classifier.evaluate(np.stack([RED] * 4), [0, 4, 5, 6])
+    assert metrics == pytest.approx({"top_1_accuracy": 0.25, "top_5_accuracy": 0.5, "mean_per_class_accuracy": 0.25})
+
+
+@pytest.mark.parametrize("classes", [1, 2])
+def test_few_classes(classes):
+    classifier = colour_classifier(["red", "green"][:classes], np.eye(3)[:classes])
+    assert classifier.predict(IMAGES, verbose=0).shape == (5, classes)
+    metrics = classifier.evaluate(IMAGES[:3], [0, 0, 0])
+    assert set(metrics.values()) == {1.0}
+
+
+# probabilities, label, classes before the right one
+RANKS = {
+    "first": ([0.5, 0.3, 0.2], 0, 0),
+    "last": ([0.5, 0.3, 0.2], 2, 2),
+    "of equals the first comes first": ([0.25, 0.25, 0.25, 0.25], 2, 2),
+    "NaN is never right": ([np.nan] * 3, 0, 3),
+    "one NaN elsewhere comes before": ([0.5, np.nan], 0, 1),
+}
+
+
+@pytest.mark.parametrize("row, label, expected", RANKS.values(), ids=RANKS)
+def test_ranks(row, label, expected):
+    assert zero_shot._ranks(np.array([row], "float32"), np.array([label])).tolist() == [expected]
+
+
+def test_fine_tuning_trains_the_image_half_alone():
+    classifier = colour_classifier(["red", "green"], np.eye(3)[:2])
+    kernel = to_numpy(classifier.image_embedder.projection.dense.kernel).copy()
+    classifier.compile(keras.optimizers.SGD(0.1), loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+    data = IMAGES[:4], np.array([1, 1, 0, 0])
+    history = classifier.fit(*data, epochs=1, validation_data=data, verbose=0).history
+    assert "val_accuracy" in history
+    assert np.abs(to_numpy(classifier.image_embedder.projection.dense.kernel) - kernel).max() > 1e-4
+    np.testing.assert_array_equal(to_numpy(classifier.class_embeddings), np.eye(3)[:2])
+    assert float(classifier.logit_scale) == 0.0
+
+
+LABELS_REFUSED = {
+    "too large": (lambda: (IMAGES, [0, 0, 0, 1, 3]), r"\[0, 3\)"),
+    "negative": (lambda: (IMAGES, [0, 0, 0, 1, -1]), r"\[0, 3\)"),
+    "floats": (lambda: (IMAGES, [0.0, 0, 0, 1, 1]), "integers"),
+    "one-hot": (lambda: (IMAGES, np.eye(3)[[0, 0, 0, 1, 1]]), "one label per image"),
+    "an unknown name": (lambda: (IMAGES, ["red", "red", "red", "green", "grey"]), "'grey'"),
+    "too few": (lambda: (IMAGES, [0, 0]), "one label per image"),
+    "too few in a batch": (lambda: ([(IMAGES, [0, 0])],), "one label per image"),
+    "none": (lambda: (IMAGES,), "need labels"),
+    "none in a dataset": (lambda: ([{"images": IMAGES}],), r"\(images, labels\)"),
+    "no images": (lambda: (IMAGES[:0], []), "at least one"),
+    "an empty dataset": (lambda: ([],), "at least one"),
+}
+
+
+@pytest.mark.parametrize("labelled, message", LABELS_REFUSED.values(), ids=LABELS_REFUSED)
+def test_labels_refused(labelled, message, colours):
+    with pytest.raises(ValueError, match=f"(?s){message}.*Received|Received.*{message}"):
+        colours.evaluate(*labelled(), verbose=0)
+
+
+REFUSED = {
+    "a template without a place": (dict(templates=["a photo"]), ValueError, "template"),
+    "a template with two": (dict(templates=["{} {}"]), ValueError, "template"),
+    "the same template twice": (dict(templates=["{}", "{}"]), ValueError, "template"),
+    "one text as templates": (dict(templates="{}"), TypeError, "templates"),
+    "no class": (dict(class_names=[]), ValueError, "class"),
+    "an empty name": (dict(class_names=["cat", " "]), ValueError, "class"),
+    "a name twice": (dict(class_names=["cat", ["dog", "cat"]]), ValueError, "class_names"),
+    "a prompt too long": (dict(class_names=["very " * 30 + "long"]), ValueError, "very long"),
+    "another shape": (dict(class_embeddings=np.zeros((3, 8))), ValueError, r"\(2, 8\)"),
+}
+
+
+@pytest.mark.parametrize("arguments, error, message", REFUSED.values(), ids=REFUSED)
+def test_refusals(arguments, error, message, clip):
+    with pytest.raises(error, match=f"(?s){message}.*Received|Received.*{message}"):
+        keras_clip.ZeroShotClassifier(clip, **{"class_names": ["cat", "dog"], **arguments})
+
+
+def test_half_a_clip_is_refused(clip):
+    with pytest.raises(ValueError, match="(?s)text half.*Received.*`class_embeddings` and `logit_scale`"):
+        keras_clip.ZeroShotClassifier(clip.image_embedder, ["cat"])
+    with pytest.raises(TypeError, match="(?s)CLIPModel.*Received"):
+        keras_clip.ZeroShotClassifier(clip.text_embedder, ["cat"])
