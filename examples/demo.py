@@ -30,8 +30,9 @@ TEMPLATES = ("a photo of {}", "a picture of {}", "a sketch of {}", "a drawing of
 
 def build_model():
     return keras_clip.CLIPModel(
-        image_encoder=keras_clip.encoders.VisionTransformer(IMAGE_SIZE, 8, width=128, num_layers=4, num_heads=4),
-        text_encoder=keras_clip.encoders.TextTransformer(128, 3, 4, context_length=CONTEXT_LENGTH),
+        # In minutes, a small ResNet learns more of shapes than a Vision Transformer does.
+        image_encoder=keras_clip.encoders.ModifiedResNet(IMAGE_SIZE, (1, 1, 1, 1), width=16),
+        text_encoder=keras_clip.encoders.TextTransformer(128, 2, 4, context_length=CONTEXT_LENGTH),
         embed_dim=128,
     )
 
@@ -114,7 +115,7 @@ def plot_contact_sheet(images, labels, probabilities, names, path):
 
 def parse_args(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--pairs", type=int, default=64 * BATCH_SIZE, help="training pairs; a multiple of 128")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/demo"))
@@ -135,7 +136,7 @@ def main(argv=None):
         "images": images[:seen],
         "token_ids": clip.tokenizer([f"a photo of {names[label]}" for label in labels[:seen]]),
     }
-    clip.compile(keras_clip.training.adamw(clip, 1e-3, warmup_steps=steps, total_steps=(args.epochs + 1) * steps))
+    clip.compile(keras_clip.training.adamw(clip, 2e-3, warmup_steps=steps, total_steps=(args.epochs + 1) * steps))
     history = clip.fit(
         pairs, batch_size=BATCH_SIZE, epochs=args.epochs, validation_data=(unseen_pairs,), verbose=1
     ).history

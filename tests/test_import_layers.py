@@ -19,7 +19,7 @@ LEVELS = (
     ("model", "baselines"),
     ("encoders",),
     ("layers",),
-    ("data", "losses"),
+    ("data", "losses", "export"),
     ("distribution",),
     ("types",),
 )
@@ -27,7 +27,7 @@ LEVELS = (
 PARTS = {"tiling": "losses"}
 
 # What may ask which backend runs, or import one inside a function: whole rooms, or single modules.
-BACKEND_AWARE = ("data", "distribution", "tiling")
+BACKEND_AWARE = ("data", "distribution", "tiling", "export")
 BACKENDS = frozenset({"tensorflow", "tensorflow_text", "torch", "jax", "jaxlib", "keras_hub"})
 # Slow to import, or not installed with the light core.
 LAZY = BACKENDS | {

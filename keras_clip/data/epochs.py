@@ -9,9 +9,6 @@ import numpy as np
 from keras_clip.data.readers import Reader
 from keras_clip.data.skipped import SkippedSamples
 
-# The index of the mark that follows the last sample of an epoch.
-END = np.int64(-1)
-
 
 class _Epochs:
     """Counts epochs and hears of the samples that are skipped in each."""
@@ -31,28 +28,22 @@ class _Epochs:
         self.skipped.begin()
         return np.int64(self._latest)
 
-    def name(self, index: int) -> str:
-        raise NotImplementedError
+    def _is_over(self, epoch: int) -> bool:
+        """Whether nothing counts any more: of an iterator that was given up, or met for the second time."""
+        return epoch != self._latest or self._ended
 
-    def skip(self, position: int, epoch: int, index: int, image: Any, caption: bytes) -> np.bool_:
-        """Takes note of a sample that could not be used, or of the end of the epoch. False: not to be passed on."""
-        if epoch != self._latest or self._ended:
-            return np.False_  # of an iterator that was given up, or met for the second time
-        self._ended = ended = bool(index == END)
-        if not ended:
-            self.skipped.add(self.name(int(index)), *self._diagnose(image, caption))
-        seen = int(position) + (not ended)
-        self.skipped.check(seen, self.num_samples, ended)
-        if ended:
-            self.skipped.finish(seen)
-        return np.False_
+    def _note(self, name: str, image: Any, caption: bytes, seen: int) -> None:
+        """Takes note of a broken sample, the last of those `seen`."""
+        self.skipped.add(name, *self._diagnose(image, caption))
+        self.skipped.check(seen, self.num_samples, ended=False)
+
+    def _end(self, seen: int) -> None:
+        self._ended = True
+        self.skipped.check(seen, self.num_samples, ended=True)
+        self.skipped.finish(seen)
 
     def _diagnose(self, image: Any, caption: bytes) -> tuple[str, str]:
         """(reason, detail), found by doing again what has failed in graph."""
-        import tensorflow as tf
-
-        from keras_clip.data.graph_images import decode_image
-
         if not len(image):
             return "no image", ""
         if not caption.strip():
@@ -64,11 +55,11 @@ class _Epochs:
         if not isinstance(image, bytes):
             return "undecodable image", f"uint8 {image.shape}"
         try:
-            decode_image(tf.constant(image), self._preprocessor.max_pixels)
-        except (tf.errors.OpError, ValueError) as error:
-            reason = "image too large" if "pixel limit" in str(error) else "undecodable image"
+            self._preprocessor.to_uint8(image)
+        except ValueError as error:
+            reason = "image too large" if "max_pixels" in str(error) else "undecodable image"
             return reason, f"{len(image)} bytes that begin with {image[:12]!r}"
-        return "undecodable image", "decoded, but not cropped"
+        return "undecodable image", "PIL can decode it, TensorFlow cannot"
 
 
 class IndexedEpochs(_Epochs):
@@ -96,23 +87,43 @@ class IndexedEpochs(_Epochs):
             np.random.default_rng([self.seed, epoch]).shuffle(order)
         return order[self._part :: self._parts][: self.num_samples]
 
-    def name(self, index: int) -> str:
-        return self._reader.name(index)
-
     def read(self, epoch: int, start: int, count: int) -> tuple[np.ndarray, ...]:
-        """(epochs, indices, crop seeds, images, captions) of a block of samples, or of the mark of the end."""
-        if start == END:
-            ids, images, captions = np.array([END]), [b""], [[]]
-        else:
-            ids = self.order(epoch)[start : start + count]
-            images, captions = self._reader.read(ids)
+        """A block of samples, then a mark: columns (epoch, position, is mark, crop seed, image file, caption).
+
+        Positions count on after the end of the epoch, from the first sample again. With `start` -1 comes the mark of
+        the end alone.
+        """
+        ids = self._ids(epoch, start % self.num_samples, count) if start >= 0 else np.zeros(0, np.int64)
+        first = start if start >= 0 else self.num_samples
+        positions = np.append(first + np.arange(len(ids)), first + len(ids))
+        images, captions, seeds = self._pairs(epoch, ids)
+        seeds = np.concatenate([seeds, np.zeros((1, 2), np.int64)])
+        images, captions = (np.array([*column, b""], object) for column in (images, captions))
+        return np.full_like(positions, epoch), positions, np.arange(len(ids) + 1) == len(ids), seeds, images, captions
+
+    def _ids(self, epoch: int, start: int, count: int) -> np.ndarray:
+        return self.order(epoch)[start : start + count]
+
+    def _pairs(self, epoch: int, ids: np.ndarray) -> tuple[list[bytes], list[bytes], np.ndarray]:
+        images, captions = self._reader.read(ids)
         draws = _hash(self.seed, epoch, ids) if self._training else np.zeros(len(ids), np.uint64)
         chosen = [
             texts[draw % len(texts)] if texts else b"" for texts, draw in zip(captions, draws.tolist(), strict=True)
         ]
         # The upper bits: the lower ones have chosen the caption.
-        seeds = np.stack([(draws >> 33).astype(np.int64), ids], axis=1)
-        return np.full(len(ids), epoch), ids, seeds, np.array(images, object), np.array(chosen, object)
+        return images, chosen, np.stack([(draws >> np.uint64(33)).astype(np.int64), ids], axis=1)
+
+    def missed(self, epoch: int, start: int, stop: int) -> np.bool_:
+        """Takes note of the samples at these positions, which were dropped, and of the end of the epoch."""
+        for position in range(start, min(stop, self.num_samples)):
+            if self._is_over(epoch):
+                break
+            ids = self._ids(epoch, position, 1)
+            (image,), (caption,), _ = self._pairs(epoch, ids)
+            self._note(self._reader.name(int(ids[0])), image, caption, position + 1)
+        if stop >= self.num_samples and not self._is_over(epoch):
+            self._end(self.num_samples)
+        return np.False_
 
 
 class StreamedEpochs(_Epochs):
@@ -123,8 +134,17 @@ class StreamedEpochs(_Epochs):
         size = int(source.cardinality())
         self.num_samples = size if size >= 0 else None
 
-    def name(self, index: int) -> str:
-        return f"element {index} of the epoch"
+    def skip(self, epoch: int, position: int, image: Any, caption: bytes) -> np.bool_:
+        """Takes note of a sample that could not be used. False: not to be passed on."""
+        if not self._is_over(epoch):
+            self._note(f"element {position} of the epoch", image, caption, int(position) + 1)
+        return np.False_
+
+    def end(self, epoch: int, position: int) -> np.bool_:
+        """Takes note of the end of the epoch."""
+        if not self._is_over(epoch):
+            self._end(int(position))
+        return np.False_
 
     def stream_seed(self, epoch: Any) -> Any:
         """The seed of an epoch, in graph."""

@@ -2,102 +2,167 @@
 
 import math
 
+from keras_clip.data.graph_resize import resize
 from keras_clip.data.images import MAX_PIXELS
 from keras_clip.types import Tensor
 
-# What PIL's fixed-point weights are multiples of.
-_PRECISION = 2.0**22
+# Among whose first bytes a JPEG file holds its EXIF data.
+_EXIF_WITHIN = 2**16
 
 
-def decode_image(data: Tensor, max_pixels: int = MAX_PIXELS) -> Tensor:
-    """Decodes JPEG, PNG, GIF (first frame), BMP or WebP.
+def decode_image(data: Tensor, max_pixels: int = MAX_PIXELS, shortest: float | None = None) -> Tensor:
+    """Decodes JPEG, PNG, GIF (first frame), BMP or WebP, in a graph: in tf.data or a `tf.function`.
 
     Orientation is honoured in JPEG's EXIF; that of PNG and WebP files, which almost none has, is not.
 
     Args:
         data: scalar string tensor, the bytes of a file.
         max_pixels: int. More are refused before decoding.
+        shortest: pixels. A JPEG may come at half, a quarter or an eighth of its size, much quicker since the high
+            frequencies are left out, if its shortest side keeps as many. None: at its size.
 
     Returns:
         uint8 tensor (H, W, 3), transparency laid on white.
 
     Raises:
-        InvalidArgumentError, when the graph runs: bytes of no known format, too many pixels, a broken file.
+        RuntimeError: outside a graph, where nested branches can block each other.
+        InvalidArgumentError: when the graph runs: bytes of no known format, too many pixels, a broken file.
     """
     import tensorflow as tf
 
-    start = tf.cast(tf.io.decode_raw(tf.strings.substr(data, 0, 32), tf.uint8), tf.int32)
-    start = tf.pad(start, [[0, 32 - tf.shape(start)[0]]])
+    if tf.executing_eagerly():
+        raise RuntimeError("decode_image works in a graph only. Received: an eager call. Wrap it in a tf.function.")
+    branches = {
+        b"\xff\xd8": lambda data: _decode_jpeg(data, max_pixels, shortest),
+        b"\x89PNG\r\n\x1a\n": lambda data: _decode_png(data, max_pixels),
+        b"GIF8": lambda data: _decode_gif(data, max_pixels),
+        b"RIFF": lambda data: _decode_webp(data, max_pixels),
+        b"BM": lambda data: _decode_bmp(data, max_pixels),
+        b"": _refuse,
+    }
+    matches = [tf.strings.substr(data, 0, len(start)) == start for start in list(branches)[:-1]]
+    known = tf.cast(tf.stack([*matches, True]), tf.int32)
+    return _switch(tf.argmax(known, output_type=tf.int32), list(branches.values()), data)
 
-    def begins(text, at=0):
-        return tf.reduce_all(start[at : at + len(text)] == tf.constant(list(text)))
 
-    def checked(sides):
-        pixels = tf.reduce_prod(tf.cast(sides, tf.int64))
-        message = f"pixel limit: an image may have {max_pixels} pixels"
-        return tf.debugging.assert_less_equal(pixels, tf.constant(max_pixels, tf.int64), message=message)
+def _switch(index, branches, *inputs):
+    """The image that the branch of this number makes of the inputs.
 
-    def number(at, count, big=False):
-        digits = start[at : at + count]
-        weights = [256**i for i in range(count)]
-        return tf.reduce_sum(digits * tf.constant(weights[::-1] if big else weights))
+    `tf.case` would weave all branches into the graph, whose dead nodes cost more time than the decoding.
+    """
+    import tensorflow as tf
 
-    def jpeg():
-        with tf.control_dependencies([checked(tf.image.extract_jpeg_shape(data)[:2])]):
-            pixels = tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE")
-        return _oriented(pixels, _jpeg_orientation(data))
-
-    def png():
-        with tf.control_dependencies([checked([number(16, 4, big=True), number(20, 4, big=True)])]):
-            return _of_any_depth(tf.io.decode_png(data))
-
-    def gif():
-        with tf.control_dependencies([checked([number(6, 2), number(8, 2)])]):
-            return tf.io.decode_image(data, channels=3, expand_animations=False)
-
-    def bmp():
-        with tf.control_dependencies([checked([number(18, 4), tf.abs(number(22, 4))])]):
-            return _of_any_depth(tf.io.decode_bmp(data))
-
-    def webp():
-        lossless = number(21, 4)
-        sides = tf.case(
-            [
-                (begins(b"VP8X", 12), lambda: tf.stack([number(24, 3) + 1, number(27, 3) + 1])),
-                (
-                    begins(b"VP8L", 12),
-                    lambda: tf.stack([lossless % 2**14 + 1, tf.bitwise.right_shift(lossless, 14) % 2**14 + 1]),
-                ),
-            ],
-            default=lambda: tf.stack([number(26, 2) % 2**14, number(28, 2) % 2**14]),
-        )
-        with tf.control_dependencies([checked(sides)]):
-            # TensorFlow decodes an animation to four channels, writes past its buffer if that has three, and refuses
-            # four where the header tells of no alpha. So the header tells of it.
-            animated = begins(b"VP8X", 12) & (start[20] // 2 % 2 == 1)
-            flag = tf.constant([bytes([flags | 16]) for flags in range(256)])[start[20]]
-            with_alpha = tf.strings.join([tf.strings.substr(data, 0, 20), flag, tf.strings.substr(data, 21, 2**31 - 1)])
-            frames = tf.cond(
-                animated, lambda: tf.image.decode_webp(with_alpha, channels=4), lambda: tf.image.decode_webp(data)
-            )
-            return _of_any_depth(frames[0])
-
-    def unknown():
-        message = "not an image: these bytes begin like no JPEG, PNG, GIF, BMP or WebP file"
-        with tf.control_dependencies([tf.debugging.Assert(False, [message])]):
-            return tf.zeros((1, 1, 3), tf.uint8)
-
-    pixels = tf.case(
-        [
-            (begins(b"\xff\xd8"), jpeg),
-            (begins(b"\x89PNG\r\n\x1a\n"), png),
-            (begins(b"GIF8"), gif),
-            (tf.logical_and(begins(b"RIFF"), begins(b"WEBP", 8)), webp),
-            (begins(b"BM"), bmp),
-        ],
-        default=unknown,
+    specs = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in inputs]
+    functions = [tf.function(branch).get_concrete_function(*specs) for branch in branches]
+    (pixels,) = tf.raw_ops.Case(
+        branch_index=index, input=inputs, Tout=[tf.uint8], branches=functions, output_shapes=[[None, None, 3]]
     )
     return tf.ensure_shape(pixels, (None, None, 3))
+
+
+def _head(data):
+    """The first 32 bytes, as numbers."""
+    import tensorflow as tf
+
+    start = tf.cast(tf.io.decode_raw(tf.strings.substr(data, 0, 32), tf.uint8), tf.int32)
+    return tf.ensure_shape(tf.pad(start, [[0, 32 - tf.shape(start)[0]]]), (32,))
+
+
+def _number(digits, big=False):
+    import tensorflow as tf
+
+    weights = [256**i for i in range(digits.shape[0])]
+    return tf.reduce_sum(digits * tf.constant(weights[::-1] if big else weights))
+
+
+def _within_limit(sides, max_pixels):
+    import tensorflow as tf
+
+    pixels = tf.reduce_prod(tf.cast(sides, tf.int64))
+    message = f"pixel limit: an image may have {max_pixels} pixels"
+    return tf.control_dependencies(
+        [tf.debugging.assert_less_equal(pixels, tf.constant(max_pixels, tf.int64), message=message)]
+    )
+
+
+def _decode_jpeg(data, max_pixels, shortest):
+    import tensorflow as tf
+
+    def at(ratio):
+        return lambda data: tf.io.decode_jpeg(data, channels=3, ratio=ratio, dct_method="INTEGER_ACCURATE")
+
+    sides = tf.image.extract_jpeg_shape(data)[:2]
+    with _within_limit(sides, max_pixels):
+        if shortest is None:
+            pixels = at(1)(data)
+        else:
+            halvings = tf.math.log(tf.cast(tf.reduce_min(sides), tf.float32) / shortest) / math.log(2.0)
+            halvings = tf.clip_by_value(tf.cast(tf.floor(halvings), tf.int32), 0, 3)
+            pixels = _switch(halvings, [at(1), at(2), at(4), at(8)], data)
+    # RE2's \C is any byte.
+    has_exif = tf.strings.regex_full_match(tf.strings.substr(data, 0, _EXIF_WITHIN), r"\C*Exif\x00\x00\C*")
+    turn = [lambda pixels, data: pixels, lambda pixels, data: _oriented(pixels, _jpeg_orientation(data))]
+    return _switch(tf.cast(has_exif, tf.int32), turn, pixels, data)
+
+
+def _decode_png(data, max_pixels):
+    import tensorflow as tf
+
+    start = _head(data)
+    with _within_limit([_number(start[16:20], big=True), _number(start[20:24], big=True)], max_pixels):
+        return _of_any_depth(tf.io.decode_png(data))
+
+
+def _decode_gif(data, max_pixels):
+    import tensorflow as tf
+
+    start = _head(data)
+    with _within_limit([_number(start[6:8]), _number(start[8:10])], max_pixels):
+        return tf.io.decode_image(data, channels=3, expand_animations=False)
+
+
+def _decode_bmp(data, max_pixels):
+    import tensorflow as tf
+
+    start = _head(data)
+    with _within_limit([_number(start[18:22]), tf.abs(_number(start[22:26]))], max_pixels):
+        return _of_any_depth(tf.io.decode_bmp(data))
+
+
+def _decode_webp(data, max_pixels):
+    import tensorflow as tf
+
+    start, form = _head(data), tf.strings.substr(data, 8, 8)
+    is_webp = tf.debugging.Assert(tf.strings.substr(form, 0, 4) == b"WEBP", ["not an image: RIFF, but no WebP"])
+    lossless, extended = _number(start[21:25]), form == b"WEBPVP8X"
+    sides = tf.case(
+        [
+            (extended, lambda: tf.stack([_number(start[24:27]) + 1, _number(start[27:30]) + 1])),
+            (
+                form == b"WEBPVP8L",
+                lambda: tf.stack([lossless % 2**14 + 1, tf.bitwise.right_shift(lossless, 14) % 2**14 + 1]),
+            ),
+        ],
+        default=lambda: tf.stack([_number(start[26:28]) % 2**14, _number(start[28:30]) % 2**14]),
+    )
+    with tf.control_dependencies([is_webp]), _within_limit(sides, max_pixels):
+        # TensorFlow decodes an animation to four channels, writes past its buffer if that has three, and refuses
+        # four where the header tells of no alpha. So the header tells of it.
+        animated = extended & (start[20] // 2 % 2 == 1)
+        flag = tf.constant([bytes([flags | 16]) for flags in range(256)])[start[20]]
+        with_alpha = tf.strings.join([tf.strings.substr(data, 0, 20), flag, tf.strings.substr(data, 21, 2**31 - 1)])
+        frames = tf.cond(
+            animated, lambda: tf.image.decode_webp(with_alpha, channels=4), lambda: tf.image.decode_webp(data)
+        )
+        return _of_any_depth(frames[0])
+
+
+def _refuse(data):
+    import tensorflow as tf
+
+    message = "not an image: these bytes begin like no JPEG, PNG, GIF, BMP or WebP file"
+    with tf.control_dependencies([tf.debugging.Assert(False, [message, tf.strings.length(data)])]):
+        return tf.zeros((1, 1, 3), tf.uint8)
 
 
 def _of_any_depth(pixels):
@@ -120,7 +185,7 @@ def _jpeg_orientation(data):
     """EXIF orientation, 1 to 8: walks the segments to the EXIF one, then through its first directory."""
     import tensorflow as tf
 
-    head = tf.cast(tf.io.decode_raw(tf.strings.substr(data, 0, 2**17), tf.uint8), tf.int32)
+    head = tf.cast(tf.io.decode_raw(tf.strings.substr(data, 0, _EXIF_WITHIN), tf.uint8), tf.int32)
     size = tf.shape(head)[0]
     head = tf.concat([head, tf.zeros([16], tf.int32)], 0)
 
@@ -172,45 +237,8 @@ def _oriented(pixels, orientation):
     return tf.cond(orientation == 1, lambda: pixels, turned)
 
 
-def _weights(length, resized, first, count):
-    """PIL's bicubic weights (count, length) of the outputs from `first` on, float64, in units of 2^-22."""
-    import tensorflow as tf
-
-    length_, resized_ = tf.cast(length, tf.float64), tf.cast(resized, tf.float64)
-    scale = length_ / resized_
-    stretch = tf.maximum(scale, 1.0)
-    support = 2.0 * stretch
-    taps = tf.cast(tf.math.ceil(support), tf.int32) * 2 + 1
-    center = (tf.cast(first + tf.range(count), tf.float64) + 0.5) * scale
-    lowest = tf.cast(tf.maximum(tf.floor(center - support + 0.5), 0.0), tf.int32)
-    highest = tf.minimum(tf.cast(tf.floor(center + support + 0.5), tf.int32), length)
-    index = lowest[:, None] + tf.range(taps)[None]
-    x = tf.abs((tf.cast(index, tf.float64) - center[:, None] + 0.5) / stretch)
-    # Keys' cubic with a = -0.5.
-    near = (1.5 * x - 2.5) * x * x + 1.0
-    far = ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
-    weights = tf.where(x < 1.0, near, tf.where(x < 2.0, far, 0.0))
-    weights = tf.where(index < highest[:, None], weights, 0.0)
-    weights = tf.round(weights / tf.reduce_sum(weights, axis=1, keepdims=True) * _PRECISION)
-    row = tf.broadcast_to(tf.range(count)[:, None], tf.shape(index))
-    # Taps past the end weigh nothing and may fall anywhere.
-    place = tf.stack([row, tf.minimum(index, length - 1)], axis=2)
-    return tf.scatter_nd(tf.reshape(place, (-1, 2)), tf.reshape(weights, (-1,)), tf.stack([count, length]))
-
-
-def _pass(pixels, weights):
-    """One rounded pass over the first axis: (length, m) -> (count, m)."""
-    import tensorflow as tf
-
-    # Whole numbers below 2^53: the product is exact.
-    total = tf.matmul(weights, tf.cast(pixels, tf.float64))
-    return tf.clip_by_value(tf.floor(total / _PRECISION + 0.5), 0.0, 255.0)
-
-
 def resize_and_center_crop(image: Tensor, size: int | tuple[int, int]) -> Tensor:
     """Resizes the shortest side to `size` with PIL's antialiased bicubic, and cuts out the centre.
-
-    Two passes, width then height, in PIL's fixed-point arithmetic with its rounding between them.
 
     Args:
         image: uint8 tensor (H, W, 3).
@@ -231,11 +259,7 @@ def resize_and_center_crop(image: Tensor, size: int | tuple[int, int]) -> Tensor
     # Ties to even, as Python rounds.
     top = tf.cast(tf.round(tf.cast(resized_height - sides[0], tf.float64) / 2), tf.int32)
     left = tf.cast(tf.round(tf.cast(resized_width - sides[1], tf.float64) / 2), tf.int32)
-    across = tf.reshape(tf.transpose(image, (1, 0, 2)), (width, height * 3))
-    across = _pass(across, _weights(width, resized_width, left, sides[1]))
-    down = tf.reshape(tf.transpose(tf.reshape(across, (sides[1], height, 3)), (1, 0, 2)), (height, sides[1] * 3))
-    down = _pass(down, _weights(height, resized_height, top, sides[0]))
-    return tf.cast(tf.reshape(down, (*sides, 3)), tf.uint8)
+    return resize(image, sides, (resized_height, resized_width), (top, left))
 
 
 def random_resized_crop(
@@ -275,5 +299,4 @@ def random_resized_crop(
     top = tf.cast(tf.floor(draws[2, chosen] * (shape[0] - height + 1)), tf.int32)
     left = tf.cast(tf.floor(draws[3, chosen] * (shape[1] - width + 1)), tf.int32)
     part = image[top : top + tf.cast(height, tf.int32), left : left + tf.cast(width, tf.int32)]
-    resized = tf.image.resize(part, sides, method="bicubic", antialias=True)
-    return tf.cast(tf.clip_by_value(tf.round(resized), 0.0, 255.0), tf.uint8)
+    return resize(part, sides, dtype="float32")

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from keras_clip.data.epochs import END, IndexedEpochs, StreamedEpochs
+from keras_clip.data.epochs import IndexedEpochs, StreamedEpochs
 from keras_clip.data.sources import open_source, require_mapping
 
 if TYPE_CHECKING:
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 _BLOCK = 64
 _STREAM_BUFFER = 1024
+# A crop may fall to sqrt(0.9 * 3 / 4) = 0.82 of a side (smallest scale, narrowest aspect), and is not to be enlarged.
+_SPARE = 1.25
 
 
 def image_text_pairs(
@@ -89,17 +91,16 @@ def image_text_pairs(
     image_preprocessor = _component("image_preprocessor", image_preprocessor, model)
     lengths = _lengths(text_lengths, tokenizer)
     _check_numbers(batch_size, seed, shard)
-    decode = _decoder(image_preprocessor, training)
     with tf.device("/CPU:0"):
+        decode = _Decoder(image_preprocessor, training)
         if isinstance(source, tf.data.Dataset):
             source = source.shard(shard[1], shard[0]) if shard[1] > 1 else source
             epochs = StreamedEpochs(source, seed, image_preprocessor)
-            samples = _stream(epochs, source, require_mapping(mapping), training)
+            good = _stream(epochs, source, require_mapping(mapping), decode, training)
         else:
             epochs = IndexedEpochs(open_source(source, mapping), source, seed, training, shard, image_preprocessor)
-            samples = _blocks(epochs, training)
+            good = _indexed(epochs, decode, training)
         _check_size(epochs.num_samples, batch_size, training, source)
-        good = _decode_good(samples, decode, image_preprocessor.image_size, epochs)
         if training and epochs.num_samples:
             good = good.take(epochs.num_samples)
         dataset = good.batch(batch_size, drop_remainder=training).map(_tokenize_with(tokenizer, lengths))
@@ -111,34 +112,54 @@ def image_text_pairs(
     return dataset
 
 
-def _blocks(epochs: IndexedEpochs, training: bool) -> "tf.data.Dataset":
-    """Samples (epoch, index, crop seed, image file, caption) of a source that is read by number."""
+def _indexed(epochs: IndexedEpochs, decode: Callable, training: bool) -> "tf.data.Dataset":
+    """(pixels, caption) of the good samples of a source that is read by number.
+
+    What cannot be decoded is dropped by `ignore_errors`. A gap in the positions that come through tells which it was,
+    and only then Python looks for the reason. Every block ends with a mark, so that gaps show soon.
+    """
     import tensorflow as tf
 
     def starts(epoch):
         once = tf.data.Dataset.range(0, epochs.num_samples, _BLOCK)
-        numbers = once.concatenate(tf.data.Dataset.from_tensors(END))
+        numbers = once.concatenate(tf.data.Dataset.from_tensors(tf.constant(-1, tf.int64)))
         # What is broken is made up for from the beginning.
-        numbers = numbers.concatenate(once) if training else numbers
+        numbers = numbers.concatenate(once.map(lambda start: start + epochs.num_samples)) if training else numbers
         return tf.data.Dataset.zip((tf.data.Dataset.from_tensors(epoch).repeat(), numbers))
 
     def read(epoch, start):
-        columns = tf.numpy_function(
-            lambda epoch, start: epochs.read(int(epoch), int(start), _BLOCK),
-            (epoch, start),
-            (tf.int64, tf.int64, tf.int64, tf.string, tf.string),
-        )
-        for column, shape in zip(columns, ([None], [None], [None, 2], [None], [None]), strict=True):
+        dtypes = (tf.int64, tf.int64, tf.bool, tf.int64, tf.string, tf.string)
+        columns = tf.numpy_function(lambda *place: epochs.read(*map(int, place), _BLOCK), (epoch, start), dtypes)
+        for column, shape in zip(columns, ([None], [None], [None], [None, 2], [None], [None]), strict=True):
             column.set_shape(shape)
         return tuple(columns)
 
+    def attempt(epoch, position, is_mark, seed, image, caption):
+        pixels = tf.cond(is_mark, lambda: decode.nothing, lambda: decode(image, seed, caption))
+        return epoch, position, is_mark, pixels, caption
+
+    def compare(expected, sample):
+        epoch, position, is_mark, pixels, caption = sample
+        is_told = (position > expected) | (is_mark & (position == epochs.num_samples))
+        place = (epoch, expected, position)
+        told = tf.cond(is_told, lambda: _scalar(epochs.missed, place, tf.bool), lambda: False)
+        return position + tf.cast(~is_mark, tf.int64), (pixels, caption, told | ~is_mark)
+
     begin = tf.data.Dataset.from_tensors(0).map(lambda _: _scalar(epochs.begin, (), tf.int64))
     # Two blocks at a time: enough to hide a disk's latency behind the decoding.
-    return begin.flat_map(starts).map(read, num_parallel_calls=2, deterministic=True).unbatch()
+    samples = begin.flat_map(starts).map(read, num_parallel_calls=2, deterministic=True).unbatch()
+    tried = samples.map(attempt, num_parallel_calls=_num_cpus(), deterministic=True).ignore_errors()
+    compared = tried.scan(tf.constant(0, tf.int64), compare)
+    return compared.filter(lambda pixels, caption, is_good: is_good).map(lambda pixels, caption, _: (pixels, caption))
 
 
-def _stream(epochs: StreamedEpochs, source: "tf.data.Dataset", mapping: Any, training: bool) -> "tf.data.Dataset":
-    """The same samples of a stream, whose elements are mapped in graph and numbered as they come."""
+def _stream(
+    epochs: StreamedEpochs, source: "tf.data.Dataset", mapping: Any, decode: Callable, training: bool
+) -> "tf.data.Dataset":
+    """(pixels, caption) of the good samples of a stream, which is mapped in graph.
+
+    Errors of the stream itself must come through, so each sample is tried alone.
+    """
     import tensorflow as tf
 
     def to_pair(element):
@@ -153,74 +174,85 @@ def _stream(epochs: StreamedEpochs, source: "tf.data.Dataset", mapping: Any, tra
             image = tf.image.grayscale_to_rgb(image)
         return image, captions
 
-    def number(epoch, index, pair):
+    def number(epoch, position, pair):
         image, captions = pair
-        seed = tf.stack([epochs.stream_seed(epoch), index])
+        seed = tf.stack([epochs.stream_seed(epoch), position])
         count = tf.size(captions)
         choice = tf.random.stateless_uniform((), seed, 0, tf.maximum(count, 1), tf.int32) if training else 0
         caption = tf.cond(count > 0, lambda: captions[choice], lambda: tf.constant(b""))
-        return epoch, index, seed, image, caption
+        return epoch, position, False, seed, image, caption
 
     pairs = source.map(to_pair, num_parallel_calls=_num_cpus(), deterministic=True)
-    image = pairs.element_spec[0]
-    nothing = tf.zeros((0, 0, 3), tf.uint8) if image.dtype == tf.uint8 else tf.constant(b"")
+    is_array = pairs.element_spec[0].dtype == tf.uint8
+    no_image = tf.zeros((0, 0, 3), tf.uint8) if is_array else tf.constant(b"")
 
     def pass_over(epoch):
         shuffled = pairs.shuffle(_STREAM_BUFFER, seed=epochs.stream_seed(epoch)) if training else pairs
-        samples = shuffled.enumerate().map(lambda index, pair: number(epoch, index, pair))
-        end = tf.data.Dataset.from_tensors((epoch, tf.constant(END), tf.zeros(2, tf.int64), nothing, tf.constant(b"")))
-        # As in `_blocks`.
-        once = samples.concatenate(end)
+        samples = shuffled.enumerate().map(lambda position, pair: number(epoch, position, pair))
+        end = (epoch, tf.constant(-1, tf.int64), True, tf.zeros(2, tf.int64), no_image, tf.constant(b""))
+        once = samples.concatenate(tf.data.Dataset.from_tensors(end))
+        # As for indexed sources.
         return once.concatenate(samples) if training and epochs.num_samples else once
 
-    begin = tf.data.Dataset.from_tensors(0).map(lambda _: _scalar(epochs.begin, (), tf.int64))
-    return begin.flat_map(pass_over)
+    failure = tf.data.Dataset.from_tensors((decode.nothing, False))
 
-
-def _decoder(preprocessor: Any, training: bool) -> Callable:
-    """The graph function (image, crop seed) -> uint8 (H, W, 3)."""
-    import tensorflow as tf
-
-    from keras_clip.data.graph_images import decode_image, random_resized_crop, resize_and_center_crop
-
-    size = preprocessor.image_size
-
-    def decode(image, seed):
-        if image.dtype == tf.string:
-            image = decode_image(image, preprocessor.max_pixels)
-        return random_resized_crop(image, size, seed) if training else resize_and_center_crop(image, size)
-
-    return decode
-
-
-def _decode_good(samples: "tf.data.Dataset", decode: Callable, size: int, epochs: Any) -> "tf.data.Dataset":
-    """(pixels, caption) of the samples that can be decoded. `epochs.skip` hears of the others, and of the end."""
-    import tensorflow as tf
-
-    height, width = (size, size) if isinstance(size, int) else size
-    failure = tf.data.Dataset.from_tensors((tf.zeros((height, width, 3), tf.uint8), False))
-
-    def attempt(epoch, index, seed, image, caption):
-        def pixels(image, seed, caption):
-            # errors="strict" would let a character pass that the end cuts short.
-            utf8 = tf.strings.unicode_transcode(caption, "UTF-8", "UTF-8", errors="replace")
-            checks = [
-                tf.debugging.assert_equal(caption, utf8),
-                tf.debugging.assert_greater(tf.strings.length(tf.strings.strip(caption)), 0),
-            ]
-            with tf.control_dependencies(checks):
-                return tf.ensure_shape(decode(image, seed), (height, width, 3)), True
-
+    def attempt(epoch, position, is_end, seed, image, caption):
         # What graphs have for `try`: a dataset of one element, or of none if that fails, then the failure.
-        trial = tf.data.Dataset.from_tensors((image, seed, caption)).map(pixels).ignore_errors().concatenate(failure)
-        return *trial.take(1).get_single_element(), epoch, index, image, caption
+        trial = tf.data.Dataset.from_tensors((image, seed, caption)).map(lambda *sample: (decode(*sample), True))
+        pixels, is_good = trial.ignore_errors().concatenate(failure).take(1).get_single_element()
+        return pixels, is_good, epoch, is_end, image, caption
 
     def is_good(position, sample):
-        _, good, *identity = sample
-        return tf.cond(good, lambda: True, lambda: _scalar(epochs.skip, (position, *identity), tf.bool))
+        _, good, epoch, is_end, image, caption = sample
 
-    tried = samples.map(attempt, num_parallel_calls=_num_cpus(), deterministic=True)
+        def tell():
+            return tf.cond(
+                is_end,
+                lambda: _scalar(epochs.end, (epoch, position), tf.bool),
+                lambda: _scalar(epochs.skip, (epoch, position, image, caption), tf.bool),
+            )
+
+        return tf.cond(good, lambda: True, tell)
+
+    begin = tf.data.Dataset.from_tensors(0).map(lambda _: _scalar(epochs.begin, (), tf.int64))
+    tried = begin.flat_map(pass_over).map(attempt, num_parallel_calls=_num_cpus(), deterministic=True)
     return tried.enumerate().filter(is_good).map(lambda _, sample: (sample[0], sample[-1]))
+
+
+class _Decoder:
+    """The graph function (image, crop seed, caption) -> uint8 (H, W, 3); fails if either half is broken."""
+
+    def __init__(self, preprocessor: Any, training: bool):
+        import tensorflow as tf
+
+        rule = getattr(preprocessor, "interpolation", "bicubic"), getattr(preprocessor, "resize_mode", "shortest")
+        if rule != ("bicubic", "shortest"):
+            raise ValueError(
+                'Pairs are resized with interpolation "bicubic" and resize_mode "shortest". '
+                f"Received: image_preprocessor with {rule[0]!r}, {rule[1]!r}. Pass one with the defaults, or map its "
+                "`to_uint8` over a data set of your own."
+            )
+        self._preprocessor, self._training = preprocessor, training
+        size = preprocessor.image_size
+        self.nothing = tf.zeros((*((size, size) if isinstance(size, int) else size), 3), tf.uint8)
+
+    def __call__(self, image, seed, caption):
+        import tensorflow as tf
+
+        # errors="strict" would let a character pass that the end cuts short.
+        utf8 = tf.strings.unicode_transcode(caption, "UTF-8", "UTF-8", errors="replace")
+        is_text = (caption == utf8) & (tf.strings.length(tf.strings.strip(caption)) > 0)
+        with tf.control_dependencies([tf.raw_ops.Assert(condition=is_text, data=[caption])]):
+            return tf.ensure_shape(self._pixels(image, seed), self.nothing.shape)
+
+    def _pixels(self, image, seed):
+        from keras_clip.data.graph_images import decode_image, random_resized_crop, resize_and_center_crop
+
+        size, max_pixels = self._preprocessor.image_size, self._preprocessor.max_pixels
+        if image.dtype == "string":
+            shortest = _SPARE * max(self.nothing.shape) if self._training else None
+            image = decode_image(image, max_pixels, shortest)
+        return random_resized_crop(image, size, seed) if self._training else resize_and_center_crop(image, size)
 
 
 def _tokenize_with(tokenizer: Callable, lengths: tuple[int, ...]) -> Callable:

@@ -128,6 +128,36 @@ def test_exif_orientation(orientation, byte_order, in_graph):
     assert np.abs(in_graph(jpeg).astype(int) - by_pil(encode(upright, "PNG"))).mean() < 3
 
 
+SMOOTH = Image.linear_gradient("L").resize((640, 400)).convert("RGB")
+
+
+@pytest.mark.parametrize(
+    "shortest, ratio", [(500, 1), (400.5, 1), (200, 2), (199, 2), (100, 4), (51, 4), (50, 8), (3, 8)]
+)
+@pytest.mark.parametrize("orientation", [None, 6])
+def test_large_jpeg_is_decoded_small(shortest, ratio, orientation):
+    import tensorflow as tf
+
+    options = {} if orientation is None else {"exif": exif(orientation)}
+    data = tf.constant(encode(SMOOTH, "JPEG", quality=95, **options))
+    pixels = tf.function(graph_images.decode_image)(data, shortest=shortest).numpy()
+    whole = tf.function(graph_images.decode_image)(data).numpy()
+    assert whole.shape == ((400, 640, 3) if orientation is None else (640, 400, 3))
+    assert pixels.shape == (whole.shape[0] // ratio, whole.shape[1] // ratio, 3)
+    expected = Image.fromarray(whole).resize(pixels.shape[1::-1], Image.BOX)
+    assert difference(pixels, np.asarray(expected)) <= 4
+
+
+def test_needs_a_graph():
+    with pytest.raises(RuntimeError, match="(?s)graph.*Received.*tf.function"):
+        graph_images.decode_image(FILES["JPEG"])
+
+
+def test_riff_that_is_no_webp(in_graph):
+    with pytest.raises(Exception, match="not an image"):
+        in_graph(b"RIFF\x24\x00\x00\x00WAVEfmt " + bytes(32))
+
+
 def photographs(shared_data):
     for shard in sorted(shared_data.rglob("*.tar")):
         with tarfile.open(shard) as tar:

@@ -380,6 +380,11 @@ class TestRefusals:
         with pytest.raises(ValueError, match=f"Pairs need a {missing}"):
             image_text_pairs(shards, Model(), batch_size=2)
 
+    def test_another_way_to_resize(self, shards):
+        squashing = ImagePreprocessor(image_size=16, resize_mode="squash")
+        with pytest.raises(ValueError, match="(?s)Received: image_preprocessor with 'bicubic', 'squash'"):
+            image_text_pairs(shards, batch_size=2, tokenizer=NumberTokenizer(), image_preprocessor=squashing)
+
     def test_float_images_of_a_stream(self):
         import tensorflow as tf
 

@@ -1,0 +1,80 @@
+"""Measures how often a CLIP names the right caption, or the right class, of images with captions.
+
+    python examples/evaluate_zero_shot.py "val/*.tar" --model runs/mine/clip.keras --candidates "train/*.tar"
+    python examples/evaluate_zero_shot.py "val/*.tar" --model runs/mine/clip.keras --classes-file classes.json \
+        --templates "a photo of a {}." "{}, on a table."
+
+The first form chooses among all distinct captions of the source and of `--candidates`; right is the image's own
+caption, word for word. The second chooses among classes; right is the (longest) class with whose name the caption
+begins. Prints the share of right answers with its 95 % interval (Wilson, 1927).
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import keras
+
+import keras_clip
+from keras_clip.data import prompts
+from keras_clip.evaluation import wilson_interval
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", nargs="+", help="images with captions, as examples/train.py takes them")
+    parser.add_argument("--model", required=True, help="a .keras file, as examples/train.py writes it")
+    parser.add_argument("--candidates", nargs="+", default=[], help="more pairs whose captions are candidates")
+    parser.add_argument("--classes-file", type=Path, help="a JSON list of names to choose from, instead of captions")
+    templates = parser.add_mutually_exclusive_group()
+    templates.add_argument("--templates", nargs="+", default=["{}"])
+    templates.add_argument("--templates-file", help="one template a line, or a JSON list")
+    return parser.parse_args(argv)
+
+
+def read_captions(batch: dict, tokenizer: keras_clip.data.CLIPTokenizer) -> list[str]:
+    """The captions of a batch, in the tokenizer's spelling: lower case, one space around each word and mark."""
+    return [tokenizer.decode(row) for row in batch["token_ids"].numpy().tolist()]
+
+
+def class_of(caption: str, classes: dict[str, str]) -> str:
+    """The class with whose name the caption begins; of several ("orange", "orange juice") the longest."""
+    fitting = [name for name in classes if f"{caption} ".startswith(f"{name} ")]
+    if not fitting:
+        raise ValueError(f"Each caption must begin with the name of a class. Received: caption={caption!r}.")
+    return classes[max(fitting, key=len)]
+
+
+def main(argv=None) -> dict[str, float]:
+    args = parse_args(argv)
+    clip = keras.saving.load_model(args.model)
+
+    def read(source):
+        return keras_clip.data.image_text_pairs(source, clip, batch_size=128, training=False)
+
+    if args.classes_file:
+        class_names = json.loads(args.classes_file.read_text(encoding="utf-8"))
+        classes = {clip.tokenizer.decode(clip.tokenizer.encode(name)): name for name in class_names}
+    else:
+        sources = [*args.source, *args.candidates]
+        classes = {caption: caption for batch in read(sources) for caption in read_captions(batch, clip.tokenizer)}
+        class_names = sorted(classes)
+    templates = prompts.read(args.templates_file) if args.templates_file else args.templates
+    classifier = keras_clip.ZeroShotClassifier(clip, class_names, templates)
+
+    labelled = [
+        (batch["images"].numpy(), [class_of(caption, classes) for caption in read_captions(batch, clip.tokenizer)])
+        for batch in read(args.source)
+    ]
+    total = sum(len(labels) for _, labels in labelled)
+    result = classifier.evaluate(labelled, verbose=0)
+    low, high = wilson_interval(round(result["top_1_accuracy"] * total), total)
+    print(
+        f"right: {result['top_1_accuracy']:.1%} [{low:.1%}, {high:.1%}], among the first five: "
+        f"{result['top_5_accuracy']:.1%}, of {total} images, among {len(class_names)} names"
+    )
+    return result
+
+
+if __name__ == "__main__":
+    main()

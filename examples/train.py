@@ -1,0 +1,126 @@
+"""Trains a CLIP on image-caption pairs of your own.
+
+    python examples/train.py "shards/*.tar" --val "val/*.tar" --epochs 30 --out runs/mine
+
+Pairs come from WebDataset tars, img2dataset TFRecords, a CSV or TSV table of paths and captions, or a folder of images
+and .txt files (see `keras_clip.data.image_text_pairs`). Keras shows the progress; the environment variable
+KERAS_BACKEND chooses the backend. Writes into the folder `--out`: clip.keras (load it with
+`keras.saving.load_model`), history.csv (one row per epoch), loss.png (its curve) and command.json (the arguments and
+what the run took).
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import keras
+
+import keras_clip
+
+# Chosen for images of 32 to 224 pixels and up to some million pairs; for more see the published shapes.
+MODELS = {
+    "resnet_tiny": {"blocks": (1, 1, 1, 1), "width": 32, "text_width": 128, "text_layers": 2, "embed_dim": 128},
+    "resnet_small": {"blocks": (2, 2, 2, 2), "width": 48, "text_width": 256, "text_layers": 4, "embed_dim": 256},
+    "vit_tiny": {"layers": 6, "width": 192, "text_width": 128, "text_layers": 2, "embed_dim": 128},
+    "vit_small": {"layers": 12, "width": 384, "text_width": 256, "text_layers": 4, "embed_dim": 256},
+}
+HEAD_WIDTH = 64
+PATCHES_PER_SIDE = 8
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", nargs="+", help="tars, TFRecords, tables or a folder; globs and braces are expanded")
+    parser.add_argument("--val", nargs="+", help="pairs to measure the loss on after each epoch")
+    parser.add_argument("--model", choices=MODELS, default="resnet_tiny")
+    parser.add_argument("--image-size", type=int, default=64, help="pixels, a multiple of 32")
+    parser.add_argument("--context-length", type=int, default=32, help="tokens; longer captions are cut")
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--flip", action="store_true", help="mirror images at random; not where left and right matter")
+    parser.add_argument("--dtype", default="float32", help="mixed_bfloat16 is faster on recent processors")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("runs/train"))
+    return parser.parse_args(argv)
+
+
+def build_model(name: str, image_size: int, context_length: int) -> keras_clip.CLIPModel:
+    sizes = MODELS[name]
+    if name.startswith("resnet"):
+        image_encoder = keras_clip.encoders.ModifiedResNet(image_size, sizes["blocks"], sizes["width"])
+    else:
+        image_encoder = keras_clip.encoders.VisionTransformer(
+            image_size, image_size // PATCHES_PER_SIDE, sizes["width"], sizes["layers"], sizes["width"] // HEAD_WIDTH
+        )
+    width = sizes["text_width"]
+    text_encoder = keras_clip.encoders.TextTransformer(
+        width, sizes["text_layers"], width // HEAD_WIDTH, context_length=context_length
+    )
+    return keras_clip.CLIPModel(image_encoder, text_encoder, sizes["embed_dim"])
+
+
+def mirror_at_random(pairs, seed: int):
+    """Half of the images of each batch, left to right."""
+    import tensorflow as tf
+
+    def mirror(number, batch):
+        images = tf.image.stateless_random_flip_left_right(batch["images"], (seed, number))
+        return {**batch, "images": images}
+
+    # Counted over epochs as long as the data is read: the flips of each epoch differ.
+    numbers = tf.data.Dataset.random(seed, rerandomize_each_iteration=True)
+    mirrored = tf.data.Dataset.zip((numbers, pairs)).map(mirror)
+    return mirrored.apply(tf.data.experimental.assert_cardinality(len(pairs)))
+
+
+def draw_loss(history: dict[str, list[float]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    epochs = range(1, len(history["loss"]) + 1)
+    axes.plot(epochs, history["loss"], label="training")
+    if "val_loss" in history:
+        axes.plot(epochs, history["val_loss"], label="validation")
+        axes.legend()
+    axes.set(xlabel="epoch", ylabel="contrastive loss (nats)", ylim=(0, None))
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def main(argv=None) -> None:
+    args = parse_args(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
+    keras.utils.set_random_seed(args.seed)
+    keras.config.set_dtype_policy(args.dtype)
+    clip = build_model(args.model, args.image_size, args.context_length)
+    pairs = keras_clip.data.image_text_pairs(args.source, clip, args.batch_size, seed=args.seed)
+    validation = args.val and keras_clip.data.image_text_pairs(args.val, clip, args.batch_size, training=False)
+    if args.flip:
+        pairs = mirror_at_random(pairs, args.seed)
+    steps = args.epochs * len(pairs)
+    clip.compile(keras_clip.training.adamw(clip, args.learning_rate, warmup_steps=steps // 20, total_steps=steps))
+    wall, cpu = time.perf_counter(), time.process_time()
+    history = clip.fit(
+        pairs,
+        epochs=args.epochs,
+        validation_data=validation,
+        callbacks=[keras.callbacks.CSVLogger(str(args.out / "history.csv"))],
+    )
+    minutes = {
+        "wall_minutes": round((time.perf_counter() - wall) / 60, 2),
+        "cpu_minutes": round((time.process_time() - cpu) / 60, 2),
+    }
+    clip.save(args.out / "clip.keras")
+    draw_loss(history.history, args.out / "loss.png")
+    record = {**vars(args), "out": str(args.out), "backend": keras.backend.backend(), "steps": steps, **minutes}
+    (args.out / "command.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    print(f"{steps} steps in {minutes['wall_minutes']} minutes ({minutes['cpu_minutes']} CPU minutes): {args.out}")
+
+
+if __name__ == "__main__":
+    main()

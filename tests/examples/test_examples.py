@@ -1,0 +1,85 @@
+"""The commands of examples/ from end to end, on tars of drawn scenes: train, classify, evaluate, refuse."""
+
+import io
+import json
+import tarfile
+
+import pytest
+from PIL import Image
+from subprocesses import REPOSITORY, run_python
+
+from keras_clip.data import synthetic
+
+pytestmark = pytest.mark.slow
+EXAMPLES = REPOSITORY / "examples"
+
+
+def encode(image):
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_tar(path, samples):
+    with tarfile.open(path, "w") as tar:
+        for number, (image, caption) in enumerate(samples):
+            for suffix, data in (("png", encode(image)), ("txt", caption.encode())):
+                member = tarfile.TarInfo(f"{number:05d}.{suffix}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with shards, and in `run` what two epochs of training left."""
+    folder = tmp_path_factory.mktemp("trained")
+    for shard in range(2):
+        write_tar(folder / f"train{shard}.tar", (synthetic.sample(40 * shard + i, 32, seed=0) for i in range(40)))
+    sizes = ["--image-size", "32", "--context-length", "16", "--batch-size", "16"]
+    options = ["--epochs", "2", "--flip", "--model", "resnet_tiny", *sizes, "--val", str(folder / "train1.tar")]
+    output = run_python(EXAMPLES / "train.py", str(folder / "train*.tar"), *options, "--out", str(folder / "run"))
+    return folder, output
+
+
+def test_train(trained):
+    folder, output = trained
+    assert "10 steps" in output
+    rows = (folder / "run" / "history.csv").read_text().splitlines()
+    assert len(rows) == 3 and {"loss", "val_loss", "logit_scale"} <= set(rows[0].split(","))
+    assert Image.open(folder / "run" / "loss.png").size == (720, 480)
+    record = json.loads((folder / "run" / "command.json").read_text())
+    assert (record["steps"], record["batch_size"], record["model"]) == (10, 16, "resnet_tiny")
+
+
+def test_classify(trained):
+    folder, _ = trained
+    paths = [str(folder / name) for name in ("a.png", "b.png")]
+    for path, scene in zip(paths, (0, 1), strict=True):
+        Image.fromarray(synthetic.sample(scene, 48, seed=3)[0]).save(path)
+    model = ["--model", str(folder / "run" / "clip.keras")]
+    lines = run_python(EXAMPLES / "classify_zero_shot.py", *paths, *model, "--classes", "cat", "dog").splitlines()
+    assert [line.split("\t")[0] for line in lines[-2:]] == paths
+    for line in lines[-2:]:
+        _, name, share = line.split("\t")
+        assert name in ("cat", "dog") and 50 <= float(share.removesuffix("%")) <= 100
+    (folder / "classes.json").write_text('["cat", "dog"]')
+    (folder / "templates.txt").write_text("a photo of a {}.\n")
+    files = ["--classes-file", str(folder / "classes.json"), "--templates-file", str(folder / "templates.txt")]
+    assert run_python(EXAMPLES / "classify_zero_shot.py", *paths, *model, *files).splitlines()[-2:] == lines[-2:]
+
+
+def test_evaluate(trained):
+    folder, _ = trained
+    model = ["--model", str(folder / "run" / "clip.keras")]
+    sources = [str(folder / "train0.tar"), "--candidates", str(folder / "train1.tar")]
+    output = run_python(EXAMPLES / "evaluate_zero_shot.py", *sources, *model).splitlines()[-1]
+    captions = {synthetic.sample(index, 32, seed=0)[1] for index in range(80)}
+    assert output.startswith("right: ") and output.endswith(f"of 40 images, among {len(captions)} names")
+
+
+def test_a_mistake_in_an_argument_is_told(trained):
+    folder, _ = trained
+    with pytest.raises(AssertionError, match="(?s)no file.*nowhere.tar|nowhere.tar"):
+        run_python(EXAMPLES / "train.py", str(folder / "nowhere.tar"), "--out", str(folder / "other"))
+    with pytest.raises(AssertionError, match="one of the arguments --classes --classes-file is required"):
+        run_python(EXAMPLES / "classify_zero_shot.py", "x.png", "--model", "m.keras")
