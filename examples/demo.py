@@ -37,12 +37,12 @@ def build_model():
     )
 
 
-def draw_pairs(clip, count, seed):
-    """Training pairs as arrays, drawn once."""
+def draw_pairs(clip, count, seed, held_out=False):
+    """Pairs as arrays, drawn once."""
     images, captions = [], []
     progress = keras.utils.Progbar(count, unit_name="scene")
     for index in range(count):
-        image, caption = synthetic.sample(index, IMAGE_SIZE, seed)
+        image, caption = synthetic.sample(index, IMAGE_SIZE, seed, held_out)
         images.append(image)
         captions.append(caption)
         if index % 100 == 99 or index + 1 == count:
@@ -81,18 +81,17 @@ def plot_similarities(clip, scenes, path):
     images = np.stack([synthetic.draw(scene, IMAGE_SIZE) for scene in scenes])
     image_embeddings = keras.ops.convert_to_numpy(clip.encode_image(images))
     text_embeddings = keras.ops.convert_to_numpy(clip.encode_text(clip.tokenizer(captions)))
-    figure, axis = plt.subplots(figsize=(10, 7), layout="constrained")
+    figure, axis = plt.subplots(figsize=(8, 7))
     shown = axis.imshow(text_embeddings @ image_embeddings.T, cmap="viridis")
     axis.set_yticks(range(len(captions)), captions, fontsize=8)
     axis.set_xticks([])
     for column, image in enumerate(images):
-        corner = (column - 0.5, -1.6)
-        inset = axis.inset_axes((*corner, 1, 1), transform=axis.transData)
+        inset = axis.inset_axes((column - 0.5, -1.6, 1, 1), transform=axis.transData)
         inset.imshow(image)
         inset.set_axis_off()
-    figure.colorbar(shown, label="cosine similarity")
-    axis.set_title("Captions and pictures of one batch", pad=70)
-    figure.savefig(path, dpi=120)
+    figure.colorbar(shown, label="cosine similarity", shrink=0.8)
+    axis.set_title("Captions and pictures of one batch", pad=50)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
     plt.close(figure)
 
 
@@ -130,17 +129,13 @@ def main(argv=None):
     steps = args.pairs // BATCH_SIZE
     print(f"Drawing {steps * BATCH_SIZE:,} scenes")
     pairs = draw_pairs(clip, steps * BATCH_SIZE, args.seed)
-    images, labels, names = synthetic.held_out_set(image_size=IMAGE_SIZE)
-    seen = len(labels) // BATCH_SIZE * BATCH_SIZE
-    unseen_pairs = {
-        "images": images[:seen],
-        "token_ids": clip.tokenizer([f"a photo of {names[label]}" for label in labels[:seen]]),
-    }
+    unseen_pairs = draw_pairs(clip, 4 * BATCH_SIZE, args.seed, held_out=True)
     clip.compile(keras_clip.training.adamw(clip, 2e-3, warmup_steps=steps, total_steps=(args.epochs + 1) * steps))
     history = clip.fit(
         pairs, batch_size=BATCH_SIZE, epochs=args.epochs, validation_data=(unseen_pairs,), verbose=1
     ).history
 
+    images, labels, names = synthetic.held_out_set(image_size=IMAGE_SIZE)
     classifier = keras_clip.ZeroShotClassifier(clip, names, TEMPLATES)
     probabilities = classifier.predict(images, batch_size=BATCH_SIZE, verbose=0)
     accuracies = measure(probabilities, labels)
