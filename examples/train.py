@@ -40,6 +40,9 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--flip", action="store_true", help="mirror images at random; not where left and right matter")
+    parser.add_argument(
+        "--crop-scale", type=float, default=0.9, help="least share of an image's area that a crop keeps"
+    )
     parser.add_argument("--dtype", default="float32", help="mixed_bfloat16 is faster on recent processors")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/train"))
@@ -98,7 +101,8 @@ def main(argv=None) -> None:
     keras.utils.set_random_seed(args.seed)
     keras.config.set_dtype_policy(args.dtype)
     clip = build_model(args.model, args.image_size, args.context_length)
-    pairs = keras_clip.data.image_text_pairs(args.source, clip, args.batch_size, seed=args.seed)
+    crop_scale = (args.crop_scale, 1.0)
+    pairs = keras_clip.data.image_text_pairs(args.source, clip, args.batch_size, crop_scale=crop_scale, seed=args.seed)
     validation = args.val and keras_clip.data.image_text_pairs(args.val, clip, args.batch_size, training=False)
     if args.flip:
         pairs = mirror_at_random(pairs, args.seed)

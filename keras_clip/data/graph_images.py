@@ -8,6 +8,8 @@ from keras_clip.types import Tensor
 
 # Among whose first bytes a JPEG file holds its EXIF data.
 _EXIF_WITHIN = 2**16
+# Lowest and highest width over height of a random crop.
+CROP_RATIO = (3 / 4, 4 / 3)
 
 
 def decode_image(data: Tensor, max_pixels: int = MAX_PIXELS, shortest: float | None = None) -> Tensor:
@@ -267,7 +269,7 @@ def random_resized_crop(
     size: int | tuple[int, int],
     seed: Tensor,
     scale: tuple[float, float] = (0.9, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    ratio: tuple[float, float] = CROP_RATIO,
 ) -> Tensor:
     """Cuts out a random part and resizes it: the only augmentation of the paper (Radford et al., 2021, section 2.4).
 

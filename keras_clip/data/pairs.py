@@ -4,6 +4,7 @@ Samples are read by number, in blocks, from an index, which makes a full shuffle
 and cropped in parallel by `tf.data`; only captions and broken samples come back to Python, a batch at a time.
 """
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
 
 _BLOCK = 64
 _STREAM_BUFFER = 1024
-# A crop may fall to sqrt(0.9 * 3 / 4) = 0.82 of a side (smallest scale, narrowest aspect), and is not to be enlarged.
-_SPARE = 1.25
 
 
 def image_text_pairs(
@@ -30,6 +29,7 @@ def image_text_pairs(
     mapping: tuple[str, str] | Callable | None = None,
     training: bool = True,
     text_lengths: Sequence[int] | None = None,
+    crop_scale: tuple[float, float] = (0.9, 1.0),
     seed: int = 0,
     shard: tuple[int, int] = (0, 1),
 ) -> "tf.data.Dataset":
@@ -73,6 +73,8 @@ def image_text_pairs(
             (image, caption or captions).
         training: whether to shuffle, crop at random and drop the smaller last batch.
         text_lengths: lengths that L may take, increasing; None: 16, 32 and the tokenizer's context length.
+        crop_scale: lowest and highest share of an image's area that a training crop keeps. The paper's is the default;
+            a few thousand images want more variety, such as (0.4, 1).
         seed: int >= 0.
         shard: (index, count): one of `count` disjoint parts of each epoch, for as many processes.
 
@@ -90,9 +92,9 @@ def image_text_pairs(
     tokenizer = _component("tokenizer", tokenizer, model)
     image_preprocessor = _component("image_preprocessor", image_preprocessor, model)
     lengths = _lengths(text_lengths, tokenizer)
-    _check_numbers(batch_size, seed, shard)
+    _check_numbers(batch_size, seed, shard, crop_scale)
     with tf.device("/CPU:0"):
-        decode = _Decoder(image_preprocessor, training)
+        decode = _Decoder(image_preprocessor, crop_scale if training else None)
         if isinstance(source, tf.data.Dataset):
             source = source.shard(shard[1], shard[0]) if shard[1] > 1 else source
             epochs = StreamedEpochs(source, seed, image_preprocessor)
@@ -222,7 +224,7 @@ def _stream(
 class _Decoder:
     """The graph function (image, crop seed, caption) -> uint8 (H, W, 3); fails if either half is broken."""
 
-    def __init__(self, preprocessor: Any, training: bool):
+    def __init__(self, preprocessor: Any, crop_scale: tuple[float, float] | None):
         import tensorflow as tf
 
         rule = getattr(preprocessor, "interpolation", "bicubic"), getattr(preprocessor, "resize_mode", "shortest")
@@ -232,7 +234,7 @@ class _Decoder:
                 f"Received: image_preprocessor with {rule[0]!r}, {rule[1]!r}. Pass one with the defaults, or map its "
                 "`to_uint8` over a data set of your own."
             )
-        self._preprocessor, self._training = preprocessor, training
+        self._preprocessor, self._crop_scale = preprocessor, crop_scale
         size = preprocessor.image_size
         self.nothing = tf.zeros((*((size, size) if isinstance(size, int) else size), 3), tf.uint8)
 
@@ -246,13 +248,20 @@ class _Decoder:
             return tf.ensure_shape(self._pixels(image, seed), self.nothing.shape)
 
     def _pixels(self, image, seed):
-        from keras_clip.data.graph_images import decode_image, random_resized_crop, resize_and_center_crop
+        from keras_clip.data.graph_images import CROP_RATIO, decode_image, random_resized_crop, resize_and_center_crop
 
         size, max_pixels = self._preprocessor.image_size, self._preprocessor.max_pixels
+        shortest = None
+        if self._crop_scale:
+            # The smallest and narrowest crop must still have the pixels wanted.
+            shortest = max(self.nothing.shape) / math.sqrt(self._crop_scale[0] * CROP_RATIO[0])
         if image.dtype == "string":
-            shortest = _SPARE * max(self.nothing.shape) if self._training else None
             image = decode_image(image, max_pixels, shortest)
-        return random_resized_crop(image, size, seed) if self._training else resize_and_center_crop(image, size)
+        return (
+            random_resized_crop(image, size, seed, self._crop_scale)
+            if shortest
+            else resize_and_center_crop(image, size)
+        )
 
 
 def _tokenize_with(tokenizer: Callable, lengths: tuple[int, ...]) -> Callable:
@@ -325,11 +334,16 @@ def _lengths(lengths: Sequence[int] | None, tokenizer: Any) -> tuple[int, ...]:
     return lengths
 
 
-def _check_numbers(batch_size: int, seed: int, shard: tuple[int, int]) -> None:
+def _check_numbers(batch_size: int, seed: int, shard: tuple[int, int], crop_scale: tuple[float, float]) -> None:
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1. Received: batch_size={batch_size}.")
     if seed < 0:
         raise ValueError(f"seed must not be negative. Received: seed={seed}.")
+    low, high = crop_scale
+    if not 0 < low <= high <= 1:
+        raise ValueError(
+            f"crop_scale must be (low, high) with 0 < low <= high <= 1. Received: crop_scale={crop_scale}."
+        )
     index, count = shard
     if not 0 <= index < count:
         raise ValueError(f"shard must be (index, count) with 0 <= index < count. Received: shard={shard}.")

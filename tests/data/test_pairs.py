@@ -128,6 +128,16 @@ class TestChance:
         (batch,) = pairs(str(tmp_path / "a.tar"), 20)
         assert len({image.tobytes() for image in batch["images"].numpy()}) > 10
 
+    @pytest.mark.parametrize("scale, least, most", [((0.9, 1.0), 0.8, 1.0), ((0.2, 0.2), 0.38, 0.52)], ids=str)
+    def test_crops_keep_their_share(self, scale, least, most, tmp_path):
+        ramp = np.broadcast_to(np.arange(256, dtype="uint8")[None, :, None], (256, 256, 3))
+        file = io.BytesIO()
+        Image.fromarray(ramp).save(file, "PNG")
+        write_tar(tmp_path / "a.tar", tar_members([(str(k), file.getvalue(), b"1") for k in range(20)]))
+        (batch,) = pairs(str(tmp_path / "a.tar"), 20, image_size=128, crop_scale=scale)
+        spans = np.ptp(batch["images"].numpy()[..., 0].astype(int), axis=(1, 2)) / 255
+        assert least - 0.01 < spans.min() < spans.max() < most + 0.01
+
     def test_evaluation_draws_nothing(self, tmp_path):
         write_tar(tmp_path / "a.tar", tar_members(noisy(10)))
         dataset = pairs(str(tmp_path / "a.tar"), training=False)
@@ -356,6 +366,8 @@ class TestRefusals:
             ({"batch_size": 51}, ValueError, "batch_size=51.*with 50 samples"),
             ({"batch_size": 0}, ValueError, "batch_size=0"),
             ({"seed": -1}, ValueError, "seed=-1"),
+            ({"crop_scale": (0, 1)}, ValueError, r"crop_scale=\(0, 1\)"),
+            ({"crop_scale": (0.5, 1.5)}, ValueError, r"crop_scale=\(0.5, 1.5\)"),
             ({"shard": (3, 3)}, ValueError, r"shard=\(3, 3\)"),
             ({"text_lengths": (32, 16)}, ValueError, "increase"),
             ({"text_lengths": (16, 16)}, ValueError, "increase"),
