@@ -189,6 +189,8 @@ def _stream(
     no_image = tf.zeros((0, 0, 3), tf.uint8) if is_array else tf.constant(b"")
 
     def pass_over(epoch):
+        # Of this graph alone. A global seed of the user's would change the order, and of 0 break a seed in graph.
+        tf.compat.v1.set_random_seed(1)
         shuffled = pairs.shuffle(_STREAM_BUFFER, seed=epochs.stream_seed(epoch)) if training else pairs
         samples = shuffled.enumerate().map(lambda position, pair: number(epoch, position, pair))
         end = (epoch, tf.constant(-1, tf.int64), True, tf.zeros(2, tf.int64), no_image, tf.constant(b""))

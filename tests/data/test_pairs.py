@@ -110,6 +110,16 @@ class TestChance:
         assert epochs[0] != epochs[1]
         assert contents(other) not in epochs
 
+    @pytest.mark.parametrize("source", ["tars", "tf.data of files"])
+    def test_a_global_seed_changes_nothing(self, source, tmp_path):
+        store, mapping = SOURCES[source]
+        stored = store(tmp_path, noisy(40))
+        epochs = []
+        for seed in (0, 5):
+            keras.utils.set_random_seed(seed)
+            epochs.append(contents(pairs(stored, mapping=mapping)))
+        assert epochs[0] == epochs[1]
+
     def test_epochs_have_other_orders_and_other_crops(self, tmp_path):
         write_tar(tmp_path / "a.tar", tar_members(noisy(30)))
         dataset = pairs(str(tmp_path / "a.tar"), 30)
