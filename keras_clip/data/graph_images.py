@@ -249,6 +249,7 @@ def resize_and_center_crop(image: Tensor, size: int | tuple[int, int]) -> Tensor
     Returns:
         uint8 tensor (size, size, 3).
     """
+    import PIL
     import tensorflow as tf
 
     sides = (size, size) if isinstance(size, int) else tuple(size)
@@ -261,7 +262,16 @@ def resize_and_center_crop(image: Tensor, size: int | tuple[int, int]) -> Tensor
     # Ties to even, as Python rounds.
     top = tf.cast(tf.round(tf.cast(resized_height - sides[0], tf.float64) / 2), tf.int32)
     left = tf.cast(tf.round(tf.cast(resized_width - sides[1], tf.float64) / 2), tf.int32)
-    return resize(image, sides, (resized_height, resized_width), (top, left))
+
+    def resized(height_first):
+        return lambda image, *place: resize(image, sides, place[:2], place[2:], height_first=height_first)
+
+    # Since version 13, Pillow begins with the height where that loses more than twice the pixels of the width.
+    is_tall = (height > resized_height) & (height - resized_height > 2 * (width - resized_width))
+    is_tall &= int(PIL.__version__.partition(".")[0]) >= 13
+    order = [resized(height_first=False), resized(height_first=True)]
+    cut = _switch(tf.cast(is_tall, tf.int32), order, image, resized_height, resized_width, top, left)
+    return tf.ensure_shape(cut, (*sides, 3))
 
 
 def random_resized_crop(

@@ -17,8 +17,9 @@ def resize(
     full: tuple[Tensor, Tensor] | None = None,
     offset: tuple[Tensor, Tensor] | tuple[int, int] = (0, 0),
     dtype: str = "float64",
+    height_first: bool = False,
 ) -> Tensor:
-    """Resizes in two passes, width then height, with rounding between them.
+    """Resizes in two passes, with rounding between them.
 
     Args:
         image: uint8 tensor (H, W, 3).
@@ -27,6 +28,7 @@ def resize(
         offset: top and left of that part.
         dtype: "float64" gives PIL's very numbers; "float32", in half the time, differs by a grey level where a sum lies
             close to a half.
+        height_first: which pass comes first; the numbers differ.
 
     Returns:
         uint8 tensor (height, width, 3).
@@ -34,48 +36,52 @@ def resize(
     import tensorflow as tf
 
     full = sides if full is None else full
-    height, width = tf.shape(image)[0], tf.shape(image)[1]
-    columns = tf.reshape(tf.transpose(image, (1, 0, 2)), (width, height * 3))
-    columns = tf.reshape(_resize_rows(columns, full[1], offset[1], sides[1], dtype), (sides[1], height, 3))
-    rows = tf.reshape(tf.transpose(columns, (1, 0, 2)), (height, sides[1] * 3))
-    resized = _resize_rows(rows, full[0], offset[0], sides[0], dtype)
-    return tf.reshape(resized, (*sides, 3))
+    # By planes: both passes are then products of matrices as they lie in memory.
+    planes = tf.reshape(tf.transpose(tf.reshape(image, (-1, 3))), (3, tf.shape(image)[0], tf.shape(image)[1]))
+    for axis in (0, 1) if height_first else (1, 0):
+        planes = _resize_planes(planes, axis, full[axis], offset[axis], sides[axis], dtype)
+    return tf.reshape(tf.transpose(tf.reshape(tf.cast(planes, tf.uint8), (3, -1))), (*sides, 3))
 
 
-def _resize_rows(pixels, full, offset, count, dtype):
-    """uint8 (length, m) -> (count, m): the rows from `offset` on of the `full` ones."""
+def _resize_planes(planes, axis, full, offset, count, dtype):
+    """(3, H, W) to `count` rows (axis 0) or columns (axis 1), in whole grey levels."""
     import tensorflow as tf
 
-    first, weights = _weights(tf.shape(pixels)[0], full, offset, count)
-    weights, needed = tf.cast(weights, dtype), tf.shape(weights)[2]
+    height, width = tf.shape(planes)[1], tf.shape(planes)[2]
     blocks = []
-    for block in range(weights.shape[0]):
-        rows = tf.cast(pixels[first[block] : first[block] + needed], dtype)
-        blocks.append(tf.matmul(weights[block, : count - block * _BLOCK], rows))
+    if axis == 0:
+        for first, weights in _blocks(height, full, offset, count, dtype):
+            needed = planes[:, first : first + tf.shape(weights)[1]]
+            blocks.append(tf.matmul(weights, tf.cast(needed, dtype)))
+    else:
+        planes = tf.reshape(planes, (3 * height, width))
+        for first, weights in _blocks(width, full, offset, count, dtype):
+            needed = planes[:, first : first + tf.shape(weights)[1]]
+            blocks.append(tf.matmul(tf.cast(needed, dtype), weights, transpose_b=True))
     # Halves go up, as in PIL.
-    rounded = tf.floor(tf.concat(blocks, axis=0) + 0.5)
-    return tf.cast(tf.clip_by_value(rounded, 0.0, 255.0), tf.uint8)
+    levels = tf.clip_by_value(tf.floor(tf.concat(blocks, axis=1) + 0.5), 0.0, 255.0)
+    return tf.reshape(levels, (3, count, width) if axis == 0 else (3, height, count))
 
 
-def _weights(length, full, offset, count):
-    """The first row that each block of outputs needs, (blocks,), and its weights, (blocks, outputs, rows)."""
+def _blocks(length, full, offset, count, dtype):
+    """For each block of outputs the first input that it needs, and its weights, (outputs, inputs)."""
     import tensorflow as tf
 
     blocks = -(-count // _BLOCK)
     scale = tf.cast(length, tf.float64) / tf.cast(full, tf.float64)
     stretch = tf.maximum(scale, 1.0)
-    centers = (tf.cast(offset + tf.range(blocks * _BLOCK), tf.float64) + 0.5) * scale
-    # From two stretches before the first centre to two behind the last one, and a row for each rounding.
+    centers = (tf.cast(offset + tf.range(count), tf.float64) + 0.5) * scale
+    # From two stretches before the first center to two behind the last one, and an input for each rounding.
     needed = tf.cast(tf.math.ceil((_BLOCK - 1) * scale + 4.0 * stretch), tf.int32) + 2
     needed = tf.minimum(needed, length)
     first = tf.cast(tf.floor(centers[::_BLOCK] - 2.0 * stretch), tf.int32)
     first = tf.clip_by_value(first, 0, length - needed)
-    rows = tf.cast(first[:, None] + tf.range(needed), tf.float64) + 0.5
-    x = tf.abs(rows[:, None, :] - tf.reshape(centers, (blocks, _BLOCK, 1))) / stretch
-    # Keys' cubic with a = -0.5.
-    near = (1.5 * x - 2.5) * x * x + 1.0
-    far = ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
-    weights = tf.where(x < 1.0, near, tf.where(x < 2.0, far, 0.0))
-    # Outputs past the end, in a last block that is not full, may weigh nothing.
-    weights = tf.math.divide_no_nan(weights, tf.reduce_sum(weights, axis=2, keepdims=True))
-    return first, tf.round(weights / _PRECISION) * _PRECISION
+    centers -= tf.repeat(tf.cast(first, tf.float64), _BLOCK)[:count] + 0.5
+    inputs = tf.cast(tf.range(needed), tf.float64)
+    x = tf.abs(tf.cast(inputs / stretch, dtype) - tf.cast(centers / stretch, dtype)[:, None])
+    # Keys' cubic with a = -0.5: its outer piece, to which the inner one adds the rest.
+    outer, inner = tf.nn.relu(2.0 - x), tf.nn.relu(1.0 - x)
+    weights = 0.5 * (outer - 1.0) * outer * outer + (1.0 - 2.0 * inner) * inner * inner
+    weights /= tf.reduce_sum(weights, axis=1, keepdims=True)
+    weights = tf.round(weights / _PRECISION) * _PRECISION
+    return [(first[block], weights[block * _BLOCK : (block + 1) * _BLOCK]) for block in range(blocks)]
