@@ -19,6 +19,8 @@ import keras_clip
 from keras_clip.data import prompts
 from keras_clip.evaluation import wilson_interval
 
+LONGEST_CAPTION = 4096
+
 
 def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -32,9 +34,13 @@ def parse_args(argv=None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def read_captions(batch: dict, tokenizer: keras_clip.data.CLIPTokenizer) -> list[str]:
-    """The captions of a batch, in the tokenizer's spelling: lower case, one space around each word and mark."""
-    return [tokenizer.decode(row) for row in batch["token_ids"].numpy().tolist()]
+def read(source: list[str], clip: keras_clip.CLIPModel):
+    """Batches of images, and of captions in the tokenizer's spelling: lower case, one space around words and marks."""
+    # Whole, also where the model's context would cut them: else different captions could become one.
+    tokenizer = keras_clip.data.CLIPTokenizer(LONGEST_CAPTION)
+    pairs = keras_clip.data.image_text_pairs(source, clip, batch_size=128, tokenizer=tokenizer, training=False)
+    for batch in pairs:
+        yield batch["images"].numpy(), [tokenizer.decode(row) for row in batch["token_ids"].numpy().tolist()]
 
 
 def class_of(caption: str, classes: dict[str, str]) -> str:
@@ -48,23 +54,20 @@ def class_of(caption: str, classes: dict[str, str]) -> str:
 def main(argv=None) -> dict[str, float]:
     args = parse_args(argv)
     clip = keras.saving.load_model(args.model)
-
-    def read(source):
-        return keras_clip.data.image_text_pairs(source, clip, batch_size=128, training=False)
-
     if args.classes_file:
         class_names = json.loads(args.classes_file.read_text(encoding="utf-8"))
         classes = {clip.tokenizer.decode(clip.tokenizer.encode(name)): name for name in class_names}
     else:
-        sources = [*args.source, *args.candidates]
-        classes = {caption: caption for batch in read(sources) for caption in read_captions(batch, clip.tokenizer)}
-        class_names = sorted(classes)
+        sources = [args.source, args.candidates] if args.candidates else [args.source]
+        class_names = sorted(
+            {caption for source in sources for _, captions in read(source, clip) for caption in captions}
+        )
+        classes = dict(zip(class_names, class_names, strict=True))
     templates = prompts.read(args.templates_file) if args.templates_file else args.templates
     classifier = keras_clip.ZeroShotClassifier(clip, class_names, templates)
 
     labelled = [
-        (batch["images"].numpy(), [class_of(caption, classes) for caption in read_captions(batch, clip.tokenizer)])
-        for batch in read(args.source)
+        (images, [class_of(caption, classes) for caption in captions]) for images, captions in read(args.source, clip)
     ]
     total = sum(len(labels) for _, labels in labelled)
     result = classifier.evaluate(labelled, verbose=0)

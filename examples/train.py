@@ -15,8 +15,12 @@ import time
 from pathlib import Path
 
 import keras
+import matplotlib
 
 import keras_clip
+
+matplotlib.use("agg")
+from matplotlib import pyplot  # noqa: E402
 
 # Chosen for images of 32 to 224 pixels and up to some million pairs; for more see the published shapes.
 MODELS = {
@@ -43,6 +47,9 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument(
         "--crop-scale", type=float, default=0.9, help="least share of an image's area that a crop keeps"
     )
+    parser.add_argument(
+        "--color-jitter", type=float, default=0.0, help="largest change of brightness, contrast and saturation, as 0.4"
+    )
     parser.add_argument("--dtype", default="float32", help="mixed_bfloat16 is faster on recent processors")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/train"))
@@ -64,26 +71,33 @@ def build_model(name: str, image_size: int, context_length: int) -> keras_clip.C
     return keras_clip.CLIPModel(image_encoder, text_encoder, sizes["embed_dim"])
 
 
-def mirror_at_random(pairs, seed: int):
-    """Half of the images of each batch, left to right."""
+def augment(pairs, flip: bool, color_jitter: float, seed: int):
+    """Mirrors half of the images, and changes brightness, contrast and saturation of each by up to `color_jitter`."""
     import tensorflow as tf
 
-    def mirror(number, batch):
-        images = tf.image.stateless_random_flip_left_right(batch["images"], (seed, number))
+    def change(number, batch):
+        images = batch["images"]
+        if flip:
+            images = tf.image.stateless_random_flip_left_right(images, (seed, number))
+        if color_jitter:
+            shape = (3, tf.shape(images)[0], 1, 1, 1)
+            brightness, contrast, saturation = tf.unstack(
+                tf.random.stateless_uniform(shape, (seed + 1, number), 1 - color_jitter, 1 + color_jitter)
+            )
+            colors = tf.cast(images, "float32") * brightness
+            grey = tf.reduce_mean(colors, axis=3, keepdims=True)
+            mean = tf.reduce_mean(grey, axis=(1, 2), keepdims=True)
+            colors = mean + contrast * (grey - mean + saturation * (colors - grey))
+            images = tf.cast(tf.clip_by_value(tf.round(colors), 0, 255), "uint8")
         return {**batch, "images": images}
 
-    # Counted over epochs as long as the data is read: the flips of each epoch differ.
+    # Other numbers in each epoch, as long as the data is read.
     numbers = tf.data.Dataset.random(seed, rerandomize_each_iteration=True)
-    mirrored = tf.data.Dataset.zip((numbers, pairs)).map(mirror)
-    return mirrored.apply(tf.data.experimental.assert_cardinality(len(pairs)))
+    changed = tf.data.Dataset.zip((numbers, pairs)).map(change)
+    return changed.apply(tf.data.experimental.assert_cardinality(len(pairs)))
 
 
 def draw_loss(history: dict[str, list[float]], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
     figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
     epochs = range(1, len(history["loss"]) + 1)
     axes.plot(epochs, history["loss"], label="training")
@@ -104,8 +118,8 @@ def main(argv=None) -> None:
     crop_scale = (args.crop_scale, 1.0)
     pairs = keras_clip.data.image_text_pairs(args.source, clip, args.batch_size, crop_scale=crop_scale, seed=args.seed)
     validation = args.val and keras_clip.data.image_text_pairs(args.val, clip, args.batch_size, training=False)
-    if args.flip:
-        pairs = mirror_at_random(pairs, args.seed)
+    if args.flip or args.color_jitter:
+        pairs = augment(pairs, args.flip, args.color_jitter, args.seed)
     steps = args.epochs * len(pairs)
     clip.compile(keras_clip.training.adamw(clip, args.learning_rate, warmup_steps=steps // 20, total_steps=steps))
     wall, cpu = time.perf_counter(), time.process_time()
@@ -120,9 +134,9 @@ def main(argv=None) -> None:
         "cpu_minutes": round((time.process_time() - cpu) / 60, 2),
     }
     clip.save(args.out / "clip.keras")
-    draw_loss(history.history, args.out / "loss.png")
     record = {**vars(args), "out": str(args.out), "backend": keras.backend.backend(), "steps": steps, **minutes}
     (args.out / "command.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    draw_loss(history.history, args.out / "loss.png")
     print(f"{steps} steps in {minutes['wall_minutes']} minutes ({minutes['cpu_minutes']} CPU minutes): {args.out}")
 
 

@@ -42,6 +42,16 @@ def _attribute(encoder, name: str, axes: slice):
     return value
 
 
+def _check_end_token(tokenizer, encoder) -> None:
+    ends = [getattr(part, "end_token_id", None) for part in (tokenizer, encoder)]
+    if None not in ends and ends[0] != ends[1]:
+        raise ValueError(
+            f"The tokenizer must end texts with the token that the encoder looks for, {ends[1]}. Received: a "
+            f"{type(tokenizer).__name__} that ends them with {ends[0]}. Pass `tokenizer=` of the encoder's vocabulary, "
+            "or leave `vocabulary_size` and `end_token_id` at CLIP's."
+        )
+
+
 class _Embedder(keras.Model):
     """An encoder and its projection head."""
 
@@ -152,7 +162,8 @@ class TextEmbedder(_Embedder):
         float32 embeddings (B, E) of unit length.
 
     Raises:
-        ValueError: the encoder does not give (B, D), or does not tell its context length.
+        ValueError: the encoder does not give (B, D), does not tell its context length, or looks for another end token
+            than the tokenizer's.
     """
 
     def __init__(self, encoder: keras.layers.Layer, embed_dim: int, tokenizer: CLIPTokenizer | None = None, **kwargs):
@@ -160,6 +171,7 @@ class TextEmbedder(_Embedder):
         self.encoder = encoder
         length = _attribute(encoder, "context_length", slice(1, 2))
         self.tokenizer = CLIPTokenizer(length) if tokenizer is None else tokenizer
+        _check_end_token(self.tokenizer, encoder)
         self.projection = ProjectionHead(embed_dim, dtype=self.dtype_policy, name="text_projection")
         token_ids = keras.KerasTensor((None, length), dtype="int32")
         self.projection.build(_features_shape(encoder, token_ids, "text_encoder"))

@@ -204,6 +204,12 @@ REFUSED = {
     "a feature map": (lambda: make_clip(feature_map_model()), "features \\(B, D\\)"),
     "an unknown loss": (lambda: make_clip(loss="hinge"), "kind"),
     "a negative temperature": (lambda: make_clip(temperature=-1.0), "temperature"),
+    "an end token of its own": (
+        lambda: keras_clip.CLIPModel(
+            encoders.VisionTransformer(16, 8, 16, 2, 2), encoders.TextTransformer(8, 1, 2, 6, vocabulary_size=50), 4
+        ),
+        "the encoder looks for, 49",
+    ),
     "no image size": (lambda: make_clip(keras.layers.GlobalAveragePooling2D()), "image_size"),
 }
 

@@ -20,6 +20,10 @@ VISION = {
 }
 
 
+class SmallVocabulary:
+    end_token_id = 99
+
+
 def make_pair(name, quick_gelu=True):
     torch.manual_seed(0)
     text = dict(context_length=12, vocab_size=100, width=64, heads=2, layers=2)
@@ -38,7 +42,8 @@ def make_pair(name, quick_gelu=True):
         )
     else:
         image = ModifiedResNet(config["image_size"], config["layers"], config["width"], num_heads=4)
-    clip = CLIPModel(image, TextTransformer(64, 2, 2, 12, 100, activation=activation), embed_dim=48)
+    text = TextTransformer(64, 2, 2, 12, 100, activation=activation)
+    clip = CLIPModel(image, text, embed_dim=48, tokenizer=SmallVocabulary())
     copy_open_clip(peer, clip)
     return peer, clip
 

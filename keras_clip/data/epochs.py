@@ -72,13 +72,15 @@ class IndexedEpochs(_Epochs):
         self._reader, self._training = reader, training
         self._part, self._parts = shard
         # In training every process takes equally many steps, or the others would wait for it at the end.
-        self.num_samples = (
-            (len(reader) - (0 if training else self._part)) // self._parts
-            if training
-            else len(range(self._part, len(reader), self._parts))
-        )
+        everything = range(len(reader))
+        self.num_samples = len(reader) // self._parts if training else len(everything[self._part :: self._parts])
+        self._failure: Exception | None = None
         # The epoch that runs and the one that starts meanwhile.
         self.order = functools.lru_cache(maxsize=2)(self._order)
+
+    def begin(self) -> np.int64:
+        self._failure = None
+        return super().begin()
 
     def _order(self, epoch: int) -> np.ndarray:
         """The indices of an epoch's samples. All processes permute alike, and each takes every n-th."""
@@ -91,12 +93,18 @@ class IndexedEpochs(_Epochs):
         """A block of samples, then a mark: columns (epoch, position, is mark, crop seed, image file, caption).
 
         Positions count on after the end of the epoch, from the first sample again. With `start` -1 comes the mark of
-        the end alone.
+        the end alone. If the source itself fails, the mark comes alone too, and `missed` raises what happened: from
+        here an exception would pass for a broken sample.
         """
         ids = self._ids(epoch, start % self.num_samples, count) if start >= 0 else np.zeros(0, np.int64)
         first = start if start >= 0 else self.num_samples
         positions = np.append(first + np.arange(len(ids)), first + len(ids))
-        images, captions, seeds = self._pairs(epoch, ids)
+        try:
+            images, captions, seeds = self._pairs(epoch, ids)
+        except Exception as error:
+            self._failure = error
+            positions, ids = positions[-1:], ids[:0]
+            images, captions, seeds = [], [], np.zeros((0, 2), np.int64)
         seeds = np.concatenate([seeds, np.zeros((1, 2), np.int64)])
         images, captions = (np.array([*column, b""], object) for column in (images, captions))
         return np.full_like(positions, epoch), positions, np.arange(len(ids) + 1) == len(ids), seeds, images, captions
@@ -114,7 +122,13 @@ class IndexedEpochs(_Epochs):
         return images, chosen, np.stack([(draws >> np.uint64(33)).astype(np.int64), ids], axis=1)
 
     def missed(self, epoch: int, start: int, stop: int) -> np.bool_:
-        """Takes note of the samples at these positions, which were dropped, and of the end of the epoch."""
+        """Takes note of the samples at these positions, which were dropped, and of the end of the epoch.
+
+        Raises:
+            Exception: the source failed; too many samples are broken.
+        """
+        if self._failure is not None:
+            raise self._failure
         for position in range(start, min(stop, self.num_samples)):
             if self._is_over(epoch):
                 break

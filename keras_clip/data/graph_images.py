@@ -2,12 +2,14 @@
 
 import math
 
+import numpy as np
+
 from keras_clip.data.graph_resize import resize
-from keras_clip.data.images import MAX_PIXELS
+from keras_clip.data.images import MAX_PIXELS, open_image
 from keras_clip.types import Tensor
 
-# Among whose first bytes a JPEG file holds its EXIF data.
-_EXIF_WITHIN = 2**16
+# Among whose first bytes a file holds its EXIF data, and a PNG file its transparent colour.
+_HEADER = 2**16
 # Lowest and highest width over height of a random crop.
 CROP_RATIO = (3 / 4, 4 / 3)
 
@@ -15,7 +17,8 @@ CROP_RATIO = (3 / 4, 4 / 3)
 def decode_image(data: Tensor, max_pixels: int = MAX_PIXELS, shortest: float | None = None) -> Tensor:
     """Decodes JPEG, PNG, GIF (first frame), BMP or WebP, in a graph: in tf.data or a `tf.function`.
 
-    Orientation is honoured in JPEG's EXIF; that of PNG and WebP files, which almost none has, is not.
+    Forms that are rare among photographs, and that TensorFlow decodes wrongly or not at all, go to PIL: GIF, BMP other
+    than of 24 bits, animated WebP, PNG with a transparent colour, and EXIF in other files than JPEG.
 
     Args:
         data: scalar string tensor, the bytes of a file.
@@ -37,7 +40,7 @@ def decode_image(data: Tensor, max_pixels: int = MAX_PIXELS, shortest: float | N
     branches = {
         b"\xff\xd8": lambda data: _decode_jpeg(data, max_pixels, shortest),
         b"\x89PNG\r\n\x1a\n": lambda data: _decode_png(data, max_pixels),
-        b"GIF8": lambda data: _decode_gif(data, max_pixels),
+        b"GIF8": lambda data: _decode_by_pil(data, max_pixels),
         b"RIFF": lambda data: _decode_webp(data, max_pixels),
         b"BM": lambda data: _decode_bmp(data, max_pixels),
         b"": _refuse,
@@ -101,34 +104,53 @@ def _decode_jpeg(data, max_pixels, shortest):
             halvings = tf.math.log(tf.cast(tf.reduce_min(sides), tf.float32) / shortest) / math.log(2.0)
             halvings = tf.clip_by_value(tf.cast(tf.floor(halvings), tf.int32), 0, 3)
             pixels = _switch(halvings, [at(1), at(2), at(4), at(8)], data)
-    # RE2's \C is any byte.
-    has_exif = tf.strings.regex_full_match(tf.strings.substr(data, 0, _EXIF_WITHIN), r"\C*Exif\x00\x00\C*")
+    has_exif = _contains(data, r"Exif\x00\x00")
     turn = [lambda pixels, data: pixels, lambda pixels, data: _oriented(pixels, _jpeg_orientation(data))]
     return _switch(tf.cast(has_exif, tf.int32), turn, pixels, data)
+
+
+def _decode_by_pil(data, max_pixels):
+    import tensorflow as tf
+
+    return tf.ensure_shape(tf.numpy_function(_pil_pixels, [data, max_pixels], tf.uint8), (None, None, 3))
+
+
+def _pil_pixels(data, max_pixels):
+    return np.asarray(open_image(data, "an image", int(max_pixels)))
+
+
+def _unless(rare, native, data, max_pixels):
+    """What `native` makes of the bytes, or PIL where they are of a rare form."""
+    import tensorflow as tf
+
+    return _switch(tf.cast(rare, tf.int32), [native, lambda data: _decode_by_pil(data, max_pixels)], data)
+
+
+def _contains(data, pattern):
+    import tensorflow as tf
+
+    # RE2's \C is any byte.
+    return tf.strings.regex_full_match(tf.strings.substr(data, 0, _HEADER), rf"\C*{pattern}\C*")
 
 
 def _decode_png(data, max_pixels):
     import tensorflow as tf
 
     start = _head(data)
+    # A transparent colour, which TensorFlow heeds in palettes only, and EXIF.
+    is_rare = _contains(data, "(tRNS|eXIf)")
     with _within_limit([_number(start[16:20], big=True), _number(start[20:24], big=True)], max_pixels):
-        return _of_any_depth(tf.io.decode_png(data))
-
-
-def _decode_gif(data, max_pixels):
-    import tensorflow as tf
-
-    start = _head(data)
-    with _within_limit([_number(start[6:8]), _number(start[8:10])], max_pixels):
-        return tf.io.decode_image(data, channels=3, expand_animations=False)
+        return _unless(is_rare, lambda data: _of_any_depth(tf.io.decode_png(data)), data, max_pixels)
 
 
 def _decode_bmp(data, max_pixels):
     import tensorflow as tf
 
     start = _head(data)
+    # TensorFlow gives the numbers of a palette for grey levels, and takes a spare byte for alpha.
+    is_rare = _number(start[28:30]) != 24
     with _within_limit([_number(start[18:22]), tf.abs(_number(start[22:26]))], max_pixels):
-        return _of_any_depth(tf.io.decode_bmp(data))
+        return _unless(is_rare, lambda data: tf.io.decode_bmp(data, channels=3), data, max_pixels)
 
 
 def _decode_webp(data, max_pixels):
@@ -147,16 +169,10 @@ def _decode_webp(data, max_pixels):
         ],
         default=lambda: tf.stack([_number(start[26:28]) % 2**14, _number(start[28:30]) % 2**14]),
     )
+    # Flags of an animation, which TensorFlow can write past its buffer for, and of EXIF.
+    is_rare = extended & (tf.bitwise.bitwise_and(start[20], 2 + 8) > 0)
     with tf.control_dependencies([is_webp]), _within_limit(sides, max_pixels):
-        # TensorFlow decodes an animation to four channels, writes past its buffer if that has three, and refuses
-        # four where the header tells of no alpha. So the header tells of it.
-        animated = extended & (start[20] // 2 % 2 == 1)
-        flag = tf.constant([bytes([flags | 16]) for flags in range(256)])[start[20]]
-        with_alpha = tf.strings.join([tf.strings.substr(data, 0, 20), flag, tf.strings.substr(data, 21, 2**31 - 1)])
-        frames = tf.cond(
-            animated, lambda: tf.image.decode_webp(with_alpha, channels=4), lambda: tf.image.decode_webp(data)
-        )
-        return _of_any_depth(frames[0])
+        return _unless(is_rare, lambda data: _of_any_depth(tf.image.decode_webp(data)[0]), data, max_pixels)
 
 
 def _refuse(data):
@@ -187,7 +203,7 @@ def _jpeg_orientation(data):
     """EXIF orientation, 1 to 8: walks the segments to the EXIF one, then through its first directory."""
     import tensorflow as tf
 
-    head = tf.cast(tf.io.decode_raw(tf.strings.substr(data, 0, _EXIF_WITHIN), tf.uint8), tf.int32)
+    head = tf.cast(tf.io.decode_raw(tf.strings.substr(data, 0, _HEADER), tf.uint8), tf.int32)
     size = tf.shape(head)[0]
     head = tf.concat([head, tf.zeros([16], tf.int32)], 0)
 

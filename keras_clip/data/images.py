@@ -15,6 +15,8 @@ RESIZE_MODES = ("shortest", "squash", "longest")
 INTERPOLATIONS = ("bicubic", "bilinear")
 # Half a gigabyte once decoded: above every photograph, below what would take a host down.
 MAX_PIXELS = 178_956_970
+# The EXIF tag.
+_ORIENTATION = 0x0112
 
 
 @keras.saving.register_keras_serializable(package="keras_clip")
@@ -89,7 +91,8 @@ class ImagePreprocessor:
             images = [images]
         pixels = np.empty((len(images), *self.sides, 3), np.uint8)
         for i, image in enumerate(images):
-            pixels[i] = np.asarray(self._resize(_open(image, i, self.max_pixels)))
+            name = f"images[{i}]"
+            pixels[i] = np.asarray(self._resize(open_image(image, name, self.max_pixels)))
         return pixels
 
     def normalize(self, pixels: np.ndarray) -> np.ndarray:
@@ -139,30 +142,52 @@ def resized_sides(height: int, width: int, wanted: tuple[int, int], resize_mode:
     return wanted[0], max(1, int(wanted[0] * width / height))
 
 
-def _open(image, index: int, max_pixels: int):
-    """Any of the accepted things as a PIL image in RGB."""
-    from PIL import Image, ImageOps
+def open_image(image: Any, name: str, max_pixels: int):
+    """Any of the things that `ImagePreprocessor` accepts, as a PIL image in RGB, upright, on white.
 
-    name = f"images[{index}]"
+    Raises:
+        ValueError: no such thing, a broken file, or too many pixels; it calls the image by `name`.
+        FileNotFoundError: no file at that path.
+    """
+    from PIL import Image
+
+    if isinstance(image, str | os.PathLike):
+        name = f"{name}={os.fspath(image)!r}"
+        image = Path(image).read_bytes()
+    elif not isinstance(image, bytes | io.BytesIO | Image.Image):
+        return _to_rgb(from_array(image, name))
     try:
-        if isinstance(image, str | os.PathLike):
-            name = f"{name}={os.fspath(image)!r}"
-            image = io.BytesIO(Path(image).read_bytes())
-        elif isinstance(image, bytes):
-            image = io.BytesIO(image)
-        if isinstance(image, io.BytesIO):
-            image = Image.open(image)
-        elif not isinstance(image, Image.Image):
-            return _to_rgb(_from_array(image, name))
-        if image.width * image.height > max_pixels:
-            raise ValueError(_too_large(name, image.width, image.height, max_pixels))
-        return _to_rgb(ImageOps.exif_transpose(image))
+        image = io.BytesIO(image) if isinstance(image, bytes) else image
+        image = Image.open(image) if isinstance(image, io.BytesIO) else image
+        is_small = image.width * image.height <= max_pixels
+        if is_small:
+            return _to_rgb(upright(image))
     except Image.DecompressionBombError as error:
         raise ValueError(f"{error} Received: {name}. Raise `max_pixels` for images that you trust.") from None
-    except (OSError, SyntaxError, EOFError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
+    except Exception as error:  # a damaged file makes PIL raise whatever it comes to
         raise ValueError(f"Not an image that can be read: {error}. Received: {name}.") from error
+    raise ValueError(_too_large(name, image.width, image.height, max_pixels))
+
+
+def upright(image):
+    """A PIL image turned as its EXIF orientation says; as it is, if that cannot be read."""
+    from PIL import Image
+
+    try:
+        orientation = image.getexif().get(_ORIENTATION)
+    except Exception:  # PIL's parser of damaged EXIF raises whatever it comes to
+        return image
+    turn = Image.Transpose
+    turns = {
+        2: turn.FLIP_LEFT_RIGHT,
+        3: turn.ROTATE_180,
+        4: turn.FLIP_TOP_BOTTOM,
+        5: turn.TRANSPOSE,
+        6: turn.ROTATE_270,
+        7: turn.TRANSVERSE,
+        8: turn.ROTATE_90,
+    }
+    return image.transpose(turns[orientation]) if orientation in turns else image
 
 
 def _too_large(name: str, width: int, height: int, max_pixels: int) -> str:
@@ -172,7 +197,12 @@ def _too_large(name: str, width: int, height: int, max_pixels: int) -> str:
     )
 
 
-def _from_array(array, name: str):
+def from_array(array, name: str):
+    """A PIL image of a uint8 array.
+
+    Raises:
+        ValueError: another dtype or shape; it calls the array by `name`.
+    """
     from PIL import Image
 
     array = np.asarray(array)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from keras_clip.data.epochs import IndexedEpochs, StreamedEpochs
+from keras_clip.data.readers import require_columns
 from keras_clip.data.sources import open_source, require_mapping
 
 if TYPE_CHECKING:
@@ -61,7 +62,8 @@ def image_text_pairs(
     others are taken twice in their stead, so that an epoch has as many steps as promised. Captions longer than the
     context are cut. Texts are as long as the longest of their batch, rounded up to one of
     `text_lengths`, so that compiled backends compile at most so many programs. Memory holds a few blocks of 64 encoded
-    images, a decoded image per core, and a few batches, whatever the size of the data; 40 bytes a sample for the index.
+    images, a decoded image per core, and a few batches, whatever the size of the data; of each sample 40 bytes and its
+    key (tables and folders: its path and caption).
 
     Args:
         source: see above.
@@ -96,7 +98,7 @@ def image_text_pairs(
     with tf.device("/CPU:0"):
         decode = _Decoder(image_preprocessor, crop_scale if training else None)
         if isinstance(source, tf.data.Dataset):
-            source = source.shard(shard[1], shard[0]) if shard[1] > 1 else source
+            source = _part(source, shard, training)
             epochs = StreamedEpochs(source, seed, image_preprocessor)
             good = _stream(epochs, source, require_mapping(mapping), decode, training)
         else:
@@ -155,6 +157,14 @@ def _indexed(epochs: IndexedEpochs, decode: Callable, training: bool) -> "tf.dat
     return compared.filter(lambda pixels, caption, is_good: is_good).map(lambda pixels, caption, _: (pixels, caption))
 
 
+def _part(stream: "tf.data.Dataset", shard: tuple[int, int], training: bool) -> "tf.data.Dataset":
+    """Every n-th element; in training, if that is known, equally many in all parts, as of an indexed source."""
+    index, count = shard
+    size = int(stream.cardinality())
+    part = stream.shard(count, index) if count > 1 else stream
+    return part.take(size // count) if training and count > 1 and size >= 0 else part
+
+
 def _stream(
     epochs: StreamedEpochs, source: "tf.data.Dataset", mapping: Any, decode: Callable, training: bool
 ) -> "tf.data.Dataset":
@@ -165,6 +175,8 @@ def _stream(
     import tensorflow as tf
 
     def to_pair(element):
+        if not callable(mapping):
+            require_columns(mapping, element)
         image, captions = mapping(element) if callable(mapping) else (element[mapping[0]], element[mapping[1]])
         image, captions = tf.convert_to_tensor(image), tf.reshape(tf.convert_to_tensor(captions), [-1])
         if image.dtype not in (tf.string, tf.uint8) or captions.dtype != tf.string:

@@ -198,16 +198,19 @@ def read_tables(tables: Sequence[str], mapping: tuple[str, str] | None = None) -
     paths, captions = [], []
     for table in tables:
         with open(table, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            rows = csv.DictReader(file, delimiter="\t" if table.lower().endswith(".tsv") else ",")
+            rows = csv.DictReader(file, delimiter="\t" if table.lower().endswith(".tsv") else ",", strict=True)
             columns = _columns(table, rows.fieldnames or [], mapping)
             try:
                 for row in rows:
+                    if None in row:
+                        raise csv.Error(f"{len(row[None])} more values than columns")
                     path, caption = (row[column] or "" for column in columns)
                     paths.append(os.fsencode(os.path.join(os.path.dirname(table), path)) if path else b"")
                     captions.append(caption.encode("utf-8", "surrogateescape"))
             except csv.Error as error:
                 raise ValueError(
-                    f"A table must be readable as such. Received: {table}, line {rows.line_num}: {error}."
+                    'A value with a comma, a tab or a quote in it must stand in quotes, as in "a ""fine"" dog". '
+                    f"Received: {table}, line {rows.reader.line_num}: {error}."
                 ) from error
     return ImageFiles(paths, captions)
 
@@ -247,7 +250,8 @@ def read_folder(folder: str) -> ImageFiles:
             'For shards give their names, e.g. source="<folder>/*.tar".'
         )
     captions = [os.fsencode(texts[stem]) if stem in texts else b"" for stem in images.values()]
-    lonely = [path for stem, path in texts.items() if stem not in set(images.values())]
+    with_image = set(images.values())
+    lonely = [path for stem, path in texts.items() if stem not in with_image]
     return ImageFiles(
         [*map(os.fsencode, images), *(b"" for _ in lonely)],
         [*map(_file_bytes, captions), *map(os.fsencode, lonely)],
@@ -258,6 +262,8 @@ class IndexedDataset:
     """Anything with `len()` and `[number]`, e.g. a Hugging Face dataset, and a mapping of its elements to pairs."""
 
     def __init__(self, dataset: Any, mapping: tuple[str, str] | Callable):
+        if not callable(mapping) and len(dataset):
+            require_columns(mapping, getattr(dataset, "column_names", None) or dataset[0])
         self.dataset = _undecoded(dataset, mapping)
         self.pair = mapping if callable(mapping) else lambda element: (element[mapping[0]], element[mapping[1]])
 
@@ -270,10 +276,24 @@ class IndexedDataset:
     def read(self, ids: np.ndarray) -> tuple[list[bytes], list[Captions]]:
         images, captions = [], []
         for index in ids.tolist():
-            image, caption = self.pair(self.dataset[index])
-            images.append(_as_image_file(image))
-            captions.append(_as_captions(caption))
+            try:
+                image, caption = self.pair(self.dataset[index])
+                images.append(_as_image_file(image))
+                captions.append(_as_captions(caption))
+            except OSError as error:
+                # What PIL raises of a broken file: no image, so that the pipeline skips it.
+                images.append(f"{type(error).__name__}: {error}".encode())
+                captions.append([b"unknown"])
         return images, captions
+
+
+def require_columns(mapping: tuple[str, str], element: Any) -> None:
+    """Raises if the names are none of the element's, or of the given ones."""
+    if isinstance(element, (dict, list)) and not set(mapping) <= set(element):
+        raise ValueError(
+            f"A mapping must name two columns of the dataset, image and caption. Received: mapping={mapping!r} for the "
+            f"columns {list(element)}."
+        )
 
 
 def _undecoded(dataset: Any, mapping: tuple[str, str] | Callable) -> Any:
@@ -288,6 +308,8 @@ def _as_image_file(image: Any) -> bytes:
     """The bytes of an image file from such bytes, a path, Hugging Face's record of both, an array or a PIL image."""
     from PIL import Image
 
+    from keras_clip.data.images import from_array, upright
+
     if isinstance(image, dict) and {"bytes", "path"} >= set(image):
         image = image.get("bytes") or image.get("path")
     if image is None:
@@ -296,8 +318,7 @@ def _as_image_file(image: Any) -> bytes:
         return image
     if isinstance(image, (str, os.PathLike)):
         return _file_bytes(os.fsencode(image))
-    if not isinstance(image, Image.Image):
-        image = Image.fromarray(np.asarray(image))
+    image = upright(image) if isinstance(image, Image.Image) else from_array(image, "an image of the dataset")
     file = io.BytesIO()
     image = image.convert("RGB") if image.mode in ("CMYK", "YCbCr", "LAB", "HSV", "F") else image
     # A bitmap costs no more than copying; what it cannot hold, such as transparency, a PNG can.

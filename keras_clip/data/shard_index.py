@@ -20,6 +20,8 @@ import numpy as np
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
 
 # Raise it when the columns or the meaning of an index change.
+# Of the index beside a shard.
+INDEX_SUFFIX = ".index.npz"
 _VERSION = 1
 _BLOCK = 512
 
@@ -64,7 +66,7 @@ def load_index(path: str, walk: Callable[[str], ShardIndex]) -> ShardIndex:
     """The index of a shard: from the cache when it fits the file as it is now, else by `walk(path)`."""
     stat = os.stat(path)
     stamp = np.array([_VERSION, stat.st_size, stat.st_mtime_ns], np.int64)
-    places = [Path(f"{path}.index.npz"), _user_cache(path)]
+    places = [Path(path + INDEX_SUFFIX), _user_cache(path)]
     for place in places:
         index = _read(place, stamp)
         if index is not None:
@@ -81,7 +83,7 @@ def load_index(path: str, walk: Callable[[str], ShardIndex]) -> ShardIndex:
 
 def has_index(path: str) -> bool:
     """Whether some index of the shard is stored, fresh or stale: enough to foresee how long loading takes."""
-    return Path(f"{path}.index.npz").exists() or _user_cache(path).exists()
+    return Path(path + INDEX_SUFFIX).exists() or _user_cache(path).exists()
 
 
 def walk_tar(path: str) -> ShardIndex:

@@ -40,11 +40,10 @@ class SkippedSamples:
 
     def check(self, seen: int, expected: int | None, ended: bool) -> None:
         """Raises if too many samples are broken, `seen` of `expected` (None: unknown) into the epoch."""
-        if not ended and seen < _NONE_GOOD_AMONG:
-            return
-        everything = seen if ended or expected is None else expected
-        too_many = (ended or expected is not None) and self.total > _LARGEST_SHARE * everything
-        if too_many or self.total == seen:
+        everything = seen if ended else expected
+        too_many = everything is not None and self.total > _LARGEST_SHARE * everything
+        none_good = self.total == seen and (ended or seen >= _NONE_GOOD_AMONG)
+        if too_many or none_good:
             raise ValueError(
                 f"At most {_LARGEST_SHARE:.0%} of the samples may be broken, and not all of the first "
                 f"{_NONE_GOOD_AMONG:,}. Received: {self._source}: {self.describe(seen)}"

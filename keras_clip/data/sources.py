@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from keras_clip.data.readers import IndexedDataset, Reader, RecordShards, TarShards, read_folder, read_tables
+from keras_clip.data.shard_index import INDEX_SUFFIX
 
 _KINDS = {
     "tar": re.compile(r"\.tar$", re.I),
@@ -26,10 +27,8 @@ def open_source(source: Any, mapping: Sequence[str] | Callable | None = None) ->
         FileNotFoundError: nothing of that name.
         TypeError, ValueError: no such form, files of several kinds, a mapping where none belongs, or no samples.
     """
-    if not isinstance(mapping, Callable | None):
-        mapping = tuple(mapping)
-        if len(mapping) != 2 or isinstance(mapping[0], int):
-            raise ValueError(f"mapping must name two columns, image and caption. Received: mapping={mapping!r}.")
+    if mapping is not None:
+        mapping = require_mapping(mapping)
     if is_paths(source):
         reader = _open_files(source, mapping)
     elif hasattr(source, "__getitem__") and hasattr(source, "__len__") and not isinstance(source, dict):
@@ -52,11 +51,17 @@ def is_paths(source: Any) -> bool:
 
 
 def require_mapping(mapping: Any) -> Any:
+    """A function, or two names as a tuple."""
     if mapping is None:
         raise ValueError(
             "A dataset needs a mapping to pairs. Received: mapping=None. Pass the names of two columns, e.g. "
             'mapping=("image", "caption"), or a function of an element that returns (image, caption or captions).'
         )
+    if callable(mapping):
+        return mapping
+    mapping = tuple(mapping)
+    if len(mapping) != 2 or isinstance(mapping[0], int):
+        raise ValueError(f"mapping must name two columns, image and caption. Received: mapping={mapping!r}.")
     return mapping
 
 
@@ -97,6 +102,8 @@ def find_files(source: str | os.PathLike | Sequence) -> list[str]:
             if re.match(r"(?!file:)\w+:", pattern):
                 raise ValueError(f"A source must be local files. Received: {pattern!r}. Download or mount it first.")
             paths = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
+            # What `shard_index` puts beside a shard is no shard.
+            paths = [path for path in paths if not path.endswith(INDEX_SUFFIX)]
             if not paths:
                 raise FileNotFoundError(
                     f"No file matches. Received: source={pattern!r}, in the folder {os.getcwd()}. Check the path."

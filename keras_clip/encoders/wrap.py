@@ -7,6 +7,8 @@ from keras import ops
 
 from keras_clip.layers.pooling import end_positions
 
+# What a text model may want beside the token ids.
+_MADE_INPUTS = ("padding_mask", "segment_ids")
 POOLINGS = ("mean", "max", "first", "end", None)
 
 
@@ -48,6 +50,7 @@ def wrap(
     inputs = _named_inputs(model)
     shapes = {name: tuple(tensor.shape) for name, tensor in inputs.items()}
     if "token_ids" in shapes or all(len(shape) == 2 for shape in shapes.values()):
+        _check_text_inputs(shapes)
         length = context_length or next(iter(shapes.values()))[1]
         return WrappedTextEncoder(model, pooling, length, output, end_token_id)
     if len(shapes) != 1 or len(next(iter(shapes.values()))) != 4:
@@ -56,6 +59,15 @@ def wrap(
             f"Received: model.input shapes {shapes}."
         )
     return WrappedImageEncoder(model, pooling, pixel_range, image_size or next(iter(shapes.values()))[1:3], output)
+
+
+def _check_text_inputs(names) -> None:
+    if len(names) > 1 and not set(names) <= {"token_ids", *_MADE_INPUTS}:
+        raise ValueError(
+            f"`wrap` feeds a text model's inputs 'token_ids', {', '.join(map(repr, _MADE_INPUTS))}, or its only one. "
+            f"Received: a model of the inputs {sorted(names)}. Rename them, or give `CLIPModel` a model of your own "
+            "that makes them of token ids (B, L)."
+        )
 
 
 def _named_inputs(model: keras.Model) -> dict:

@@ -66,6 +66,19 @@ def by_pil(data):
 
 
 PALETTE = noise().convert("P")
+# The number that most of its pixels have, and its colour: transparent ones must be seen.
+COMMON = int(np.bincount(np.asarray(PALETTE).ravel()).argmax())
+COLOUR = tuple(np.asarray(PALETTE.convert("RGB"))[np.asarray(PALETTE) == COMMON][0].tolist())
+
+
+def spare_byte_bmp():
+    """32 bits a pixel of which 24 count, as many programs write them."""
+    header = bytearray(encode(noise(), "BMP")[:54])
+    header[28] = 32
+    blue_first = np.asarray(noise())[::-1, :, ::-1]
+    return bytes(header) + np.pad(blue_first, ((0, 0), (0, 0), (0, 1))).tobytes()
+
+
 FILES = {
     "JPEG": encode(noise(), "JPEG", quality=95),
     "JPEG without subsampling": encode(noise(), "JPEG", subsampling=0),
@@ -79,12 +92,17 @@ FILES = {
     "PNG 1 bit": encode(noise().convert("1"), "PNG"),
     "PNG 16 bit": encode(noise(channels=1, dtype="uint16"), "PNG"),
     "PNG palette": encode(PALETTE, "PNG"),
-    "PNG palette with transparency": encode(PALETTE, "PNG", transparency=5),
+    "PNG palette with transparency": encode(PALETTE, "PNG", transparency=COMMON),
+    "PNG with a transparent colour": encode(PALETTE.convert("RGB"), "PNG", transparency=COLOUR),
+    "PNG grey with a transparent level": encode(noise(channels=1), "PNG", transparency=77),
     "GIF": encode(noise(), "GIF"),
-    "GIF transparent": encode(PALETTE, "GIF", transparency=5),
+    "GIF transparent": encode(PALETTE, "GIF", transparency=COMMON),
     "GIF animated": encode(noise(), "GIF", save_all=True, append_images=[noise(seed=1)]),
     "BMP": encode(noise(), "BMP"),
     "BMP grey": encode(noise(channels=1), "BMP"),
+    "BMP palette": encode(PALETTE, "BMP"),
+    "BMP 1 bit": encode(noise().convert("1"), "BMP"),
+    "BMP with a spare byte": spare_byte_bmp(),
     "WebP": encode(noise(), "WEBP"),
     "WebP lossless": encode(noise(), "WEBP", lossless=True),
     "WebP with alpha": encode(noise(channels=4), "WEBP", lossless=True),
@@ -128,6 +146,28 @@ def test_exif_orientation(orientation, byte_order, in_graph):
     assert difference(ImagePreprocessor(SIZE).to_uint8(jpeg)[0], in_graph(jpeg)) == 0
     # JPEG at its best changes a pixel of noise by little; a wrong turn changes all of them.
     assert np.abs(in_graph(jpeg).astype(int) - by_pil(encode(upright, "PNG"))).mean() < 3
+
+
+@pytest.mark.parametrize("form", ["PNG", "WEBP"])
+def test_exif_orientation_of_other_files(form, in_graph):
+    data = encode(noise(40, 60), form, exif=exif(6), **({"lossless": True} if form == "WEBP" else {}))
+    turned = by_pil(encode(noise(40, 60).transpose(Image.Transpose.ROTATE_270), "PNG"))
+    assert difference(ImagePreprocessor(SIZE).to_uint8(data)[0], turned) == 0
+    assert difference(in_graph(data), turned) == 0
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_damaged_exif_is_ignored_or_refused():
+    data = encode(noise(8, 8), "JPEG", exif=exif(6))
+    pixels = 0
+    for place in range(20, 60):
+        for value in (0, 1, 7, 128, 255):
+            damaged = data[:place] + bytes([value]) + data[place + 1 :]
+            try:
+                pixels += len(ImagePreprocessor(SIZE).to_uint8(damaged))
+            except ValueError as error:
+                assert "images[0]" in str(error)
+    assert pixels > 100
 
 
 SMOOTH = Image.linear_gradient("L").resize((640, 400)).convert("RGB")
@@ -271,7 +311,7 @@ def test_too_many_pixels_are_refused(data, in_graph):
 
     with pytest.raises(ValueError, match=r"2000 x 600.*max_pixels"):
         ImagePreprocessor(SIZE, max_pixels=10**6)(data)
-    with pytest.raises(tf.errors.InvalidArgumentError, match="pixel limit"):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="pixel limit|max_pixels"):
         in_graph(data)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numbered_pairs import image_file, numbered, tar_members, write_records, write_shards, write_table, write_tar
+from PIL import Image
 
 from keras_clip.data import shard_index
 from keras_clip.data.readers import ImageFiles, IndexedDataset, RecordShards, TarShards, read_folder
@@ -304,6 +305,19 @@ class TestTablesAndFolders:
         below = bytes(tmp_path / "below")
         assert [image for image, _ in read_all(reader)] == [bytes(tmp_path), below, below]
 
+    @pytest.mark.parametrize(
+        "name, text, line",
+        [
+            ("a.tsv", 'path\tcaption\na.png\t"hello there\nb.png\ta "dog"\nc.png\tx\n', 3),
+            ("a.csv", "path,caption\na.png,x\nb.png,a dog, running\n", 3),
+        ],
+        ids=["a lonely quote", "a comma outside of quotes"],
+    )
+    def test_quotes_that_would_change_the_data(self, name, text, line, tmp_path):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ValueError, match=f"must stand in quotes.*Received: .*{name}, line {line}"):
+            open_source(tmp_path / name)
+
     @pytest.mark.parametrize("header", [("url", "caption"), ("path", "label")])
     def test_missing_columns(self, header, tmp_path):
         table = write_table(tmp_path / "pairs.csv", numbered(2), header)
@@ -343,8 +357,6 @@ class TestDatasets:
 
     @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "CMYK", "1", "I;16"])
     def test_pictures_come_back_as_they_were(self, mode):
-        from PIL import Image
-
         picture = (
             Image.fromarray(np.arange(0, 60, dtype=np.uint8).reshape(4, 5, 3))
             .convert("L")
@@ -355,6 +367,24 @@ class TestDatasets:
         stored = Image.open(io.BytesIO(file))
         assert np.array_equal(np.asarray(stored.convert("RGB")), np.asarray(picture.convert("RGB")))
         assert ("A" in stored.mode) == ("A" in mode)
+
+    def test_an_array_of_one_channel(self):
+        pixels = np.arange(20, dtype=np.uint8).reshape(4, 5, 1)
+        ((file, _),) = read_all(IndexedDataset([(pixels, "x")], lambda row: row))
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(file))), pixels[:, :, 0])
+
+    def test_arrays_that_are_no_pixels(self):
+        reader = IndexedDataset([(np.full((4, 4), 0.7, np.float32), "x")], lambda row: row)
+        with pytest.raises(ValueError, match="uint8 array.*Received.*float32"):
+            reader.read(np.array([0]))
+
+    def test_pictures_are_turned_upright(self):
+        file = io.BytesIO()
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.new("RGB", (40, 20)).save(file, "JPEG", exif=exif)
+        ((stored, _),) = read_all(IndexedDataset([(Image.open(file), "x")], lambda row: row))
+        assert Image.open(io.BytesIO(stored)).size == (20, 40)
 
     @pytest.mark.parametrize(
         "given, expected",
@@ -395,6 +425,12 @@ class TestSources:
             Path(name).parent.mkdir(exist_ok=True)
             Path(name).touch()
         assert find_files(pattern) == expected
+
+    def test_the_index_beside_a_shard_is_no_shard(self, tar):
+        everything = os.path.join(os.path.dirname(tar), "*")
+        first = read_all(open_source(everything))
+        assert len(os.listdir(os.path.dirname(tar))) == 2
+        assert read_all(open_source(everything)) == first
 
     def test_a_gap_in_a_range_is_named(self, tmp_path):
         for number in (0, 2):

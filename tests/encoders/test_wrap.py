@@ -110,12 +110,18 @@ def test_padding_does_not_matter(rng):
     np.testing.assert_allclose(keras.ops.convert_to_numpy(encoder(full)), cut, atol=1e-5)
 
 
+def masked_text_model():
+    inputs = {name: keras.Input((CONTEXT,), dtype="int32", name=name) for name in ("token_ids", "attention_mask")}
+    return keras.Model(inputs, keras.layers.Embedding(9, 2)(inputs["token_ids"] * inputs["attention_mask"]))
+
+
 REFUSED = {
     "unknown pooling": (lambda: encoders.wrap(echo_text_model(), pooling="sum"), "pooling"),
     "a map without pooling": (lambda: encoders.wrap(applications_model(), pooling=None), "pooling"),
     "end of an image": (lambda: encoders.wrap(applications_model(), pooling="end"), "texts"),
     "no length": (lambda: encoders.wrap(echo_text_model(None)), "length of texts"),
     "several outputs": (lambda: encoders.wrap(hub_text_backbone(), context_length=4), "output"),
+    "an input of another name": (lambda: encoders.wrap(masked_text_model()), "inputs 'token_ids', 'padding_mask'"),
     "a layer": (lambda: encoders.wrap(keras.Sequential([keras.layers.Dense(2)])), "functional"),
 }
 

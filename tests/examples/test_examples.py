@@ -4,6 +4,7 @@ import io
 import json
 import tarfile
 
+import numpy as np
 import pytest
 from PIL import Image
 from subprocesses import REPOSITORY, run_python
@@ -75,6 +76,43 @@ def test_evaluate(trained):
     output = run_python(EXAMPLES / "evaluate_zero_shot.py", *sources, *model).splitlines()[-1]
     captions = {synthetic.sample(index, 32, seed=0)[1] for index in range(80)}
     assert output.startswith("right: ") and output.endswith(f"of 40 images, among {len(captions)} names")
+
+
+@pytest.mark.backend_free
+def test_evaluate_among_classes(trained):
+    folder, _ = trained
+    # Beside shards also a folder, a caption longer than the model's context, and a class that begins another's name.
+    (folder / "pictures").mkdir()
+    captions = {"a": "orange, " + "very " * 20 + "round", "b": "orange juice", "c": "pear."}
+    for scene, (name, caption) in enumerate(captions.items()):
+        Image.fromarray(synthetic.sample(scene, 48, seed=3)[0]).save(folder / "pictures" / f"{name}.png")
+        (folder / "pictures" / f"{name}.txt").write_text(caption)
+    (folder / "fruit.json").write_text('["orange", "orange juice", "Pear"]')
+    command = [EXAMPLES / "evaluate_zero_shot.py", str(folder / "pictures"), "--model", str(folder / "run/clip.keras")]
+    among = ["--classes-file", str(folder / "fruit.json"), "--templates", "a {}.", "{}"]
+    output = run_python(*command, *among).splitlines()[-1]
+    assert "among the first five: 100.0%, of 3 images, among 3 names" in output
+    (folder / "fruit.json").write_text('["orange"]')
+    with pytest.raises(AssertionError, match=r"begin with the name of a class. Received: caption='pear"):
+        run_python(*command, *among)
+    (folder / "pictures" / "a.txt").write_text("orange")
+    output = run_python(*command, "--candidates", str(folder / "train1.tar")).splitlines()[-1]
+    drawn = {synthetic.sample(index, 32, seed=0)[1] for index in range(40, 80)}
+    assert output.endswith(f"of 3 images, among {3 + len(drawn)} names")
+
+
+@pytest.mark.backend_free
+def test_histogram_probe(tmp_path):
+    """Classes of one colour each are told apart by it, and two of the same colour are not."""
+    colors = {"red": (200, 0, 0), "red wine": (200, 0, 0), "green": (0, 200, 0), "blue": (0, 0, 200)}
+    for part, count in (("train", 40), ("val", 10)):
+        samples = [(np.full((40, 48, 3), colors[name], np.uint8), f"{name}, a colour") for name in colors] * count
+        write_tar(tmp_path / f"{part}.tar", samples)
+    (tmp_path / "names.json").write_text(json.dumps(list(colors)))
+    sources = ["--train", str(tmp_path / "train.tar"), "--val", str(tmp_path / "val.tar")]
+    probe = REPOSITORY / "tools" / "histogram_probe.py"
+    output = run_python(probe, *sources, "--classes-file", str(tmp_path / "names.json")).splitlines()[-1]
+    assert output.startswith("right: 75.0% [59.8%, 85.8%] of 40 images, C=")
 
 
 def test_a_mistake_in_an_argument_is_told(trained):

@@ -11,7 +11,7 @@ from keras_clip.training import adamw
 def tiny_model():
     return keras_clip.CLIPModel(
         keras_clip.encoders.VisionTransformer(8, 4, 8, 1, 2),
-        keras_clip.encoders.TextTransformer(8, 1, 2, context_length=4, vocabulary_size=16),
+        keras_clip.encoders.TextTransformer(8, 1, 2, context_length=4),
         embed_dim=4,
     )
 
