@@ -237,7 +237,7 @@ def their_class_embeddings(arguments):
     templates = [template.format for template in eighty_templates()]
 
     def run():
-        # A tenth of the classes: each class is a batch of its own there, so the rate is the same.
+        # A tenth of the classes, which is one batch there: the rate is that of all of them.
         open_clip.build_zero_shot_classifier(model, tokenizer, CLASS_NAMES[::10], templates, num_classes_per_batch=10)
         return len(CLASS_NAMES[::10]) * len(templates)
 
