@@ -1,0 +1,1 @@
+"""Published models: their architectures and the layouts of their checkpoints."""
