@@ -27,7 +27,7 @@ LEVELS = (
 PARTS = {"tiling": "losses"}
 
 # What may ask which backend runs, or import one inside a function: whole rooms, or single modules.
-BACKEND_AWARE = ("data", "distribution", "tiling", "export")
+BACKEND_AWARE = ("data", "distribution", "tiling", "export", "presets.checkpoint")
 BACKENDS = frozenset({"tensorflow", "tensorflow_text", "torch", "jax", "jaxlib", "keras_hub"})
 # Slow to import, or not installed with the light core.
 LAZY = BACKENDS | {
@@ -39,6 +39,8 @@ LAZY = BACKENDS | {
     "open_clip",
     "torchvision",
     "datasets",
+    "huggingface_hub",
+    "safetensors",
 }
 LAZY |= {"tensorflow_datasets", "sklearn", "pandas", "scipy"}
 MEANINGLESS = frozenset({"utils", "util", "common", "helpers", "helper", "misc"})

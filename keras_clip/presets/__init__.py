@@ -1,1 +1,4 @@
-"""Published models: their architectures and the layouts of their checkpoints."""
+"""Published models, and CLIP checkpoints in the layouts of open_clip and Hugging Face, both ways."""
+
+from keras_clip.presets.loading import load, load_weights, names
+from keras_clip.presets.saving import save

@@ -1,7 +1,7 @@
 """Which tensor of a checkpoint is which weight, in the layout of open_clip (and OpenAI) and in Hugging Face's."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import keras
@@ -11,6 +11,7 @@ from keras_clip.encoders.resnet import ModifiedResNet
 from keras_clip.encoders.text import TextTransformer
 from keras_clip.encoders.vit import VisionTransformer
 from keras_clip.model import CLIPModel, ImageEmbedder, TextEmbedder
+from keras_clip.presets.positions import resize_positions, row_count
 
 # Order of the stored axes in ours.
 _LINEAR = (1, 0)
@@ -27,23 +28,31 @@ class Slot:
         key: name of the stored tensor.
         axes: which stored axis each of ours is; None: as they are.
         part: which third of the stored tensor's first axis, where queries, keys and values are one; None: all of it.
+        sides: of a table of positions: rows and columns of its grid, or (L,); else None.
+        trained_sides: those of the stored table; None: the same.
     """
 
     variable: keras.Variable
     key: str
     axes: tuple[int, ...] | None = None
     part: int | None = None
+    sides: tuple[int, ...] | None = None
+    trained_sides: tuple[int, ...] | None = None
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
         """Shape of the whole stored tensor."""
         shape = tuple(self.variable.shape)
+        if self.trained_sides is not None:
+            shape = (row_count(self.trained_sides), *shape[1:])
         if self.axes is not None:
             shape = tuple(shape[axis] for axis in np.argsort(self.axes))
         return shape if self.part is None else (3 * shape[0], *shape[1:])
 
     def from_stored(self, tensor: np.ndarray) -> np.ndarray:
         """What the variable takes of a stored tensor of `stored_shape`."""
+        if self.trained_sides is not None:
+            return resize_positions(tensor, self.trained_sides, self.sides)
         if self.part is not None:
             tensor = np.split(tensor, 3)[self.part]
         return tensor if self.axes is None else tensor.transpose(self.axes)
@@ -51,7 +60,7 @@ class Slot:
     def to_stored(self) -> np.ndarray:
         """The variable's value as it is stored; of a third, that third."""
         array = keras.ops.convert_to_numpy(self.variable)
-        return np.ascontiguousarray(array if self.axes is None else array.transpose(np.argsort(self.axes)))
+        return np.asarray(array if self.axes is None else array.transpose(np.argsort(self.axes)), order="C")
 
 
 def open_clip_slots(model: CLIPModel | ImageEmbedder | TextEmbedder) -> list[Slot]:
@@ -89,6 +98,14 @@ def hugging_face_slots(model: CLIPModel | ImageEmbedder | TextEmbedder) -> list[
     return [_in_hugging_face(slot) for slot in open_clip_slots(model)]
 
 
+def by_key(slots: Iterable[Slot]) -> dict[str, list[Slot]]:
+    """The slots that share a stored tensor, in the order of their parts."""
+    groups = {}
+    for slot in slots:
+        groups.setdefault(slot.key, []).append(slot)
+    return groups
+
+
 def _require(encoder, kinds):
     if type(encoder) not in kinds:
         raise TypeError(
@@ -103,7 +120,7 @@ def _vision_transformer(image):
     embedding = encoder.patch_embedding
     yield from _convolution(embedding.projection, "visual.conv1")
     yield Slot(embedding.class_embedding, "visual.class_embedding")
-    yield Slot(embedding.positions, "visual.positional_embedding")
+    yield Slot(embedding.positions, "visual.positional_embedding", sides=_grid(encoder, encoder.patch_size))
     yield from _norm(encoder.norm_pre, "visual.ln_pre")
     yield from _norm(encoder.norm_post, "visual.ln_post")
     yield from _blocks(encoder.blocks, "visual.transformer.resblocks")
@@ -123,7 +140,7 @@ def _resnet(image):
         if block.shortcut is not None:
             yield from _convolution(block.shortcut, f"{key}.downsample.0")
             yield from _norm(block.shortcut_norm, f"{key}.downsample.1")
-    yield Slot(encoder.pool.positions, "visual.attnpool.positional_embedding")
+    yield Slot(encoder.pool.positions, "visual.attnpool.positional_embedding", sides=encoder.feature_map)
     for name in _QUERY_KEY_VALUE:
         yield from _linear(getattr(encoder.pool, name), f"visual.attnpool.{name[0]}_proj")
     yield from _linear(image.projection.dense, "visual.attnpool.c_proj")
@@ -132,7 +149,7 @@ def _resnet(image):
 def _text_transformer(text):
     encoder = text.encoder
     yield Slot(encoder.token_embedding.tokens.embeddings, "token_embedding.weight")
-    yield Slot(encoder.token_embedding.positions, "positional_embedding")
+    yield Slot(encoder.token_embedding.positions, "positional_embedding", sides=(encoder.context_length,))
     yield from _blocks(encoder.blocks, "transformer.resblocks")
     yield from _norm(encoder.norm_final, "ln_final")
     yield Slot(text.projection.dense.kernel, "text_projection")
@@ -150,6 +167,11 @@ def _blocks(blocks, prefix) -> Iterator[Slot]:
         yield from _norm(block.norm_2, f"{key}.ln_2")
         yield from _linear(block.expand, f"{key}.mlp.c_fc")
         yield from _linear(block.contract, f"{key}.mlp.c_proj")
+
+
+def _grid(encoder, patch_size):
+    size = encoder.image_size
+    return tuple(side // patch_size for side in ((size, size) if isinstance(size, int) else size))
 
 
 def _linear(layer, key) -> Iterator[Slot]:

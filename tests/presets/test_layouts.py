@@ -9,7 +9,7 @@ from open_clip.model import CLIP
 
 from keras_clip import CLIPModel
 from keras_clip.encoders import ModifiedResNet, TextTransformer, VisionTransformer
-from keras_clip.presets.layouts import hugging_face_slots, open_clip_slots
+from keras_clip.presets.layouts import by_key, hugging_face_slots, open_clip_slots
 
 WIDTH, LAYERS, CONTEXT, EMBED_DIM = 64, 2, 12, 24
 
@@ -81,12 +81,11 @@ def test_tensors_come_and_go_bit_by_bit(encoder, slots_of, state_of):
     assert {slot.key: slot.stored_shape for slot in slots} == {key: value.shape for key, value in state.items()}
     for slot in slots:
         slot.variable.assign(slot.from_stored(state[slot.key]))
-    back = {}
-    for slot in slots:
-        back.setdefault(slot.key, []).append(slot.to_stored())
-    for key, parts in back.items():
-        assert len(parts) == (3 if "in_proj" in key else 1)
-        np.testing.assert_array_equal(np.concatenate(parts) if len(parts) > 1 else parts[0], state[key], err_msg=key)
+    for key, group in by_key(slots).items():
+        assert len(group) == (3 if "in_proj" in key else 1)
+        parts = [slot.to_stored() for slot in group]
+        back = np.concatenate(parts) if len(parts) > 1 else parts[0]
+        np.testing.assert_array_equal(back, state[key], err_msg=key, strict=True)
 
 
 @pytest.mark.parametrize("slots_of", [open_clip_slots, hugging_face_slots])

@@ -1,0 +1,53 @@
+"""Position tables for other image sizes and context lengths than those they were trained for."""
+
+import math
+
+import numpy as np
+
+
+def resize_positions(table: np.ndarray, trained: tuple[int, ...], wanted: tuple[int, ...]) -> np.ndarray:
+    """The positions of another grid, or of longer or shorter texts.
+
+    Those of a grid are resized as an image is, bicubic (a = -0.5) with antialiasing; the first row, of the class token
+    or of the mean token, stays. This is open_clip's rule for Vision Transformers; here the attention pool of a ResNet
+    follows it too. Those of a text are cut at the end, so that short texts keep their exact embeddings, or stretched
+    linearly.
+
+    Args:
+        table: (1 + rows * columns, D), or (L, D).
+        trained: rows and columns of the table's grid, or (L,).
+        wanted: the same of the result.
+
+    Returns:
+        float32 array of as many rows as `wanted` needs, or `table` itself where nothing changes.
+    """
+    if trained == wanted:
+        return table
+    table = table.astype(np.float32)
+    if len(wanted) == 1:
+        return _stretched(table, *wanted) if wanted > trained else table[: wanted[0]]
+    return np.concatenate([table[:1], _resized(table[1:].reshape(*trained, -1), wanted)])
+
+
+def row_count(sides: tuple[int, ...]) -> int:
+    """Rows of the table of a grid, or of a text."""
+    return math.prod(sides) + (len(sides) == 2)
+
+
+def _stretched(table, length):
+    # Positions are centres of intervals of equal length.
+    places = (np.arange(length) + 0.5) * len(table) / length - 0.5
+    places = places.clip(0, len(table) - 1)
+    left = np.minimum(places.astype(np.int64), len(table) - 2)
+    share = (places - left)[:, None]
+    return ((1 - share) * table[left] + share * table[left + 1]).astype(np.float32)
+
+
+def _resized(grid, wanted):
+    from PIL import Image
+
+    channels = [
+        Image.fromarray(np.ascontiguousarray(grid[..., i])).resize(wanted[::-1], Image.Resampling.BICUBIC)
+        for i in range(grid.shape[-1])
+    ]
+    return np.stack([np.asarray(channel).ravel() for channel in channels], axis=-1)

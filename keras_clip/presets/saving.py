@@ -1,0 +1,68 @@
+"""`save`: a model as its own library, open_clip or Hugging Face reads it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from keras_clip.data.tokenizer import CLIPTokenizer
+from keras_clip.model import CLIPModel, ImageEmbedder, TextEmbedder
+from keras_clip.presets import loading
+from keras_clip.presets.configs import to_hugging_face, to_open_clip
+from keras_clip.presets.layouts import by_key, hugging_face_slots, open_clip_slots
+
+LAYOUTS = ("keras", "open_clip", "hugging_face")
+
+
+def save(model: CLIPModel | ImageEmbedder | TextEmbedder, directory: str | Path, layout: str = "keras") -> None:
+    """Writes a model into a directory that `presets.load` reads, and that library too.
+
+    Args:
+        model: for the layouts of others a `CLIPModel` of `VisionTransformer` or `ModifiedResNet` (open_clip only), and
+            `TextTransformer`.
+        directory: made if it does not exist; files of these names are overwritten.
+        layout: "keras": everything, with optimizer, in one .keras file. "open_clip": for
+            `open_clip.create_model_from_pretrained("local-dir:...")`. "hugging_face": for `CLIPModel.from_pretrained`.
+
+    Raises:
+        ValueError: an unknown layout, or something that the layout cannot say.
+        TypeError: an encoder that the layout has no names for.
+    """
+    if layout not in LAYOUTS:
+        raise ValueError(f"`layout` must be one of {LAYOUTS}. Received: layout={layout!r}.")
+    directory = Path(directory)
+    if layout == "keras":
+        directory.mkdir(parents=True, exist_ok=True)
+        model.save(directory / loading.KERAS_FILE)
+        return
+    if not isinstance(model, CLIPModel):
+        raise TypeError(
+            f"A whole CLIPModel is saved in the layout {layout!r}. Received: a {type(model).__name__}. "
+            'Save it in "keras".'
+        )
+    if type(model.tokenizer) is not CLIPTokenizer:
+        raise TypeError(
+            f"The layout {layout!r} comes with CLIP's tokenizer. Received: a {type(model.tokenizer).__name__}. "
+            'Save in "keras".'
+        )
+    if layout == "open_clip":
+        slots, configs = open_clip_slots(model), {loading.OPEN_CLIP_CONFIG: to_open_clip(model)}
+        weights = loading.OPEN_CLIP_WEIGHTS
+    else:
+        slots = hugging_face_slots(model)
+        names = loading.HUGGING_FACE_CONFIG, loading.HUGGING_FACE_PIXELS
+        configs = dict(zip(names, to_hugging_face(model), strict=True))
+        weights = loading.HUGGING_FACE_WEIGHTS
+    from safetensors.numpy import save_file
+
+    tensors = {}
+    for key, group in by_key(slots).items():
+        parts = [slot.to_stored() for slot in group]
+        tensors[key] = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        if key.endswith("running_var"):
+            tensors[key.replace("running_var", "num_batches_tracked")] = np.zeros((), np.int64)
+    directory.mkdir(parents=True, exist_ok=True)
+    # Others tell by this what wrote the tensors' axes.
+    save_file(tensors, directory / weights, metadata={"format": "pt"})
+    for filename, config in configs.items():
+        (directory / filename).write_text(json.dumps(config, indent=2) + "\n")
