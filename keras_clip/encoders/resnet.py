@@ -3,20 +3,20 @@
 from collections.abc import Sequence
 
 import keras
-from keras import initializers, ops
+from keras import ops
 
+from keras_clip.layers.initialisation import uniform
 from keras_clip.layers.pooling import AttentionPool
 
 
 def _convolution(filters: int, size: int, strides: int, dtype, name: str) -> keras.layers.Conv2D:
-    # Uniform in +-fan_in^-0.5, which is how the reference leaves its convolutions.
     return keras.layers.Conv2D(
         filters,
         size,
         strides=strides,
         padding="same" if size > 1 and strides == 1 else "valid",
         use_bias=False,
-        kernel_initializer=initializers.VarianceScaling(1 / 3, "fan_in", "uniform"),
+        kernel_initializer=uniform(),
         data_format="channels_last",
         dtype=dtype,
         name=name,

@@ -1,9 +1,9 @@
 """What enters a transformer: patches or tokens, with their learned positions; and the first step on pixels."""
 
 import keras
-from keras import initializers, ops
+from keras import ops
 
-from keras_clip.layers.transformer import normal
+from keras_clip.layers.initialisation import normal, uniform
 
 
 @keras.saving.register_keras_serializable(package="keras_clip")
@@ -82,8 +82,7 @@ class PatchEmbedding(keras.layers.Layer):
             patch,
             strides=patch,
             use_bias=False,
-            # Uniform in +-fan_in^-0.5, which is how the reference leaves its convolution.
-            kernel_initializer=initializers.VarianceScaling(1 / 3, "fan_in", "uniform"),
+            kernel_initializer=uniform(),
             data_format="channels_last",
             dtype=self.dtype_policy,
             name="projection",

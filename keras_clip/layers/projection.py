@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_clip.layers.transformer import normal
+from keras_clip.layers.initialisation import normal
 from keras_clip.types import Tensor
 
 

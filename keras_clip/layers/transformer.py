@@ -4,8 +4,9 @@ Does not do dropout, relative positions or key-value caches: CLIP has none of th
 """
 
 import keras
-from keras import initializers, ops
+from keras import ops
 
+from keras_clip.layers.initialisation import normal
 from keras_clip.types import Tensor
 
 
@@ -33,10 +34,6 @@ def get_activation(name: str):
             "The nine models of the paper use 'quick_gelu'; most later CLIPs use 'gelu'."
         )
     return ACTIVATIONS[name]
-
-
-def normal(stddev: float) -> keras.Initializer:
-    return initializers.RandomNormal(stddev=stddev)
 
 
 @keras.saving.register_keras_serializable(package="keras_clip")

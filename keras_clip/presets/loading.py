@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 
+from keras_clip.layers.initialisation import no_drawing
 from keras_clip.model import CLIPModel, ImageEmbedder, TextEmbedder
 from keras_clip.presets.architectures import ARCHITECTURES, Architecture
 from keras_clip.presets.checkpoint import OPENAI_SHA256, TORCH_SUFFIXES, Checkpoint, read_json, sha256
@@ -245,7 +246,8 @@ def _build(architecture: Architecture, preprocessor, options, activation=None):
 
 
 def _read(architecture, preprocessor, checkpoint, options, activation=None):
-    model = _build(architecture, preprocessor, options, activation)
+    with no_drawing():
+        model = _build(architecture, preprocessor, options, activation)
     _assign(model, checkpoint, (architecture.grid, (architecture.context_length,)))
     return model
 

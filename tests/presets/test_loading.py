@@ -11,7 +11,9 @@ from presets import checkpoints
 from keras_clip import CLIPModel, ImageEmbedder, TextEmbedder, presets
 
 TEXTS = ["a", "a photo of a cat", "two red circles and a blue square on a table", "Sign: 42%!"]
-VISION_TRANSFORMERS = [name for name in checkpoints.TINY if name.startswith("vit")]
+# Those that every batch size is tried with, and that are tested daily.
+USUAL = ("rn50", "vit_b32")
+NINE = [name if name in USUAL else pytest.param(name, marks=pytest.mark.slow) for name in checkpoints.TINY]
 
 
 def numpy(tensor):
@@ -37,25 +39,25 @@ def of_hugging_face(peer, pixels, token_ids):
 def assert_same(clip, peer, embed, count, size):
     pixels, token_ids = random_pixels(count, size), clip.tokenizer(TEXTS[:count])
     images, texts = embed(peer, pixels, token_ids)
-    np.testing.assert_allclose(numpy(clip.encode_image(pixels)), images, rtol=0, atol=2e-5)
-    np.testing.assert_allclose(numpy(clip.encode_text(token_ids)), texts, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(clip.image_embedder.predict(pixels, verbose=0), images, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(clip.text_embedder.predict(token_ids, verbose=0), texts, rtol=0, atol=2e-5)
     assert images.std(axis=0).mean() > 2e-4 or count == 1, "the images are told apart"
 
 
-@pytest.mark.parametrize("name", checkpoints.TINY)
+@pytest.mark.parametrize("name", NINE)
 def test_open_clip_gives_the_peers_embeddings(name, tmp_path):
     vision = checkpoints.TINY[name]
     peer = checkpoints.save_open_clip(tmp_path, vision, quick_gelu=name != "vit_b16")
     clip = presets.load(tmp_path)
     assert type(clip) is CLIPModel
-    for count in (1, 2, 3):
+    for count in (1, 2, 3) if name in USUAL else (3,):
         assert_same(clip, peer, of_open_clip, count, vision["image_size"])
     pixels = clip.image_preprocessor
     assert {key: getattr(pixels, key) for key in checkpoints.PIXELS} == checkpoints.PIXELS
     assert pixels.image_size == vision["image_size"] and clip.tokenizer.context_length == 12
 
 
-@pytest.mark.parametrize("name", VISION_TRANSFORMERS)
+@pytest.mark.parametrize("name", NINE[-4:])
 def test_hugging_face_gives_the_peers_embeddings(name, tmp_path):
     vision = checkpoints.TINY[name]
     activation = "gelu" if name == "vit_b16" else "quick_gelu"
@@ -63,7 +65,7 @@ def test_hugging_face_gives_the_peers_embeddings(name, tmp_path):
     peer = checkpoints.save_hugging_face(tmp_path, vision, activation=activation, max_shard_size="2MB")
     assert (tmp_path / "model.safetensors.index.json").exists()
     clip = presets.load(tmp_path)
-    for count in (1, 2, 3):
+    for count in (1, 2, 3) if name in USUAL else (3,):
         assert_same(clip, peer, of_hugging_face, count, vision["image_size"])
     assert clip.image_preprocessor.resize_mode == "shortest" and clip.image_preprocessor.interpolation == "bicubic"
 
@@ -219,6 +221,7 @@ def test_paper_initialisation_without_weights(monkeypatch):
     clip = presets.load("rn50", weights=None, encoder="image", image_size=96)
     assert clip.encoder.image_size == 96
     assert np.all(numpy(clip.encoder.stages[-1].norm_3.gamma) == 0)
+    assert numpy(clip.encoder.stages[-1].convolution_3.kernel).std() > 0, "nothing is drawn for what is read only"
 
 
 def edited(directory, change):
