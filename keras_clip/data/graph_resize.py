@@ -40,11 +40,11 @@ def resize(
     planes = tf.reshape(tf.transpose(tf.reshape(image, (-1, 3))), (3, tf.shape(image)[0], tf.shape(image)[1]))
     for axis in (0, 1) if height_first else (1, 0):
         planes = _resize_planes(planes, axis, full[axis], offset[axis], sides[axis], dtype)
-    return tf.reshape(tf.transpose(tf.reshape(tf.cast(planes, tf.uint8), (3, -1))), (*sides, 3))
+    return tf.reshape(tf.transpose(tf.reshape(planes, (3, -1))), (*sides, 3))
 
 
 def _resize_planes(planes, axis, full, offset, count, dtype):
-    """(3, H, W) to `count` rows (axis 0) or columns (axis 1), in whole grey levels."""
+    """uint8 (3, H, W) to `count` rows (axis 0) or columns (axis 1)."""
     import tensorflow as tf
 
     height, width = tf.shape(planes)[1], tf.shape(planes)[2]
@@ -58,9 +58,19 @@ def _resize_planes(planes, axis, full, offset, count, dtype):
         for first, weights in _blocks(width, full, offset, count, dtype):
             needed = planes[:, first : first + tf.shape(weights)[1]]
             blocks.append(tf.matmul(tf.cast(needed, dtype), weights, transpose_b=True))
-    # Halves go up, as in PIL.
-    levels = tf.clip_by_value(tf.floor(tf.concat(blocks, axis=1) + 0.5), 0.0, 255.0)
+    levels = _grey_levels(tf.concat(blocks, axis=1))
     return tf.reshape(levels, (3, count, width) if axis == 0 else (3, height, count))
+
+
+def _grey_levels(x):
+    """The nearest uint8; halves go up, as in PIL."""
+    import tensorflow as tf
+
+    if x.dtype == tf.float64:
+        return tf.cast(tf.clip_by_value(x + 0.5, 0.0, 255.0), tf.uint8)
+    # One operation, and so the quickest way, which exists in float32 only.
+    levels, _, _ = tf.quantization.quantize(x, 0.0, 255.0, tf.quint8, "MIN_COMBINED", "HALF_AWAY_FROM_ZERO")
+    return tf.bitcast(levels, tf.uint8)
 
 
 def _blocks(length, full, offset, count, dtype):
