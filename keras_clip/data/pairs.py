@@ -62,8 +62,8 @@ def image_text_pairs(
     others are taken twice in their stead, so that an epoch has as many steps as promised. Captions longer than the
     context are cut. Texts are as long as the longest of their batch, rounded up to one of
     `text_lengths`, so that compiled backends compile at most so many programs. Memory holds a few blocks of 64 encoded
-    images, a decoded image per core, and a few batches, whatever the size of the data; of each sample 40 bytes and its
-    key (tables and folders: its path and caption).
+    images, two decoded images per core, and a few batches, whatever the size of the data; of each sample 40 bytes and
+    its key (tables and folders: its path and caption).
 
     Args:
         source: see above.
@@ -152,7 +152,7 @@ def _indexed(epochs: IndexedEpochs, decode: Callable, training: bool) -> "tf.dat
     begin = tf.data.Dataset.from_tensors(0).map(lambda _: _scalar(epochs.begin, (), tf.int64))
     # Two blocks at a time: enough to hide a disk's latency behind the decoding.
     samples = begin.flat_map(starts).map(read, num_parallel_calls=2, deterministic=True).unbatch()
-    tried = samples.map(attempt, num_parallel_calls=_num_cpus(), deterministic=True).ignore_errors()
+    tried = samples.map(attempt, num_parallel_calls=_parallel_images(), deterministic=True).ignore_errors()
     compared = tried.scan(tf.constant(0, tf.int64), compare)
     return compared.filter(lambda pixels, caption, is_good: is_good).map(lambda pixels, caption, _: (pixels, caption))
 
@@ -196,7 +196,7 @@ def _stream(
         caption = tf.cond(count > 0, lambda: captions[choice], lambda: tf.constant(b""))
         return epoch, position, False, seed, image, caption
 
-    pairs = source.map(to_pair, num_parallel_calls=_num_cpus(), deterministic=True)
+    pairs = source.map(to_pair, num_parallel_calls=_parallel_images(), deterministic=True)
     is_array = pairs.element_spec[0].dtype == tf.uint8
     no_image = tf.zeros((0, 0, 3), tf.uint8) if is_array else tf.constant(b"")
 
@@ -231,7 +231,7 @@ def _stream(
         return tf.cond(good, lambda: True, tell)
 
     begin = tf.data.Dataset.from_tensors(0).map(lambda _: _scalar(epochs.begin, (), tf.int64))
-    tried = begin.flat_map(pass_over).map(attempt, num_parallel_calls=_num_cpus(), deterministic=True)
+    tried = begin.flat_map(pass_over).map(attempt, num_parallel_calls=_parallel_images(), deterministic=True)
     return tried.enumerate().filter(is_good).map(lambda _, sample: (sample[0], sample[-1]))
 
 
@@ -306,8 +306,10 @@ def _scalar(function: Callable, inputs: Sequence, dtype: Any) -> Any:
     return output
 
 
-def _num_cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _parallel_images() -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # Results keep their order: with one image per core, a large one would keep the cores of the small ones waiting.
+    return 2 * cores
 
 
 def _require_tensorflow() -> Any:
