@@ -83,6 +83,7 @@ def test_download_then_cache_then_offline(hub, expected, tmp_path):
     assert len(hub.log) == asked
 
 
+@pytest.mark.slow
 def test_cut_and_failing_downloads_go_on(hub, expected, tmp_path):
     hub.cut = hub.failing = 1
     (result,), _ = load(["hf://org/tiny"], hub.url, tmp_path)
@@ -110,6 +111,7 @@ def test_what_cannot_be_had(hub, tmp_path):
         assert result.startswith(message), result
 
 
+@pytest.mark.slow
 def test_a_server_that_fails(hub, tmp_path):
     hub.failing, hub.status = 1000, 500
     (result,), _ = load(["hf://org/tiny"], hub.url, tmp_path)
@@ -123,12 +125,14 @@ def test_no_network(tmp_path):
     assert "open_clip_model.safetensors of hf://timm/vit_base_patch32_clip_224.openai" in result
 
 
+@pytest.mark.slow
 def test_a_wrong_byte_is_noticed(hub, tmp_path):
     hub.spoilt = True
     (result,), _ = load(["hf://org/tiny"], hub.url, tmp_path)
     assert result.startswith("ValueError: The file must have the digest"), result
 
 
+@pytest.mark.slow
 def test_a_file_spoilt_in_the_cache_is_noticed(hub, tmp_path):
     load(["hf://org/tiny"], hub.url, tmp_path)
     (blob,) = (path for path in tmp_path.rglob("blobs/*") if path.stat().st_size > 10_000)
