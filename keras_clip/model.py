@@ -52,8 +52,29 @@ def _check_end_token(tokenizer, encoder) -> None:
         )
 
 
+def _is_quantizable(layer) -> bool:
+    return isinstance(layer, keras.layers.Dense | keras.layers.EinsumDense | keras.layers.Embedding)
+
+
 class _Embedder(keras.Model):
     """An encoder and its projection head."""
+
+    # Keras rebuilds a saved model from its configuration, which does not say that layers inside were quantised.
+    quantization = None
+
+    def quantize(self, mode: str = "int8", **kwargs) -> None:
+        """Makes the linear layers and embeddings compute in int8: a quarter of the memory, for inference.
+
+        Args:
+            mode: "int8".
+            kwargs: as of `keras.Model.quantize`.
+        """
+        super().quantize(mode, **{"filters": _is_quantizable, **kwargs})
+        self._note_quantization(mode)
+
+    def _note_quantization(self, mode):
+        self.quantization = mode
+        self.train_function = self.test_function = self.predict_function = None
 
     def _embed(self, inputs, training):
         # A locked encoder does not learn and does not drop: its statistics and its patches stay as they are.
@@ -72,16 +93,24 @@ class _Embedder(keras.Model):
             **super().get_config(),
             "encoder": keras.saving.serialize_keras_object(self.encoder),
             "embed_dim": self.embed_dim,
+            "quantization": self.quantization,
         }
 
     @classmethod
     def from_config(cls, config):
-        return cls(
-            **{
-                key: keras.saving.deserialize_keras_object(value) if isinstance(value, dict) else value
-                for key, value in config.items()
-            }
-        )
+        config = _deserialized(config)
+        mode = config.pop("quantization", None)
+        embedder = cls(**config)
+        if mode is not None:
+            embedder.quantize(mode)
+        return embedder
+
+
+def _deserialized(config):
+    return {
+        key: keras.saving.deserialize_keras_object(value) if isinstance(value, dict) else value
+        for key, value in config.items()
+    }
 
 
 @keras.saving.register_keras_serializable(package="keras_clip")
@@ -297,6 +326,19 @@ class CLIPModel(keras.Model):
             loss = loss + ops.sum(ops.cast(penalty, "float32")) / distribution.replica_count()
         return loss
 
+    def quantize(self, mode: str = "int8", **kwargs) -> None:
+        """Makes the linear layers and embeddings of both halves compute in int8, for inference.
+
+        Either half alone: `clip.image_embedder.quantize("int8")`. A quantised model is saved and loaded as it is.
+
+        Args:
+            mode: "int8".
+            kwargs: as of `keras.Model.quantize`.
+        """
+        super().quantize(mode, **{"filters": _is_quantizable, **kwargs})
+        self.image_embedder._note_quantization(mode)
+        self.text_embedder._note_quantization(mode)
+
     def get_config(self):
         image, text = self.image_embedder, self.text_embedder
         serialize = keras.saving.serialize_keras_object
@@ -309,6 +351,15 @@ class CLIPModel(keras.Model):
             "image_preprocessor": serialize(image.image_preprocessor),
             "loss": self.contrast.kind,
             "temperature": self.contrast.temperature,
+            "quantization": [image.quantization, text.quantization],
         }
 
-    from_config = classmethod(_Embedder.from_config.__func__)
+    @classmethod
+    def from_config(cls, config):
+        config = _deserialized(config)
+        modes = config.pop("quantization", (None, None))
+        clip = cls(**config)
+        for half, mode in zip((clip.image_embedder, clip.text_embedder), modes, strict=True):
+            if mode is not None:
+                half.quantize(mode)
+        return clip

@@ -69,7 +69,8 @@ def _grey_levels(x):
     if x.dtype == tf.float64:
         return tf.cast(tf.clip_by_value(x + 0.5, 0.0, 255.0), tf.uint8)
     # One operation, and so the quickest way, which exists in float32 only.
-    levels, _, _ = tf.quantization.quantize(x, 0.0, 255.0, tf.quint8, "MIN_COMBINED", "HALF_AWAY_FROM_ZERO")
+    rule = {"mode": "MIN_COMBINED", "round_mode": "HALF_AWAY_FROM_ZERO"}
+    levels = tf.raw_ops.QuantizeV2(input=x, min_range=0.0, max_range=255.0, T=tf.quint8, **rule).output
     return tf.bitcast(levels, tf.uint8)
 
 

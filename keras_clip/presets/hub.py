@@ -68,7 +68,7 @@ class HubRepository:
             # Without a network the cache may still have the file of another layout.
             self._error = self._error or ConnectionError(
                 f"The hub must be reachable, or the file be in its cache. Received: {filename} of {self.name}: "
-                f"{error.__cause__ or error} Try again with a network, set HF_ENDPOINT to a mirror, or pass a "
+                f"{error.__cause__ or error}. Try again with a network, set HF_ENDPOINT to a mirror, or pass a "
                 "directory."
             )
             return None
@@ -83,8 +83,8 @@ class HubRepository:
             ) from error
         except (errors.HfHubHTTPError, errors.FileMetadataError, OSError, RuntimeError) as error:
             raise ConnectionError(
-                f"The hub must give {filename} of {self.name}. Received: {error} Try again: what came is kept, and the "
-                "download goes on from there."
+                f"The hub must give {filename} of {self.name}. Received: {error}. Try again: what came is kept, and "
+                "the download goes on from there."
             ) from error
         _verify(Path(path), self.name)
         return Path(path)

@@ -45,6 +45,11 @@ def save(model: CLIPModel | ImageEmbedder | TextEmbedder, directory: str | Path,
             f"The layout {layout!r} comes with CLIP's tokenizer. Received: a {type(model.tokenizer).__name__}. "
             'Save in "keras".'
         )
+    if model.image_embedder.quantization or model.text_embedder.quantization:
+        raise TypeError(
+            f"The layout {layout!r} holds floats. Received: a quantised model. "
+            'Save it in "keras", or before it is quantised.'
+        )
     if layout == "open_clip":
         slots, configs = open_clip_slots(model), {loading.OPEN_CLIP_CONFIG: to_open_clip(model)}
         weights = loading.OPEN_CLIP_WEIGHTS

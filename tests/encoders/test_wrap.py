@@ -54,6 +54,7 @@ PAIRS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", PAIRS.values(), ids=PAIRS)
 def test_trains_saves_and_loads_in_a_clip(make, rng, tmp_path):
     image, text = make()

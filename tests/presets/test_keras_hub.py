@@ -28,6 +28,7 @@ def unit(features):
     return features / np.linalg.norm(features, axis=-1, keepdims=True)
 
 
+@pytest.mark.slow
 def test_both_ways():
     clip = make_clip()
     backbone = presets.to_keras_hub(clip)

@@ -93,6 +93,7 @@ def test_other_sizes(name, tmp_path):
     assert_same(clip, peer, of_open_clip, 3, size)
 
 
+@pytest.mark.slow
 def test_shorter_texts_keep_their_embeddings(tmp_path):
     checkpoints.save_open_clip(tmp_path, checkpoints.TINY["vit_b32"])
     whole = presets.load(tmp_path, encoder="text")
@@ -104,6 +105,7 @@ def test_shorter_texts_keep_their_embeddings(tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["open_clip", "hugging_face"])
 def test_half(layout, tmp_path):
     make = getattr(checkpoints, f"save_{layout}")
@@ -153,6 +155,7 @@ def test_what_we_save_hugging_face_reads(tmp_path):
     np.testing.assert_allclose(processed, ours, atol=1.01 / 255 / min(clip.image_preprocessor.std))
 
 
+@pytest.mark.slow
 def test_keras_layout_and_halves_of_it(tmp_path):
     checkpoints.save_open_clip(tmp_path / "theirs", checkpoints.TINY["vit_b32"])
     clip = presets.load(tmp_path / "theirs")
