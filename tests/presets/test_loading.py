@@ -70,6 +70,7 @@ def test_hugging_face_gives_the_peers_embeddings(name, tmp_path):
     assert clip.image_preprocessor.resize_mode == "shortest" and clip.image_preprocessor.interpolation == "bicubic"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vit_b32", "rn50"])
 def test_other_sizes(name, tmp_path):
     """As open_clip does it with a Vision Transformer and with texts; it cannot resize the pool of a ResNet."""
@@ -118,6 +119,7 @@ def test_half(layout, tmp_path):
     np.testing.assert_array_equal(numpy(text.encode_text(token_ids)), numpy(clip.encode_text(token_ids)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rn50", "vit_b16"])
 def test_what_we_save_open_clip_reads(name, tmp_path):
     import open_clip
@@ -135,6 +137,7 @@ def test_what_we_save_open_clip_reads(name, tmp_path):
     assert (tuple(normalize.mean), tuple(normalize.std)) == (clip.image_preprocessor.mean, clip.image_preprocessor.std)
 
 
+@pytest.mark.slow
 def test_what_we_save_hugging_face_reads(tmp_path):
     from transformers import CLIPImageProcessor
     from transformers import CLIPModel as Peer
@@ -173,6 +176,7 @@ def tensors(path):
     return load_file(path)
 
 
+@pytest.mark.slow
 def test_bfloat16_and_mixed_policies(tmp_path):
     checkpoints.save_open_clip(tmp_path, checkpoints.TINY["vit_b32"])
     exact = numpy(presets.load(tmp_path).encode_image(random_pixels(2, 96)))
