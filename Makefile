@@ -17,7 +17,7 @@ demo:
 
 check:
 	@PYTHON="$(PYTHON)" sh tools/setup.sh test
-	$(PY) tools/run_tests.py -m "not slow"
+	$(PY) tools/run_tests.py --jobs 2 -m "not slow"
 
 test:
 	@PYTHON="$(PYTHON)" sh tools/setup.sh test

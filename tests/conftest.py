@@ -4,6 +4,7 @@ One process tests one backend, that of `KERAS_BACKEND`. A test may be skipped fo
 gives must begin with one of `ALLOWED_SKIPS`; under `--strict-skips`, as `make test` runs it, any other skip fails.
 """
 
+import gc
 import importlib.util
 import os
 from pathlib import Path
@@ -33,6 +34,11 @@ def pytest_addoption(parser):
 
 def pytest_report_header(config):
     return f"keras backend: {os.environ['KERAS_BACKEND']}"
+
+
+def pytest_collection_finish():
+    # What is imported stays: looking through it for garbage, again and again, takes a good part of the tests' time.
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(config, items):

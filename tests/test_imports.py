@@ -65,6 +65,7 @@ def test_import_is_light(backend):
     assert min(times) < LIMIT, times
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", OTHERS)
 def test_a_model_runs_without_the_other_frameworks(backend):
     run_python(HIDE + USE, OTHERS[backend], backend=backend)

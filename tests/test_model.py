@@ -102,7 +102,7 @@ def test_what_follows_the_end_token_does_not_matter():
     np.testing.assert_allclose(to_numpy(clip.encode_text(changed)), to_numpy(clip.encode_text(token_ids)), atol=1e-6)
 
 
-@pytest.mark.parametrize("loss", ["contrastive", "sigmoid"])
+@pytest.mark.parametrize("loss", ["contrastive", pytest.param("sigmoid", marks=pytest.mark.slow)])
 def test_learns_a_batch_by_heart_and_survives_saving(loss, rng, tmp_path):
     clip = make_clip(loss=loss)
     batch = make_batch(clip, rng)

@@ -62,7 +62,7 @@ def to_torch(images, token_ids):
     return torch.tensor(images.transpose(0, 3, 1, 2)), torch.tensor(token_ids, dtype=torch.long)
 
 
-@pytest.mark.parametrize("size", [1, 2, 5])
+@pytest.mark.parametrize("size", [1, pytest.param(2, marks=pytest.mark.slow), 5])
 @pytest.mark.parametrize("name", VISION)
 def test_embeddings(name, size, rng):
     peer, clip = make_pair(name)

@@ -1,11 +1,14 @@
 """Runs the tests on each backend, one process each, and ends with one line of totals.
 
-    python tools/run_tests.py [--backends tensorflow jax torch] [pytest's arguments]
+    python tools/run_tests.py [--backends tensorflow jax torch] [--jobs 1] [pytest's arguments]
 
+With more jobs than one, so many backends run at a time, and what pytest prints comes when it has ended.
 Exits with 1 if any test failed or any process broke, after all backends have run.
 """
 
 import argparse
+import concurrent.futures
+import functools
 import os
 import subprocess
 import sys
@@ -21,14 +24,18 @@ OUTCOMES = ("passed", "failed", "skipped")
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=BACKENDS)
+    parser.add_argument("--jobs", type=int, default=1, help="how many backends run at a time")
     args, pytest_arguments = parser.parse_known_args(argv)
     start = time.monotonic()
-    counts, broken = {}, []
-    for backend in args.backends:
-        print(f"\n{backend}", flush=True)
-        counts[backend], status = run_tests(backend, pytest_arguments)
-        if status and not counts[backend]["failed"]:
-            broken.append(f"{backend} (pytest ended with status {status})")
+    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+        run = functools.partial(run_tests, arguments=pytest_arguments, is_alone=args.jobs == 1)
+        outcomes = dict(zip(args.backends, pool.map(run, args.backends), strict=True))
+    counts = {backend: row for backend, (row, _) in outcomes.items()}
+    broken = [
+        f"{backend} (pytest ended with status {status})"
+        for backend, (row, status) in outcomes.items()
+        if status and not row["failed"]
+    ]
     print()
     for backend, row in counts.items():
         print(f"{backend:10}  {describe(row)}")
@@ -39,17 +46,22 @@ def main(argv=None):
     return int(bool(total["failed"] or broken))
 
 
-def run_tests(backend, arguments):
+def run_tests(backend, arguments, is_alone):
     """Runs pytest; returns the number of tests of each outcome and the exit status."""
+    print(f"\n{backend}", flush=True)
     report = REPOSITORY / "runs" / "tests" / f"{backend}.xml"
     report.parent.mkdir(parents=True, exist_ok=True)
     report.unlink(missing_ok=True)
-    status = subprocess.call(
+    process = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}", *arguments],
         cwd=REPOSITORY,
         env={**os.environ, "KERAS_BACKEND": backend},
+        stdout=None if is_alone else subprocess.PIPE,
+        stderr=None if is_alone else subprocess.STDOUT,
     )
-    return count_outcomes(report), status
+    if not is_alone:
+        print(f"\n{backend}\n{process.stdout.decode(errors='replace')}", end="", flush=True)
+    return count_outcomes(report), process.returncode
 
 
 def count_outcomes(report):

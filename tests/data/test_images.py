@@ -176,7 +176,7 @@ SMOOTH = Image.linear_gradient("L").resize((640, 400)).convert("RGB")
 @pytest.mark.parametrize(
     "shortest, ratio", [(500, 1), (400.5, 1), (200, 2), (199, 2), (100, 4), (51, 4), (50, 8), (3, 8)]
 )
-@pytest.mark.parametrize("orientation", [None, 6])
+@pytest.mark.parametrize("orientation", [None, pytest.param(6, marks=pytest.mark.slow)])
 def test_large_jpeg_is_decoded_small(shortest, ratio, orientation):
     import tensorflow as tf
 

@@ -30,6 +30,10 @@ from keras_clip.data.images import ImagePreprocessor
 from keras_clip.data.tokenizer import CLIPTokenizer
 
 backend_free = pytest.mark.backend_free
+slow = pytest.mark.slow
+training_then_evaluation = pytest.mark.parametrize(
+    "training", [pytest.param(True, id="training"), pytest.param(False, id="evaluation", marks=slow)]
+)
 COUNT = 50
 # What may stand for one sample among good ones: (image file, caption) and the reason it is skipped for.
 BROKEN = {
@@ -59,7 +63,7 @@ def shards(tmp_path):
 
 @backend_free
 class TestSources:
-    @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+    @training_then_evaluation
     @pytest.mark.parametrize("store, mapping", SOURCES.values(), ids=SOURCES)
     def test_every_pair_comes_once(self, store, mapping, training, tmp_path):
         dataset = pairs(store(tmp_path, numbered(COUNT)), mapping=mapping, training=training)
@@ -161,7 +165,9 @@ class TestChance:
         # In the first third there is about a third of each of the three shards.
         assert np.bincount(found[:18] % 3, minlength=3).min() >= 2
 
-    @pytest.mark.parametrize("form", ["json", "TFRecord", "function", "tf.data"])
+    @pytest.mark.parametrize(
+        "form", ["json", pytest.param("TFRecord", marks=slow), "function", pytest.param("tf.data", marks=slow)]
+    )
     def test_one_of_several_captions_is_drawn(self, form, tmp_path):
         import tensorflow as tf
 
@@ -206,6 +212,7 @@ class TestParts:
         parts = [numbers(pairs(stream, 3, mapping=COLUMNS, shard=(index, 3))) for index in range(3)]
         assert [sorted(part) for part in parts] == [[0, 3, 6], [1, 4, 7], [2, 5, 8]]
 
+    @slow
     def test_parts_of_a_stream_take_equally_many_steps(self, tmp_path):
         stream = SOURCES["tf.data of files"][0](tmp_path, numbered(11))
         parts = [pairs(stream, 2, mapping=COLUMNS, shard=(index, 3)) for index in range(3)]
@@ -250,7 +257,7 @@ class TestTexts:
 
 @backend_free
 class TestBrokenSamples:
-    @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+    @training_then_evaluation
     @pytest.mark.parametrize("image, caption, reason", BROKEN.values(), ids=BROKEN)
     def test_only_it_is_skipped_counted_and_named(self, image, caption, reason, training, tmp_path, caplog):
         samples = numbered(COUNT)

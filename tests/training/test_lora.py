@@ -25,7 +25,7 @@ def values(weights):
     return {weight.path: keras.ops.convert_to_numpy(weight).copy() for weight in weights}
 
 
-@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("encoder", ["VisionTransformer", pytest.param("ModifiedResNet", marks=pytest.mark.slow)])
 def test_only_the_additions_learn(encoder, tmp_path):
     clip = make_clip(encoder)
     images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
