@@ -1,7 +1,7 @@
-"""Models of images as files that run without Keras: SavedModel and ONNX.
+"""Models of images or of token ids as files that run without Keras: SavedModel, ONNX and LiteRT.
 
 TensorFlow does the export, whichever backend runs: the others cannot give a graph with an open batch size. Under JAX
-and torch the model travels to a TensorFlow process of its own. Only models of one image input are exported here.
+and torch the model travels to a TensorFlow process of its own. Only models of one input are exported here.
 """
 
 import importlib.util
@@ -14,8 +14,11 @@ from pathlib import Path
 
 import keras
 
+from keras_clip.data.tokenizer import CLIPTokenizer
+
 # What each format needs beside Keras.
-FORMATS = {"tf_saved_model": ("tensorflow",), "onnx": ("tensorflow", "tf2onnx", "onnx")}
+FORMATS = {"tf_saved_model": ("tensorflow",), "onnx": ("tensorflow", "tf2onnx", "onnx"), "litert": ("tensorflow",)}
+TEXT_NEEDS = ("keras_hub", "tensorflow_text")
 IMAGE_DTYPES = ("uint8", "float32")
 
 
@@ -31,8 +34,8 @@ def export_image_model(
 
     Args:
         model: Keras model of images. It is not changed.
-        filepath: folder of a SavedModel, or file of an ONNX graph.
-        format: "tf_saved_model" (with the model's dtype policy) or "onnx" (always float32).
+        filepath: folder of a SavedModel, or file of an ONNX or LiteRT graph.
+        format: "tf_saved_model" (with the model's dtype policy), "onnx" or "litert" (always float32).
         image_size: (height, width), pixels.
         output_name: str. The output's name in the graph.
         dtype: "uint8" or "float32": that of the images.
@@ -42,22 +45,59 @@ def export_image_model(
         ImportError: TensorFlow or the converter is not installed.
         RuntimeError: the TensorFlow process failed.
     """
-    if format not in FORMATS or dtype not in IMAGE_DTYPES:
-        raise ValueError(
-            f"`format` must be one of {tuple(FORMATS)}, `dtype` one of {IMAGE_DTYPES}. "
-            f"Received: format={format!r}, dtype={dtype!r}."
+    if dtype not in IMAGE_DTYPES:
+        raise ValueError(f"`dtype` must be one of {IMAGE_DTYPES}. Received: dtype={dtype!r}.")
+    _export_from_any_backend(model, filepath, format, "images", [*image_size, 3], dtype, output_name)
+
+
+def export_text_model(
+    model: keras.Model, filepath: str | os.PathLike, format: str, context_length: int, strings: bool = False
+) -> None:
+    """Writes a graph from "token_ids" (B, context_length), int32, or "texts" (B,) to "text_embeddings" (B, E).
+
+    Args:
+        model: Keras model of token ids, with a `tokenizer`. It is not changed.
+        filepath: as of `export_image_model`.
+        format: as there; "tf_saved_model" for strings.
+        context_length: L.
+        strings: whether the graph takes texts, and has the tokenizer in it.
+
+    Raises:
+        As `export_image_model`.
+    """
+    needs = TEXT_NEEDS if strings else ()
+    if strings and format != "tf_saved_model":
+        raise ValueError(f'Only "tf_saved_model" takes strings. Received: format={format!r}, strings=True.')
+    if strings and type(model.tokenizer) is not CLIPTokenizer:
+        raise TypeError(
+            f"Only a CLIPTokenizer can be in the graph. Received: a {type(model.tokenizer).__name__}, strings=True. "
+            "Export for token ids."
         )
-    if missing := [name for name in FORMATS[format] if importlib.util.find_spec(name) is None]:
+    inputs = ("texts", [], "string") if strings else ("token_ids", [context_length], "int32")
+    _export_from_any_backend(model, filepath, format, *inputs, "text_embeddings", needs)
+
+
+def _export_from_any_backend(model, filepath, format, input_name, shape, dtype, output_name, needs=()):
+    if format not in FORMATS:
+        raise ValueError(f"`format` must be one of {tuple(FORMATS)}. Received: format={format!r}.")
+    policies = (layer.dtype_policy for layer in model._flatten_layers())
+    if format == "litert" and any(isinstance(it, keras.dtype_policies.QuantizedDTypePolicy) for it in policies):
+        raise ValueError(
+            "LiteRT has no such products of integers. Received: format='litert', a quantised model. "
+            'Export it as "tf_saved_model" or "onnx", or before it is quantised.'
+        )
+    if missing := [name for name in (*FORMATS[format], *needs) if importlib.util.find_spec(name) is None]:
         raise ImportError(
             f"Exporting needs {' and '.join(missing)}. Received: format={format!r}, and no such package. "
-            'Install them: pip install "keras_clip[export,tensorflow]".'
+            'Install them: pip install "keras_clip[export,tensorflow]", for strings "keras_clip[hub]" too.'
         )
     options = {
         "filepath": os.fspath(filepath),
         "format": format,
-        "image_size": list(image_size),
-        "output_name": output_name,
+        "input_name": input_name,
+        "shape": shape,
         "dtype": dtype,
+        "output_name": output_name,
     }
     if keras.backend.backend() == "tensorflow":
         _export(model, **options)
@@ -65,33 +105,51 @@ def export_image_model(
         _export_elsewhere(model, options)
 
 
-def _export(model, filepath, format, image_size, output_name, dtype):
+def _export(model, filepath, format, input_name, shape, dtype, output_name):
     Path(filepath).parent.mkdir(parents=True, exist_ok=True)
-    shape = (None, *image_size, 3)
-    if format == "onnx":
-        _write_onnx(_in_float32(model), filepath, shape, output_name, dtype)
-    else:
-        _write_saved_model(model, filepath, shape, output_name, dtype)
+    write = {"tf_saved_model": _write_saved_model, "onnx": _write_onnx, "litert": _write_litert}[format]
+    model = model if format == "tf_saved_model" else _in_float32(model)
+    write(model, filepath, input_name, (None, *shape), dtype, output_name)
 
 
-def _write_saved_model(model, filepath, shape, output_name, dtype):
+def _write_saved_model(model, filepath, input_name, shape, dtype, output_name):
     import tensorflow as tf
 
-    # Keras' own `export` writes every variable twice.
-    module = tf.Module()
-    module.serve = tf.function(
-        lambda images: {output_name: model(images, training=False)},
-        input_signature=[tf.TensorSpec(shape, dtype, name="images")],
-    )
-    graph = module.serve.get_concrete_function()
-    module.weights = list(graph.variables)
+    module = _graph_module(model, input_name, shape, dtype, output_name)
     tf.saved_model.save(module, filepath, signatures=module.serve)
 
 
-def _write_onnx(model, filepath, shape, output_name, dtype):
-    images = keras.Input(shape[1:], dtype=dtype, name="images")
-    graph = keras.Model(images, {output_name: model(images, training=False)})
-    signature = [keras.InputSpec(dtype, shape, name="images")]
+def _write_litert(model, filepath, input_name, shape, dtype, output_name):
+    import tensorflow as tf
+
+    module = _graph_module(model, input_name, shape, dtype, output_name)
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([module.serve.get_concrete_function()], module)
+    Path(filepath).write_bytes(converter.convert())
+
+
+def _graph_module(model, input_name, shape, dtype, output_name):
+    """The model as a `tf.Module` with one function. Keras' own `export` writes every variable twice."""
+    import tensorflow as tf
+
+    module = tf.Module()
+    prepare = tf.identity
+    if dtype == "string":
+        from keras_clip.data.graph_tokenizer import GraphTokenizer
+
+        prepare = GraphTokenizer(model.tokenizer)
+        module.tables = prepare.tables
+    module.serve = tf.function(
+        lambda inputs: {output_name: model(prepare(inputs), training=False)},
+        input_signature=[tf.TensorSpec(shape, dtype, name=input_name)],
+    )
+    module.weights = list(module.serve.get_concrete_function().variables)
+    return module
+
+
+def _write_onnx(model, filepath, input_name, shape, dtype, output_name):
+    inputs = keras.Input(shape[1:], dtype=dtype, name=input_name)
+    graph = keras.Model(inputs, {output_name: model(inputs, training=False)})
+    signature = [keras.InputSpec(dtype, shape, name=input_name)]
     graph.export(filepath, format="onnx", verbose=False, input_signature=signature)
 
 
@@ -103,13 +161,17 @@ def _in_float32(model):
             if config.get("class_name") == "DTypePolicy":
                 return {**config, "config": {"name": "float32"}}
             return {key: exact(value) for key, value in config.items()}
-        return [exact(value) for value in config] if isinstance(config, list | tuple) else config
+        return type(config)(map(exact, config)) if isinstance(config, list | tuple) else config
 
     config = model.get_config()
     if exact(config) == config:
         return model
     copy = type(model).from_config(exact(config))
-    copy.set_weights(model.get_weights())
+    with tempfile.TemporaryDirectory() as folder:
+        # In a file, additions of low rank are part of the kernels, as they are in the copy.
+        weights = os.path.join(folder, "model.weights.h5")
+        model.save_weights(weights)
+        copy.load_weights(weights)
     return copy
 
 

@@ -5,6 +5,7 @@ Training is Keras' own: `compute_loss` is the one hook, on every backend. The lo
 
 import contextlib
 import gc
+import os
 
 import keras
 from keras import ops
@@ -12,6 +13,7 @@ from keras import ops
 from keras_clip import distribution
 from keras_clip.data.images import ImagePreprocessor
 from keras_clip.data.tokenizer import CLIPTokenizer
+from keras_clip.export import export_image_model, export_text_model
 from keras_clip.layers.contrastive_loss import ContrastiveLoss
 from keras_clip.layers.embeddings import PixelNormalization
 from keras_clip.layers.projection import ProjectionHead
@@ -181,6 +183,24 @@ class ImageEmbedder(_Embedder):
         """Images (B, H, W, 3), uint8 or normalised floats, to float32 embeddings (B, E) of unit length."""
         return self(images, training=False)
 
+    def export(self, filepath: str | os.PathLike, format: str = "tf_saved_model", dtype: str = "uint8") -> None:
+        """Writes the image half as a file that runs without Keras, from "images" to "image_embeddings" (B, E).
+
+        TensorFlow must be installed on every backend. What is at `filepath` already is overwritten.
+
+        Args:
+            filepath: folder of a SavedModel, or file of an ONNX or LiteRT graph.
+            format: "tf_saved_model" (computes in this model's dtype policy), "onnx" or "litert" (always in float32).
+            dtype: what the graph takes: "uint8" for the pixels of `image_preprocessor.to_uint8`, "float32" for the
+                normalised images of `image_preprocessor`.
+
+        Raises:
+            ValueError: an unknown format or dtype.
+            ImportError: TensorFlow or the ONNX converter is not installed.
+            RuntimeError: on JAX and torch: the TensorFlow process that exports failed.
+        """
+        export_image_model(self, filepath, format, self.image_preprocessor.sides, "image_embeddings", dtype)
+
     def compute_output_spec(self, images, training=False):
         return keras.KerasTensor((images.shape[0], self.embed_dim), dtype="float32")
 
@@ -227,6 +247,28 @@ class TextEmbedder(_Embedder):
     def encode_text(self, token_ids: Tensor) -> Tensor:
         """Token ids (B, L) to float32 embeddings (B, E) of unit length."""
         return self(token_ids, training=False)
+
+    def export(self, filepath: str | os.PathLike, format: str = "tf_saved_model", strings: bool = False) -> None:
+        """Writes the text half as a file that runs without Keras, from "token_ids" to "text_embeddings" (B, E).
+
+        TensorFlow must be installed on every backend. What is at `filepath` already is overwritten.
+
+        With `strings` the graph has the tokenizer in it and takes "texts", a tensor of strings (B,). Its token ids are
+        those of `CLIPTokenizer` for every text that needs neither ftfy's repairs nor HTML unescaping; what is too long
+        is cut. It needs the extra `hub` to be written, and `import tensorflow_text` to be loaded.
+
+        Args:
+            filepath: folder of a SavedModel, or file of an ONNX or LiteRT graph.
+            format: "tf_saved_model" (computes in this model's dtype policy), "onnx" or "litert" (always in float32).
+                The graph takes int32 (B, context_length), as the tokenizer gives them.
+            strings: whether it takes texts instead; "tf_saved_model" only.
+
+        Raises:
+            ValueError: an unknown format.
+            ImportError: TensorFlow or the ONNX converter is not installed.
+            RuntimeError: on JAX and torch: the TensorFlow process that exports failed.
+        """
+        export_text_model(self, filepath, format, self.tokenizer.context_length, strings)
 
     def compute_output_spec(self, token_ids, training=False):
         return keras.KerasTensor((token_ids.shape[0], self.embed_dim), dtype="float32")

@@ -285,8 +285,8 @@ class ZeroShotClassifier(keras.Model):
         TensorFlow must be installed on every backend. What is at `filepath` already is overwritten.
 
         Args:
-            filepath: folder of a SavedModel, or file of an ONNX graph.
-            format: "tf_saved_model" (computes in this model's dtype policy) or "onnx" (always in float32).
+            filepath: folder of a SavedModel, or file of an ONNX or LiteRT graph.
+            format: "tf_saved_model" (computes in this model's dtype policy), "onnx" or "litert" (always in float32).
             dtype: what the graph takes: "uint8" for the pixels of `image_preprocessor.to_uint8`, "float32" for the
                 normalised images of `image_preprocessor`.
 

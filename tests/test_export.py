@@ -1,4 +1,4 @@
-"""`ZeroShotClassifier.export`: both formats give the classifier's probabilities, from images alone, and are small."""
+"""Exports: every format gives what the model gives, from one input, and is small."""
 
 import importlib.util
 import os
@@ -15,15 +15,18 @@ from keras_clip import encoders, export
 SLOW_ELSEWHERE = [] if os.environ["KERAS_BACKEND"] == "tensorflow" else [pytest.mark.slow]
 
 
-def make_classifier(encoder=None):
+def make_clip(encoder=None):
     keras.utils.set_random_seed(0)
-    clip = keras_clip.CLIPModel(
+    return keras_clip.CLIPModel(
         # Wide rather than deep: the size of the graph itself should not matter.
         encoder or encoders.VisionTransformer(32, 16, 512, 1, 4),
         encoders.TextTransformer(64, 1, 2, context_length=16),
         embed_dim=8,
     )
-    return keras_clip.ZeroShotClassifier(clip, ["cat", "dog", "boat"], ["{}", "a {}"])
+
+
+def make_classifier(encoder=None):
+    return keras_clip.ZeroShotClassifier(make_clip(encoder), ["cat", "dog", "boat"], ["{}", "a {}"])
 
 
 @pytest.fixture
@@ -31,25 +34,35 @@ def images(rng):
     return rng.integers(0, 256, size=(5, 32, 32, 3)).astype("uint8")
 
 
-def run_saved_model(path, images):
+def run_saved_model(path, inputs, input_name="images", output_name="probabilities"):
     tf = pytest.importorskip("tensorflow", reason="backend unable: TensorFlow is not installed")
     loaded = tf.saved_model.load(str(path))
     (name, spec) = next(iter(loaded.signatures["serving_default"].structured_input_signature[1].items()))
-    assert (name, spec.dtype.name, spec.shape.as_list()[0]) == ("images", images.dtype.name, None)
-    return loaded.serve(images)["probabilities"].numpy()
+    dtype = inputs.dtype.name.replace("object", "string")
+    assert (name, spec.dtype.name, spec.shape.as_list()[0]) == (input_name, dtype, None)
+    return loaded.serve(tf.constant(inputs))[output_name].numpy()
 
 
-def run_onnx(path, images):
+def run_onnx(path, inputs, input_name="images", output_name="probabilities"):
     onnxruntime = pytest.importorskip("onnxruntime", reason="backend unable: ONNX Runtime is not installed")
     session = onnxruntime.InferenceSession(path)
     assert [(i.name, i.type) for i in session.get_inputs()] == [
-        ("images", f"tensor({images.dtype.name.replace('float32', 'float')})")
+        (input_name, f"tensor({inputs.dtype.name.replace('float32', 'float')})")
     ]
-    assert [output.name for output in session.get_outputs()] == ["probabilities"]
-    return session.run(None, {"images": images})[0]
+    assert [output.name for output in session.get_outputs()] == [output_name]
+    return session.run(None, {input_name: inputs})[0]
 
 
-RUN = {"tf_saved_model": run_saved_model, "onnx": run_onnx}
+def run_litert(path, inputs, input_name="images", output_name="probabilities"):
+    tf = pytest.importorskip("tensorflow", reason="backend unable: TensorFlow is not installed")
+    interpreter = tf.lite.Interpreter(str(path))
+    signature = interpreter.get_signature_runner()
+    assert list(signature.get_input_details()) == [input_name]
+    assert list(signature.get_output_details()) == [output_name]
+    return signature(**{input_name: inputs})[output_name]
+
+
+RUN = {"tf_saved_model": run_saved_model, "onnx": run_onnx, "litert": run_litert}
 formats = pytest.mark.parametrize("format", RUN)
 
 
@@ -76,6 +89,79 @@ def test_gives_the_probabilities_and_is_small(format, images, tmp_path):
     # Over what is there already.
     classifier.class_embeddings.assign(np.roll(keras.ops.convert_to_numpy(classifier.class_embeddings), 1, axis=0))
     check(classifier, format, path, images)
+
+
+@pytest.mark.slow
+@formats
+def test_halves(format, images, tmp_path):
+    clip = make_clip()
+    tokens = clip.tokenizer(["a cat", "two dogs in a boat", "x"])
+    image, text = clip.image_embedder, clip.text_embedder
+    image.export(tmp_path / "image", format=format)
+    text.export(tmp_path / "text", format=format)
+    for half, path, inputs, names in (
+        (image, tmp_path / "image", images, ("images", "image_embeddings")),
+        (text, tmp_path / "text", tokens, ("token_ids", "text_embeddings")),
+    ):
+        expected = half.predict(inputs, verbose=0)
+        assert expected.std(axis=0).min() > 1e-4
+        np.testing.assert_allclose(RUN[format](path, inputs, *names), expected, atol=1e-5)
+        np.testing.assert_allclose(RUN[format](path, inputs[:1], *names), expected[:1], atol=1e-5)
+        weights = sum(4 * int(np.prod(weight.shape)) for weight in half.weights)
+        assert size(path) == pytest.approx(weights, rel=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["tf_saved_model", "onnx"])
+def test_int8(format, images, tmp_path):
+    clip = make_clip()
+    clip.quantize("int8")
+    expected = clip.image_embedder.predict(images, verbose=0)
+    clip.image_embedder.export(tmp_path / "image", format=format)
+    served = RUN[format](tmp_path / "image", images, "images", "image_embeddings")
+    # Where TensorFlow's floats differ in their last bit, an activation may be rounded to the next integer.
+    assert (served * expected).sum(axis=1).min() > 0.999
+    assert size(tmp_path / "image") < 0.4 * sum(4 * int(np.prod(w.shape)) for w in make_clip().image_embedder.weights)
+    for model in (clip.text_embedder, keras_clip.ZeroShotClassifier(clip, ["cat", "dog"])):
+        with pytest.raises(ValueError, match="LiteRT.*Received.*quantised"):
+            model.export(tmp_path / "x", format="litert")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+def test_low_rank_additions(dtype, images, tmp_path):
+    keras.config.set_dtype_policy(dtype)
+    try:
+        clip = make_clip()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    before = keras.ops.convert_to_numpy(clip.encode_image(images))
+    keras_clip.training.enable_lora(clip.image_encoder, rank=4)
+    for variable in clip.image_encoder.trainable_weights:
+        variable.assign(0.1 * np.random.default_rng(0).normal(size=variable.shape))
+    expected = clip.image_embedder.predict(images, verbose=0)
+    assert np.abs(expected - before).max() > 0.02
+    for format in RUN:
+        clip.image_embedder.export(tmp_path / format, format=format)
+        served = RUN[format](tmp_path / format, images, "images", "image_embeddings")
+        np.testing.assert_allclose(served, expected, atol=1e-5 if dtype == "float32" else 0.02)
+
+
+@pytest.mark.slow
+def test_raw_strings(tmp_path):
+    import tensorflow_text  # noqa: F401  (its operations are in the graph)
+
+    clip = make_clip()
+    texts = ["a cat", "Two  dogs, in a BOAT!", "", "it's 12:30", "a word " * 40]
+    clip.text_embedder.export(tmp_path / "text", strings=True)
+    expected = clip.text_embedder.predict(clip.tokenizer(texts, truncate=True), verbose=0)
+    served = run_saved_model(tmp_path / "text", np.array(texts, object), "texts", "text_embeddings")
+    np.testing.assert_allclose(served, expected, atol=1e-5)
+    clip.text_embedder.tokenizer = type("OtherTokenizer", (keras_clip.data.CLIPTokenizer,), {})(context_length=16)
+    with pytest.raises(TypeError, match="Received: a OtherTokenizer"):
+        clip.text_embedder.export(tmp_path / "x", strings=True)
+    with pytest.raises(ValueError, match="Only .*tf_saved_model.* takes strings. Received"):
+        clip.text_embedder.export(tmp_path / "x", format="onnx", strings=True)
 
 
 @pytest.mark.slow
@@ -126,7 +212,8 @@ class KnownHereOnly(keras.layers.Layer):
 def test_a_failure_of_the_other_process_is_told(tmp_path):
     embedder = keras_clip.ImageEmbedder(KnownHereOnly(), embed_dim=2)
     classifier = keras_clip.ZeroShotClassifier(embedder, ["a", "b"], class_embeddings=np.eye(2), logit_scale=0.0)
-    options = dict(filepath=str(tmp_path / "x"), format="onnx", image_size=[2, 2], output_name="y", dtype="uint8")
+    options = dict(filepath=str(tmp_path / "x"), format="onnx", input_name="images", shape=[2, 2, 3], dtype="uint8")
+    options["output_name"] = "y"
     with pytest.raises(RuntimeError, match="(?s)TensorFlow process.*KnownHereOnly.*Received") as error:
         export._export_elsewhere(classifier, options)
     assert 'File "' not in str(error.value)
@@ -136,8 +223,8 @@ def test_a_failure_of_the_other_process_is_told(tmp_path):
 def test_refusals(tmp_path, monkeypatch):
     embedder = keras_clip.ImageEmbedder(KnownHereOnly(), embed_dim=2)
     classifier = keras_clip.ZeroShotClassifier(embedder, ["a", "b"], class_embeddings=np.eye(2), logit_scale=0.0)
-    with pytest.raises(ValueError, match="(?s)tf_saved_model.*onnx.*Received: format='litert'"):
-        classifier.export(tmp_path / "x", format="litert")
+    with pytest.raises(ValueError, match="(?s)tf_saved_model.*onnx.*Received: format='pmml'"):
+        classifier.export(tmp_path / "x", format="pmml")
     with pytest.raises(ValueError, match="(?s)uint8.*Received: .*dtype='int8'"):
         classifier.export(tmp_path / "x", dtype="int8")
     find_spec = importlib.util.find_spec

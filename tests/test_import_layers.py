@@ -19,7 +19,8 @@ LEVELS = (
     ("model", "baselines"),
     ("encoders",),
     ("layers",),
-    ("data", "losses", "export"),
+    ("export",),
+    ("data", "losses"),
     ("distribution",),
     ("types",),
 )

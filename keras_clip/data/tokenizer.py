@@ -27,7 +27,7 @@ def _byte_alphabet() -> dict[int, str]:
 
 
 @functools.cache
-def _vocabulary() -> tuple[list[str], list[tuple[str, str]]]:
+def vocabulary() -> tuple[list[str], list[tuple[str, str]]]:
     """All tokens in the order of their ids, and the merges in the order of their rank."""
     lines = gzip.decompress(MERGES.read_bytes()).decode("utf-8").split("\n")
     merges = [tuple(line.split()) for line in lines[1 : 49152 - 256 - 2 + 1]]
@@ -41,9 +41,9 @@ def _engine():
     """The native byte-pair encoder of words. It knows no special tokens, so that no text can become one."""
     import tokenizers
 
-    tokens, merges = _vocabulary()
-    vocabulary = {token: i for i, token in enumerate(tokens[:-2])}
-    engine = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, merges, end_of_word_suffix="</w>"))
+    tokens, merges = vocabulary()
+    ids = {token: i for i, token in enumerate(tokens[:-2])}
+    engine = tokenizers.Tokenizer(tokenizers.models.BPE(ids, merges, end_of_word_suffix="</w>"))
     engine.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     return engine
 
@@ -212,7 +212,7 @@ class CLIPTokenizer:
                 f"Token ids must lie in [0, {self.vocabulary_size}). "
                 f"Received: ids from {token_ids.min()} to {token_ids.max()}."
             )
-        tokens, _ = _vocabulary()
+        tokens, _ = vocabulary()
         kept = []
         for token_id in token_ids.tolist():
             if token_id == self.end_token_id:

@@ -16,8 +16,9 @@ def enable_lora(
 ) -> int:
     """Locks an encoder but for low-rank additions to its attention, which alone will learn.
 
-    The encoder gives the same features as before: the additions start as zeros. Call it before `compile`. When the
-    model is saved, the additions become part of the kernels, so it is as large and as fast as it was.
+    The encoder gives the same features as before: the additions start as zeros. Call it before `compile` and
+    `predict`: what they compiled would not have the additions. When the model is saved, the additions become part of
+    the kernels, so it is as large and as fast as it was.
 
     Args:
         encoder: `VisionTransformer`, `TextTransformer`, or `ModifiedResNet`, whose attention pool learns then.
