@@ -28,7 +28,15 @@ LEVELS = (
 PARTS = {"tiling": "losses"}
 
 # What may ask which backend runs, or import one inside a function: whole rooms, or single modules.
-BACKEND_AWARE = ("data", "distribution", "tiling", "export", "presets.checkpoint", "presets.keras_hub")
+BACKEND_AWARE = (
+    "data",
+    "distribution",
+    "tiling",
+    "export",
+    "presets.checkpoint",
+    "presets.filling",
+    "presets.keras_hub",
+)
 BACKENDS = frozenset({"tensorflow", "tensorflow_text", "torch", "jax", "jaxlib", "keras_hub"})
 # Slow to import, or not installed with the light core.
 LAZY = BACKENDS | {

@@ -56,9 +56,9 @@ class Checkpoint:
         """Its first file, for messages."""
         return str(self.paths[0])
 
-    def read(self, key: str) -> np.ndarray:
-        """One tensor, of a floating dtype."""
-        return self._readers[key]()
+    def read(self, key: str, first: int | None = None, last: int | None = None) -> np.ndarray:
+        """One tensor, of a floating dtype, or its rows from `first` to before `last`."""
+        return self._readers[key](slice(first, last))
 
 
 def sha256(path: Path) -> str:
@@ -77,10 +77,10 @@ def _safetensors(path):
             tensor = file.get_slice(key)
             shape, dtype = tuple(tensor.get_shape()), tensor.get_dtype()
 
-            def read(key=key, dtype=dtype):
+            def read(rows, key=key, dtype=dtype):
                 if dtype not in _FLOATS:
                     raise ValueError(f"Weights are stored as one of {_FLOATS}. Received: {key!r} as {dtype} in {path}.")
-                return file.get_tensor(key)
+                return file.get_tensor(key) if rows == slice(None) else file.get_slice(key)[rows]
 
             yield key, shape, read
     except safetensors.SafetensorError as error:
@@ -114,11 +114,13 @@ def _torch_tensors(path):
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ValueError(f"A torch file must hold a dict of tensors. Received: {path}, which holds something else.")
     for key, tensor in state.items():
-        yield key.removeprefix("module."), tuple(tensor.shape), lambda tensor=tensor: _to_numpy(tensor)
+        yield key.removeprefix("module."), tuple(tensor.shape), lambda rows, tensor=tensor: _to_numpy(tensor, rows)
 
 
-def _to_numpy(tensor):
+def _to_numpy(tensor, rows):
     import torch
+
+    tensor = tensor[rows] if tensor.ndim else tensor
 
     # numpy has no bfloat16; float32 holds all of its values.
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()

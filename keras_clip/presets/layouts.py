@@ -49,6 +49,11 @@ class Slot:
             shape = tuple(shape[axis] for axis in np.argsort(self.axes))
         return shape if self.part is None else (3 * shape[0], *shape[1:])
 
+    @property
+    def is_stored_as_it_is(self) -> bool:
+        """Whether rows of the stored tensor are rows of the variable."""
+        return self.axes is None and self.part is None and self.trained_sides is None and len(self.variable.shape) > 1
+
     def from_stored(self, tensor: np.ndarray) -> np.ndarray:
         """What the variable takes of a stored tensor of `stored_shape`."""
         if self.trained_sides is not None:

@@ -1,5 +1,6 @@
 """`load`: a model and its published, fine-tuned or own weights from one name."""
 
+import functools
 import re
 from collections.abc import Iterable
 from dataclasses import replace
@@ -7,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_clip.layers.initialisation import no_drawing
 from keras_clip.model import CLIPModel, ImageEmbedder, TextEmbedder
 from keras_clip.presets.architectures import ARCHITECTURES, Architecture
 from keras_clip.presets.checkpoint import OPENAI_SHA256, TORCH_SUFFIXES, Checkpoint, read_json, sha256
 from keras_clip.presets.configs import VOCABULARY_SIZE, from_hugging_face, from_open_clip
+from keras_clip.presets.filling import fill_by_rows
 from keras_clip.presets.hub import Folder, HubRepository
 from keras_clip.presets.layouts import Slot, by_key, hugging_face_slots, open_clip_slots
 
@@ -267,9 +270,13 @@ def _assign(model, checkpoint: Checkpoint, trained_sides: Iterable[tuple[int, ..
         there = {key: shape for key, shape in there.items() if _is_of(key, isinstance(model, ImageEmbedder))}
     _compare(wanted, there, checkpoint.name)
     for key, group in by_key(slots).items():
+        if group[0].is_stored_as_it_is and len(group) == 1:
+            fill_by_rows(group[0].variable, functools.partial(checkpoint.read, key))
+            continue
         tensor = checkpoint.read(key)
         for slot in group:
-            slot.variable.assign(slot.from_stored(tensor))
+            # Converted here: the backends would keep what is stored, a copy of it and what it becomes, all at a time.
+            slot.variable.assign(np.asarray(slot.from_stored(tensor), np.float32, order="C"))
 
 
 def _is_of(key, image_half):

@@ -20,6 +20,11 @@ TINY = {
     "vit_l14": dict(image_size=56, layers=3, width=192, patch_size=14),
     "vit_l14_336": dict(image_size=84, layers=3, width=192, patch_size=14),
 }
+FULL_TEXT = {"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12}
+FULL = {
+    "rn50": dict(image_size=224, layers=[3, 4, 6, 3], width=64, head_width=64),
+    "vit_b32": dict(image_size=224, layers=12, width=768, patch_size=32),
+}
 PIXELS = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.25, 0.3), "interpolation": "bilinear", "resize_mode": "squash"}
 
 

@@ -71,6 +71,19 @@ def test_hugging_face_gives_the_peers_embeddings(name, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("layout, name", [("open_clip", "vit_b32"), ("open_clip", "rn50"), ("hugging_face", "vit_b32")])
+def test_full_size(layout, name, tmp_path):
+    size = {"vit_b32": 512, "rn50": 1024}[name]
+    make = getattr(checkpoints, f"save_{layout}")
+    peer = make(tmp_path, checkpoints.FULL[name], checkpoints.FULL_TEXT, embed_dim=size)
+    clip = presets.load(tmp_path)
+    trained = sum(int(np.prod(weight.shape)) for weight in clip.trainable_weights)
+    assert trained == {"vit_b32": 151_277_313, "rn50": 102_007_137}[name]
+    for count in (1, 2, 3):
+        assert_same(clip, peer, {"open_clip": of_open_clip, "hugging_face": of_hugging_face}[layout], count, 224)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vit_b32", "rn50"])
 def test_other_sizes(name, tmp_path):
     """As open_clip does it with a Vision Transformer and with texts; it cannot resize the pool of a ResNet."""

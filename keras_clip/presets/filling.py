@@ -1,0 +1,59 @@
+"""Gives large weights their values in place: `assign` keeps the old value, the new one and its copies at a time."""
+
+import functools
+from collections.abc import Callable
+
+import keras
+import numpy as np
+
+# Values at a time: 16 MiB in float32.
+_PART = 2**22
+
+
+def fill_by_rows(variable: keras.Variable, read: Callable[[int, int], np.ndarray]) -> None:
+    """Fills a variable, some rows at a time.
+
+    Args:
+        variable: of at least one axis.
+        read: (first, last + 1) to the values of those rows, floats.
+    """
+    count = variable.shape[0]
+    step = max(1, _PART * count // max(1, int(np.prod(variable.shape))))
+    for first in range(0, count, step):
+        last = min(first + step, count)
+        _WRITE[keras.backend.backend()](variable, first, last, np.asarray(read(first, last), np.float32))
+
+
+def _write_tensorflow(variable, first, last, rows):
+    import tensorflow as tf
+
+    # `value[first:last].assign` reads all of the value first, and so makes a copy of it.
+    tf.raw_ops.ResourceStridedSliceAssign(
+        ref=variable.value.handle, begin=[first], end=[last], strides=[1], value=tf.cast(rows, variable.dtype)
+    )
+
+
+def _write_jax(variable, first, last, rows):
+    # `_value`: the setter of `value` would copy.
+    variable._value = _jax_update()(variable._value, rows, first)
+    # Updates are not waited for, and each would hold its rows.
+    variable._value.block_until_ready()
+
+
+@functools.cache
+def _jax_update():
+    import jax
+
+    def update(value, rows, first):
+        return jax.lax.dynamic_update_slice_in_dim(value, rows.astype(value.dtype), first, axis=0)
+
+    return jax.jit(update, donate_argnums=0)
+
+
+def _write_torch(variable, first, last, rows):
+    import torch
+
+    variable.value.data[first:last] = torch.from_numpy(rows)
+
+
+_WRITE = {"tensorflow": _write_tensorflow, "jax": _write_jax, "torch": _write_torch}
