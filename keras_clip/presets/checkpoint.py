@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,8 @@ OPENAI_SHA256 = {
     "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02": "vit_l14_336",
 }
 TORCH_SUFFIXES = (".bin", ".pt", ".pth")
-_FLOATS = ("F64", "F32", "F16", "BF16")
+# As safetensors and as torch call them.
+_FLOATS = ("F64", "F32", "F16", "BF16", "float64", "float32", "float16", "bfloat16")
 
 
 class Checkpoint:
@@ -32,6 +33,7 @@ class Checkpoint:
 
     Attributes:
         shapes: dict of key to shape, without reading a tensor.
+        dtypes: dict of key to the name of the stored dtype.
 
     Raises:
         FileNotFoundError: no such file.
@@ -41,23 +43,29 @@ class Checkpoint:
 
     def __init__(self, paths: Sequence[Path]):
         self.paths = [Path(path) for path in paths]
-        self.shapes = {}
-        self._readers = {}
+        self.shapes, self.dtypes, self._readers = {}, {}, {}
         for path in self.paths:
             open_ = _torch_tensors if path.suffix in TORCH_SUFFIXES else _safetensors
-            for key, shape, read in open_(path):
+            for key, shape, dtype, read in open_(path):
                 if key in self.shapes:
                     raise ValueError(f"A tensor must be in one file. Received: {key!r} in {path.name} and another.")
-                self.shapes[key] = shape
-                self._readers[key] = read
+                self.shapes[key], self.dtypes[key], self._readers[key] = shape, dtype, read
 
     @property
     def name(self) -> str:
         """Its first file, for messages."""
         return str(self.paths[0])
 
+    def require_floats(self, keys: Iterable[str]) -> None:
+        """Raises ValueError if one of these tensors is stored as something else."""
+        for key in keys:
+            if (dtype := self.dtypes[key]) not in _FLOATS:
+                raise ValueError(
+                    f"Weights are stored as one of {_FLOATS[:4]}. Received: {key!r} as {dtype} in {self.name}."
+                )
+
     def read(self, key: str, first: int | None = None, last: int | None = None) -> np.ndarray:
-        """One tensor, of a floating dtype, or its rows from `first` to before `last`."""
+        """One tensor, or its rows from `first` to before `last`."""
         return self._readers[key](slice(first, last))
 
 
@@ -75,14 +83,11 @@ def _safetensors(path):
         # The mapping of the file lives as long as what reads from it.
         for key in file.keys():
             tensor = file.get_slice(key)
-            shape, dtype = tuple(tensor.get_shape()), tensor.get_dtype()
 
-            def read(rows, key=key, dtype=dtype):
-                if dtype not in _FLOATS:
-                    raise ValueError(f"Weights are stored as one of {_FLOATS}. Received: {key!r} as {dtype} in {path}.")
+            def read(rows, key=key):
                 return file.get_tensor(key) if rows == slice(None) else file.get_slice(key)[rows]
 
-            yield key, shape, read
+            yield key, tuple(tensor.get_shape()), tensor.get_dtype(), read
     except safetensors.SafetensorError as error:
         raise ValueError(
             f"Not a whole safetensors file: {error}. Received: {path} of {path.stat().st_size:,} bytes. Fetch it again."
@@ -114,7 +119,13 @@ def _torch_tensors(path):
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ValueError(f"A torch file must hold a dict of tensors. Received: {path}, which holds something else.")
     for key, tensor in state.items():
-        yield key.removeprefix("module."), tuple(tensor.shape), lambda rows, tensor=tensor: _to_numpy(tensor, rows)
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        yield (
+            key.removeprefix("module."),
+            tuple(tensor.shape),
+            dtype,
+            lambda rows, tensor=tensor: _to_numpy(tensor, rows),
+        )
 
 
 def _to_numpy(tensor, rows):

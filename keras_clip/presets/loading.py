@@ -269,6 +269,7 @@ def _assign(model, checkpoint: Checkpoint, trained_sides: Iterable[tuple[int, ..
     if not isinstance(model, CLIPModel):
         there = {key: shape for key, shape in there.items() if _is_of(key, isinstance(model, ImageEmbedder))}
     _compare(wanted, there, checkpoint.name)
+    checkpoint.require_floats(wanted)
     for key, group in by_key(slots).items():
         if group[0].is_stored_as_it_is and len(group) == 1:
             fill_by_rows(group[0].variable, functools.partial(checkpoint.read, key))

@@ -104,9 +104,13 @@ def test_other_files(content, tmp_path):
 
 
 def test_integers_are_no_weights(tmp_path):
-    save_file({"a": np.arange(3)}, tmp_path / "x.safetensors")
-    with pytest.raises(ValueError, match="'a' as I64"):
-        read(tmp_path / "x.safetensors")
+    save_file({"a": np.arange(3), "b": np.ones(3)}, tmp_path / "x.safetensors")
+    torch.save({"a": torch.arange(3), "b": torch.ones(3)}, tmp_path / "x.pt")
+    for name, dtype in (("x.safetensors", "I64"), ("x.pt", "int64")):
+        checkpoint = Checkpoint([tmp_path / name])
+        checkpoint.require_floats(["b"])
+        with pytest.raises(ValueError, match=f"'a' as {dtype}"):
+            checkpoint.require_floats(["b", "a"])
 
 
 def test_a_tensor_in_two_files(tmp_path):

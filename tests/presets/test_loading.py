@@ -295,6 +295,23 @@ def test_names_that_mean_nothing(arguments, error, message):
         presets.load(*arguments)
 
 
+def test_a_file_of_integers_changes_nothing(tmp_path):
+    from safetensors.numpy import save_file
+
+    checkpoints.save_open_clip(tmp_path, checkpoints.TINY["vit_b32"])
+    clip, path = presets.load(tmp_path), tmp_path / "quantised.safetensors"
+    stored = tensors(tmp_path / "open_clip_model.safetensors")
+    # All but one are other weights, and fit.
+    changed = {key: np.asarray(value + 1) for key, value in stored.items()}
+    changed["text_projection"] = changed["text_projection"].astype(np.int8)
+    save_file(changed, path)
+    before = [numpy(weight) for weight in clip.weights]
+    with pytest.raises(ValueError, match="stored as one of.*'text_projection' as I8"):
+        presets.load_weights(clip, path)
+    for weight, value in zip(clip.weights, before, strict=True):
+        np.testing.assert_array_equal(numpy(weight), value)
+
+
 def test_empty_directory(tmp_path):
     with pytest.raises(FileNotFoundError, match="open_clip_config.json, config.json or clip.keras"):
         presets.load(tmp_path)
