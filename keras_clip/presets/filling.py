@@ -14,7 +14,7 @@ def fill_by_rows(variable: keras.Variable, read: Callable[[int, int], np.ndarray
     """Fills a variable, some rows at a time.
 
     Args:
-        variable: of at least one axis.
+        variable: of at least one axis, whose value nobody else holds: on JAX it would be gone.
         read: (first, last + 1) to the values of those rows, floats.
     """
     count = variable.shape[0]

@@ -251,15 +251,16 @@ def _build(architecture: Architecture, preprocessor, options, activation=None):
 def _read(architecture, preprocessor, checkpoint, options, activation=None):
     with no_drawing():
         model = _build(architecture, preprocessor, options, activation)
-    _assign(model, checkpoint, (architecture.grid, (architecture.context_length,)))
+    _assign(model, checkpoint, (architecture.grid, (architecture.context_length,)), is_new=True)
     return model
 
 
-def _assign(model, checkpoint: Checkpoint, trained_sides: Iterable[tuple[int, ...]]) -> None:
+def _assign(model, checkpoint: Checkpoint, trained_sides: Iterable[tuple[int, ...]], is_new: bool = False) -> None:
     """Checks all keys and shapes, then reads tensor by tensor.
 
     Args:
         trained_sides: the sides of the tables of positions in the checkpoint; of those left out, the model's own.
+        is_new: whether nobody else can hold the values that the weights have now.
     """
     slots_of = hugging_face_slots if any(".embeddings." in key for key in checkpoint.shapes) else open_clip_slots
     trained = {len(sides): sides for sides in trained_sides}
@@ -271,7 +272,7 @@ def _assign(model, checkpoint: Checkpoint, trained_sides: Iterable[tuple[int, ..
     _compare(wanted, there, checkpoint.name)
     checkpoint.require_floats(wanted)
     for key, group in by_key(slots).items():
-        if group[0].is_stored_as_it_is and len(group) == 1:
+        if is_new and group[0].is_stored_as_it_is:
             fill_by_rows(group[0].variable, functools.partial(checkpoint.read, key))
             continue
         tensor = checkpoint.read(key)

@@ -312,6 +312,18 @@ def test_a_file_of_integers_changes_nothing(tmp_path):
         np.testing.assert_array_equal(numpy(weight), value)
 
 
+def test_a_model_that_shares_its_weights_does_not_change_the_other(tmp_path):
+    checkpoints.save_open_clip(tmp_path, checkpoints.TINY["vit_b32"])
+    first, second = presets.load(tmp_path, encoder="text"), presets.load(tmp_path, encoder="text")
+    for mine, other in zip(first.weights, second.weights, strict=True):
+        mine.assign(other.value + 1)
+        other.assign(mine.value)
+    before = [numpy(weight).copy() for weight in second.weights]
+    presets.load_weights(first, tmp_path / "open_clip_model.safetensors")
+    for weight, value in zip(second.weights, before, strict=True):
+        np.testing.assert_array_equal(numpy(weight), value)
+
+
 def test_empty_directory(tmp_path):
     with pytest.raises(FileNotFoundError, match="open_clip_config.json, config.json or clip.keras"):
         presets.load(tmp_path)
