@@ -1,41 +1,58 @@
 """The global batch, seen from one replica.
 
-On TensorFlow under a `tf.distribute` strategy each replica holds its own part, and the functions here ask the others.
-On JAX the trainer works on the global arrays, so there is nothing to gather.
+On TensorFlow under a `tf.distribute` strategy, and on torch in a process group, each replica holds its own part, and
+the functions here ask the others. On JAX the trainer works on the global arrays, so there is nothing to gather.
 
 This module does not start processes and does not place data.
 """
+
+import contextlib
+import contextvars
+from collections.abc import Sequence
 
 import keras
 from keras import ops
 
 from keras_clip.types import Tensor
 
+_is_alone = contextvars.ContextVar("is_alone", default=False)
+
+
+@contextlib.contextmanager
+def alone():
+    """Inside, this replica sees no others: what it computes is of its own part only."""
+    token = _is_alone.set(True)
+    try:
+        yield
+    finally:
+        _is_alone.reset(token)
+
 
 def _replica_context():
     """TensorFlow's replica context if there are several replicas, else None."""
-    backend = keras.backend.backend()
-    if backend == "tensorflow":
-        import tensorflow as tf
+    if keras.backend.backend() != "tensorflow" or _is_alone.get():
+        return None
+    import tensorflow as tf
 
-        context = tf.distribute.get_replica_context()
-        return context if context is not None and context.num_replicas_in_sync > 1 else None
-    if backend == "torch":
-        import torch.distributed as dist
+    context = tf.distribute.get_replica_context()
+    return context if context is not None and context.num_replicas_in_sync > 1 else None
 
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            raise NotImplementedError(
-                "The loss of the global batch is not gathered over torch processes yet; a loss of each process's own "
-                f"pairs would be another objective. Received: world_size={dist.get_world_size()}. Train in one "
-                "process, or on the TensorFlow or JAX backend."
-            )
-    return None
+
+def _process_group():
+    """`torch.distributed` if there are several processes, else None."""
+    if keras.backend.backend() != "torch" or _is_alone.get():
+        return None
+    import torch.distributed as dist
+
+    return dist if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1 else None
 
 
 def replica_count() -> int:
     """R: how many replicas share the global batch, as seen from inside of one; 1 without a strategy."""
-    context = _replica_context()
-    return 1 if context is None else context.num_replicas_in_sync
+    context, group = _replica_context(), _process_group()
+    if context is not None:
+        return context.num_replicas_in_sync
+    return group.get_world_size() if group is not None else 1
 
 
 def gather(x: Tensor) -> Tensor:
@@ -49,13 +66,46 @@ def gather(x: Tensor) -> Tensor:
     Returns:
         Tensor (sum of all B, ...).
     """
-    context = _replica_context()
-    if context is None:
-        return x
-    joined = context.all_gather(x, axis=0)
-    # TensorFlow forgets all lengths.
-    joined.set_shape((None, *x.shape[1:]))
-    return joined
+    context, group = _replica_context(), _process_group()
+    if context is not None:
+        joined = context.all_gather(x, axis=0)
+        # TensorFlow forgets all lengths.
+        joined.set_shape((None, *x.shape[1:]))
+        return joined
+    return _gather_over_processes(x, group) if group is not None else x
+
+
+def _gather_over_processes(x, dist):
+    import torch
+
+    sizes = _sizes(len(x), x.device, dist)
+
+    class Gather(torch.autograd.Function):
+        @staticmethod
+        def forward(_, x):
+            # Collectives want one size.
+            padded = x.new_zeros((max(sizes), *x.shape[1:]))
+            padded[: len(x)] = x
+            parts = [torch.empty_like(padded) for _ in sizes]
+            dist.all_gather(parts, padded)
+            return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+        @staticmethod
+        def backward(_, gradient):
+            gradient = gradient.contiguous().clone()
+            dist.all_reduce(gradient)
+            return gradient.split(sizes)[dist.get_rank()]
+
+    return Gather.apply(x)
+
+
+def _sizes(size, device, dist):
+    import torch
+
+    own = torch.tensor([size], device=device)
+    sizes = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(sizes, own)
+    return torch.cat(sizes).tolist()
 
 
 def replica_offset(size: int | Tensor) -> Tensor | int:
@@ -63,8 +113,97 @@ def replica_offset(size: int | Tensor) -> Tensor | int:
 
     Asks every replica, since the last batch of an epoch may be cut unequally.
     """
-    context = _replica_context()
-    if context is None:
+    context, group = _replica_context(), _process_group()
+    if context is None and group is None:
         return 0
     sizes = gather(ops.reshape(ops.cast(size, "int32"), (1,)))
-    return ops.sum(sizes[: context.replica_id_in_sync_group])
+    index = context.replica_id_in_sync_group if context is not None else group.get_rank()
+    return ops.sum(sizes[:index])
+
+
+def total(x: Tensor) -> Tensor:
+    """The sum over replicas of a tensor that has one shape on all of them. No gradient passes."""
+    x = ops.stop_gradient(x)
+    context, group = _replica_context(), _process_group()
+    if context is not None:
+        import tensorflow as tf
+
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, x)
+    if group is not None:
+        x = x.clone()
+        group.all_reduce(x)
+    return x
+
+
+def sum_gradients(gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The sum over replicas of each gradient; None stays None.
+
+    Call it before anything that is not linear, such as clipping: the result is that of the global batch.
+    """
+    context, group = _replica_context(), _process_group()
+    there = [gradient for gradient in gradients if gradient is not None]
+    if context is not None and there:
+        import tensorflow as tf
+
+        there = context.all_reduce(tf.distribute.ReduceOp.SUM, there)
+    elif group is not None:
+        there = _sum_over_processes(there, group)
+    summed = iter(there)
+    return [None if gradient is None else next(summed) for gradient in gradients]
+
+
+def _sum_over_processes(tensors, dist):
+    """In few large messages: a message costs more than the bytes of a small tensor."""
+    import torch
+
+    summed = []
+    for bucket in _buckets(tensors):
+        flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
+        dist.all_reduce(flat)
+        parts = flat.split([tensor.numel() for tensor in bucket])
+        summed += [part.view_as(tensor) for part, tensor in zip(parts, bucket, strict=True)]
+    return summed
+
+
+# Numbers in a message: 100 MiB of float32.
+_BUCKET = 25 * 2**20
+
+
+def _buckets(tensors):
+    bucket, size = [], 0
+    for tensor in tensors:
+        if bucket and (size + tensor.numel() > _BUCKET or tensor.dtype != bucket[0].dtype):
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(tensor)
+        size += tensor.numel()
+    if bucket:
+        yield bucket
+
+
+def average(variables: Sequence[keras.Variable]) -> None:
+    """Sets float variables of each torch process to their mean over processes; nothing to do elsewhere."""
+    dist = _process_group()
+    if dist is None or not variables:
+        return
+    values = _sum_over_processes([variable.value.detach() for variable in variables], dist)
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value / dist.get_world_size())
+
+
+def share_first(variables: Sequence[keras.Variable]) -> None:
+    """Sets the variables of each torch process to those of the first; nothing to do elsewhere."""
+    dist = _process_group()
+    for variable in variables if dist is not None else ():
+        value = variable.value.detach().clone()
+        dist.broadcast(value, src=0)
+        variable.assign(value)
+
+
+def row_shards() -> int:
+    """Over how many devices JAX shards the rows of a batch; 1 without `keras.distribution`."""
+    distribution = keras.distribution.distribution() if keras.backend.backend() == "jax" else None
+    if distribution is None:
+        return 1
+    mesh = distribution.device_mesh
+    return dict(zip(mesh.axis_names, mesh.shape, strict=True))[distribution.batch_dim_name]

@@ -17,6 +17,7 @@ from keras_clip.export import export_image_model, export_text_model
 from keras_clip.layers.contrastive_loss import ContrastiveLoss
 from keras_clip.layers.embeddings import PixelNormalization
 from keras_clip.layers.projection import ProjectionHead
+from keras_clip.trainer.trainer import GlobalBatchTrainer
 from keras_clip.types import Tensor
 
 
@@ -278,7 +279,7 @@ class TextEmbedder(_Embedder):
 
 
 @keras.saving.register_keras_serializable(package="keras_clip")
-class CLIPModel(keras.Model):
+class CLIPModel(GlobalBatchTrainer):
     """Two encoders that learn to put an image and its caption in one place.
 
     Any Keras model that gives features (B, D) is an encoder. The weights exist after construction. `compile(optimizer)`
@@ -329,6 +330,7 @@ class CLIPModel(keras.Model):
         self.image_to_text_accuracy = keras.metrics.Mean(name="image_to_text_accuracy")
         self.text_to_image_accuracy = keras.metrics.Mean(name="text_to_image_accuracy")
         self.mean_logit_scale = keras.metrics.Mean(name="logit_scale")
+        self.add_step_metrics()
         self.built = True
 
     def build(self, input_shape=None):
@@ -359,11 +361,11 @@ class CLIPModel(keras.Model):
         return self.text_embedder.encode_text(token_ids)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        """The mean loss of this replica's pairs against the global batch, over the number of replicas.
+        """This replica's share of the loss of the global batch: its value is the whole over R, its gradient its part's.
 
-        Keras' trainers call it. It keeps the metrics as well: the share of images that find their text in the batch,
-        the same for texts, and the mean logit scale. Targets do not exist, and weights of pairs have no meaning in a
-        contrastive batch.
+        Keras' trainers call it, and sum it over the R replicas. It keeps the metrics as well: the share of images that
+        find their text in the batch, the same for texts, and the mean logit scale. Targets do not exist, and weights of
+        pairs have no meaning in a contrastive batch.
 
         Raises:
             ValueError: `y` or `sample_weight` was given.
@@ -374,13 +376,17 @@ class CLIPModel(keras.Model):
                 f"y={type(y).__name__}, sample_weight={type(sample_weight).__name__}. The captions are the targets."
             )
         pairs = self.contrast.loss_and_matches(y_pred["image_embeddings"], y_pred["text_embeddings"])
-        self.image_to_text_accuracy.update_state(pairs.image_matched)
-        self.text_to_image_accuracy.update_state(pairs.text_matched)
+        self.image_to_text_accuracy.update_state(distribution.gather(pairs.image_matched))
+        self.text_to_image_accuracy.update_state(distribution.gather(pairs.text_matched))
         self.mean_logit_scale.update_state(self.logit_scale)
-        # Keras sums the loss over replicas.
-        loss = ops.mean(pairs.loss) / distribution.replica_count()
-        for penalty in self.losses:
-            loss = loss + ops.sum(ops.cast(penalty, "float32")) / distribution.replica_count()
+        replicas = distribution.replica_count()
+        # Replicas may hold unequal parts, so that means of theirs would not do.
+        count = distribution.total(ops.cast(ops.shape(pairs.loss)[0], "float32"))
+        loss = ops.sum(pairs.loss) / count
+        if replicas > 1:
+            loss = loss + ops.stop_gradient(distribution.total(loss) / replicas - loss)
+        for penalty in [*self.losses, y_pred.get("penalty", 0.0)]:
+            loss = loss + ops.sum(ops.cast(penalty, "float32")) / replicas
         return loss
 
     def quantize(self, mode: str = "int8", **kwargs) -> None:

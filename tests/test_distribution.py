@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_clip import distribution, losses
+from keras_clip import distribution
 
 BACKEND = keras.backend.backend()
 
@@ -12,7 +12,7 @@ BACKEND = keras.backend.backend()
 TRAIN = """
 import json, os
 import keras, numpy as np
-from keras_clip import distribution, losses
+from keras_clip import distribution
 from keras_clip.layers.contrastive_loss import ContrastiveLoss
 
 def train(kind):
@@ -101,15 +101,3 @@ def test_alone():
     assert distribution.replica_count() == 1
     assert distribution.replica_offset(2) == 0
     assert distribution.gather(x) is x
-
-
-@pytest.mark.skipif(BACKEND != "torch", reason="backend unable: torch.distributed")
-def test_torch_processes_are_refused(monkeypatch):
-    # The state of a job of two processes, without the second one.
-    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
-    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
-    x = np.eye(2, dtype="float32")
-    with pytest.raises(NotImplementedError, match="Received: world_size=2"):
-        losses.contrastive_loss(x, x, 0.0)
-    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 1)
-    losses.contrastive_loss(x, x, 0.0)

@@ -31,6 +31,7 @@ KERAS_PROTOCOL = {
 }
 KERAS_PROTOCOL |= {"from_config", "get_compile_config", "compile_from_config", "compute_mask", "get_metrics"}
 KERAS_PROTOCOL |= {"train_step", "test_step", "predict_step", "reset_state", "update_state", "result", "metrics"}
+KERAS_PROTOCOL |= {"make_train_function", "add_variable", "update_step"}
 
 
 def public_objects():

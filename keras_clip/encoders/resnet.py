@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_clip.layers.initialisation import uniform
 from keras_clip.layers.pooling import AttentionPool
+from keras_clip.layers.sync_batch_norm import SyncBatchNorm
 
 
 def _convolution(filters: int, size: int, strides: int, dtype, name: str) -> keras.layers.Conv2D:
@@ -23,10 +24,8 @@ def _convolution(filters: int, size: int, strides: int, dtype, name: str) -> ker
     )
 
 
-def _batch_norm(dtype, name: str, gamma: str = "ones") -> keras.layers.BatchNormalization:
-    return keras.layers.BatchNormalization(
-        axis=-1, momentum=0.9, epsilon=1e-5, gamma_initializer=gamma, dtype=dtype, name=name
-    )
+def _batch_norm(dtype, name: str, gamma: str = "ones") -> SyncBatchNorm:
+    return SyncBatchNorm(axis=-1, momentum=0.9, epsilon=1e-5, gamma_initializer=gamma, dtype=dtype, name=name)
 
 
 def _average_pool(size: int, dtype, name: str) -> keras.layers.AveragePooling2D:

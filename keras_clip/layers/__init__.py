@@ -6,4 +6,5 @@ from keras_clip.layers.logit_scale import LogitScale
 from keras_clip.layers.patch_dropout import PatchDropout
 from keras_clip.layers.pooling import AttentionPool
 from keras_clip.layers.projection import ProjectionHead
+from keras_clip.layers.sync_batch_norm import SyncBatchNorm
 from keras_clip.layers.transformer import SelfAttention, TransformerBlock

@@ -1,0 +1,51 @@
+"""BatchNorm over the global batch."""
+
+import math
+
+import keras
+from keras import ops
+
+from keras_clip import distribution
+
+
+@keras.saving.register_keras_serializable(package="keras_clip")
+class SyncBatchNorm(keras.layers.BatchNormalization):
+    """`keras.layers.BatchNormalization` whose moments, in training, are those of all replicas' rows together.
+
+    On TensorFlow it asks the other replicas of a `tf.distribute` strategy, on torch the other processes; on JAX every
+    layer sees the global batch anyway. In micro-batches (`CLIPModel.compile(microbatch_size=...)`) it is the plain
+    layer: a micro-batch sees its own moments.
+
+    Args:
+        As `keras.layers.BatchNormalization`, without `synchronized`.
+
+    Call arguments:
+        x: float tensor (B, ..., C).
+        training: bool.
+        mask: not with several replicas.
+
+    Returns:
+        Tensor of the shape of `x`, in the compute dtype.
+
+    Raises:
+        ValueError: a mask, with several replicas.
+    """
+
+    def _moments(self, inputs, mask):
+        if distribution.replica_count() == 1:
+            return super()._moments(inputs, mask)
+        if mask is not None:
+            raise ValueError("Over several replicas all rows count. Received: a mask. Leave it out.")
+        axes = self._reduction_axes
+        mean, variance = ops.moments(inputs, axes=axes)
+        rows = ops.cast(ops.shape(inputs)[0], mean.dtype) * math.prod(inputs.shape[axis] for axis in axes[1:])
+        # Deviations from each replica's own mean: sums of squares would cancel.
+        parts = distribution.gather(ops.stack([mean, variance, rows * ops.ones_like(mean)])[None])
+        means, variances, shares = parts[:, 0], parts[:, 1], parts[:, 2] / ops.sum(parts[:, 2], axis=0)
+        mean = ops.sum(shares * means, axis=0)
+        return mean, ops.sum(shares * (variances + ops.square(means - mean)), axis=0)
+
+    def get_config(self):
+        config = super().get_config()
+        config.pop("synchronized", None)
+        return config

@@ -1,0 +1,85 @@
+"""What Keras' trainers do wrong under several replicas: repaired, or refused with the cure.
+
+Each repair has a test that fails when Keras no longer needs it (tests/trainer/test_keras_repairs.py).
+"""
+
+import keras
+
+
+def strategy_of(model: keras.Model):
+    """The `tf.distribute` strategy of several replicas that a model trains under, else None."""
+    if keras.backend.backend() != "tensorflow":
+        return None
+    strategy = model.distribute_strategy
+    return strategy if strategy.num_replicas_in_sync > 1 else None
+
+
+def is_multi_worker(strategy) -> bool:
+    """Whether a strategy spans several workers."""
+    return strategy is not None and strategy.extended._in_multi_worker_mode()
+
+
+def sum_once(optimizer: keras.optimizers.Optimizer) -> None:
+    """Keeps an optimizer of the TensorFlow backend from summing gradients over replicas.
+
+    Keras clips first and sums then, so that each replica clips its own part. The step of this library sums before the
+    optimizer is called.
+    """
+    for part in (optimizer, getattr(optimizer, "inner_optimizer", None)):
+        if part is not None:
+            part._all_reduce_sum_gradients = list
+
+
+def as_vectors(logs: dict, strategy) -> dict:
+    """Logs of a step as Keras can reduce them: over several workers it asks for the first axis of scalars."""
+    return {key: value[None] for key, value in logs.items()} if is_multi_worker(strategy) else logs
+
+
+def check_compile_arguments(model: keras.Model, optimizer, options: dict) -> None:
+    """Raises a ValueError for what would train something else than it seems to, or crash later."""
+    if options.get("loss") is not None:
+        raise ValueError(
+            f"The loss is the model's own. Received: loss={options['loss']!r}. Leave it out; "
+            "`CLIPModel(loss='sigmoid')` chooses the other one."
+        )
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    steps = getattr(inner, "gradient_accumulation_steps", None)
+    if steps:
+        raise ValueError(
+            "Accumulating gradients is another objective for a contrastive loss: each part would be held against "
+            f"itself only. Received: optimizer with gradient_accumulation_steps={steps}. Pass `microbatch_size` to "
+            "`compile` for an exact step over a large batch in the memory of a small one."
+        )
+    strategy = strategy_of(model)
+    if strategy is not None:
+        if options.get("steps_per_execution", 1) != 1:
+            raise ValueError(
+                "Keras cannot run several steps at once under a strategy. "
+                f"Received: steps_per_execution={options['steps_per_execution']}. Leave it at 1."
+            )
+        if getattr(inner, "ema_overwrite_frequency", None):
+            raise ValueError(
+                "Keras cannot overwrite weights by their averages under a strategy. Received: optimizer with "
+                f"ema_overwrite_frequency={inner.ema_overwrite_frequency}. Leave it at None: `use_ema=True` alone is "
+                "right, and the averages become the weights when `fit` ends."
+            )
+
+
+def check_processes() -> None:
+    """Raises a RuntimeError where several processes or devices would each train a model of their own."""
+    backend, distribution = keras.backend.backend(), keras.distribution.distribution()
+    if backend == "torch" and distribution is not None:
+        raise RuntimeError(
+            "`keras.distribution` does nothing on torch: each process would train alone. Received: "
+            f"distribution={type(distribution).__name__}. Call `keras.distribution.set_distribution(None)`, start the "
+            "processes with `torchrun` and call `torch.distributed.init_process_group` in each."
+        )
+    if backend == "jax" and distribution is None:
+        import jax
+
+        if jax.process_count() > 1:
+            raise RuntimeError(
+                "Without a distribution each process would train alone. Received: "
+                f"{jax.process_count()} processes. Call "
+                "`keras.distribution.set_distribution(keras.distribution.DataParallel())` before the model is built."
+            )

@@ -1,0 +1,227 @@
+"""A batch of any size through an encoder, a few rows at a time, with the gradient of the whole batch.
+
+The forward pass keeps the embeddings and nothing else. The backward pass computes one micro-batch again, with the
+random numbers it had, adds its gradients, and goes on to the next: the memory of one micro-batch for 4/3 of the work
+(Gao et al., 2021, call it a gradient cache). The encoder runs as a pure function of its variables' values, so that
+statistics are updated once.
+"""
+
+import functools
+
+import keras
+from keras import ops
+
+from keras_clip import distribution
+from keras_clip.types import Tensor
+
+
+class _Scope(keras.StatelessScope):
+    """Notes which variables get new values."""
+
+    def __init__(self, mapping):
+        super().__init__(state_mapping=mapping, collect_losses=True)
+        self.updated = set()
+
+    def add_update(self, update):
+        self.updated.add(id(update[0]))
+        super().add_update(update)
+
+
+class PureEmbedder:
+    """An embedder as a function of the values of its variables.
+
+    Attributes:
+        learned: variables that a gradient is wanted for.
+        counters: integer variables: the states of random generators.
+        others: what else is read.
+        statistics: those of the others that a call changes, known after the first one.
+    """
+
+    def __init__(self, embedder: keras.Model, training: bool):
+        self._embedder, self._training = embedder, training
+        self.learned = embedder.trainable_variables
+        fixed = embedder.non_trainable_variables
+        self.counters = [v for v in fixed if "int" in keras.backend.standardize_dtype(v.dtype)]
+        counted = set(map(id, self.counters))
+        self.others = [v for v in fixed if id(v) not in counted]
+        self.statistics = []
+
+    def __call__(self, learned, counters, others, x):
+        """Embeddings (B, E), a scalar penalty, the counters and the statistics after the call."""
+        variables = [*self.learned, *self.counters, *self.others]
+        values = [*learned, *counters, *others]
+        # A micro-batch sees its own moments, on every replica.
+        with distribution.alone(), _Scope(list(zip(variables, values, strict=True))) as scope:
+            embeddings = self._embedder(x, training=self._training)
+            penalties = [ops.sum(ops.cast(loss, "float32")) for loss in scope.losses]
+        self.statistics = [v for v in self.others if id(v) in scope.updated]
+        penalty = sum(penalties, ops.zeros((), "float32"))
+        return (
+            embeddings,
+            penalty,
+            [scope.get_current_value(v) for v in self.counters],
+            [scope.get_current_value(v) for v in self.statistics],
+        )
+
+
+def embed(embedder: keras.Model, x: Tensor, size: int | None, training: bool, compiled: bool = False) -> Tensor:
+    """The embeddings of all rows, computed `size` at a time on each device.
+
+    Statistics of the embedder, as of BatchNorm, move once, by the mean of what the micro-batches would have done.
+
+    Args:
+        embedder: model of rows (B, ...) -> float32 embeddings (B, E).
+        x: tensor (B, ...).
+        size: rows of a micro-batch; the last one may be smaller. None: all.
+        training: bool.
+        compiled: whether XLA compiles the embedder; TensorFlow only.
+
+    Returns:
+        float32 (B, E) and a float32 scalar: what `add_loss` was given inside, the mean over rows of the micro-batches'.
+    """
+    pure = PureEmbedder(embedder, training)
+    values = [[ops.convert_to_tensor(v.value) for v in group] for group in (pure.learned, pure.counters, pure.others)]
+    map_rows = {"jax": _map_jax, "tensorflow": _map_tensorflow, "torch": _map_torch}[keras.backend.backend()]
+    options = {"compiled": compiled} if compiled else {}
+    embeddings, penalty, counters, statistics = map_rows(pure, values, x, size, **options)
+    for variable, value in zip([*pure.counters, *pure.statistics], [*counters, *statistics], strict=True):
+        variable.assign(value)
+    return embeddings, penalty
+
+
+def _cuts(rows, size):
+    """(start, stop) of each micro-batch."""
+    return [(start, min(start + size, rows)) for start in range(0, rows, size)]
+
+
+def _weighted(parts, weights):
+    """The mean of each of several tensors over the micro-batches."""
+    return [sum(w * x for w, x in zip(weights, column, strict=True)) for column in zip(*parts, strict=True)]
+
+
+def _map_torch(pure, values, x, size):
+    from torch.utils import checkpoint
+
+    learned, counters, others = values
+    # The variables are changed in place before the backward pass begins.
+    counters = [counter.clone() for counter in counters]
+    cuts = _cuts(len(x), size)
+    weights = [(stop - start) / len(x) for start, stop in cuts]
+    embeddings, penalties, statistics = [], [], []
+    # Stopping early would leave the encoder by an exception.
+    with checkpoint.set_checkpoint_early_stop(False):
+        for start, stop in cuts:
+            part, penalty, counters, moved = checkpoint.checkpoint(
+                pure, learned, counters, others, x[start:stop], use_reentrant=False, preserve_rng_state=False
+            )
+            embeddings.append(part)
+            penalties.append([penalty])
+            statistics.append([value.detach() for value in moved])
+    return ops.concatenate(embeddings), _weighted(penalties, weights)[0], counters, _weighted(statistics, weights)
+
+
+def _map_jax(pure, values, x, size):
+    import jax
+    from jax import numpy as jnp
+
+    learned, counters, others = values
+    shards = distribution.row_shards()
+    shards = shards if len(x) % shards == 0 else 1
+    rows = len(x) // shards
+    count = rows // size
+    # Each device cuts its own rows, so that none have to move.
+    x = x.reshape(shards, rows, *x.shape[1:])
+
+    @functools.partial(jax.checkpoint, static_argnums=3)
+    def embed_part(learned, counters, start, size):
+        # Cut here and not handed over by the loop, whose gradient would keep a copy of every part.
+        part = jax.lax.dynamic_slice_in_dim(x, start, size, axis=1)
+        embeddings, *rest = pure(learned, counters, others, part.reshape(-1, *part.shape[2:]))
+        return embeddings.reshape(shards, size, -1), *rest
+
+    def step(counters, i):
+        embeddings, penalty, counters, statistics = embed_part(learned, counters, i * size, size)
+        return counters, (embeddings, penalty, statistics)
+
+    counters, (embeddings, penalties, statistics) = jax.lax.scan(step, counters, jnp.arange(count))
+    share = count * size / rows
+    embeddings = embeddings.swapaxes(0, 1).reshape(shards, count * size, -1)
+    penalty, statistics = share * jnp.mean(penalties), [share * jnp.mean(stack, axis=0) for stack in statistics]
+    if count * size < rows:
+        rest, more, counters, moved = embed_part(learned, counters, count * size, rows - count * size)
+        embeddings = jnp.concatenate([embeddings, rest], axis=1)
+        penalty += (1 - share) * more
+        statistics = [a + (1 - share) * b for a, b in zip(statistics, moved, strict=True)]
+    return embeddings.reshape(shards * rows, -1), penalty, counters, statistics
+
+
+def _map_tensorflow(pure, values, x, size, compiled=False):
+    import tensorflow as tf
+
+    learned, counters, others = values
+    function = tf.function(pure, jit_compile=compiled, autograph=False)
+    if size is None:
+        return function(learned, counters, others, x)
+    rows = tf.shape(x)[0]
+    count = -(-rows // size)
+    signature = [[tf.TensorSpec(v.shape, v.dtype) for v in group] for group in values]
+    # Traced here, once for both passes, to know which statistics there are.
+    function = function.get_concrete_function(*signature, tf.TensorSpec((None, *x.shape[1:]), x.dtype))
+
+    def part(i):
+        return x[i * size : (i + 1) * size]
+
+    # TensorFlow wants to know of every variable behind it.
+    @tf.custom_gradient
+    def embed_all(*values):
+        learned, others = list(values[: len(pure.learned)]), list(values[len(pure.learned) :])
+
+        def run(counters, i):
+            return function(learned, list(counters), others, part(i))
+
+        embeddings, penalty, states, counters_after, statistics = _forward(run, counters, count, rows, pure)
+
+        def gradient(d_embeddings, d_penalty, *_):
+            def add(i, *gradients):
+                with tf.GradientTape() as tape:
+                    tape.watch(learned)
+                    now, penalty, *_ = run([state[i] for state in states], i)
+                begin, end = i * size, (i + 1) * size
+                share = tf.cast(tf.shape(now)[0], "float32") / tf.cast(rows, "float32")
+                more = tape.gradient([now, penalty], learned, [d_embeddings[begin:end], share * d_penalty])
+                return i + 1, *(g if m is None else g + m for g, m in zip(gradients, more, strict=True))
+
+            zeros = [tf.zeros_like(value) for value in learned]
+            sums = tf.while_loop(lambda i, *_: i < count, add, [0, *zeros], parallel_iterations=1)[1:]
+            return [*sums, *(None for _ in others)]
+
+        return (embeddings, penalty, *counters_after, *statistics), gradient
+
+    embeddings, penalty, *rest = embed_all(*learned, *others)
+    embeddings.set_shape((x.shape[0], *function.structured_outputs[0].shape[1:]))
+    return embeddings, penalty, rest[: len(counters)], rest[len(counters) :]
+
+
+def _forward(run, counters, count, rows, pure):
+    """All micro-batches without gradient: what they give, and the counters before each."""
+    import tensorflow as tf
+
+    def step(i, stack, penalty, states, counters, statistics):
+        states = [state.write(i, counter) for state, counter in zip(states, counters, strict=True)]
+        now, more, counters, moved = run(counters, i)
+        share = tf.cast(tf.shape(now)[0], "float32") / tf.cast(rows, "float32")
+        statistics = [s + tf.cast(share, m.dtype) * m for s, m in zip(statistics, moved, strict=True)]
+        return i + 1, stack.write(i, now), penalty + share * more, states, counters, statistics
+
+    first = (
+        0,
+        tf.TensorArray("float32", size=count, infer_shape=False),
+        tf.zeros(()),
+        [tf.TensorArray(c.dtype, size=count, element_shape=c.shape) for c in counters],
+        counters,
+        [tf.zeros(v.shape, v.dtype) for v in pure.statistics],
+    )
+    _, stack, penalty, states, counters, statistics = tf.while_loop(
+        lambda i, *_: i < count, step, first, parallel_iterations=1
+    )
+    return stack.concat(), penalty, [state.stack() for state in states], counters, statistics
