@@ -1,6 +1,11 @@
 """The paper's optimizer: Adam with decoupled weight decay, linear warm-up, cosine decay."""
 
 import keras
+from keras import ops
+
+from keras_clip.training import foreach
+from keras_clip.training.layer_decay import learning_rate_factors
+from keras_clip.training.rounding import StepSeed, round_to_bfloat16
 
 # By role, told from the last part of a variable's path, which is the same on every backend and after loading.
 # A rule by rank alone would decay the biases of `keras.layers.MultiHeadAttention`, which have rank 2.
@@ -17,13 +22,101 @@ class AdamW(keras.optimizers.AdamW):
     class token among them. So does open_clip. The choice depends on the variable alone, so it is the same on every
     backend and after saving and loading, where Keras' own `var_list` is lost.
 
+    With `use_ema=True` it keeps a running mean of the weights. They become the weights when `fit` ends, so save before
+    that what shall go on learning. To measure them during `fit`, pass `keras.callbacks.SwapEMAWeights()` to `fit` (or
+    to `evaluate`), before callbacks that save; never to `predict`, after which it leaves the means in the model.
+
     Args:
-        As `keras.optimizers.AdamW`.
+        learning_rate: float, schedule or callable.
+        layer_decay: float in (0, 1] or None. Each block of an encoder learns at so many times the rate of the block
+            above, decay included; see `layer_decay.learning_rate_factors`. Gradients could not say so: Adam divides by
+            their size. None: all layers alike.
+        moments_dtype: "bfloat16" or None. Keeps both moments in half the memory (section 2.5: "half-precision Adam
+            statistics"). The arithmetic is in float32, and the rounding unbiased and a function of the step. None: the
+            dtype of the weights.
+        options: others of `keras.optimizers.AdamW`: `weight_decay`, `beta_1`, `clipnorm`, `use_ema` and so on.
+
+    Raises:
+        ValueError: a `layer_decay` out of range or, when the optimizer is built, for weights in which there are no
+            blocks; another `moments_dtype`; `amsgrad` with it.
     """
 
+    def __init__(
+        self,
+        learning_rate: float | keras.optimizers.schedules.LearningRateSchedule = 1e-3,
+        *,
+        layer_decay: float | None = None,
+        moments_dtype: str | None = None,
+        **options,
+    ):
+        super().__init__(learning_rate, **options)
+        if layer_decay is not None and not 0 < layer_decay <= 1:
+            raise ValueError(
+                "`layer_decay` must be in (0, 1], or None. "
+                f"Received: layer_decay={layer_decay}. 0.65 to 0.9 are usual for fine-tuning."
+            )
+        if moments_dtype not in (None, "bfloat16") or (moments_dtype and self.amsgrad):
+            raise ValueError(
+                "`moments_dtype` must be 'bfloat16', without `amsgrad`, or None. "
+                f"Received: moments_dtype={moments_dtype!r}, amsgrad={self.amsgrad}."
+            )
+        self.layer_decay = layer_decay
+        self.moments_dtype = moments_dtype
+
+    def build(self, variables):
+        if self.built:
+            return
+        if self.layer_decay is not None:
+            self._factors = tuple(learning_rate_factors([v.path for v in variables], self.layer_decay))
+        # Noted by index: the copies that TensorFlow makes for other replicas have names of their own.
+        self._decayed = tuple(len(v.shape) >= 2 and v.path.split("/")[-1] not in UNDECAYED for v in variables)
+        super().build(variables)
+
+    def add_variable(self, shape, initializer="zeros", dtype=None, aggregation="none", layout=None, name=None):
+        if self.moments_dtype and str(name).endswith(("_momentum", "_velocity")):
+            dtype = self.moments_dtype
+        return super().add_variable(shape, initializer, dtype, aggregation, layout, name)
+
     def _use_weight_decay(self, variable):
-        name = variable.name.split("/")[-1].split(":")[0]
-        return len(variable.shape) >= 2 and name not in UNDECAYED and super()._use_weight_decay(variable)
+        return self._decayed[self._get_variable_index(variable)] and super()._use_weight_decay(variable)
+
+    def _apply_weight_decay(self, variables):
+        # With rates of each layer, weights decay where they are updated. Torch cannot multiply an empty list.
+        if self.layer_decay is None and any(map(self._use_weight_decay, variables)):
+            super()._apply_weight_decay(variables)
+
+    def _backend_update_step(self, grads, trainable_variables, learning_rate):
+        if foreach.is_usable() and not self.amsgrad:
+            foreach.step(self, grads, trainable_variables, learning_rate)
+        else:
+            super()._backend_update_step(grads, trainable_variables, learning_rate)
+
+    def update_step(self, gradient, variable, learning_rate):
+        if self.layer_decay is not None:
+            learning_rate = learning_rate * self._factors[self._get_variable_index(variable)]
+            if self.weight_decay and self._use_weight_decay(variable):
+                self.assign_sub(variable, variable * ops.cast(self.weight_decay * learning_rate, variable.dtype))
+        if self.moments_dtype is None:
+            super().update_step(gradient, variable, learning_rate)
+        else:
+            self._update_rounded(gradient, variable, learning_rate)
+
+    def _update_rounded(self, gradient, variable, learning_rate):
+        index = self._get_variable_index(variable)
+        step = ops.cast(self.iterations + 1, "float32")
+        gradient = ops.cast(ops.convert_to_tensor(gradient), "float32")
+        m, v = (ops.cast(moments[index], "float32") for moments in (self._momentums, self._velocities))
+        m = m + (gradient - m) * (1 - self.beta_1)
+        v = v + (ops.square(gradient) - v) * (1 - self.beta_2)
+        noise = keras.random.uniform(variable.shape, dtype="float32", seed=StepSeed(self.iterations, index))
+        self.assign(self._momentums[index], round_to_bfloat16(m, noise))
+        self.assign(self._velocities[index], round_to_bfloat16(v, noise))
+        correction = ops.sqrt(1 - ops.power(self.beta_2, step)) / (1 - ops.power(self.beta_1, step))
+        update = ops.cast(learning_rate, "float32") * correction * m / (ops.sqrt(v) + self.epsilon)
+        self.assign_sub(variable, ops.cast(update, variable.dtype))
+
+    def get_config(self):
+        return {**super().get_config(), "layer_decay": self.layer_decay, "moments_dtype": self.moments_dtype}
 
 
 def adamw(
@@ -35,11 +128,13 @@ def adamw(
     beta_1: float = 0.9,
     beta_2: float = 0.98,
     epsilon: float = 1e-6,
+    **options,
 ) -> AdamW:
-    """The recipe of Radford et al. (2021), section 2.5 and tables 18 and 19.
+    """The recipe of Radford et al. (2021), section 2.5 and tables 18 to 20.
 
     The learning rate rises linearly to `learning_rate` over `warmup_steps` and falls to zero along half a cosine at
-    `total_steps`. The defaults are those of the paper's ViT-B; its ResNets take `beta_2=0.999, epsilon=1e-8`.
+    `total_steps`. The defaults are those of the paper's ViT-B; `adamw(model, **recipe("rn50").optimizer)` are those of
+    another model, or of a shorter run.
 
     Args:
         model: the model to train. Lock what shall not learn (`trainable = False`) before or after, as you like.
@@ -50,13 +145,14 @@ def adamw(
         beta_1: float. Decay of the first moment.
         beta_2: float. Decay of the second moment.
         epsilon: float.
+        options: others of `AdamW`: `layer_decay`, `moments_dtype`, `global_clipnorm`, `use_ema`, `ema_momentum`.
 
     Returns:
         An optimizer for `model.compile`.
 
     Raises:
         ValueError: steps that leave nothing after the warm-up, a learning rate that is not positive, or a model in
-            which nothing can learn.
+            which nothing can learn, or whose encoders `layer_decay` cannot tell apart.
     """
     if not model.trainable_variables:
         raise ValueError(
@@ -70,6 +166,8 @@ def adamw(
         )
     if learning_rate <= 0:
         raise ValueError(f"`learning_rate` must be positive. Received: learning_rate={learning_rate}.")
+    if options.get("layer_decay") is not None:
+        _check_encoders(model)
     first = learning_rate / warmup_steps if warmup_steps else learning_rate
     schedule = keras.optimizers.schedules.CosineDecay(
         initial_learning_rate=first,
@@ -77,4 +175,17 @@ def adamw(
         warmup_target=learning_rate if warmup_steps else None,
         warmup_steps=warmup_steps,
     )
-    return AdamW(learning_rate=schedule, weight_decay=weight_decay, beta_1=beta_1, beta_2=beta_2, epsilon=epsilon)
+    return AdamW(schedule, weight_decay=weight_decay, beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, **options)
+
+
+def _check_encoders(model):
+    """Raises a ValueError where the rates of layers would silently be those of something else."""
+    encoders = [getattr(model, name, None) for name in ("image_encoder", "text_encoder")]
+    learning = [encoder for encoder in encoders if encoder is not None and encoder.trainable_variables]
+    for encoder in learning:
+        learning_rate_factors([variable.path for variable in encoder.trainable_variables], 1.0)
+    if len({encoder.name for encoder in learning}) < len(learning):
+        raise ValueError(
+            "`layer_decay` tells encoders apart by their names. "
+            f"Received: two encoders named {learning[0].name!r}. Give them names of their own."
+        )

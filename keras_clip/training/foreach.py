@@ -1,0 +1,115 @@
+"""Adam's step on torch, for all weights at once.
+
+Keras has this for its own optimizers, which it replaces by their exact class; one derived from them would update weight
+by weight, ten small kernels each. Without the two options of `keras_clip.training.AdamW` the arithmetic is Keras', bit
+by bit.
+"""
+
+import itertools
+
+import keras
+
+# Elements that are updated at a time in low precision, which needs them in float32 for so long.
+_PART = 2**24
+
+
+def is_usable() -> bool:
+    """Whether torch runs."""
+    return keras.backend.backend() == "torch"
+
+
+def step(optimizer, gradients, variables, learning_rate) -> None:
+    """Updates weights and moments, and decays weights where the optimizer has learning rates of each layer.
+
+    Args:
+        optimizer: `AdamW`, built.
+        gradients: torch tensors.
+        variables: Keras variables, as many.
+        learning_rate: tensor or variable, ().
+    """
+    import torch
+
+    indices = [optimizer._get_variable_index(variable) for variable in variables]
+    factors = [optimizer._factors[i] for i in indices] if optimizer.layer_decay is not None else None
+    with torch.no_grad():
+        if factors and optimizer.weight_decay:
+            _decay(optimizer, variables, factors, learning_rate)
+        values = [variable.value for variable in variables]
+        moments = [[group[i].value for i in indices] for group in (optimizer._momentums, optimizer._velocities)]
+        rate = keras.ops.cast(learning_rate, values[0].dtype)
+        local_step = keras.ops.cast(optimizer.iterations + 1, values[0].dtype)
+        # A tensor to the power of a tensor, as in Keras: another order would be another rounding.
+        powers = [
+            keras.ops.power(keras.ops.cast(beta, values[0].dtype), local_step)
+            for beta in (optimizer.beta_1, optimizer.beta_2)
+        ]
+        alpha = rate * keras.ops.sqrt(1 - powers[1]) / (1 - powers[0])
+        update = _update if optimizer.moments_dtype is None else _update_rounded
+        update(optimizer, values, gradients, *moments, alpha, factors)
+
+
+def _decay(optimizer, variables, factors, learning_rate):
+    import torch
+
+    groups = {}
+    for variable, factor in zip(variables, factors, strict=True):
+        if optimizer._use_weight_decay(variable):
+            groups.setdefault(factor, []).append(variable.value)
+    for factor, values in groups.items():
+        torch._foreach_mul_(values, 1 - optimizer.weight_decay * factor * learning_rate)
+
+
+def _update(optimizer, values, gradients, momentums, velocities, alpha, factors):
+    import torch
+
+    torch._foreach_mul_(momentums, optimizer.beta_1)
+    torch._foreach_add_(momentums, gradients, alpha=1 - optimizer.beta_1)
+    torch._foreach_mul_(velocities, optimizer.beta_2)
+    torch._foreach_add_(velocities, torch._foreach_mul(gradients, gradients), alpha=1 - optimizer.beta_2)
+    updates = torch._foreach_div(
+        torch._foreach_mul(momentums, alpha), torch._foreach_add(torch._foreach_sqrt(velocities), optimizer.epsilon)
+    )
+    if factors:
+        torch._foreach_mul_(updates, factors)
+    torch._foreach_add_(values, updates, alpha=-1)
+
+
+def _update_rounded(optimizer, values, gradients, momentums, velocities, alpha, factors):
+    import torch
+
+    device = values[0].device
+    # A function of the step alone: resuming repeats it, and all processes draw the same.
+    generator = torch.Generator(device).manual_seed(int(optimizer.iterations))
+    for begin, end in _parts([value.numel() for value in values]):
+        part = values[begin:end]
+        m, v, g = (
+            torch.cat([tensor.reshape(-1).float() for tensor in tensors[begin:end]])
+            for tensors in (momentums, velocities, gradients)
+        )
+        m.lerp_(g, 1 - optimizer.beta_1)
+        v.lerp_(g.square_(), 1 - optimizer.beta_2)
+        updates = _as_parts(m * alpha / v.sqrt().add_(optimizer.epsilon), part)
+        if factors:
+            torch._foreach_mul_(updates, factors[begin:end])
+        torch._foreach_sub_(part, [update.to(value.dtype) for update, value in zip(updates, part, strict=True)])
+        noise = torch.randint(2**16, m.shape, dtype=torch.int32, device=device, generator=generator)
+        for rounded, stored in ((m, momentums), (v, velocities)):
+            # Carries into the half that bfloat16 keeps as often as the other half is large.
+            rounded.view(torch.int32).add_(noise).bitwise_and_(-(2**16))
+            torch._foreach_copy_(stored[begin:end], _as_parts(rounded, part))
+
+
+def _parts(sizes):
+    """(begin, end) of runs of weights that have at most `_PART` elements together, or are one weight."""
+    begin, total = 0, 0
+    for end, size in enumerate(sizes):
+        if total and total + size > _PART:
+            yield begin, end
+            begin, total = end, 0
+        total += size
+    yield begin, len(sizes)
+
+
+def _as_parts(flat, like):
+    ends = itertools.accumulate(tensor.numel() for tensor in like)
+    return [flat[end - tensor.numel() : end].view(tensor.shape) for end, tensor in zip(ends, like, strict=True)]

@@ -1,0 +1,116 @@
+"""`Unmask`: when all patches are seen, also after resuming, and that nothing of it is left behind."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_clip
+from keras_clip.training import Unmask
+
+PARTS, WHOLE = 3, 5  # class token and patches
+
+
+class Seen(keras.callbacks.Callback):
+    """Trains nothing: notes how many rows the transformer got in each epoch, and the rate that would be saved."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows, self.rates = {}, []
+
+    def on_train_begin(self, logs=None):
+        self.norm = self.model.image_encoder.norm_pre
+        self.call = self.norm.call
+        self.rows, self.rates, self.epoch = {}, [], None
+
+        def call(x):
+            # What is compiled runs again without coming by.
+            if self.epoch is not None:
+                self.rows[self.epoch] = x.shape[1]
+            return self.call(x)
+
+        self.norm.call = call
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.rows.setdefault(epoch, self.rows.get(epoch - 1))
+        self.rates.append(self.model.image_encoder.get_config()["patch_dropout"])
+
+    def on_train_end(self, logs=None):
+        self.norm.call = self.call
+
+
+@pytest.fixture
+def clip():
+    model = keras_clip.CLIPModel(
+        keras_clip.encoders.VisionTransformer(8, 4, 8, 1, 2, patch_dropout=0.5, seed=0),
+        keras_clip.encoders.TextTransformer(8, 1, 2, context_length=4),
+        embed_dim=4,
+    )
+    model.compile(optimizer=keras.optimizers.SGD(0.0))
+    return model
+
+
+@pytest.fixture
+def batch(clip, rng):
+    images = rng.integers(0, 256, (4, 8, 8, 3), np.uint8)
+    return {"images": images, "token_ids": clip.tokenizer(["a", "b", "c", "d"])}
+
+
+def rows_seen(clip, batch, unmask, **options):
+    seen = Seen()
+    history = clip.fit(batch, batch_size=4, verbose=0, callbacks=[unmask, seen], **options)
+    assert set(seen.rates) == {0.5}
+    assert clip.image_encoder.patch_dropout.rate == 0.5
+    return seen.rows, history.history["loss"]
+
+
+def test_the_last_epochs_see_all(clip, batch):
+    rows, losses = rows_seen(clip, batch, Unmask(epochs=2), epochs=4)
+    assert rows == {0: PARTS, 1: PARTS, 2: WHOLE, 3: WHOLE}
+    # Nothing learns: whole images give the loss of `evaluate`, parts of them another one.
+    whole = clip.evaluate(batch, batch_size=4, verbose=0, return_dict=True)["loss"]
+    np.testing.assert_allclose(losses[2:], whole, rtol=1e-5)
+    assert np.abs(np.subtract(losses[:2], whole)).min() > 1e-4
+
+    # The next `fit` begins with parts again.
+    assert rows_seen(clip, batch, Unmask(), epochs=2)[0] == {0: PARTS, 1: WHOLE}
+
+
+def test_resumed_in_that_phase(clip, batch):
+    # A step that is compiled already, for parts.
+    clip.fit(batch, batch_size=4, epochs=1, verbose=0)
+    rows, losses = rows_seen(clip, batch, Unmask(epochs=2), initial_epoch=3, epochs=4)
+    assert rows == {3: WHOLE}
+    whole = clip.evaluate(batch, batch_size=4, verbose=0, return_dict=True)["loss"]
+    np.testing.assert_allclose(losses, whole, rtol=1e-5)
+
+
+def test_a_resumed_run_waits_for_its_end(clip, batch):
+    assert rows_seen(clip, batch, Unmask(), initial_epoch=2, epochs=4)[0] == {2: PARTS, 3: WHOLE}
+
+
+def test_an_interrupted_fit_does_not_leave_it_whole(clip, batch):
+    class Interrupt(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            raise KeyboardInterrupt
+
+    unmask = Unmask()
+    with pytest.raises(KeyboardInterrupt):
+        clip.fit(batch, batch_size=4, epochs=1, verbose=0, callbacks=[unmask, Interrupt()])
+    assert rows_seen(clip, batch, unmask, epochs=2)[0] == {0: PARTS, 1: WHOLE}
+
+
+def test_refusals(batch):
+    with pytest.raises(ValueError, match="Received: epochs=0"):
+        Unmask(epochs=0)
+    model = keras_clip.CLIPModel(
+        keras_clip.encoders.VisionTransformer(8, 4, 8, 1, 2),
+        keras_clip.encoders.TextTransformer(8, 1, 2, context_length=4),
+        embed_dim=4,
+        name="whole",
+    )
+    model.compile(optimizer="sgd")
+    with pytest.raises(ValueError, match="Received: model='whole'"):
+        model.fit(batch, verbose=0, callbacks=[Unmask()])
