@@ -7,10 +7,19 @@ and .txt files (see `keras_clip.data.image_text_pairs`). Keras shows the progres
 KERAS_BACKEND chooses the backend. Writes into the folder `--out`: clip.keras (load it with
 `keras.saving.load_model`), history.csv (one row per epoch), loss.png (its curve) and command.json (the arguments and
 what the run took).
+
+Several devices share the batch with `--strategy`, each process reading its own part of the pairs:
+
+    python examples/train.py ... --strategy mirrored                            all GPUs of a host, TensorFlow
+    python examples/train.py ... --strategy jax_data_parallel                   all devices, JAX
+    torchrun --nproc-per-node=8 examples/train.py ... --strategy torch_ddp      torch
+
+and a batch that no device could hold is trained in parts, as one exact step, with `--microbatch-size`.
 """
 
 import argparse
 import json
+import tempfile
 import time
 from pathlib import Path
 
@@ -29,6 +38,7 @@ MODELS = {
     "vit_tiny": {"layers": 6, "width": 192, "text_width": 128, "text_layers": 2, "embed_dim": 128},
     "vit_small": {"layers": 12, "width": 384, "text_width": 256, "text_layers": 4, "embed_dim": 256},
 }
+STRATEGIES = ("mirrored", "multi_worker", "jax_data_parallel", "torch_ddp")
 HEAD_WIDTH = 64
 PATCHES_PER_SIDE = 8
 
@@ -42,6 +52,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--context-length", type=int, default=32, help="tokens; longer captions are cut")
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--microbatch-size", type=int, help="pairs that a device encodes at a time; all, if not given")
+    parser.add_argument("--strategy", choices=STRATEGIES, help="train on several devices or processes; see above")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--flip", action="store_true", help="mirror images at random; not where left and right matter")
     parser.add_argument(
@@ -109,26 +121,43 @@ def draw_loss(history: dict[str, list[float]], path: Path) -> None:
     pyplot.close(figure)
 
 
-def main(argv=None) -> None:
-    args = parse_args(argv)
-    args.out.mkdir(parents=True, exist_ok=True)
+def read_pairs(args: argparse.Namespace, clip: keras_clip.CLIPModel, part: keras_clip.training.Part):
+    """This process's part of the pairs, and what to measure the loss on."""
+    options = {"crop_scale": (args.crop_scale, 1.0), "seed": args.seed, "shard": part}
+    if args.strategy == "jax_data_parallel" and part.count > 1:
+        # All processes run one program, so their texts must have one length.
+        options["text_lengths"] = (args.context_length,)
+    pairs = keras_clip.data.image_text_pairs(args.source, clip, args.batch_size // part.count, **options)
+    if args.flip or args.color_jitter:
+        pairs = augment(pairs, args.flip, args.color_jitter, args.seed)
+    validation = args.val and keras_clip.data.image_text_pairs(args.val, clip, args.batch_size, training=False)
+    return pairs, validation
+
+
+def train(args: argparse.Namespace, part: keras_clip.training.Part) -> None:
     keras.utils.set_random_seed(args.seed)
     keras.config.set_dtype_policy(args.dtype)
     clip = build_model(args.model, args.image_size, args.context_length)
-    crop_scale = (args.crop_scale, 1.0)
-    pairs = keras_clip.data.image_text_pairs(args.source, clip, args.batch_size, crop_scale=crop_scale, seed=args.seed)
-    validation = args.val and keras_clip.data.image_text_pairs(args.val, clip, args.batch_size, training=False)
-    if args.flip or args.color_jitter:
-        pairs = augment(pairs, args.flip, args.color_jitter, args.seed)
+    pairs, validation = read_pairs(args, clip, part)
     steps = args.epochs * len(pairs)
-    clip.compile(keras_clip.training.adamw(clip, args.learning_rate, warmup_steps=steps // 20, total_steps=steps))
+    optimizer = keras_clip.training.adamw(clip, args.learning_rate, warmup_steps=steps // 20, total_steps=steps)
+    clip.compile(optimizer, microbatch_size=args.microbatch_size)
+    is_first = part.index == 0
     wall, cpu = time.perf_counter(), time.process_time()
+    is_multi_worker = args.strategy == "multi_worker"
     history = clip.fit(
-        pairs,
+        keras_clip.training.own_part(pairs) if is_multi_worker else pairs,
         epochs=args.epochs,
+        steps_per_epoch=len(pairs) if is_multi_worker else None,
         validation_data=validation,
-        callbacks=[keras.callbacks.CSVLogger(str(args.out / "history.csv"))],
+        callbacks=[keras.callbacks.CSVLogger(str(args.out / "history.csv"))] if is_first else None,
+        verbose="auto" if is_first else 0,
     )
+    if not is_first:
+        # Saving makes variables, which workers of TensorFlow can only make together.
+        with tempfile.TemporaryDirectory() as folder:
+            clip.save(Path(folder) / "clip.keras")
+        return
     minutes = {
         "wall_minutes": round((time.perf_counter() - wall) / 60, 2),
         "cpu_minutes": round((time.process_time() - cpu) / 60, 2),
@@ -138,6 +167,18 @@ def main(argv=None) -> None:
     (args.out / "command.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     draw_loss(history.history, args.out / "loss.png")
     print(f"{steps} steps in {minutes['wall_minutes']} minutes ({minutes['cpu_minutes']} CPU minutes): {args.out}")
+
+
+def main(argv=None) -> None:
+    args = parse_args(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
+    with keras_clip.training.strategy(args.strategy) as part:
+        if args.val and part.count > 1 and args.strategy != "torch_ddp":
+            raise SystemExit(
+                f"--val works in one process, or with torch_ddp. Received: --strategy {args.strategy} with "
+                f"{part.count} processes. Measure the saved model afterwards, with examples/evaluate_zero_shot.py."
+            )
+        train(args, part)
 
 
 if __name__ == "__main__":

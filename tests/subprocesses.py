@@ -1,6 +1,7 @@
 """Runs Python in a fresh process: for another backend, for logical devices, or for what must happen at import."""
 
 import os
+import socket
 import subprocess
 import sys
 import textwrap
@@ -76,6 +77,23 @@ def run_distributed(source: str, devices: int = 2, **options) -> str:
         source = LOGICAL_DEVICES.format(devices=devices) + source
     env.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count={devices}")
     return run_python(source, env=env, **options)
+
+
+def free_ports(count):
+    """The first of `count` ports in a row, on the loopback device, that nobody listens on."""
+    while True:
+        sockets = [socket.socket() for _ in range(count)]
+        try:
+            sockets[0].bind(("127.0.0.1", 0))
+            first = sockets[0].getsockname()[1]
+            for i, other in enumerate(sockets[1:], start=1):
+                other.bind(("127.0.0.1", first + i))
+            return first
+        except OSError:
+            continue
+        finally:
+            for each in sockets:
+                each.close()
 
 
 def _text(part: str | bytes | None) -> str:

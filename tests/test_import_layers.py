@@ -16,7 +16,7 @@ LEVELS = (
     ("zero_shot",),
     ("presets",),
     ("training",),
-    ("model", "baselines"),
+    ("model", "baselines", "flops"),
     ("trainer",),
     ("encoders",),
     ("layers",),
@@ -39,6 +39,8 @@ BACKEND_AWARE = (
     "presets.checkpoint",
     "presets.filling",
     "presets.keras_hub",
+    "training.foreach",
+    "training.strategies",
 )
 BACKENDS = frozenset({"tensorflow", "tensorflow_text", "torch", "jax", "jaxlib", "keras_hub"})
 # Slow to import, or not installed with the light core.

@@ -86,7 +86,7 @@ def _apply_tensorflow(optimizer, gradients, variables, usable):
         return True
 
     context = tf.distribute.get_replica_context()
-    if context.num_replicas_in_sync == 1 or tf.__internal__.distribute.strategy_supports_no_merge_call():
+    if tf.__internal__.distribute.strategy_supports_no_merge_call():
         tf.cond(usable, lambda: apply(gradients), lambda: False)
         return
 

@@ -5,13 +5,13 @@ Each test is of real processes, over the loopback device where there are several
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import keras
 import pytest
+from subprocesses import free_ports
 
 BACKEND = keras.backend.backend()
 TESTS = Path(__file__).resolve().parents[1]
@@ -41,23 +41,6 @@ def finish(processes, timeout=400):
             process.kill()
     assert all(process.returncode == 0 for process in processes), "\n".join(outputs)
     return outputs
-
-
-def free_ports(count):
-    """The first of `count` ports in a row that nobody listens on."""
-    while True:
-        sockets = [socket.socket() for _ in range(count)]
-        try:
-            sockets[0].bind(("127.0.0.1", 0))
-            first = sockets[0].getsockname()[1]
-            for i, other in enumerate(sockets[1:], start=1):
-                other.bind(("127.0.0.1", first + i))
-            return first
-        except OSError:
-            continue
-        finally:
-            for each in sockets:
-                each.close()
 
 
 @pytest.fixture(scope="module")

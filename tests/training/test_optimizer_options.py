@@ -95,6 +95,8 @@ def test_decay_follows_the_rate_of_the_layer():
     zeros = [np.zeros(v.shape, "float32") for v in model.trainable_variables]
     kernels = {v.path: array(v) for v in model.trainable_variables if "expand/kernel" in v.path}
     updates = apply(model, adamw(model, 0.1, 0, 10, weight_decay=0.2, layer_decay=DECAY), zeros)
+    gains = [update for path, update in updates.items() if path.endswith(("gamma", "bias"))]
+    assert gains and not any(update.any() for update in gains)
     for path, kernel in kernels.items():
         factor = next(factor for part, factor in FACTORS.items() if part in path)
         np.testing.assert_allclose(updates[path], -0.1 * 0.2 * factor * kernel, rtol=1e-3, atol=1e-8)

@@ -1,0 +1,142 @@
+"""Joins the processes and devices of a training, by each backend's own engine."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import keras
+
+from keras_clip.types import Tensor
+
+# The backend that each runs on.
+STRATEGIES = {
+    "mirrored": "tensorflow",
+    "multi_worker": "tensorflow",
+    "jax_data_parallel": "jax",
+    "torch_ddp": "torch",
+}
+
+
+class Part(NamedTuple):
+    """Which part of the data this process reads: the `shard` of `image_text_pairs`.
+
+    Attributes:
+        index: int. This process.
+        count: int. Processes.
+    """
+
+    index: int
+    count: int
+
+
+@contextlib.contextmanager
+def strategy(name: str | None) -> Iterator[Part]:
+    """Inside, models are built and trained over several devices or processes, as one step of the global batch.
+
+        with keras_clip.training.strategy("torch_ddp") as part:
+            model = ...
+            pairs = keras_clip.data.image_text_pairs(source, model, batch_size // part.count, shard=part)
+
+    - "mirrored": all GPUs of this host, on TensorFlow; batches are of all of them together.
+    - "multi_worker": several hosts, on TensorFlow, as the environment variable TF_CONFIG says, one device each; see
+      `own_part`.
+    - "jax_data_parallel": all devices of all hosts, on JAX. Over several processes the environment variables
+      MASTER_ADDR, MASTER_PORT, WORLD_SIZE and RANK tell each its place, as for torch. Text lengths must be one there:
+      `text_lengths=(context_length,)`.
+    - "torch_ddp": the processes that `torchrun` starts, each on the GPU of its LOCAL_RANK.
+
+    Args:
+        name: one of these, or None: one device.
+
+    Returns:
+        A context that gives this process's `Part`.
+
+    Raises:
+        ValueError: an unknown name, or one of another backend.
+        RuntimeError: "torch_ddp" or "multi_worker" without their environment variables.
+    """
+    if name is not None and STRATEGIES.get(name) != keras.backend.backend():
+        raise ValueError(
+            f"The strategy must be one of {', '.join(STRATEGIES)}, on its own backend. Received: {name!r} on "
+            f"{keras.backend.backend()}. Set the environment variable KERAS_BACKEND"
+            f"={STRATEGIES.get(name, 'tensorflow')}."
+        )
+    joined = {None: _single, "mirrored": _mirrored, "multi_worker": _multi_worker, "torch_ddp": _torch}.get(name, _jax)
+    with joined() as part:
+        yield part
+
+
+@contextlib.contextmanager
+def _single():
+    yield Part(0, 1)
+
+
+@contextlib.contextmanager
+def _mirrored():
+    import tensorflow as tf
+
+    devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+    with tf.distribute.MirroredStrategy([device.name for device in devices]).scope():
+        yield Part(0, 1)
+
+
+@contextlib.contextmanager
+def _multi_worker():
+    import tensorflow as tf
+
+    _require("TF_CONFIG", "multi_worker", "Set it to the cluster and the task of each worker: see docs/scale.md.")
+    config = json.loads(os.environ["TF_CONFIG"])
+    with tf.distribute.MultiWorkerMirroredStrategy().scope():
+        yield Part(config["task"]["index"], len(config["cluster"]["worker"]))
+
+
+@contextlib.contextmanager
+def _jax():
+    count, index = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    if count > 1:
+        coordinator = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        keras.distribution.initialize(coordinator, count, index)
+    # Each process reads its own part.
+    keras.distribution.set_distribution(keras.distribution.DataParallel(auto_shard_dataset=False))
+    try:
+        yield Part(index, count)
+    finally:
+        keras.distribution.set_distribution(None)
+
+
+@contextlib.contextmanager
+def _torch():
+    import torch
+
+    _require("RANK", "torch_ddp", "Start it with `torchrun --nproc-per-node=<GPUs> <script> ...`.")
+    has_gpu = torch.cuda.is_available()
+    if has_gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    torch.distributed.init_process_group("nccl" if has_gpu else "gloo")
+    try:
+        yield Part(torch.distributed.get_rank(), torch.distributed.get_world_size())
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def _require(variable, name, cure):
+    if variable not in os.environ:
+        raise RuntimeError(f"The strategy {name!r} needs the environment variable {variable}. Received: none. {cure}")
+
+
+def own_part(pairs: Tensor) -> Tensor:
+    """What `fit` takes where each worker of "multi_worker" reads its own part, as it is, epoch after epoch.
+
+    Pass `steps_per_epoch=len(pairs)` to `fit`: the steps that all workers have agreed on.
+
+    Args:
+        pairs: `tf.data.Dataset` of this worker's part, in batches of one replica.
+
+    Returns:
+        `tf.distribute.DistributedDataset`.
+    """
+    import tensorflow as tf
+
+    return tf.distribute.get_strategy().distribute_datasets_from_function(lambda _: pairs.repeat())

@@ -1,0 +1,97 @@
+"""`examples/train.py --strategy`: two processes or devices read and train what one does, batch by batch."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import keras
+import pytest
+from PIL import Image
+from subprocesses import free_ports
+
+from keras_clip.data import synthetic
+
+pytestmark = pytest.mark.slow
+BACKEND = keras.backend.backend()
+REPOSITORY = Path(__file__).resolve().parents[2]
+SCRIPT = REPOSITORY / "examples" / "train.py"
+FLAGS = "--model vit_tiny --image-size 32 --epochs 2 --batch-size 32 --context-length 16".split()
+# What it takes to tell each process its place.
+PROCESSES = {"tensorflow": "multi_worker", "jax": "jax_data_parallel", "torch": "torch_ddp"}
+
+
+@pytest.fixture(scope="module")
+def shard(tmp_path_factory):
+    """70 pairs: two batches of 32 an epoch, and a rest that is left out."""
+    path = tmp_path_factory.mktemp("shards") / "0.tar"
+    with tarfile.open(path, "w") as tar:
+        for i in range(70):
+            image, caption = synthetic.sample(i, image_size=32, seed=0)
+            buffer = io.BytesIO()
+            Image.fromarray(image).save(buffer, "PNG")
+            for name, data in ((f"{i:05d}.png", buffer.getvalue()), (f"{i:05d}.txt", caption.encode())):
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    return path
+
+
+def start(shard, out, *flags, **env):
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", **env}
+    command = [sys.executable, str(SCRIPT), str(shard), *FLAGS, "--out", str(out), *flags]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(*processes):
+    try:
+        outputs = [process.communicate(timeout=500)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert not any(process.returncode for process in processes), "\n".join(outputs)
+
+
+def losses(out):
+    with (out / "history.csv").open() as file:
+        return [float(row["loss"]) for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def alone(shard, tmp_path_factory):
+    out = tmp_path_factory.mktemp("alone")
+    finish(start(shard, out))
+    return losses(out)
+
+
+def test_two_processes(shard, alone, tmp_path):
+    strategy, port = PROCESSES[BACKEND], free_ports(2)
+    workers = [f"127.0.0.1:{port + i}" for i in range(2)]
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+
+    def worker(rank):
+        config = json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": rank}})
+        return start(shard, tmp_path, "--strategy", strategy, RANK=str(rank), TF_CONFIG=config, **place)
+
+    finish(worker(0), worker(1))
+    assert losses(tmp_path) == pytest.approx(alone, rel=1e-4)
+    assert keras.saving.load_model(tmp_path / "clip.keras").count_params() > 0
+
+
+@pytest.mark.skipif(BACKEND == "torch", reason="backend unable: several devices in one process")
+def test_one_process(shard, alone, tmp_path):
+    strategy = {"tensorflow": "mirrored", "jax": "jax_data_parallel"}[BACKEND]
+    flags = ["--strategy", strategy, "--microbatch-size", "8"]
+    finish(start(shard, tmp_path, *flags, XLA_FLAGS="--xla_force_host_platform_device_count=2"))
+    assert losses(tmp_path) == pytest.approx(alone, rel=1e-4)
+
+
+def test_a_strategy_of_another_backend_is_refused(shard, tmp_path):
+    other = next(strategy for backend, strategy in PROCESSES.items() if backend != BACKEND)
+    process = start(shard, tmp_path, "--strategy", other)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode and f"Received: '{other}' on {BACKEND}" in output
