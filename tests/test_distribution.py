@@ -12,7 +12,7 @@ BACKEND = keras.backend.backend()
 TRAIN = """
 import json, os
 import keras, numpy as np
-from keras_clip import distribution
+from keras_clip import distribution, losses
 from keras_clip.layers.contrastive_loss import ContrastiveLoss
 
 def train(kind):
