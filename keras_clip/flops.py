@@ -1,0 +1,162 @@
+"""Floating-point operations of our models, counted from their sizes: two for each multiply-add.
+
+Only products are counted (dense layers, convolutions, attention); normalisation, activations and other work on single
+numbers come on top. Nothing is built or run, and the masked half of causal attention counts as done. Each count has two
+forms:
+
+- as this library computes: the last block of a transformer for the pooled row only, one query in the attention pool,
+  texts as long as they are cut to;
+- `whole`: the network as it is drawn, all rows of all blocks and the full context, as published tables have it.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+
+from keras_clip.encoders.resnet import ModifiedResNet
+from keras_clip.encoders.text import TextTransformer
+from keras_clip.encoders.vit import VisionTransformer
+
+
+def _block(width: int, hidden: int, rows: int, queries: int) -> int:
+    """Multiply-adds of a transformer block that gives `queries` of its `rows`."""
+    keys_and_values = 2 * rows * width**2
+    attention = 2 * queries * rows * width
+    return keys_and_values + attention + queries * (2 * width**2 + 2 * width * hidden)
+
+
+def _transformer(sizes, rows: int, whole: bool) -> int:
+    width, layers = sizes["width"], sizes["num_layers"]
+    hidden = int(width * sizes.get("mlp_ratio", 4.0))
+    last = _block(width, hidden, rows, rows if whole else 1)
+    return (layers - 1) * _block(width, hidden, rows, rows) + last
+
+
+def _vision_transformer(sizes, height, width_pixels, training, whole):
+    patch = sizes["patch_size"]
+    patches = (height // patch) * (width_pixels // patch)
+    kept = patches
+    if training and not whole:
+        kept = max(1, round((1 - sizes.get("patch_dropout", 0.0)) * patches))
+    return patches * 3 * patch**2 * sizes["width"] + _transformer(sizes, 1 + kept, whole)
+
+
+def _resnet(sizes, height, width_pixels, whole):
+    width, area = sizes.get("width", 64), height * width_pixels
+    half = width // 2
+    total = 9 * (3 * half + half * half + half * width) * (area // 4)
+    area, channels = area // 16, width
+    for stage, count in enumerate(sizes.get("blocks", (3, 4, 6, 3))):
+        filters = width * 2**stage
+        for i in range(count):
+            total += (channels * filters + 9 * filters**2) * area
+            if stage and not i:
+                # The block strides between its second and its third convolution.
+                area //= 4
+            total += 4 * filters**2 * area
+            if channels != 4 * filters or (stage and not i):
+                total += channels * 4 * filters * area
+            channels = 4 * filters
+    rows = 1 + area
+    queries = rows if whole else 1
+    return total + (2 * rows + queries) * channels**2 + 2 * queries * rows * channels
+
+
+def image_encoder(sizes: Mapping[str, Any], training: bool = False, whole: bool = False) -> int:
+    """FLOPs of the forward pass of one image, from pixels to features.
+
+    Args:
+        sizes: arguments of `VisionTransformer`, or without "patch_size" of `ModifiedResNet`.
+        training: bool. Whether patches are left out, where "patch_dropout" says so.
+        whole: bool. Counts the network as it is drawn.
+
+    Returns:
+        int.
+    """
+    size = sizes["image_size"]
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    if "patch_size" in sizes:
+        return 2 * _vision_transformer(sizes, *sides, training, whole)
+    return 2 * _resnet(sizes, *sides, whole)
+
+
+def text_encoder(sizes: Mapping[str, Any], length: int | None = None, whole: bool = False) -> int:
+    """FLOPs of the forward pass of one text, from token ids to features.
+
+    Args:
+        sizes: arguments of `TextTransformer`.
+        length: int. Tokens that the text is cut to; None: the context length.
+        whole: bool. Counts the network as it is drawn, at the context length.
+
+    Returns:
+        int.
+    """
+    context_length = sizes.get("context_length", 77)
+    return 2 * _transformer(sizes, context_length if whole or length is None else length, whole)
+
+
+def projection(width: int, embed_dim: int) -> int:
+    """FLOPs of a projection head for one row.
+
+    Args:
+        width: int. D.
+        embed_dim: int. E.
+
+    Returns:
+        int.
+    """
+    return 2 * width * embed_dim
+
+
+def encoder_forward(encoder: keras.layers.Layer, length: int | None = None, training: bool = False) -> int | None:
+    """FLOPs that an encoder does in the forward pass of one image or text.
+
+    Args:
+        encoder: Keras model or layer.
+        length: int. Tokens that texts are cut to; None: the context length.
+        training: bool. Whether patches are left out, where the encoder has patch dropout.
+
+    Returns:
+        int, or None for an encoder that is not this library's own and whose sizes say nothing of its work.
+    """
+    if isinstance(encoder, TextTransformer):
+        return text_encoder(encoder.get_config(), length)
+    if isinstance(encoder, VisionTransformer | ModifiedResNet):
+        return image_encoder(encoder.get_config(), training)
+    return None
+
+
+def train_step(model: keras.Model, batch_size: int, length: int | None = None, replicas: int = 1) -> int | None:
+    """FLOPs that one step of `fit` does, over all devices.
+
+    A forward pass, and twice its work for the gradient, for each half that learns; a locked one is computed forward
+    only. Micro-batches are computed forward once more, and so are rematerialised blocks. The loss in its tiles takes
+    8 E operations for each of the B x B similarities. The optimizer's, a few for each weight, are left out.
+
+    Args:
+        model: `CLIPModel`, compiled.
+        batch_size: int. Pairs of the global batch.
+        length: int. Tokens that the batch's texts are cut to; None: the context length.
+        replicas: int. Devices that share the batch: each cuts its own part into micro-batches.
+
+    Returns:
+        int, or None where `encoder_forward` has no count.
+    """
+    size = model.microbatch_size
+    is_cut = size is not None and batch_size > size * replicas
+    total = 8 * batch_size**2 * model.embed_dim
+    for embedder in (model.image_embedder, model.text_embedder):
+        forward = encoder_forward(embedder.encoder, length, training=embedder.encoder.trainable)
+        if forward is None:
+            return None
+        forward += projection(embedder.encoder.width, model.embed_dim)
+        total += batch_size * forward * _passes(embedder.encoder, is_cut)
+    return total
+
+
+def _passes(encoder, is_cut):
+    """The work of a step as a multiple of the forward pass."""
+    if not encoder.trainable:
+        return 1 + is_cut
+    return 3 + is_cut + bool(getattr(encoder, "remat", False))
