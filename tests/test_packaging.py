@@ -61,8 +61,10 @@ def test_wheel(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     modules = {str(path.relative_to(source)) for path in (source / "keras_clip").rglob("*.py")}
-    tables = {str(path.relative_to(source)) for path in (source / "keras_clip" / "data").glob("*.gz")}
-    assert tables
+    merges = list((source / "keras_clip" / "data").glob("*.gz"))
+    published = list((source / "keras_clip" / "evaluation").glob("*.json"))
+    assert merges and published
+    tables = {str(path.relative_to(source)) for path in merges + published}
     others = names - modules - tables
     assert modules | tables <= names
     assert all(name.startswith("keras_clip-0.1.0.dist-info/") for name in others), others

@@ -1,4 +1,70 @@
 """How good a model is, and how sure that is."""
 
+from keras_clip.evaluation import metrics, published, sources
+from keras_clip.evaluation.calibration import (
+    ReliabilityCurve,
+    calibration_error_interval,
+    expected_calibration_error,
+    fit_temperature,
+    negative_log_likelihood,
+    reliability_curve,
+    softmax,
+)
+from keras_clip.evaluation.class_design import Disparity, class_design_rates, class_set_hits, disparity
+from keras_clip.evaluation.comparison import Comparison, compare_models, compare_over_datasets, same_images
+from keras_clip.evaluation.metrics import (
+    METRICS,
+    accuracy,
+    map_11pt,
+    mean_over_folds,
+    mean_per_class,
+    mean_top1_top5,
+    roc_auc,
+    top5_accuracy,
+)
+from keras_clip.evaluation.published import PublishedDataset
 from keras_clip.evaluation.records import Results, Score
-from keras_clip.evaluation.statistics import wilson_interval
+from keras_clip.evaluation.retrieval import RetrievalRanks, retrieval_ranks
+from keras_clip.evaluation.robustness import (
+    SHIFT_LINES,
+    ShiftLine,
+    adaptation,
+    effective_robustness,
+    few_shot_robustness,
+    fit_shift_line,
+    gap_closed,
+    pool_classes,
+    restrict_to_classes,
+    robustness_gaps,
+)
+from keras_clip.evaluation.scaling import (
+    PowerLaw,
+    compute_gain,
+    compute_to_reach,
+    fit_power_law,
+    gflops_per_image,
+    mean_score,
+    scaling_rows,
+)
+from keras_clip.evaluation.statistics import (
+    LineFit,
+    binomial_test,
+    bonferroni,
+    bootstrap_interval,
+    clopper_pearson_interval,
+    fit_line,
+    holm,
+    mcnemar_test,
+    wilson_interval,
+)
+from keras_clip.evaluation.store import FeatureStore
+from keras_clip.evaluation.transfer import (
+    ShotsSummary,
+    Transfer,
+    by_dataset,
+    few_shot_curve,
+    score_differences,
+    summarise_shots,
+    transfer_correlation,
+    wins,
+)
