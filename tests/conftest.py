@@ -1,6 +1,6 @@
 """What every test shares: the backend of the process, the skip policy, and a few fixtures.
 
-One process tests one backend, that of `KERAS_BACKEND`. A test may be skipped for one of three causes, and the reason it
+One process tests one backend, that of `KERAS_BACKEND`. A test may be skipped for one of four causes, and the reason it
 gives must begin with one of `ALLOWED_SKIPS`; under `--strict-skips`, as `make test` runs it, any other skip fails.
 """
 
@@ -23,7 +23,7 @@ import pytest
 from subprocesses import run_distributed
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-ALLOWED_SKIPS = ("shared data absent", "no accelerator", "backend unable:")
+ALLOWED_SKIPS = ("shared data absent", "no accelerator", "no browser", "backend unable:")
 
 
 def pytest_addoption(parser):

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from keras_clip.evaluation.scaling import fit_power_law
+
 OWN, SECOND, PUBLISHED = "#1f5fa8", "#c8501e", "#8a8a8a"
 COLORS = (OWN, SECOND, "#3a8a4d", "#8256a8", "#b08a1e")
 MARKERS = ("o", "s", "^", "D", "v")
@@ -250,21 +252,22 @@ def zero_shot_scaling(
 ) -> Any:
     """Figure 9: zero-shot error against compute, both axes logarithmic.
 
-    Faint lines are data sets, the strong one their mean with its log-log fit; own models are stars: (GFLOPs, error).
+    Faint lines are data sets, the strong one their mean with its log-log fit and 95 % interval, of at least three
+    models; own models are stars: (GFLOPs, error).
     """
     figure, axes = sheet(6.4, 4.8)
     if errors:
         order = np.argsort(gflops)
         x = np.asarray(gflops, float)[order]
         # No error at all has no place on a logarithmic axis.
-        table = percent(np.maximum(np.array(list(errors.values()), float)[:, order], 1e-3))
+        table = np.maximum(np.array(list(errors.values()), float)[:, order], 1e-3)
         for row in table:
-            axes.plot(x, row, color=PUBLISHED, alpha=0.3, linewidth=0.8)
+            axes.plot(x, percent(row), color=PUBLISHED, alpha=0.3, linewidth=0.8)
         mean = table.mean(axis=0)
-        axes.plot(x, mean, "o", color=PUBLISHED, label=f"paper: mean of {len(table)} sets")
-        if len(x) > 1:
-            slope, intercept = np.polyfit(np.log(x), np.log(mean), 1)
-            axes.plot(x, np.exp(intercept + slope * np.log(x)), color="black", linewidth=1, label=f"slope {slope:.3f}")
+        axes.plot(x, percent(mean), "o", color=PUBLISHED, label=f"paper: mean of {len(table)} sets")
+        law = fit_power_law(x, mean)
+        slope = f"slope {law.line.slope:.3f} [{law.line.slope_low:.3f}, {law.line.slope_high:.3f}]"
+        axes.plot(x, percent(law.error(x)), color="black", linewidth=1, label=slope)
     for (name, (compute, error)), color in zip(own.items(), COLORS, strict=False):
         axes.plot([compute], [100 * max(error, 1e-3)], "*", markersize=14, color=color, label=name)
     axes.set_xscale("log")
@@ -303,7 +306,7 @@ def probe_scaling(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float,
         one.margins(0.1)
         points = [point for family in families.values() for point in family if np.isfinite(point[0])]
         label_points(one, [(x, 100 * y, name) for x, y, name in points])
-        one.legend(fontsize=8, frameon=False, loc="lower right")
+        one.legend(fontsize=8, loc="lower right", framealpha=1, edgecolor="white")
     figure.suptitle("Figure 10: linear probes against compute", fontsize=10)
     return figure
 

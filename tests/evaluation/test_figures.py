@@ -97,7 +97,7 @@ def test_figure_9():
     # error = 0.8 / gflops**0.5 for both data sets, given out of order.
     figure = figures.zero_shot_scaling([16, 1, 4], {"a": [0.2, 0.8, 0.4], "b": [0.2, 0.8, 0.4]}, {"mine": (2, 0.5)})
     found = lines(figure.axes[0])
-    np.testing.assert_allclose(found["slope -0.500"], [[1, 80], [4, 40], [16, 20]])
+    np.testing.assert_allclose(found["slope -0.500 [-0.500, -0.500]"], [[1, 80], [4, 40], [16, 20]])
     np.testing.assert_allclose(found["mine"], [[2, 50]])
 
 
