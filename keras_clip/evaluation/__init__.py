@@ -1,6 +1,6 @@
 """How good a model is, and how sure that is."""
 
-from keras_clip.evaluation import metrics, published, sources
+from keras_clip.evaluation import ladder, metrics, published, sources
 from keras_clip.evaluation.calibration import (
     ReliabilityCurve,
     calibration_error_interval,
