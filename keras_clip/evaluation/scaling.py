@@ -92,7 +92,8 @@ class PowerLaw:
         offset = height / line.slope
         if a <= 0:
             return _exp(x.mean() + offset), 0.0, math.inf
-        root = math.sqrt(b**2 - a * (height**2 - bound / line.n))
+        # b^2 - a c, without the difference of large numbers.
+        root = math.sqrt(a * bound / line.n + height**2 * bound / spread)
         return tuple(_exp(x.mean() + place) for place in (offset, (b - root) / a, (b + root) / a))
 
 

@@ -1,0 +1,93 @@
+"""Class sets that differ by a label: who gets which name by hand, disparity against chance, refusals."""
+
+import numpy as np
+import pytest
+
+from keras_clip.evaluation import class_design_rates, class_set_hits, compare_models, disparity, wilson_interval
+
+pytestmark = pytest.mark.backend_free
+NAMES = ["person", "thief", "child"]
+SETS = {"without child": ["person", "thief"], "with child": ["thief", "person", "child"]}
+# The young are most like "child", and more like "thief" than "person"; one adult is most like "thief".
+SCORES = np.array([[1, 2, 3], [1, 2, 3], [1, 3, 2], [3, 1, 2], [1, 3, 2], [3, 2, 1]], float)
+GROUPS = ["young", "young", "young", "adult", "adult", "adult"]
+
+
+def test_hits_by_hand():
+    hits = class_set_hits(SCORES, NAMES, SETS["without child"], {"thief"})
+    assert hits.tolist() == [True, True, True, False, True, False]
+    hits = class_set_hits(SCORES, NAMES, SETS["with child"], {"thief"})
+    assert hits.tolist() == [False, False, True, False, True, False]
+    assert not class_set_hits(SCORES, NAMES, ["person"], {"thief"}).any()
+
+
+def test_rates_by_hand():
+    rows = {(row["class_set"], row["group"]): row for row in class_design_rates(SCORES, NAMES, SETS, GROUPS, ["thief"])}
+    assert [key[1] for key in rows] == ["adult", "young", "all"] * 2
+    young = rows["with child", "young"]
+    assert (young["n"], young["share"]) == (3, pytest.approx(1 / 3))
+    assert (young["low"], young["high"]) == wilson_interval(1, 3)
+    assert rows["without child", "young"]["share"] == 1 and "change" not in rows["without child", "young"]
+    compared = compare_models(np.ones(3, bool), np.array([False, False, True]))
+    assert (young["change"], young["change_low"], young["change_high"]) == (
+        compared.difference,
+        compared.low,
+        compared.high,
+    )
+    assert young["p_value"] == pytest.approx(0.5)  # two images, both the same way
+    assert rows["with child", "adult"]["change"] == 0
+    assert rows["with child", "all"]["share"] == pytest.approx(2 / 6) and rows["with child", "all"]["n"] == 6
+
+
+def test_disparity_by_hand():
+    hits = np.repeat([True, False, True, False], [30, 10, 10, 30])
+    found = disparity(hits, np.repeat(["a", "b"], 40))
+    assert (found.highest, found.lowest, found.difference, found.ratio) == ("a", "b", 0.5, 3.0)
+    # Two independent shares of 3/4 and 1/4 out of 40.
+    half = 1.96 * np.sqrt(2 * 0.75 * 0.25 / 40)
+    assert (found.low, found.high) == pytest.approx((0.5 - half, 0.5 + half), abs=0.03)
+    assert found.p_value == 1 / 1001
+
+
+def test_disparity_by_chance_is_no_disparity(rng):
+    p_values = [disparity(rng.random(60) < 0.3, np.arange(60) % 6, resamples=99).p_value for _ in range(50)]
+    assert sum(p <= 0.1 for p in p_values) < 12
+    assert min(p_values) < 0.3 and max(p_values) > 0.7
+    # Its largest difference is above 0 all the same.
+    assert disparity(np.tile([True, False, False], 20), np.repeat([0, 1], 30)).p_value == 1
+
+
+@pytest.mark.parametrize("hits, ratio", [([True, False], np.inf), ([False, False], 1.0), ([True, True], 1.0)], ids=str)
+def test_ratio_at_the_extremes(hits, ratio):
+    assert disparity(np.array(hits), ["a", "b"], resamples=5).ratio == ratio
+
+
+BAD_HITS = {
+    "unknown class": ({"class_set": ["person", "dog"]}, r"unknown \['dog'\]"),
+    "unknown watched": ({"watched": ["dog"]}, r"unknown \['dog'\]"),
+    "class twice": ({"class_set": ["person", "person"]}, "each once"),
+    "name twice": ({"class_names": ["person", "person", "thief"]}, "each once"),
+    "empty set": ({"class_set": []}, "each once"),
+    "names and scores": ({"scores": SCORES[:, :2]}, r"\(6, 2\)"),
+    "NaN": ({"scores": SCORES * np.nan}, "NaN"),
+}
+
+
+@pytest.mark.parametrize("change, message", BAD_HITS.values(), ids=BAD_HITS)
+def test_refusals(change, message):
+    arguments = {"scores": SCORES, "class_names": NAMES, "class_set": ["person", "thief"], "watched": ["thief"]}
+    with pytest.raises(ValueError, match=message):
+        class_set_hits(**{**arguments, **change})
+
+
+def test_groups_that_do_not_match():
+    with pytest.raises(ValueError, match="6 images"):
+        class_design_rates(SCORES, NAMES, SETS, GROUPS[:5], ["thief"])
+    with pytest.raises(ValueError, match="0 sets"):
+        class_design_rates(SCORES, NAMES, {}, GROUPS, ["thief"])
+    with pytest.raises(ValueError, match="2 names of 1 groups"):
+        disparity(np.array([True, False]), ["a", "a"])
+    with pytest.raises(ValueError, match="2 names of 2 groups"):
+        disparity(np.array([True]), ["a", "b"])
+    with pytest.raises(ValueError, match="int64"):
+        disparity(np.array([1, 0]), ["a", "b"])
