@@ -12,7 +12,7 @@ from keras_clip.evaluation.statistics import bootstrap_interval
 class ReliabilityCurve:
     """Images put into bins by the probability of their predicted class.
 
-    Attributes:
+    Args:
         edges: floats (bins + 1,). A bin holds the confidences above its lower edge, up to its upper one.
         confidence: floats (bins,). Mean confidence of each bin; NaN where it is empty.
         accuracy: floats (bins,). Share of each bin's images that are right; NaN where it is empty.

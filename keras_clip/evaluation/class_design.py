@@ -101,7 +101,7 @@ def class_design_rates(
 class Disparity:
     """How differently groups fare.
 
-    Attributes:
+    Args:
         highest: name of the group with the highest share.
         lowest: name of the group with the lowest share.
         difference: share of the one minus share of the other, >= 0.

@@ -17,7 +17,7 @@ from keras_clip.evaluation.statistics import holm, mcnemar_test
 class Comparison:
     """How two models differ on one set of images.
 
-    Attributes:
+    Args:
         n: int. Images.
         first: share that the first model has right.
         second: share that the second model has right.

@@ -15,7 +15,7 @@ from pathlib import Path
 class PublishedDataset:
     """A data set as the paper uses it (table 9).
 
-    Attributes:
+    Args:
         name: str.
         num_classes: int, K.
         train: int. Images to train the linear probe on.

@@ -21,7 +21,7 @@ DIRECTIONS = ("image_to_text", "text_to_image")
 class RetrievalRanks:
     """Where the right item came for each query; 1 is the best.
 
-    Attributes:
+    Args:
         image_to_text: int64 (M,). For each image, the rank of the best of its captions.
         text_to_image: int64 (N,). For each text, the rank of its image.
         image_of_text: int64 (N,). The image of each text.

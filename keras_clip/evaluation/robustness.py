@@ -20,7 +20,7 @@ from keras_clip.evaluation.statistics import fit_line
 class ShiftLine:
     """How the accuracy of standard models under a shift goes with their accuracy on ImageNet, in logit space.
 
-    Attributes:
+    Args:
         slope: float.
         intercept: float.
         models: int. To how many models it was fitted.

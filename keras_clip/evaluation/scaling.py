@@ -46,7 +46,7 @@ def gflops_per_image(preset: str) -> float:
 class PowerLaw:
     """error = exp(intercept) * compute^slope.
 
-    Attributes:
+    Args:
         line: the `LineFit` of log(error) against log(compute).
         log_compute: floats (n,), what it was fitted to.
         log_error: floats (n,).

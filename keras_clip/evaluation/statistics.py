@@ -198,7 +198,7 @@ def _drawer(size, groups, strata, generator):
 class LineFit:
     """The straight line of least squares through points.
 
-    Attributes:
+    Args:
         slope: float.
         intercept: float.
         slope_low: lower bound of the slope, by Student's t.

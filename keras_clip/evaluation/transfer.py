@@ -100,7 +100,7 @@ def few_shot_curve(scores: Sequence[Score], method: str = "few_shot") -> list[tu
 class ShotsSummary:
     """How many labelled images per class zero-shot is worth, over data sets (figure 7).
 
-    Attributes:
+    Args:
         mean: over data sets; infinite where one never matches zero-shot.
         median: over data sets; the middle is known even where some never match.
         n: int. Data sets.
@@ -138,7 +138,7 @@ def summarise_shots(shots: Mapping[str, float]) -> ShotsSummary:
 class Transfer:
     """Zero-shot against the probe on the same features (figure 8).
 
-    Attributes:
+    Args:
         points: {data set: (probe, zero-shot)}, shares.
         line: `LineFit` of zero-shot against probe; `line.r` is the correlation that the figure gives.
     """
