@@ -1,6 +1,7 @@
-"""What a batch of pairs costs: the contrastive loss of CLIP and the sigmoid loss of SigLIP.
+"""What a batch of pairs costs, in float32.
 
-Both are those of the global batch, in float32, and hold a tile of the similarities at a time (see `tiling`).
+The contrastive loss of CLIP and the sigmoid loss of SigLIP are those of the global batch, and hold a tile of the
+similarities at a time (see `tiling`). Those of their rivals, which predict a caption's words, need that pair alone.
 """
 
 from typing import NamedTuple
@@ -65,6 +66,61 @@ def sigmoid_loss(image_embeddings: Tensor, text_embeddings: Tensor, logit_scale:
     return sigmoid_pairs(image_embeddings, text_embeddings, logit_scale, logit_bias).loss
 
 
+def caption_loss(logits: Tensor, token_ids: Tensor, end_token_id: int) -> Tensor:
+    """The cross-entropy of each caption, token by token (Radford et al., 2021, section 2.3: the language model).
+
+    The mean over the caption's tokens after the start token, up to its first end token and with it. What comes later is
+    padding, whatever its ids, and costs nothing.
+
+    Args:
+        logits: float tensor (B, L, V). Row i is what was expected of token i + 1; the last row is not read.
+        token_ids: int tensor (B, L), L > 1, start token first.
+        end_token_id: int. In a caption without it all tokens count.
+
+    Returns:
+        float32 (B,), nats a token.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    logits, token_ids = _logits_and_tokens(logits, token_ids, 3)
+    logits, targets = logits[:, :-1], token_ids[:, 1:]
+    is_end = ops.cast(ops.equal(targets, end_token_id), "int32")
+    counted = ops.cast(ops.equal(ops.cumsum(is_end, axis=1) - is_end, 0), "float32")
+    own = ops.take_along_axis(logits, targets[:, :, None], axis=2)[:, :, 0]
+    costs = ops.logsumexp(logits, axis=2) - own
+    return ops.sum(counted * costs, axis=1) / ops.sum(counted, axis=1)
+
+
+def bag_of_words_loss(logits: Tensor, token_ids: Tensor, end_token_id: int) -> Tensor:
+    """The cross-entropy of the words of each caption, whatever their order (Joulin et al., 2016, section 3.2).
+
+    One softmax over the vocabulary has to give each distinct token of the caption the same share. Start token, end
+    token and padding are no words.
+
+    Args:
+        logits: float tensor (B, V).
+        token_ids: int tensor (B, L), L > 1, start token first.
+        end_token_id: int. In a caption without it all tokens count.
+
+    Returns:
+        float32 (B,), nats a word; 0 for a caption without words.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    logits, token_ids = _logits_and_tokens(logits, token_ids, 2)
+    words = token_ids[:, 1:]
+    # An earlier place with the same token: (B, L, L) of a short L, instead of (B, V) of a long V.
+    places = ops.arange(ops.shape(words)[1])
+    earlier = ops.less(places[None, :], places[:, None])
+    repeated = ops.any(ops.logical_and(ops.equal(words[:, :, None], words[:, None, :]), earlier), axis=2)
+    ended = ops.cumsum(ops.cast(ops.equal(words, end_token_id), "int32"), axis=1) > 0
+    counted = ops.cast(ops.logical_not(ops.logical_or(ended, repeated)), "float32")
+    costs = ops.logsumexp(logits, axis=1, keepdims=True) - ops.take_along_axis(logits, words, axis=1)
+    return ops.sum(counted * costs, axis=1) / ops.maximum(ops.sum(counted, axis=1), 1.0)
+
+
 def contrastive_pairs(image_embeddings: Tensor, text_embeddings: Tensor, logit_scale: Tensor) -> PairLosses:
     """`contrastive_loss` with what the same pass tells of the matches; arguments as there."""
     images, texts = _pairs(image_embeddings, text_embeddings)
@@ -104,6 +160,19 @@ def _pairs(image_embeddings, text_embeddings):
             f"Received: image_embeddings.shape={shapes[0]}, text_embeddings.shape={shapes[1]}."
         )
     return images, texts
+
+
+def _logits_and_tokens(logits, token_ids, rank):
+    logits, token_ids = ops.cast(ops.convert_to_tensor(logits), "float32"), ops.cast(token_ids, "int32")
+    shape, tokens_shape = tuple(logits.shape), tuple(token_ids.shape)
+    fits = len(shape) == rank and len(tokens_shape) == 2 and tokens_shape[1] not in (0, 1)
+    pairs = zip(shape[: rank - 1], tokens_shape, strict=False)
+    if not fits or any(None not in pair and pair[0] != pair[1] for pair in pairs):
+        raise ValueError(
+            f"`logits` must be {'(B, L, V)' if rank == 3 else '(B, V)'} and `token_ids` (B, L), L > 1. "
+            f"Received: logits.shape={shape}, token_ids.shape={tokens_shape}."
+        )
+    return logits, token_ids
 
 
 def _scalar(x, name):

@@ -13,39 +13,13 @@ from keras import ops
 from keras_clip import distribution
 from keras_clip.data.images import ImagePreprocessor
 from keras_clip.data.tokenizer import CLIPTokenizer
+from keras_clip.encoders.contract import attribute, features_shape, preprocessor_for
 from keras_clip.export import export_image_model, export_text_model
 from keras_clip.layers.contrastive_loss import ContrastiveLoss
 from keras_clip.layers.embeddings import PixelNormalization
 from keras_clip.layers.projection import ProjectionHead
 from keras_clip.trainer.trainer import GlobalBatchTrainer
 from keras_clip.types import Tensor
-
-
-def _features_shape(encoder, inputs: keras.KerasTensor, wanted: str) -> tuple:
-    features = encoder(inputs)
-    shape = tuple(getattr(features, "shape", ()))
-    if len(shape) != 2 or shape[-1] is None:
-        raise ValueError(
-            f"`{wanted}` must give features (B, D) of known D. Received: {encoder.name!r}, which gives "
-            f"{features if not shape else shape} for an input of shape {inputs.shape}. Pool its output, for instance "
-            "with `keras_clip.encoders.wrap(model, pooling='mean')`."
-        )
-    return shape
-
-
-def _attribute(encoder, name: str, axes: slice):
-    """The encoder's own attribute, or what its input shape says."""
-    value = getattr(encoder, name, None)
-    if value is None:
-        shape = getattr(encoder, "input_shape", None)
-        value = shape[axes] if isinstance(shape, tuple) and None not in shape[axes] else None
-        if value is None:
-            raise ValueError(
-                f"The encoder does not tell its `{name}`. Received: {encoder.name!r}. Give it an attribute `{name}` or "
-                "an input shape, or wrap it: `keras_clip.encoders.wrap(model, ...)`."
-            )
-        value = value[0] if len(set(value)) == 1 else tuple(value)
-    return value
 
 
 def _check_end_token(tokenizer, encoder) -> None:
@@ -158,13 +132,10 @@ class ImageEmbedder(_Embedder):
     ):
         super().__init__(**kwargs)
         self.encoder = encoder
-        size = _attribute(encoder, "image_size", slice(1, 3))
-        if image_preprocessor is None:
-            known = {"mean": getattr(encoder, "pixel_mean", None), "std": getattr(encoder, "pixel_std", None)}
-            image_preprocessor = ImagePreprocessor(size, **{key: value for key, value in known.items() if value})
-        self.image_preprocessor = image_preprocessor
+        size = attribute(encoder, "image_size", slice(1, 3))
+        self.image_preprocessor = image_preprocessor or preprocessor_for(encoder)
         self.pixels = PixelNormalization(
-            image_preprocessor.mean, image_preprocessor.std, dtype=self.dtype_policy, name="pixels"
+            self.image_preprocessor.mean, self.image_preprocessor.std, dtype=self.dtype_policy, name="pixels"
         )
         self.projection = ProjectionHead(
             embed_dim,
@@ -174,7 +145,7 @@ class ImageEmbedder(_Embedder):
         )
         sides = (size, size) if isinstance(size, int) else tuple(size)
         images = keras.KerasTensor((None, *sides, 3), dtype=self.compute_dtype)
-        self.projection.build(_features_shape(encoder, images, "image_encoder"))
+        self.projection.build(features_shape(encoder, images, "image_encoder"))
         self.built = True
 
     def call(self, images, training=False):
@@ -234,12 +205,12 @@ class TextEmbedder(_Embedder):
     def __init__(self, encoder: keras.layers.Layer, embed_dim: int, tokenizer: CLIPTokenizer | None = None, **kwargs):
         super().__init__(**kwargs)
         self.encoder = encoder
-        length = _attribute(encoder, "context_length", slice(1, 2))
+        length = attribute(encoder, "context_length", slice(1, 2))
         self.tokenizer = CLIPTokenizer(length) if tokenizer is None else tokenizer
         _check_end_token(self.tokenizer, encoder)
         self.projection = ProjectionHead(embed_dim, dtype=self.dtype_policy, name="text_projection")
         token_ids = keras.KerasTensor((None, length), dtype="int32")
-        self.projection.build(_features_shape(encoder, token_ids, "text_encoder"))
+        self.projection.build(features_shape(encoder, token_ids, "text_encoder"))
         self.built = True
 
     def call(self, token_ids, training=False):
