@@ -181,3 +181,35 @@ def _refuse_twice(what: str, texts: Sequence[str]) -> None:
         if text in seen:
             raise ValueError(f"No two of `{what}` may be the same. Received: {text!r} twice.")
         seen.add(text)
+
+
+def _kind(domain: str) -> tuple[str, ...]:
+    """Photographs of things that are all of one kind."""
+    return templates(domain, ("a", "the", "my"), ("good", "bad", "close-up", "low resolution"), (), (), ())
+
+
+# What the paper says of the pictures, by their kind (Radford et al., 2021, section 3.1.4): what all classes are, quotes
+# around what is to be read, "satellite photo". The plainest template comes first.
+FAMILIES = {
+    "object": templates(),
+    "photo": templates(renditions=(), materials=()),
+    "pet": _kind("a type of pet"),
+    "food": _kind("a type of food"),
+    "flower": _kind("a type of flower"),
+    "bird": _kind("a type of bird"),
+    "aircraft": _kind("a type of aircraft"),
+    "car": _kind("a type of car"),
+    "sign": _kind("a type of traffic sign"),
+    "scene": ("a photo of a {}.", "a photo of the {}.", "a good photo of a {}.", "a view of a {}.", "inside a {}."),
+    "satellite": ("a satellite photo of {}.", "a centered satellite photo of {}.", "an aerial photo of {}."),
+    "texture": ("a photo of a {} texture.", "a photo of a {} pattern.", "a photo of a {} thing.", "a {} surface."),
+    "number": ('a photo of the number: "{}".', 'the number "{}", written by hand.', 'a drawing of the digit "{}".'),
+    "action": ("a photo of a person {}.", "a video of a person {}.", "an example of someone {}.", "people {}."),
+    "country": ("a photo taken in {}.", "a photo I took in {}.", "a photo of a street in {}.", "a landscape in {}."),
+    "expression": ("a photo of a {} looking face.", "a face that looks {}.", "a portrait of a person who is {}."),
+    "microscope": ("a microscope photo of {}.", "a histology image of {}.", "this is a photo of {}."),
+    "count": ("a photo of {} objects.", "a picture of {} things.", "there are {} objects in the picture."),
+    "distance": ("a photo I took of {}.", "a photo from my car of {}.", "a photo of a road with {}."),
+    "meme": ("a {}.", "a picture of a {}.", "a screenshot of a {}."),
+    "review": ("a {} review of a movie.", "a {} movie review, as printed text.", "a sentence with a {} opinion."),
+}

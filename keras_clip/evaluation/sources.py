@@ -5,7 +5,6 @@ Labels are names. A source may number its classes as it likes: what is looked up
 
 import hashlib
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from csv import DictReader
@@ -18,9 +17,7 @@ from keras_clip.data.shard_index import IMAGE_EXTENSIONS
 from keras_clip.data.sources import find_files
 from keras_clip.evaluation.metrics import IGNORED
 from keras_clip.evaluation.tar_labels import TarImages
-
-# A progress bar shows up after this many seconds.
-_PATIENCE = 5
+from keras_clip.evaluation.tfds_records import PATIENCE, Records
 
 Image = str | bytes | np.ndarray
 # The name of an image's class; or, of an image of several, each name with 1, or with `IGNORED` if it is neither right
@@ -163,7 +160,7 @@ def _content(images: Iterator[Image], size: int, name: str) -> str:
     from tqdm import tqdm
 
     whole = hashlib.sha256()
-    for image in tqdm(images, desc=f"Reading {name}", total=size, delay=_PATIENCE, leave=False):
+    for image in tqdm(images, desc=f"Reading {name}", total=size, delay=PATIENCE, leave=False):
         whole.update(_image_digest(image))
     return whole.hexdigest()
 
@@ -355,7 +352,7 @@ def tfds(
     split: str,
     *,
     image: str | Callable[[dict], Image] = "image",
-    label: str | Callable[[dict], Label] = "label",
+    label: str | Callable[[dict, Any], Label] = "label",
     class_names: Sequence[str] | None = None,
     only_occurring: bool = False,
     name: str | None = None,
@@ -369,8 +366,8 @@ def tfds(
         builder: its name there, with its configuration: "eurosat/rgb".
         split: as there: "test", "train[:10000]", "train+validation".
         image: the feature that is the image, or a function of an example (images as bytes) that gives one.
-        label: the feature that is the class, or a function of an example that gives the class name, or for several
-            classes a dict (see `LabelledImages`). A function needs `class_names`.
+        label: the feature that is the class, or a function of an example and of the builder's features that gives the
+            class name, or for several classes a dict (see `LabelledImages`). A function needs `class_names`.
         class_names: K names. None: those of the builder.
         only_occurring: whether to leave out classes without an image, as of ImageNet-A, whose builder has all 1,000.
         name: of the data set. None: `builder`.
@@ -384,72 +381,22 @@ def tfds(
         AssertionError: of tensorflow-datasets: files that must be downloaded by hand are not there.
         ValueError: see `LabelledImages`.
     """
-    made = _prepared(builder, data_dir)
-    records = _Records(made, split, image)
-    if callable(label):
-        find = label
-    else:
-        feature = made.info.features[label]
+    records = Records(builder, split, image, data_dir)
+    if not callable(label):
+        feature, key = records.features[label], label
         class_names = feature.names if class_names is None else class_names
         # A builder's numbers are those of its own names.
-        find = lambda example: feature.int2str(int(example[label]))  # noqa: E731
-    labels, ids, content = records.walk(find, name or builder)
+        label = lambda example, _: feature.int2str(int(example[key]))  # noqa: E731
+    elif class_names is None:
+        raise ValueError("A function that gives labels needs `class_names`. Received: class_names=None.")
+    labels, ids, content = [], [], hashlib.sha256()
+    for example in records.examples(name or builder):
+        labels.append(label(example, records.features))
+        ids.append(records.id(example, len(ids)))
+        content.update(_image_digest(records.image(example)))
     if only_occurring:
         occurring = {part for each in labels for part in ([each] if isinstance(each, str) else each)}
         class_names = [class_name for class_name in class_names if class_name in occurring]
-    return LabelledImages(records.read, labels, ids, class_names, name=name or builder, split=split, content=content)
-
-
-def _prepared(builder: str, data_dir):
-    try:
-        import tensorflow_datasets
-    except ImportError as error:
-        raise ImportError(
-            f"{builder!r} is read by tensorflow-datasets, which is not installed. pip install tensorflow-datasets"
-        ) from error
-    made = tensorflow_datasets.builder(builder, data_dir=data_dir)
-    made.download_and_prepare()
-    return made
-
-
-class _Records:
-    """The examples of a split in their order, images undecoded: PIL decodes them, as those of every other source."""
-
-    def __init__(self, builder, split: str, image: str | Callable):
-        import tensorflow_datasets
-
-        features = builder.info.features
-        skip = tensorflow_datasets.decode.SkipDecoding()
-        is_image = tensorflow_datasets.features.Image
-        self._decoders = {key: skip for key, feature in features.items() if type(feature) is is_image}
-        self._config = tensorflow_datasets.ReadConfig(add_tfds_id=True)
-        self._builder, self._split = builder, split
-        self._image = image if callable(image) else lambda example: example[image]
-
-    def _examples(self, start: int) -> Iterator[dict]:
-        import tensorflow_datasets
-
-        dataset = self._builder.as_dataset(
-            split=self._split, decoders=self._decoders, read_config=self._config, shuffle_files=False
-        )
-        return iter(tensorflow_datasets.as_numpy(dataset.skip(start)))
-
-    def read(self, start: int) -> Iterator[Image]:
-        return map(self._image, self._examples(start))
-
-    def walk(self, label: Callable[[dict], Label], name: str) -> tuple[list[Label], list[str], str]:
-        """Labels and ids of all examples, and the digest of their images."""
-        from tqdm import tqdm
-
-        labels, ids, whole = [], [], hashlib.sha256()
-        for example in tqdm(self._examples(0), desc=f"Reading {name}", delay=_PATIENCE, leave=False):
-            labels.append(label(example))
-            ids.append(_example_id(example, len(ids)))
-            whole.update(_image_digest(self._image(example)))
-        return labels, ids, whole.hexdigest()
-
-
-def _example_id(example: Mapping[str, Any], number: int) -> str:
-    identity = example.get("tfds_id")
-    # The version of the format stands between the name of the set and the number of the shard.
-    return f"{number:07d}" if identity is None else re.sub(r"\.(tfrecord|array_record)", "", identity.decode())
+    return LabelledImages(
+        records.read, labels, ids, class_names, name=name or builder, split=split, content=content.hexdigest()
+    )

@@ -106,3 +106,24 @@ BAD_NAMES = {
 def test_bad_class_names(names, error, message):
     with pytest.raises(error, match=message):
         prompts.validate_class_names(names)
+
+
+@pytest.mark.parametrize("family", prompts.FAMILIES.values(), ids=prompts.FAMILIES)
+def test_families_are_valid_and_begin_plainly(family):
+    assert prompts.validate_templates(family) == family
+    assert len(family) > 2
+    assert not family[0].startswith(("a good", "the", "my", "inside"))
+
+
+SAID_BY_THE_PAPER = {
+    "pet": "a photo of a {}, a type of pet.",
+    "food": "a photo of a {}, a type of food.",
+    "aircraft": "a photo of a {}, a type of aircraft.",
+    "satellite": "a satellite photo of {}.",
+    "number": 'a photo of the number: "{}".',
+}
+
+
+@pytest.mark.parametrize("name, template", SAID_BY_THE_PAPER.items(), ids=SAID_BY_THE_PAPER)
+def test_contexts_of_the_paper(name, template):
+    assert prompts.FAMILIES[name][0] == template
