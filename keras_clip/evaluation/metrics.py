@@ -239,24 +239,24 @@ class _Curve:
         self.positive = positive[order]
         # All images of one score pass together: only the last of them is a point of the curve.
         self.last = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)
-
-    def counts(self, drawn):
-        drawn = np.ones(len(self.indices), "int64") if drawn is None else drawn[self.indices]
-        return np.cumsum(drawn * self.positive)[self.last], np.cumsum(drawn * ~self.positive)[self.last]
+        self.rises = self.last[np.unique(np.searchsorted(self.last, np.flatnonzero(self.positive)))]
 
     def average_precision(self, drawn=None):
-        hits, misses = self.counts(drawn)
-        passed = hits + misses
-        precision = hits / np.maximum(passed, 1)
-        best = np.maximum.accumulate(precision[::-1])[::-1]
+        drawn = self._drawn(drawn)
+        # Precision is highest where a positive image passes: no other point of the curve matters.
+        hits, passed = np.cumsum(drawn * self.positive)[self.rises], np.cumsum(drawn)[self.rises]
+        best = np.maximum.accumulate((hits / np.maximum(passed, 1))[::-1])[::-1]
         # In whole numbers, since 0.1 * 3 is above 0.3.
-        first = np.searchsorted(hits * 10, np.arange(11) * hits[-1])
-        return best[first].mean()
+        return best[np.searchsorted(hits * 10, np.arange(11) * hits[-1])].mean()
 
     def roc_auc(self, drawn=None):
-        hits, misses = self.counts(drawn)
+        drawn = self._drawn(drawn)
+        hits, misses = (np.cumsum(drawn * kind)[self.last] for kind in (self.positive, ~self.positive))
         steps = np.diff(misses, prepend=0)
         return float((steps * (hits - np.diff(hits, prepend=0) / 2)).sum() / (hits[-1] * misses[-1]))
+
+    def _drawn(self, drawn):
+        return np.ones(len(self.indices), "int64") if drawn is None else drawn[self.indices]
 
 
 def _class_curves(scores, labels):

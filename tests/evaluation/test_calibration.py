@@ -77,7 +77,8 @@ def test_temperature_is_the_likeliest(rng):
     temperature = fit_temperature(logits, labels)
     assert temperature == pytest.approx(np.exp(best.x), rel=1e-5)
     assert temperature == pytest.approx(2.5, rel=0.1)
-    assert fit_temperature(4 * logits, labels) == pytest.approx(4 * temperature, rel=1e-6)
+    for factor in (0.01, 4, 100):
+        assert fit_temperature(factor * logits, labels) == pytest.approx(factor * temperature, rel=1e-6)
     before, after = (expected_calibration_error(softmax(logits, t), labels) for t in (1, temperature))
     assert after < before / 3
 
