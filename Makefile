@@ -21,7 +21,7 @@ check:
 
 test:
 	@PYTHON="$(PYTHON)" sh tools/setup.sh test
-	$(PY) tools/run_tests.py --strict-skips --continue-on-collection-errors --durations=15
+	$(PY) tools/run_tests.py --jobs 2 --strict-skips --continue-on-collection-errors --durations=15
 
 lint:
 	@PYTHON="$(PYTHON)" sh tools/setup.sh test

@@ -37,7 +37,8 @@ CASES = {
     "micro-batches": ({}, {"microbatch_size": 4}),
     "uneven micro-batches": ({}, {"microbatch_size": 5}),
     "clipped together": ({}, {"optimizer": {"global_clipnorm": 0.1, "learning_rate": 5.0}, "epochs": 1}),
-    "clipped one by one": ({}, {"optimizer": {"clipnorm": 0.05, "learning_rate": 0.5}, "epochs": 1}),
+    # Half of the weights are clipped. Were all cut down, what has no gradient but for rounding would stand out.
+    "clipped one by one": ({}, {"optimizer": {"clipnorm": 2.0}, "epochs": 1}),
     "averaged weights": ({}, {"optimizer": {"use_ema": True, "ema_momentum": 0.5}}),
     "compiled": ({}, {"jit_compile": True}),
     "compiled micro-batches": ({}, {"jit_compile": True, "microbatch_size": 5}),
