@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from keras_clip.data.skipped import SkippedSamples
-from keras_clip.evaluation.sources import LabelledImages, require_class_names, require_images_of_all
+from keras_clip.evaluation.labelled_images import LabelledImages, require_class_names, require_images_of_all
 from keras_clip.evaluation.store_draft import DRAFT_SUFFIX, MANIFEST, Draft
 from keras_clip.evaluation.store_key import Key, model_parts
 from keras_clip.model import CLIPModel, ImageEmbedder

@@ -15,7 +15,7 @@ from keras import ops
 
 from keras_clip.data.images import ImagePreprocessor
 from keras_clip.data.skipped import SkippedSamples
-from keras_clip.evaluation.sources import LabelledImages, require_images_of_all
+from keras_clip.evaluation.labelled_images import LabelledImages, require_images_of_all
 from keras_clip.evaluation.store_key import Key
 from keras_clip.model import ImageEmbedder
 
@@ -168,8 +168,7 @@ class Draft:
             ValueError: all images of a class are broken.
         """
         images, kept = self._images, np.flatnonzero(~self._is_broken)
-        if images.class_names is not None:
-            require_images_of_all(images.labels[kept], images.class_names, f"{images.name}/{images.split}, as decoded")
+        self._require_all_classes(kept)
         for name, column in self._columns.items():
             # Of two calls, the first of which was killed, the second may find it done.
             if len(column) > len(kept):
@@ -189,6 +188,16 @@ class Draft:
         write_json(self._place / MANIFEST, manifest)
         os.replace(self._place, self._folder)
         (self._folder / _PROGRESS).unlink()
+
+    def _require_all_classes(self, kept: np.ndarray) -> None:
+        labels, names = self._images.labels, self._images.class_names
+        if names is None:
+            return
+        counts = np.bincount(labels, minlength=len(names)) if labels.ndim == 1 else (labels == 1).sum(axis=0)
+        has_images = counts > 0
+        labels = labels[kept][:, has_images] if labels.ndim == 2 else (np.cumsum(has_images) - 1)[labels[kept]]
+        names = [name for name, has in zip(names, has_images, strict=True) if has]
+        require_images_of_all(labels, names, f"{self._images.name}/{self._images.split}, as decoded")
 
     def _compact(self, name: str, column: np.ndarray, kept: np.ndarray) -> None:
         path, part = self._place / f"{name}.npy", self._place / f"{name}.npy.part"

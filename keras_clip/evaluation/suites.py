@@ -16,9 +16,9 @@ from typing import Any
 
 from keras_clip.data.prompts import FAMILIES
 from keras_clip.evaluation import published, sources
+from keras_clip.evaluation.labelled_images import LabelledImages
 from keras_clip.evaluation.ladder import align_names
 from keras_clip.evaluation.metrics import IGNORED
-from keras_clip.evaluation.sources import LabelledImages
 
 # Raise it when a class name, a template, a split or a label rule changes: scores of before cannot be compared then.
 PROTOCOL = 1
@@ -43,7 +43,7 @@ class DatasetRecord:
         manual: what to download by hand, and how to lay it out; "" where tensorflow-datasets does all.
         note: in what this differs from the paper's protocol; "" where nothing is known to.
         classes_of: the data set whose classes it has; "": its own.
-        only_occurring: whether the classes are those that have images, of more that the source names.
+        empty_classes: "drop" where the source names more classes than it has.
         image: feature of the builder, or function of an example.
         label: feature of the builder, or function of an example and the builder's features.
         separator: what parts several labels in the table of a set that is laid out by hand.
@@ -57,7 +57,7 @@ class DatasetRecord:
     manual: str = ""
     note: str = ""
     classes_of: str = ""
-    only_occurring: bool = False
+    empty_classes: str = "refuse"
     image: str | Callable[[dict], Any] = "image"
     label: str | Callable[[dict, Any], Any] = "label"
     separator: str | None = None
@@ -124,7 +124,7 @@ class DatasetRecord:
             image=self.image,
             label=self.label,
             class_names=list(self.names) if callable(self.label) else None,
-            only_occurring=self.only_occurring,
+            empty_classes=self.empty_classes,
             name=self.name,
             data_dir=data_dir,
         )
@@ -288,8 +288,8 @@ _TEST = _splits(test="test")
 _SHIFTS = (
     DatasetRecord("ImageNetV2", builder="imagenet_v2/matched-frequency", splits=_TEST, **_IMAGENET),
     DatasetRecord("ImageNet-Sketch", builder="imagenet_sketch", splits=_TEST, **_IMAGENET),
-    DatasetRecord("ImageNet-A", builder="imagenet_a", splits=_TEST, only_occurring=True, **_IMAGENET),
-    DatasetRecord("ImageNet-R", builder="imagenet_r", splits=_TEST, only_occurring=True, **_IMAGENET),
+    DatasetRecord("ImageNet-A", builder="imagenet_a", splits=_TEST, empty_classes="drop", **_IMAGENET),
+    DatasetRecord("ImageNet-R", builder="imagenet_r", splits=_TEST, empty_classes="drop", **_IMAGENET),
     DatasetRecord(
         "ObjectNet",
         splits=_TEST,

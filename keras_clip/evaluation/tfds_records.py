@@ -4,8 +4,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-# A progress bar shows up after this many seconds.
-PATIENCE = 5
+from keras_clip.evaluation.labelled_images import PATIENCE
 
 
 class Records:

@@ -18,7 +18,7 @@ from PIL import Image
 from subprocesses import REPOSITORY
 
 from keras_clip.evaluation import FeatureStore, sources, store_draft
-from keras_clip.evaluation.sources import LabelledImages
+from keras_clip.evaluation.labelled_images import LabelledImages
 from keras_clip.evaluation.store_key import model_parts
 
 SIZE = 21
