@@ -136,7 +136,7 @@ def interval(
     """How sure the value of a metric is, given that other images could have been drawn.
 
     Shares of images have Wilson's interval. The mean per class has it too, at the number of images that gives the
-    variance of the delta method. Areas under curves are bootstrapped over images.
+    variance of the delta method. Areas under curves are bootstrapped over images, within classes.
 
     Args:
         metric: key of `METRICS`.
@@ -154,16 +154,16 @@ def interval(
     """
     if metric not in METRICS:
         raise ValueError(f"Wanted: a metric of {list(METRICS)}. Received: metric={metric!r}.")
+    draws = {"confidence": confidence, "resamples": resamples, "seed": seed}
     if metric == "map_11pt":
         curves = _class_curves(scores, labels)
-        draws = {"strata": _rarest_positive(labels), "confidence": confidence, "resamples": resamples, "seed": seed}
-        return bootstrap_interval(
-            lambda drawn: np.mean([curve.average_precision(drawn) for curve in curves]), len(labels), **draws
-        )
+        statistic = lambda drawn: np.mean([curve.average_precision(drawn) for curve in curves])  # noqa: E731
+        bounds = bootstrap_interval(statistic, len(labels), strata=_rarest_positive(labels), **draws)
+        return _widened(bounds, sum(int(curve.positive.sum()) for curve in curves), confidence)
     if metric == "roc_auc":
         curve = _binary_curve(scores, labels)
-        draws = {"strata": labels, "confidence": confidence, "resamples": resamples, "seed": seed}
-        return bootstrap_interval(curve.roc_auc, len(labels), **draws)
+        bounds = bootstrap_interval(curve.roc_auc, len(labels), strata=labels, **draws)
+        return _widened(bounds, min(int(curve.positive.sum()), int((~curve.positive).sum())), confidence)
     if metric == "mean_per_class":
         return _mean_per_class_interval(*_per_class(scores, labels), confidence)
     hits = {
@@ -219,6 +219,12 @@ def _per_class(scores, labels):
             f"{np.flatnonzero(counts == 0).tolist()[:10]}. Leave these classes out of scores and labels."
         )
     return np.bincount(labels, right, classes), counts
+
+
+def _widened(bounds, images, confidence):
+    """A bootstrap's bounds, or where no resample differed, as at perfect scores, Wilson's at so many images."""
+    low, high = bounds
+    return wilson_interval(low * images, images, confidence) if low == high else (low, high)
 
 
 def _mean_per_class_interval(right, counts, confidence):

@@ -99,6 +99,27 @@ def test_ignored_labels_are_as_if_absent(several, rng):
     assert low < METRICS["map_11pt"](scores, ignored) < high
 
 
+def test_drawn_twice_is_there_twice(several, binary, rng):
+    scores, labels = several
+    labels = labels.copy()
+    labels[rng.permutation(200)[:60], 1] = IGNORED
+    drawn = rng.integers(0, 4, 200)
+    points = [curve.average_precision(drawn) for curve in metrics._class_curves(scores, labels)]
+    repeated = METRICS["map_11pt"](np.repeat(scores, drawn, 0), np.repeat(labels, drawn, 0))
+    assert np.mean(points) == pytest.approx(repeated, rel=1e-12)
+    scores, labels = binary
+    repeated = METRICS["roc_auc"](np.repeat(scores, drawn, 0), np.repeat(labels, drawn))
+    assert metrics._binary_curve(scores, labels).roc_auc(drawn) == pytest.approx(repeated, rel=1e-12)
+
+
+def test_perfect_scores_are_no_certainty():
+    # One positive image of the rare class: drawn within classes, it is never missing.
+    labels = np.repeat(np.eye(2, dtype="uint8"), [1, 30], 0)
+    assert metrics.interval("map_11pt", labels * 1.0, labels, resamples=50) == wilson_interval(31, 31)
+    labels = np.repeat([0, 1], [5, 30])
+    assert metrics.interval("roc_auc", labels * 1.0, labels, resamples=50) == wilson_interval(5, 5)
+
+
 def test_correct_for_several_labels():
     scores = np.array([[0.9, 0.5, 0.1], [0.9, 0.5, 0.1], [0.9, 0.5, 0.1]])
     labels = np.array([[1, 0, 0], [0, 1, 0], [IGNORED, 1, 0]], "uint8")
