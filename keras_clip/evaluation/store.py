@@ -20,7 +20,12 @@ _COLUMNS = ("features", "embeddings", "labels", "ids", "groups")
 class FeatureStore:
     """Features, embeddings and labels of the images of one split, in files that are mapped into memory.
 
-    Make it with `FeatureStore.build`, open it with `FeatureStore.open`, or wrap arrays with `FeatureStore.from_arrays`.
+    Make it with `FeatureStore.build`, open it with `FeatureStore.open`, or wrap arrays with `FeatureStore.from_arrays`,
+    which check what they get.
+
+    Args:
+        columns: the arrays among the attributes, by name.
+        manifest: the rest of them, as `store.json` has it.
 
     Attributes:
         features: float32 (N, D), before the projection: what a linear probe uses (Radford et al., 2021, appendix A.3).

@@ -137,15 +137,25 @@ class DatasetRecord:
         self.names_per_class(images.class_names)
         return images
 
-    def published_zero_shot(self, model: str) -> float | None:
-        """The paper's zero-shot score of a preset, a share in [0, 1]; None where it gives none."""
-        if self.name in SHIFTS:
-            return published.robustness().get(self.name) if model == "vit_l14_336" else None
-        return published.zero_shot(model).get(self.name) if model in published.models("zero_shot") else None
+    def published_scores(self, model: str) -> dict[str, float]:
+        """What the paper reports of a model.
 
-    def published_linear_probe(self, model: str) -> float | None:
-        """The paper's linear probe score of a model, a share in [0, 1]; None where it gives none."""
-        return published.linear_probe(model).get(self.name) if model in published.models("linear_probe") else None
+        Args:
+            model: a preset, or another row of `published.models("linear_probe")`.
+
+        Returns:
+            {method: share in [0, 1]}, the methods "zero_shot/family" and "linear_probe" as far as the paper has them.
+        """
+        if self.name in SHIFTS:
+            rows = {"zero_shot/family": "zero_shot_clip", "linear_probe": "linear_probe_clip"}
+            scores = {method: published.robustness(row)[self.name] for method, row in rows.items()}
+            return scores if model == "vit_l14_336" else {}
+        scores = {}
+        if model in published.models("zero_shot"):
+            scores["zero_shot/family"] = published.zero_shot(model)[self.name]
+        if model in published.models("linear_probe"):
+            scores["linear_probe"] = published.linear_probe(model)[self.name]
+        return scores
 
 
 def _middle_frame(example: dict) -> Any:

@@ -17,7 +17,8 @@ import small_clip
 from PIL import Image
 from subprocesses import REPOSITORY
 
-from keras_clip.evaluation import FeatureStore, sources, store_draft
+import keras_clip
+from keras_clip.evaluation import FeatureStore, ladder, sources, store_draft
 from keras_clip.evaluation.labelled_images import LabelledImages
 from keras_clip.evaluation.store_key import model_parts
 
@@ -376,14 +377,19 @@ def test_arrays_and_parts_of_them():
     assert len(part) == 2 and len(whole) == 4 and part.class_names == ("a", "b")
 
 
-def test_digits_end_to_end(clip, tmp_path):
+def test_digits_end_to_end(tmp_path):
+    # Prompts need the whole vocabulary.
+    clip = small_clip.build(vocabulary_size=49408)
     images = sources.digits("test")
-    store = FeatureStore.build(clip, images, tmp_path / "digits", batch_size=8)
-    pixels = np.stack([sample.image for sample in images])
-    expected = keras.ops.convert_to_numpy(clip.encode_image(clip.image_preprocessor(list(pixels[-5:]))))
-    np.testing.assert_allclose(store.embeddings[-5:], expected, atol=2e-6)
-    assert store.labels[:10].tolist() == images.labels[:10].tolist()
-    assert len(store) == 597
+    store = FeatureStore.build(clip, images, tmp_path / "digits", batch_size=64)
+    pixels = clip.image_preprocessor([sample.image for sample in images][-64:])
+    classifier = keras_clip.ZeroShotClassifier(clip, list("0123456789"), ("a photo of a {}.",))
+    rung = ladder.ladder(clip, store, ("a photo of a {}.",))["zero_shot/family"]
+    scores = ladder.zero_shot_scores(store, rung.class_embeddings)
+    expected = keras.ops.convert_to_numpy(classifier.logits(pixels))
+    np.testing.assert_allclose(scores[-64:], expected, atol=1e-4)
+    assert scores.shape == (597, 10)
+    assert store.labels.tolist() == images.labels.tolist()
 
 
 def test_what_is_compiled_is_shared_and_follows_the_weights(tmp_path):

@@ -157,12 +157,16 @@ def test_records_are_whole(name):
 
 def test_scores_to_compare_with():
     food = suites.record("Food101")
-    assert food.published_zero_shot("vit_l14_336") == pytest.approx(0.938, abs=1e-3)
-    assert food.published_linear_probe("rn50") == pytest.approx(0.864)
-    assert food.published_zero_shot("my_own") is None and food.published_linear_probe("my_own") is None
+    scores = food.published_scores("vit_l14_336")
+    assert scores == {"zero_shot/family": pytest.approx(0.938), "linear_probe": pytest.approx(0.959)}
+    assert food.published_scores("resnet50").keys() == {"linear_probe"}
+    assert food.published_scores("my_own") == {}
     shift = suites.record("ImageNet-A")
-    assert shift.published_zero_shot("vit_l14_336") == pytest.approx(0.772)
-    assert shift.published_zero_shot("rn50") is None
+    assert shift.published_scores("vit_l14_336") == {
+        "zero_shot/family": pytest.approx(0.772),
+        "linear_probe": pytest.approx(0.753),
+    }
+    assert shift.published_scores("rn50") == {}
 
 
 def test_protocols_differ():
