@@ -33,14 +33,18 @@ BACKEND_AWARE = (
     "data",
     "distribution",
     "tiling",
+    "layers.pure_call",
     "trainer",
     "export",
+    "evaluation.products",
     "training.foreach",
     "presets.checkpoint",
     "presets.filling",
     "presets.keras_hub",
     "training.foreach",
+    "training.state",
     "training.strategies",
+    "training.telemetry",
 )
 BACKENDS = frozenset({"tensorflow", "tensorflow_text", "torch", "jax", "jaxlib", "keras_hub"})
 # Slow to import, or not installed with the light core.
