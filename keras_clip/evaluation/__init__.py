@@ -11,7 +11,7 @@ from keras_clip.evaluation.calibration import (
     softmax,
 )
 from keras_clip.evaluation.class_design import Disparity, class_design_rates, class_set_hits, disparity
-from keras_clip.evaluation.comparison import Comparison, compare_models, compare_over_datasets, same_images
+from keras_clip.evaluation.comparison import Comparison, compare_models, compare_over_datasets
 from keras_clip.evaluation.metrics import (
     METRICS,
     accuracy,

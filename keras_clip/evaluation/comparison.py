@@ -4,7 +4,7 @@ The test is McNemar's exact one, on the images that just one of the two has righ
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -109,22 +109,3 @@ def compare_over_datasets(
         name: Comparison(**{**vars(comparison), "adjusted_p_value": float(p_value)})
         for (name, comparison), p_value in zip(compared.items(), adjusted, strict=True)
     }
-
-
-def same_images(first: Sequence[str], second: Sequence[str]) -> None:
-    """Refuses two feature stores that do not hold the same images in the same order.
-
-    Args:
-        first: ids (N,).
-        second: ids (N,).
-
-    Raises:
-        ValueError: ids that differ.
-    """
-    first, second = np.asarray(first), np.asarray(second)
-    if first.shape != second.shape or (first != second).any():
-        where = int(np.argmax(first != second)) if first.shape == second.shape else min(len(first), len(second))
-        raise ValueError(
-            "Wanted: the same images in the same order for both models. "
-            f"Received: {len(first)} and {len(second)} ids that first differ at {where}. Evaluate both on one data set."
-        )

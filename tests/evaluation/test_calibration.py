@@ -54,6 +54,12 @@ def test_sure_and_right_is_calibrated():
     assert expected_calibration_error(np.eye(3), np.array([1, 2, 0])) == 1
 
 
+def test_rounding_above_1_is_1():
+    probabilities = np.array([[1.0000002, 0]], "float32")
+    assert probabilities.max() > 1
+    assert reliability_curve(probabilities, np.array([0])).count.tolist() == [0] * 14 + [1]
+
+
 def test_interval_holds_the_error(rng):
     logits, labels = two_classes(rng, 500)
     error = expected_calibration_error(softmax(logits), labels)

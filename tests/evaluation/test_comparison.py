@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from keras_clip.evaluation import compare_models, compare_over_datasets, mcnemar_test, same_images
+from keras_clip.evaluation import compare_models, compare_over_datasets, mcnemar_test
 
 pytestmark = pytest.mark.backend_free
 
@@ -79,11 +79,3 @@ def test_datasets_of_one_model_only():
         compare_over_datasets({"a": right}, {"a": right, "b": right})
     with pytest.raises(ValueError, match="at least one"):
         compare_over_datasets({}, {})
-
-
-def test_same_images():
-    same_images(["a", "b"], np.array(["a", "b"]))
-    with pytest.raises(ValueError, match="2 and 2 ids that first differ at 1"):
-        same_images(["a", "b"], ["a", "c"])
-    with pytest.raises(ValueError, match="1 and 2 ids"):
-        same_images(["a"], ["a", "b"])
