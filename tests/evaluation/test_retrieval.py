@@ -113,6 +113,9 @@ def test_interval_of_the_median_rank(rng):
     # Four values, seldom drawn alike: the bounds are the extremes.
     ranks = ranks_of([1, 2, 3, 10], [1, 2, 3, 10], np.arange(4))
     assert ranks.median_rank_interval("image_to_text", confidence=0.999) == (1, 10)
+    # Of two, half the resamples have both, whose median lies between them.
+    ranks = ranks_of([10, 1], [10, 1], [0, 1])
+    assert ranks.median_rank_interval("image_to_text", confidence=0.01) == (5.5, 5.5)
 
 
 def test_scores(flickr):
