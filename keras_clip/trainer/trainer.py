@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from keras_clip import distribution
-from keras_clip.trainer import keras_repairs, microbatches, steps
+from keras_clip.trainer import keras_repairs, microbatches, steps, watching
 from keras_clip.types import Tensor
 
 
@@ -40,6 +40,8 @@ class GlobalBatchTrainer(keras.Model):
     """
 
     microbatch_size: int | None = None
+    # Called with a `watching.BatchRead` after each batch that `fit` reads, if it is set.
+    batch_listener = None
     _compiles_embedders = False
 
     def add_step_metrics(self) -> None:
@@ -124,9 +126,13 @@ class GlobalBatchTrainer(keras.Model):
         # Its variables must be there before the step is traced.
         if not self.optimizer.built:
             self._build_optimizer()
-        if not force and self.train_function is None:
+        is_new = force or self.train_function is None
+        if not force and is_new:
             distribution.share_first([*self.variables, *self.optimizer.variables])
-        return super().make_train_function(force)
+        super().make_train_function(force)
+        if is_new:
+            self.train_function = watching.watched(self, self.train_function)
+        return self.train_function
 
     def _build_optimizer(self):
         strategy = keras_repairs.strategy_of(self)

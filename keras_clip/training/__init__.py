@@ -5,4 +5,5 @@ from keras_clip.training.optimizer import AdamW, adamw
 from keras_clip.training.recipe import Recipe, recipe
 from keras_clip.training.sharding import layout_map
 from keras_clip.training.strategies import Part, own_part, strategy
+from keras_clip.training.telemetry import Telemetry
 from keras_clip.training.unmasking import Unmask

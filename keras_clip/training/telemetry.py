@@ -1,0 +1,284 @@
+"""How fast a training runs, and what it waits for: to the progress bar, to TensorBoard and to a CSV file."""
+
+import csv as csv_files
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+
+from keras_clip import flops
+from keras_clip.trainer import watching
+
+
+class _Totals:
+    """Sums over some steps."""
+
+    def __init__(self):
+        self.steps = self.pairs = self.flops = 0
+        self.seconds = self.waited = 0.0
+
+    def add(self, steps, pairs, seconds, waited, flops):
+        self.steps += steps
+        self.pairs += pairs
+        self.seconds += seconds
+        self.waited += waited
+        self.flops += flops
+
+    def figures(self, peak):
+        """What is shown of them; `peak` is the FLOP/s of all devices, or None."""
+        figures = {
+            "pairs_per_second": self.pairs / self.seconds,
+            "step_seconds": self.seconds / self.steps,
+            "data_wait": self.waited / self.seconds,
+        }
+        return figures if peak is None else {**figures, "mfu": self.flops / self.seconds / peak}
+
+
+class Telemetry(keras.callbacks.Callback):
+    """Measures the steps of `fit`. Give it to the process that shows the progress, with any strategy.
+
+    The progress bar and `History` get:
+
+    - "pairs_per_second": pairs of the global batches, over all replicas and processes;
+    - "step_seconds": from the end of one step on the device to the end of the next;
+    - "data_wait": share of the time, in [0, 1], in which the device had nothing to do because a batch was still being
+      read;
+    - "mfu": floating-point operations really done (texts as long as they were cut, recomputation of micro-batches and
+      of rematerialised blocks included; see `keras_clip.flops`) over what the devices could do at their peak.
+
+    Steps show the mean over the last `every` steps, epochs that over all of their steps, those that compiled included.
+    Files get a row every `every` steps, and at the end of an epoch; beside these figures what the model logs: loss,
+    "logit_scale", "gradient_norm", accuracies, "skipped_steps". A training that goes on in the middle keeps the rows of
+    the CSV file up to there.
+
+    Nothing is read from the device that Keras does not read for its logs, and no step waits for it. On torch, where
+    Keras reads batches out of sight, the time of callbacks after this one in the list counts as waiting for data: put
+    it last.
+
+    Args:
+        csv: path of a CSV file, or None.
+        tensorboard: folder for TensorBoard's event files, or None.
+        every: int > 0. Steps.
+        peak_flops: float or None. FLOP/s of one device at best, in the dtype that computes, such as 989e12 for bfloat16
+            on an H100. None: no "mfu".
+        step_flops: function of (pairs, tokens of the texts), the FLOPs of a step, for encoders that `keras_clip.flops`
+            cannot count. None: `keras_clip.flops.train_step`.
+
+    Raises:
+        ValueError: a number is not positive or, when `fit` begins, "mfu" is asked for and the encoders have no count.
+        TypeError: when `fit` begins, the model is no `CLIPModel`.
+        ImportError: `tensorboard` was given, and nothing that could write it is installed.
+    """
+
+    # Keras then calls it from a thread that has waited for the step, while the main thread goes on.
+    async_safe = True
+
+    def __init__(
+        self,
+        csv: str | os.PathLike | None = None,
+        tensorboard: str | os.PathLike | None = None,
+        every: int = 10,
+        peak_flops: float | None = None,
+        step_flops: Callable[[int, int], float] | None = None,
+    ):
+        super().__init__()
+        for name, value in (("every", every), ("peak_flops", peak_flops)):
+            if value is not None and value <= 0:
+                raise ValueError(f"`{name}` must be positive. Received: {name}={value}.")
+        self.every = every
+        self.peak_flops = peak_flops
+        self.step_flops = step_flops
+        self._csv = None if csv is None else _CsvFile(Path(csv))
+        self._board = None if tensorboard is None else _event_file(Path(tensorboard))
+        self._lock = threading.Lock()
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        """Begins to listen to what the model reads."""
+        if not hasattr(self.model, "batch_listener"):
+            raise TypeError(f"`Telemetry` measures a `CLIPModel`. Received: {type(self.model).__name__}.")
+        if self.peak_flops is not None and self.step_flops is None and flops.train_step(self.model, 1) is None:
+            encoders = [self.model.image_encoder.name, self.model.text_encoder.name]
+            raise ValueError(
+                f"Only this library's own encoders can be counted. Received: encoders {encoders}, peak_flops="
+                f"{self.peak_flops}. Pass `step_flops`, a function of (pairs, tokens) that gives the operations of a "
+                "step, or leave `peak_flops` out."
+            )
+        # On JAX each look at `self.model` fetches its state, which would stop the steps.
+        self._model_itself = self.model
+        self._replicas, devices = watching.replicas_and_devices(self.model)
+        self._peak = None if self.peak_flops is None else devices * self.peak_flops
+        self._reads = deque()
+        self._step = None
+        self.model.batch_listener = self._reads.append
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        """Starts the clock."""
+        if self._step is None:
+            # Later it would have to be fetched from the device.
+            self._step = int(keras.ops.convert_to_tensor(self.model.optimizer.iterations))
+            if self._csv is not None:
+                self._csv.open(self._step)
+        self._epoch, self._known_flops = epoch, {}
+        self._in_epoch, self._recent, self._shown = _Totals(), _Totals(), {}
+        self._reads.clear()
+        self._ends, self._next = {}, self._model_itself.steps_per_execution - 1
+        self._last_end = time.perf_counter()
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        """Adds the figures to `logs`."""
+        now = time.perf_counter()
+        with self._lock:
+            self._ends[batch] = now, dict(logs or {})
+            while self._next in self._ends:
+                # Threads may overtake each other: a step ended before any later one did.
+                end = min(end for end, _ in self._ends.values())
+                self._add(end, self._ends.pop(self._next)[1])
+                self._next += self._model_itself.steps_per_execution
+            if logs is not None:
+                logs.update(self._shown or self._recent_figures())
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Adds the epoch's figures to `logs`."""
+        if not self._in_epoch.steps:
+            return
+        if self._recent.seconds > 0:
+            self._write({key: value for key, value in (logs or {}).items() if not key.startswith("val_")})
+        if logs is not None:
+            logs.update(self._in_epoch.figures(self._peak))
+
+    def on_train_end(self, logs: dict | None = None) -> None:
+        """Closes the files."""
+        self.model.batch_listener = None
+        for file in (self._csv, self._board):
+            if file is not None:
+                file.close()
+
+    def _add(self, end, logs):
+        read = self._reads.popleft()
+        waited = max(0.0, read.ended - max(read.began, self._last_end))
+        done = 0 if self._peak is None else sum(map(self._flops, read.pairs, read.text_lengths))
+        for totals in (self._in_epoch, self._recent):
+            totals.add(len(read.pairs), sum(read.pairs), end - self._last_end, waited, done)
+        self._step += len(read.pairs)
+        self._last_end = end
+        if self._recent.steps >= self.every and self._recent.seconds > 0:
+            self._write(logs)
+
+    def _flops(self, pairs, length):
+        key = pairs, length
+        if key not in self._known_flops:
+            if self.step_flops is not None:
+                self._known_flops[key] = self.step_flops(pairs, length)
+            else:
+                self._known_flops[key] = flops.train_step(self._model_itself, pairs, length, self._replicas)
+        return self._known_flops[key]
+
+    def _recent_figures(self):
+        return self._recent.figures(self._peak) if self._recent.seconds > 0 else {}
+
+    def _write(self, logs):
+        """A row of the steps since the last one."""
+        self._shown = self._recent_figures()
+        self._recent = _Totals()
+        row = {**logs, **self._shown}
+        if self._csv is not None:
+            self._csv.write({"step": self._step, "epoch": self._epoch, **row})
+        if self._board is not None:
+            self._board.write(self._step, row)
+
+
+class _CsvFile:
+    """Rows that are there as soon as they are written. It is not begun anew where a training goes on."""
+
+    def __init__(self, path):
+        self._path = path
+        self._file = self._writer = None
+
+    def open(self, step):
+        """Keeps the rows up to a step; none, if it is the first."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        rows, names = [], None
+        if step and self._path.exists():
+            with open(self._path, newline="", encoding="utf-8") as file:
+                reader = csv_files.DictReader(file)
+                # A row that was cut off when the process was killed has no step, or not all of its numbers.
+                rows = [row for row in reader if None not in row.values() and int(row["step"]) <= step]
+                names = reader.fieldnames
+        temporary = self._path.with_name(f"{self._path.name}.new")
+        self._file = open(temporary, "w", newline="", encoding="utf-8")
+        if names:
+            self._begin(names)
+            self._writer.writerows(rows)
+            self._file.flush()
+        os.replace(temporary, self._path)
+
+    def _begin(self, names):
+        self._writer = csv_files.DictWriter(self._file, names, extrasaction="ignore", restval="")
+        self._writer.writeheader()
+
+    def write(self, row):
+        if self._writer is None:
+            self._begin(list(row))
+        self._writer.writerow(row)
+        self._file.flush()
+
+    def close(self):
+        if self._file is not None:
+            self._file.close()
+        self._file = self._writer = None
+
+
+class _TensorFlowEvents:
+    """Event files written by TensorFlow, which needs no other package for it."""
+
+    def __init__(self, folder):
+        import tensorflow as tf
+
+        self._writer = tf.summary.create_file_writer(str(folder))
+        self._metadata = tf.compat.v1.SummaryMetadata()
+        self._metadata.plugin_data.plugin_name = "scalars"
+
+    def write(self, step, row):
+        import tensorflow as tf
+
+        with tf.device("CPU"), self._writer.as_default(step):
+            for name, value in row.items():
+                tf.summary.write(name, tf.constant(value, "float32"), metadata=self._metadata)
+            self._writer.flush()
+
+    def close(self):
+        self._writer.flush()
+
+
+class _TorchEvents:
+    """Event files written by torch, for which the package `tensorboard` must be installed."""
+
+    def __init__(self, folder):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder))
+
+    def write(self, step, row):
+        for name, value in row.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def close(self):
+        self._writer.flush()
+
+
+def _event_file(folder):
+    for kind in (_TensorFlowEvents, _TorchEvents):
+        try:
+            return kind(folder)
+        except ImportError:
+            continue
+    raise ImportError(
+        "TensorBoard's files are written by TensorFlow, or by torch with the package tensorboard. Received: "
+        f"tensorboard='{folder}', and neither is installed. Install `tensorflow` or `tensorboard`, or leave "
+        "`tensorboard` out: `csv` needs nothing."
+    )
