@@ -1,6 +1,6 @@
 """How good a model is, and how sure that is."""
 
-from keras_clip.evaluation import ladder, metrics, published, sources
+from keras_clip.evaluation import ladder, metrics, published, report, sources, suites
 from keras_clip.evaluation.calibration import (
     ReliabilityCurve,
     calibration_error_interval,
@@ -10,8 +10,24 @@ from keras_clip.evaluation.calibration import (
     reliability_curve,
     softmax,
 )
+from keras_clip.evaluation.callbacks import EvaluateDuringTraining
 from keras_clip.evaluation.class_design import Disparity, class_design_rates, class_set_hits, disparity
+from keras_clip.evaluation.closed_form import RidgeProbe
 from keras_clip.evaluation.comparison import Comparison, compare_models, compare_over_datasets
+from keras_clip.evaluation.evaluate import PARTS, compare, evaluate
+from keras_clip.evaluation.few_shot import FewShotScore, ShotsToMatch, few_shot_scores, few_shot_subset, shots_to_match
+from keras_clip.evaluation.gallery import gallery
+from keras_clip.evaluation.heads import (
+    NearestNeighbours,
+    TipAdapter,
+    Tuned,
+    WiseFT,
+    tune_nearest_neighbours,
+    tune_tip_adapter,
+    tune_wise_ft,
+)
+from keras_clip.evaluation.labelled_images import LabelledImages, Sample
+from keras_clip.evaluation.linear_probe import CSearch, LinearProbe, search_C
 from keras_clip.evaluation.metrics import (
     METRICS,
     accuracy,
@@ -22,6 +38,17 @@ from keras_clip.evaluation.metrics import (
     roc_auc,
     top5_accuracy,
 )
+from keras_clip.evaluation.overlap import (
+    Overlap,
+    analyse_overlap,
+    hash_vectors,
+    nearest_vectors,
+    overlap_table,
+    perceptual_hash,
+    pixel_digest,
+    recall_at_precision,
+)
+from keras_clip.evaluation.overlap_detector import DuplicateDetector, recall_on_copies, train_duplicate_detector
 from keras_clip.evaluation.published import PublishedDataset
 from keras_clip.evaluation.records import Results, Score
 from keras_clip.evaluation.retrieval import RetrievalRanks, retrieval_ranks
@@ -58,6 +85,7 @@ from keras_clip.evaluation.statistics import (
     wilson_interval,
 )
 from keras_clip.evaluation.store import FeatureStore
+from keras_clip.evaluation.tasks import Task, captions_of_tars
 from keras_clip.evaluation.transfer import (
     ShotsSummary,
     Transfer,

@@ -10,6 +10,7 @@ from keras_clip.evaluation import figures, published, scaling, shift_figures
 from keras_clip.evaluation.comparison import compare_models
 from keras_clip.evaluation.records import Results
 from keras_clip.evaluation.robustness import SHIFT_LINES, adaptation
+from keras_clip.evaluation.transfer import few_shot_curve
 
 # The zero-shot score that stands for the model, in the order of preference.
 ZERO_SHOT = ("zero_shot/family", "zero_shot/one_template", "zero_shot/bare_name")
@@ -111,24 +112,18 @@ def _figure_5(results):
     return figures.zero_shot_against_probe(own, paper, intervals)
 
 
-def few_shot_means(results: Results, dataset: str) -> dict[int, float]:
-    """{images per class: mean over seeds} of a data set's few-shot probes."""
-    shots: dict[int, list[float]] = {}
-    for score in results.select(dataset, "few_shot"):
-        shots.setdefault(int(score.method.rsplit("/", 1)[1]), []).append(score.value)
-    return {k: float(np.mean(values)) for k, values in sorted(shots.items())}
-
-
 def _figure_6(results):
-    names = [name for name in results.datasets if few_shot_means(results, name) and headline(results, name)]
-    if not names:
+    try:
+        curve = few_shot_curve(results.scores)
+    except ValueError:  # no data set has all numbers of shots
         return None
-    tables = [few_shot_means(results, name) for name in names]
-    shared = [k for k in tables[0] if all(k in table for table in tables)]
-    curve = [(k, np.mean([table[k] for table in tables])) for k in shared]
-    sets = "one data set" if len(names) == 1 else f"{len(names)} data sets"
-    zero_shot = np.mean([headline(results, name).value for name in names])
-    return figures.few_shot({f"linear probe, {sets}": curve}, {"zero-shot": float(zero_shot)})
+    zero_shot = [score.value for name in _few_shot_sets(results) if (score := headline(results, name))]
+    points = {"linear probe": [(k, mean) for k, mean, _, _ in curve]}
+    return figures.few_shot(points, {"zero-shot": float(np.mean(zero_shot))} if zero_shot else None)
+
+
+def _few_shot_sets(results):
+    return list(dict.fromkeys(score.dataset for score in results.select(method="few_shot")))
 
 
 def _figure_7(results):

@@ -13,6 +13,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from keras_clip.evaluation.evaluate import compare
 from keras_clip.evaluation.gallery import gallery
 from keras_clip.evaluation.records import Results, Score
 
@@ -86,7 +87,7 @@ def html(results: Results, other: Results | None = None, title: str = "Evaluatio
         _section("Which class for which", _figures(drawn, "confusion/")),
         _section("Most confident errors", _errors(results)),
         _section("Class design", _prefixed(results, "class_design/"), _DESIGN_NOTE),
-        _section("Two models", [_rows(results, "comparison")], _COMPARISON_NOTE),
+        _section("Two models", [table(compare(results, other))] if other else [], _COMPARISON_NOTE),
         _section("Overlap with the training data", [_rows(results, "overlap")]),
         _section("Score against compute", [_rows(results, "scaling")]),
         _section("Prompts", [_rows(results, "templates")]),

@@ -49,7 +49,8 @@ class _FeaturesAndEmbeddings(keras.Model):
 _COMPILED: "weakref.WeakKeyDictionary[ImageEmbedder, _FeaturesAndEmbeddings]" = weakref.WeakKeyDictionary()
 
 
-def _compiled(embedder: ImageEmbedder) -> _FeaturesAndEmbeddings:
+def features_and_embeddings(embedder: ImageEmbedder) -> keras.Model:
+    """The model of images -> features (B, D) and embeddings (B, E), float32, that a half is encoded by."""
     model = _COMPILED.get(embedder)
     if model is None or model.encoder is not embedder.encoder or model.quantization != embedder.quantization:
         model = _COMPILED[embedder] = _FeaturesAndEmbeddings(embedder)
@@ -109,7 +110,7 @@ class Draft:
         """
         from tqdm import tqdm
 
-        model, noted = _compiled(embedder), time.monotonic()
+        model, noted = features_and_embeddings(embedder), time.monotonic()
         total = len(self._images)
         bar = tqdm(total=total, initial=self._done, desc=f"Encoding {self._images.name}/{self._images.split}")
         with bar:

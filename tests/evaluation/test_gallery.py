@@ -51,7 +51,7 @@ def test_numbers_reach_the_figures(drawn):
     assert bar(drawn["figure_5"].axes[0], "Food101") == [pytest.approx(-25), pytest.approx(22.5)]
     np.testing.assert_allclose(points(drawn["figure_4"].axes[0], "here: bare names"), [[1.5, 30]])
     np.testing.assert_allclose(points(drawn["figure_4"].axes[0], "here: prompts"), [[1.5, 52.5]])
-    curve = points(drawn["figure_6"].axes[0], "linear probe, 2 data sets")
+    curve = points(drawn["figure_6"].axes[0], "linear probe")
     np.testing.assert_allclose(curve, [[1, 30], [2, 40], [3, 50], [4, 60], [5, 70]])
     np.testing.assert_allclose(points(drawn["figure_8"].axes[0], "here, 2 sets"), [[80, 50], [80, 55]])
     np.testing.assert_allclose(points(drawn["figure_9"].axes[0], "tiny <1>, 2 sets here"), [[1.5, 47.5]])

@@ -1,0 +1,134 @@
+"""Measures a CLIP as the paper does, and writes a report: zero-shot, probes, few-shot, calibration, errors.
+
+    python examples/evaluate.py --model runs/mine/clip.keras --data digits --out runs/eval
+    python examples/evaluate.py --model vit_b32 --data photos/test --train photos/train --out runs/eval
+    python examples/evaluate.py --model runs/mine/clip.keras --data "val/*.tar" --train "train/*.tar" --captions
+    python examples/evaluate.py --model vit_b32 --data tfds:CIFAR10 tfds:DTD --out runs/eval
+    python examples/evaluate.py ... --compare runs/other/results.json
+
+`--data` names what the model is tested on:
+
+    digits          the handwritten digits of scikit-learn, with their own training split
+    a folder        with one folder of images for each class
+    a .csv or .tsv  with the columns path and label (and group)
+    a .tar or glob  WebDataset tars; the class is `--label` of each .json
+    tfds:NAME       a data set of the paper, through tensorflow-datasets, with its prompts: tfds:Food101
+
+Images are encoded once; the features stay in `<out>/stores`, so a second run takes seconds. Writes report.html, which
+opens in any browser without a network, results.json and results.csv into `--out`. Needs the extra `evaluation`.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+import keras
+
+import keras_clip
+from keras_clip import evaluation
+from keras_clip.data import prompts
+from keras_clip.evaluation import sources, suites
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="a .keras file, a preset, a folder or hf://organisation/name")
+    parser.add_argument("--data", nargs="+", required=True, help="what to test on; see above")
+    parser.add_argument("--train", help="images of the same classes to train probes on, as --data")
+    parser.add_argument("--shift", nargs="+", default=[], help="images of the same classes from elsewhere, as --data")
+    parser.add_argument("--label", default="name", help="key of the class in the .json of tars")
+    parser.add_argument("--captions", action="store_true", help="measure retrieval by the .txt of tars")
+    templates = parser.add_mutually_exclusive_group()
+    templates.add_argument("--templates", nargs="+", default=["a photo of a {}."], help="the plainest one first")
+    templates.add_argument("--templates-file", help="one template a line, or a JSON list")
+    parser.add_argument("--parts", nargs="+", choices=evaluation.PARTS, help="all that the data allow, if not given")
+    parser.add_argument("--compare", type=Path, help="results.json of another model on the same data")
+    parser.add_argument("--out", type=Path, default=Path("runs/eval"))
+    args = parser.parse_args(argv)
+    if len(args.data) > 1 and (args.train or args.shift):
+        parser.error("--train and --shift go with one --data. Run the command once for each.")
+    return args
+
+
+def load(model: str) -> keras_clip.CLIPModel:
+    if model.endswith(".keras"):
+        if not os.path.exists(model):
+            raise SystemExit(f"No such file: --model {model}. examples/train.py writes one.")
+        return keras.saving.load_model(model)
+    return keras_clip.presets.load(model)
+
+
+def is_tars(source: str) -> bool:
+    return source.endswith(".tar")
+
+
+def images(source: str, label: str, split: str, class_names=None) -> evaluation.LabelledImages:
+    """The images that a word of the command line names; of `class_names` some may have none."""
+    named = {"split": split, "name": Path(source).stem.strip("*") or None}
+    if class_names is not None:
+        named["empty_classes"] = "keep"
+    if source == "digits":
+        return sources.digits(split)
+    if is_tars(source):
+        folder = Path(source).resolve().parent
+        return sources.tars(
+            source, class_names, label=label, **{**named, "name": f"{folder.parent.name}_{folder.name}"}
+        )
+    if source.lower().endswith((".csv", ".tsv")):
+        return sources.csv(source, class_names, **named)
+    if Path(source).is_dir():
+        return sources.folder_per_class(source, class_names, **named)
+    raise SystemExit(
+        f"Cannot read {source!r}: it is neither `digits`, a folder, a .csv, a .tsv, .tar files nor tfds:NAME."
+    )
+
+
+def make_task(source: str, args: argparse.Namespace, templates: list[str]) -> evaluation.Task:
+    if source.startswith("tfds:"):
+        record = suites.record(source.removeprefix("tfds:"))
+        test = record.images("test")
+        return evaluation.Task(
+            test,
+            record.images("train"),
+            record.images("validation") if "validation" in record.splits else None,
+            record.templates,
+            dict(zip(test.class_names, record.names_per_class(test.class_names), strict=True)),
+            record.metric,
+            protocol=record.protocol,
+        )
+    train = args.train or ("digits" if source == "digits" else None)
+    # With training data its classes are those to choose from, whether or not the test split has images of all.
+    train = images(train, args.label, "train") if train else None
+    test = images(source, args.label, "test", train.class_names if train else None)
+    captions = {}
+    if args.captions:
+        if not is_tars(source):
+            raise SystemExit(f"--captions reads the .txt of tars. Received: --data {source}.")
+        captions = evaluation.captions_of_tars(source)
+    return evaluation.Task(
+        test,
+        train,
+        templates=templates,
+        shifts={Path(shift).stem: images(shift, args.label, "shift") for shift in args.shift},
+        captions=captions,
+    )
+
+
+def main(argv=None) -> evaluation.Results:
+    args = parse_args(argv)
+    templates = prompts.read(args.templates_file) if args.templates_file else args.templates
+    other = evaluation.Results.from_json(args.compare.read_text(encoding="utf-8")) if args.compare else None
+    clip = load(args.model)
+    tasks = [make_task(source, args, templates) for source in args.data]
+    results = evaluation.evaluate(clip, tasks, args.out / "stores", args.parts, args.model)
+    page = evaluation.report.write(results, args.out, other, title=f"Evaluation of {args.model}")
+    for score in results.scores:
+        if score.metric != "median_rank":
+            interval = f"[{score.low:.1%}, {score.high:.1%}]"
+            print(f"{score.dataset}\t{score.method}\t{score.metric}\t{score.value:.1%} {interval}\tn={score.n}")
+    print(f"Report: {page}")
+    return results
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""Evaluation during training: the numbers are right and reach the logs, and training is as it is without."""
+
+import keras
+import numpy as np
+import pytest
+from small_clip import SIDE, build, pairs, state
+
+from keras_clip.evaluation import EvaluateDuringTraining
+from keras_clip.zero_shot import embed_classes
+
+NAMES = ["cat", "dog", "car"]
+
+
+def images(count, seed=0):
+    return np.random.default_rng(seed).integers(0, 255, (count, SIDE, SIDE, 3), "uint8")
+
+
+def callback(every=2, **more):
+    labels = np.arange(10) % 3
+    probe = {"train_images": images(12, 1), "train_labels": np.arange(12) % 3}
+    return EvaluateDuringTraining(images(10), labels, NAMES, every=every, batch_size=4, **{**probe, **more})
+
+
+def fit(*callbacks, epochs=2, rows=48):
+    """Trains on shuffled pairs, patches left out at random; 3 steps an epoch."""
+    clip = build(vocabulary_size=49408, patch_dropout=0.5)
+    clip.compile(keras.optimizers.Adam(1e-2))
+    keras.utils.set_random_seed(5)
+    history = clip.fit(pairs(rows), batch_size=16, epochs=epochs, verbose=0, callbacks=list(callbacks)).history
+    return clip, history
+
+
+@pytest.fixture(scope="module")
+def trained():
+    watcher = callback()
+    return watcher, *fit(watcher)
+
+
+def test_training_is_not_disturbed(trained):
+    _, clip, history = trained
+    plain, plain_history = fit()
+    np.testing.assert_equal(state(clip), state(plain))
+    for name in plain_history:
+        np.testing.assert_equal(history[name], plain_history[name])
+
+
+def test_numbers_are_those_of_the_weights_at_that_step(trained):
+    watcher, clip, history = trained
+    assert [row["step"] for row in watcher.history] == [2, 4, 6]
+    # The sixth step is the last one: the weights are those of now.
+    embeddings = keras.ops.convert_to_numpy(clip.encode_image(watcher.images))
+    similarities = embeddings @ embed_classes(clip.text_embedder, NAMES).T
+    last = watcher.history[-1]
+    assert last["zero_shot_accuracy"] == (similarities.argmax(axis=1) == watcher.labels).mean()
+    assert 0 <= last["probe_accuracy"] <= 1
+    assert history["zero_shot_accuracy"] == [watcher.history[0]["zero_shot_accuracy"], last["zero_shot_accuracy"]]
+    assert history["probe_accuracy"][-1] == last["probe_accuracy"]
+
+
+def test_a_csv_has_it_from_the_first_epoch_on(tmp_path):
+    path = tmp_path / "log.csv"
+    fit(callback(every=4, train_images=None), keras.callbacks.CSVLogger(path))
+    lines = path.read_text().splitlines()
+    column = lines[0].split(",").index("zero_shot_accuracy")
+    values = [float(line.split(",")[column]) for line in lines[1:]]
+    assert np.isnan(values[0]) and 0 <= values[1] <= 1
+    assert "probe_accuracy" not in lines[0]
+
+
+def test_the_progress_bar_shows_it(capfd):
+    clip = build(vocabulary_size=49408)
+    clip.compile("sgd")
+    clip.fit(pairs(16), batch_size=16, verbose=2, callbacks=[callback(every=1)])
+    assert "zero_shot_accuracy: " in capfd.readouterr().out
+
+
+@pytest.mark.backend_free
+def test_tensorboard_writes_it(tmp_path):
+    tensorflow = pytest.importorskip("tensorflow", reason="backend unable: no TensorFlow")
+    fit(callback(), keras.callbacks.TensorBoard(tmp_path, update_freq=1), epochs=1)
+    files = [str(path) for path in tmp_path.rglob("events*")]
+    events = [event for path in files for event in tensorflow.compat.v1.train.summary_iterator(path)]
+    tags = {value.tag for event in events for value in event.summary.value}
+    assert {"epoch_zero_shot_accuracy", "epoch_probe_accuracy"} <= tags
+
+
+@pytest.mark.backend_free
+@pytest.mark.parametrize(
+    "bad",
+    [{"every": 0}, {"train_labels": np.full(12, 3)}, {"train_images": np.zeros((12, 4, 4, 3), "float32")}],
+    ids=["every", "label", "floats"],
+)
+def test_what_does_not_fit_is_refused(bad):
+    with pytest.raises(ValueError, match="Received: (every=0|images)"):
+        callback(**bad)
