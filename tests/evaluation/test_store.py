@@ -124,9 +124,12 @@ def changed_activation():
 
 
 def changed_policy():
-    clip = small_clip.build(dtype="mixed_bfloat16")
-    clip.set_weights(small_clip.build().get_weights())
-    return clip
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        return small_clip.build()
+    finally:
+        keras.config.set_dtype_policy(policy)
 
 
 MODELS = {
@@ -266,10 +269,15 @@ def test_a_killed_build_goes_on(clip, store, tmp_path):
     np.testing.assert_allclose(resumed.embeddings, store.embeddings, atol=2e-6)
 
 
-def test_broken_images_are_left_out_and_named(clip, store, tmp_path, caplog):
+def test_broken_images_are_left_out_and_named(clip, store, tmp_path, caplog, monkeypatch):
     files = FILES * 2
     files[3], files[10] = b"no image at all", b""
     images = make(files)
+    # What was broken before an interruption is not forgotten after it.
+    monkeypatch.setattr(store_draft, "_SECONDS_BETWEEN_NOTES", 0)
+    monkeypatch.setattr(store_draft, "_AHEAD", 0)
+    with pytest.raises(Killed):
+        FeatureStore.build(clip, interrupted(files, after=12), tmp_path / "store", batch_size=8)
     with caplog.at_level(logging.WARNING, "keras_clip"):
         found = FeatureStore.build(clip, images, tmp_path / "store", batch_size=8)
     kept = [row for row in range(len(files)) if row not in (3, 10)]
