@@ -58,7 +58,7 @@ def few_shot_subset(labels: np.ndarray, ids: Sequence[str], shots: int | None, s
 class FewShotScore:
     """A probe's score on the test split.
 
-    Attributes:
+    Args:
         shots: int, images per class; None: all.
         seed: int, of the subset.
         images: int. How many images the subset has.
@@ -125,7 +125,7 @@ def few_shot_scores(
 class ShotsToMatch:
     """How many labelled images per class give a probe the score of zero-shot.
 
-    Attributes:
+    Args:
         shots: float. The least number; where `censored` is "below", the first of the curve, as the true one is at most
             that; where it is "above", infinite.
         censored: "": within the curve. "below": the first point is as good already. "above": no point is as good.

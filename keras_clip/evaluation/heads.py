@@ -29,7 +29,7 @@ Metric = Callable[[np.ndarray, np.ndarray], float]
 class Tuned:
     """The best head of a grid.
 
-    Attributes:
+    Args:
         head: `NearestNeighbours`, `TipAdapter` or `WiseFT`.
         score: float. Of the head on the validation split.
         choices: {name: number} that was chosen; of equally good ones the first of the grid.

@@ -231,7 +231,7 @@ class LinearProbe:
 class CSearch:
     """What `search_C` found.
 
-    Attributes:
+    Args:
         C: float. The best one; of equally good ones the least.
         scores: {C: score on the validation split}, ascending.
         probe: `LinearProbe` with that C.
