@@ -55,9 +55,9 @@ class Telemetry(keras.callbacks.Callback):
     "logit_scale", "gradient_norm", accuracies, "skipped_steps". A training that goes on in the middle keeps the rows of
     the CSV file up to there.
 
-    Nothing is read from the device that Keras does not read for its logs, and no step waits for it. On torch, where
-    Keras reads batches out of sight, the time of callbacks after this one in the list counts as waiting for data: put
-    it last.
+    Nothing is read from the device that Keras does not read for its logs, and no step waits for it. Put it before
+    callbacks that keep logs, such as `Checkpoints` and `CSVLogger`. On torch, where Keras reads batches out of sight,
+    their time counts as waiting for data.
 
     Args:
         csv: path of a CSV file, or None.
@@ -125,8 +125,13 @@ class Telemetry(keras.callbacks.Callback):
         self._epoch, self._known_flops = epoch, {}
         self._in_epoch, self._recent, self._shown = _Totals(), _Totals(), {}
         self._reads.clear()
-        self._ends, self._next = {}, self._model_itself.steps_per_execution - 1
+        self._ends, self._next = {}, None
         self._last_end = time.perf_counter()
+
+    def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
+        """Notes where the epoch begins, which need not be its first batch. Arguments as of Keras' callbacks."""
+        if self._next is None:
+            self._next = batch + self._model_itself.steps_per_execution - 1
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         """Adds the figures to `logs`."""

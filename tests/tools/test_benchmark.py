@@ -12,14 +12,17 @@ SCRIPT = REPOSITORY / "tools" / "benchmark.py"
 
 
 def load():
+    # As a script it finds its neighbours.
+    sys.path.insert(0, str(SCRIPT.parent))
     spec = importlib.util.spec_from_file_location("benchmark", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    sys.path.remove(str(SCRIPT.parent))
     return module
 
 
-def result(contender, rates):
-    return {"contender": contender, "rates": rates, "median": sorted(rates)[1], "compile_seconds": 1.5}
+def result(contender, rates, **more):
+    return {"contender": contender, "rates": rates, "median": sorted(rates)[1], "compile_seconds": 1.5, **more}
 
 
 def run(time, *tasks):
@@ -27,13 +30,14 @@ def run(time, *tasks):
 
 
 def tokenizer_record(ours):
-    results = [result("keras_clip", ours), result("open_clip", [90.0, 100.0, 110.0])]
+    results = [result("keras_clip", ours, reference="open_clip"), result("open_clip", [90.0, 100.0, 110.0])]
     return {"task": "tokenizer", "unit": "captions/s", "target": 5.0, "results": results}
 
 
 def test_tables_show_the_newest_of_each_task(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text("head\n<!-- tables: start -->\nold\n<!-- tables: end -->\ntail\n")
+    old = "### tokenizer\n\nold\n\n### pipeline\n\nkept\n\n### no_more\n\nold"
+    page.write_text(f"head\n<!-- tables: start -->\n\n{old}\n\n<!-- tables: end -->\ntail\n")
     files = []
     for name, ours in (("2026-01-02", [640.0, 650.0, 660.0]), ("2026-01-01", [100.0, 200.0, 300.0])):
         files.append(tmp_path / f"{name}.json")
@@ -41,7 +45,8 @@ def test_tables_show_the_newest_of_each_task(tmp_path):
     load().render(page, files)
     text = page.read_text()
     assert text.startswith("head\n") and text.endswith("tail\n") and "old" not in text
-    assert "| keras_clip | 650.0 | 640.0 to 660.0 | 6.50 x | 1.5 |" in text
+    assert "| keras_clip | 650.0 | 640.0 to 660.0 | 6.50 x open_clip | 1.5 |" in text
+    assert text.count("### ") == 2 and "### pipeline\n\nkept\n" in text
     assert "Target 5 x: reached (6.50 x)." in text and "2026-01-02" in text and "2026-01-01" not in text
 
 
@@ -49,10 +54,73 @@ def test_a_missed_target_is_called_missed():
     assert "Target 5 x: missed (2.00 x)." in load().table(tokenizer_record([200.0, 200.0, 200.0]), run("now"))
 
 
+def test_each_contender_may_have_its_targets():
+    results = [
+        result("direct", [9.0, 10.0, 11.0], memory_mib=100.0),
+        result("few", [7.0, 7.0, 7.0], reference="direct", rate=0.7, memory_mib=40.0),
+        result(
+            "many", [6.9, 6.9, 6.9], reference="direct", rate=0.7, memory_mib=47.0, memory_reference="few", memory=1.15
+        ),
+        result("peer", [1.0, 1.0, 1.0], mfu=0.25, memory_by_pairs={"10": 1.0, "20": 2.0}),
+    ]
+    lines = list(load().verdicts({"task": "remat", "target": None, "results": results}))
+    assert lines == [
+        "- few: target 0.70 x the rate: reached (0.70 x).",
+        "- many: target 0.70 x the rate: missed (0.69 x).",
+        "- many: 1.18 x the memory of 'few', target at most 1.15 x: missed.",
+        "- peer: MiB by pairs: 10: 1, 20: 2.",
+    ]
+    text = load().table({"task": "remat", "unit": "pairs/s", "target": None, "results": results}, run("now"))
+    assert "| compile, s | memory of a step, MiB | MFU |\n|---|---|---|---|---|---|---|\n" in text
+    assert "| peer | 1.0 | 1.0 to 1.0 |  | 1.5 |  | 25.0% |" in text
+
+
+def test_toy_sizes_do_not_get_into_the_tables(tmp_path):
+    file, page = tmp_path / "run.json", tmp_path / "page.md"
+    file.write_text(json.dumps({**run("now", tokenizer_record([1.0, 1.0, 1.0])), "is_tiny": True}))
+    page.write_text("untouched")
+    with pytest.raises(SystemExit, match="tells no speed"):
+        load().render(page, [file])
+    assert page.read_text() == "untouched"
+
+
+def test_what_needs_an_accelerator_says_so(tmp_path, capsys, monkeypatch):
+    benchmark = load()
+    monkeypatch.setattr(benchmark.benchmark_scale, "has_accelerator", lambda: False)
+    benchmark.main(["bf16_vit_b32", "bf16_vit_b32_32768_pairs", "--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert "bf16_vit_b32: left out, no accelerator here" in printed
+    assert "bf16_vit_b32_32768_pairs: left out, no accelerator here" in printed
+    (path,) = tmp_path.glob("*.json")
+    assert json.loads(path.read_text())["tasks"] == []
+
+
+def test_every_task_has_contenders_with_references_that_race():
+    benchmark = load()
+    arguments = benchmark.parse_args(["--peers", "--tiny"])
+    for task in benchmark.TASKS:
+        entries = benchmark.contenders(task, arguments)
+        labels = [entry.label for entry in entries]
+        assert len(set(labels)) == len(labels) >= 2
+        assert {entry.reference for entry in entries} | {entry.memory_reference for entry in entries} <= {*labels, None}
+
+
 def test_unknown_tasks_are_refused(capsys):
     with pytest.raises(SystemExit):
         load().main(["pipelines"])
     assert "no such task: pipelines; there are tokenizer, pipeline" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_memory_and_rate_of_micro_batches_come_out(tmp_path):
+    run_python(
+        SCRIPT, "microbatches", "--backends", "torch", "--tiny", "--repeats", "1", "--out", str(tmp_path), timeout=600
+    )
+    (path,) = tmp_path.glob("*.json")
+    record = json.loads(path.read_text())
+    assert record["is_tiny"]
+    for row in record["tasks"][0]["results"]:
+        assert row["median"] > 0 and row["memory_mib"] >= 0
 
 
 @pytest.mark.slow
