@@ -1,7 +1,7 @@
 """The loss of logistic regression and its gradient, over all rows: the work of a linear probe.
 
 Several classes are a softmax, two classes one sigmoid, several labels per image one sigmoid each, as in scikit-learn.
-Products are written `@`, since `ops.matmul` makes float32 of float64 on torch.
+Products are written `@`, and no `ops.maximum` or `ops.where` takes a number: those make float32 of float64 on torch.
 """
 
 import numpy as np
@@ -157,9 +157,9 @@ def _sigmoid_step(features, signs, weights, bias):
     """Of a tile: loss by row; gradients of their sum. Signs: -1 has the class, 1 has it not, 0 does not count."""
     features, signs = ops.cast(features, weights.dtype), ops.cast(signs, weights.dtype)
     margins = signs * (features @ weights + bias)
-    decay = ops.exp(-ops.abs(margins))
-    losses = ops.sum((ops.maximum(margins, 0) + ops.log1p(decay)) * ops.abs(signs), axis=1)
-    residual = signs * ops.where(margins > 0, 1.0, decay) / (1 + decay)
+    losses = ops.relu(margins) + ops.log1p(ops.exp(-ops.abs(margins)))
+    losses = ops.sum(losses * ops.abs(signs), axis=1)
+    residual = signs * ops.sigmoid(margins)
     return losses, ops.transpose(features) @ residual, ops.sum(residual, axis=0)
 
 

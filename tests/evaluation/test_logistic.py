@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scipy.special import logsumexp
+from scipy.special import expit, logsumexp, softmax
 
 from keras_clip.evaluation import products
 from keras_clip.evaluation.logistic import LogisticLoss, check_features, check_labels, check_split
@@ -63,13 +63,19 @@ def test_value_and_gradient(kind, dtype, close, rng, monkeypatch):
     np.testing.assert_allclose(d_bias, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_gradient_has_the_digits_of_float64(rng):
-    """Differences cannot tell: the softmax itself, in float64."""
-    features, labels, classes = problem("softmax", rng)
-    weights, bias = rng.normal(size=(5, classes)), rng.normal(size=classes)
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_has_the_digits_of_float64(kind, rng):
+    """Differences cannot tell: the probabilities themselves, in float64."""
+    features, labels, classes = problem(kind, rng)
+    loss = LogisticLoss(features, labels, classes)
+    weights, bias = rng.normal(size=(5, loss.columns)), rng.normal(size=loss.columns)
     logits = features.astype("float64") @ weights + bias
-    residual = np.exp(logits - logsumexp(logits, axis=1, keepdims=True)) - np.eye(classes)[labels]
-    _, d_weights, d_bias = LogisticLoss(features, labels, classes)(weights, bias, "float64")
+    if kind == "softmax":
+        residual = softmax(logits, axis=1) - np.eye(classes)[labels]
+    else:
+        targets = labels.reshape(len(labels), -1)
+        residual = np.where(targets == IGNORED, 0, expit(logits) - targets)
+    _, d_weights, d_bias = loss(weights, bias, "float64")
     np.testing.assert_allclose(d_weights, features.T.astype("float64") @ residual / len(labels), rtol=1e-12, atol=1e-14)
     np.testing.assert_allclose(d_bias, residual.mean(axis=0), rtol=1e-12, atol=1e-14)
 
