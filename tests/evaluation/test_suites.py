@@ -52,9 +52,11 @@ def examples(name, record, features):
     """Undecoded examples, one of every class of the builder, the last class first; and the names that they must get."""
     if name == "KITTI":
         car, person = features["objects"]["type"].str2int("Car"), features["objects"]["type"].str2int("Pedestrian")
+        assert features["objects"]["location"].shape == (3,)
         nearest = [[(25.0, car), (7.9, car)], [(8.0, car), (1.0, person)], [(20.0, car)], [(3.0, person)], []]
         return list(kitti(nearest)), ["near", "medium", "far", "none", "none"]
     if name == "CLEVRCounts":
+        assert features["objects"]["shape"].names  # one number per object, as made up here
         counts = range(10, 2, -1)
         return [{"image": png(), "objects": {"shape": np.zeros(n, np.int64)}} for n in counts], list(map(str, counts))
     if name == "VOC2007":
