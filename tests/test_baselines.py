@@ -78,6 +78,7 @@ def test_every_weight_learns_and_stays_finite(kind):
             assert not np.array_equal(before[variable.path], after), variable.path
 
 
+@pytest.mark.slow
 @kinds
 def test_it_learns_the_captions_of_its_images(kind):
     """After that each image's caption is the likeliest of all, to its class name too."""
@@ -145,6 +146,7 @@ def test_mixed_precision_gives_float32(kind):
     assert all(variable.dtype == "float32" for variable in model.trainable_variables)
 
 
+@pytest.mark.slow
 def test_it_trains_on_image_text_pairs():
     """On batches whose length is not known beforehand."""
     model = build("language model")

@@ -44,8 +44,8 @@ def perceptual_hash(image: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """A mark of 64 bits that recompression, scaling and small changes of colour leave nearly as it is.
 
     The image in grey, squeezed to 32 x 32; of its discrete cosine transform the 8 x 8 lowest frequencies, each a bit:
-    whether it lies above their median, the constant part aside. Crops, rotations and reflections change about as many
-    bits as another image would: for those see `overlap_detector`.
+    whether it lies above their median (the constant one always does). Crops, rotations and reflections change about as
+    many bits as another image would: for those see `overlap_detector`.
 
     Args:
         image: path, bytes, PIL image or uint8 array, as `ImagePreprocessor` takes them.
@@ -64,8 +64,7 @@ def perceptual_hash(image: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     cosines = np.cos(np.pi / _SIDE * np.outer(np.arange(_FREQUENCIES), np.arange(_SIDE) + 0.5))
     # Rounded, so that what is 0 but for rounding gives the same bit everywhere.
     lowest = np.round(cosines @ np.asarray(grey, np.float64) @ cosines.T, 3)
-    median = np.median(lowest.ravel()[1:])
-    return np.packbits(lowest > median)
+    return np.packbits(lowest > np.median(lowest))
 
 
 def hash_vectors(hashes: Sequence[np.ndarray]) -> np.ndarray:

@@ -70,7 +70,7 @@ def test_perceptual_hash_tells_images_apart():
 def test_perceptual_hash_is_the_transform_of_scipy():
     grey = np.random.default_rng(1).integers(0, 256, size=(32, 32)).astype("uint8")
     lowest = scipy.fft.dctn(grey.astype("float64"), type=2)[:8, :8]
-    expected = lowest > np.median(lowest.ravel()[1:])
+    expected = lowest > np.median(lowest)
     np.testing.assert_array_equal(np.unpackbits(overlap.perceptual_hash(grey)).reshape(8, 8), expected)
 
 
