@@ -10,16 +10,18 @@ ROWS, LENGTH, SIDE = 48, 8, 32
 ROUNDINGS = 4
 
 
-def build(image_encoder="vit", loss="contrastive", patch_dropout=0.0, vocabulary_size=64, **options):
+def build(image_encoder="vit", loss="contrastive", patch_dropout=0.0, vocabulary_size=64, remat=False, **options):
     """A CLIP of a few thousand weights, the same in every process."""
     keras.utils.set_random_seed(3)
     if image_encoder == "vit":
         image_encoder = keras_clip.encoders.VisionTransformer(
-            SIDE, 8, 32, 2, 2, patch_dropout=patch_dropout, seed=11 if patch_dropout else None
+            SIDE, 8, 32, 2, 2, patch_dropout=patch_dropout, seed=11 if patch_dropout else None, remat=remat
         )
     else:
-        image_encoder = keras_clip.encoders.ModifiedResNet(SIDE, (1, 1, 1, 1), 8, num_heads=2)
-    text_encoder = keras_clip.encoders.TextTransformer(32, 2, 2, context_length=LENGTH, vocabulary_size=vocabulary_size)
+        image_encoder = keras_clip.encoders.ModifiedResNet(SIDE, (1, 1, 1, 1), 8, num_heads=2, remat=remat)
+    text_encoder = keras_clip.encoders.TextTransformer(
+        32, 2, 2, context_length=LENGTH, vocabulary_size=vocabulary_size, remat=remat
+    )
     tokenizer = keras_clip.data.CLIPTokenizer(LENGTH)
     tokenizer.end_token_id = vocabulary_size - 1
     clip = keras_clip.CLIPModel(image_encoder, text_encoder, 16, tokenizer=tokenizer, loss=loss, **options)

@@ -1,5 +1,6 @@
 """The modified ResNet of CLIP: ResNet-D stem, anti-aliased strides, attention pool."""
 
+import functools
 from collections.abc import Sequence
 
 import keras
@@ -7,6 +8,7 @@ from keras import ops
 
 from keras_clip.layers.initialisation import uniform
 from keras_clip.layers.pooling import AttentionPool
+from keras_clip.layers.pure_call import rematerialize
 from keras_clip.layers.sync_batch_norm import SyncBatchNorm
 
 
@@ -110,6 +112,8 @@ class ModifiedResNet(keras.Model):
         blocks: four ints. Residual blocks of each stage.
         width: int. Channels of the stem. Features have D = 32 width.
         num_heads: int or None. Heads of the attention pool; None: D / 64.
+        remat: bool. In training, keeps only the inputs of the stem and of each block, and computes the rest again in
+            the backward pass. Statistics of BatchNorm move once.
 
     Call arguments:
         images: float tensor (B, H, W, 3), normalised.
@@ -131,6 +135,7 @@ class ModifiedResNet(keras.Model):
         blocks: Sequence[int] = (3, 4, 6, 3),
         width: int = 64,
         num_heads: int | None = None,
+        remat: bool = False,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -144,6 +149,7 @@ class ModifiedResNet(keras.Model):
         self.block_counts = tuple(blocks)
         self.stem_width = width
         self.width = 32 * width
+        self.remat = remat
         policy = self.dtype_policy
         # "same" would pad the strided convolution on the right only; the published one pads both sides.
         self.stem_padding = keras.layers.ZeroPadding2D(1, data_format="channels_last", dtype=policy, name="stem_pad")
@@ -172,12 +178,20 @@ class ModifiedResNet(keras.Model):
         self.built = True
 
     def call(self, images, training=False):
-        x = self.stem_padding(images)
-        for convolution, norm in zip(self.stem[::2], self.stem[1::2], strict=True):
-            x = ops.relu(norm(convolution(x), training=training))
-        x = self.stem_pool(x)
+        def run_stem(x):
+            x = self.stem_padding(x)
+            for convolution, norm in zip(self.stem[::2], self.stem[1::2], strict=True):
+                x = ops.relu(norm(convolution(x), training=training))
+            return self.stem_pool(x)
+
+        if not (self.remat and training):
+            x = run_stem(images)
+            for block in self.stages:
+                x = block(x, training=training)
+            return self.pool(x)
+        x = rematerialize(self, run_stem, self.stem, images)
         for block in self.stages:
-            x = block(x, training=training)
+            x = rematerialize(self, functools.partial(block, training=training), [block], x)
         return self.pool(x)
 
     def compute_output_shape(self, images_shape):
@@ -190,4 +204,5 @@ class ModifiedResNet(keras.Model):
             "blocks": self.block_counts,
             "width": self.stem_width,
             "num_heads": self.pool.num_heads,
+            "remat": self.remat,
         }

@@ -5,6 +5,7 @@ from keras import ops
 
 from keras_clip.layers.embeddings import TokenEmbedding
 from keras_clip.layers.pooling import end_positions
+from keras_clip.layers.pure_call import rematerialize
 from keras_clip.layers.transformer import TransformerBlock
 
 
@@ -24,9 +25,11 @@ class TextTransformer(keras.Model):
         end_token_id: int or None. None: the last id of the vocabulary, as in CLIP's tokenizer.
         activation: "quick_gelu" (published models) or "gelu". It belongs to the weights: see `presets`.
         mlp_ratio: float. Hidden width of the MLPs over `width`.
+        remat: bool. In training, keeps of each block only its input and computes the rest again in the backward pass.
 
     Call arguments:
         token_ids: int tensor (B, L), L at most `context_length`. A row without the end token is read at its last token.
+        training: bool.
 
     Returns:
         Features (B, D) in the compute dtype.
@@ -45,6 +48,7 @@ class TextTransformer(keras.Model):
         end_token_id: int | None = None,
         activation: str = "quick_gelu",
         mlp_ratio: float = 4.0,
+        remat: bool = False,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -55,6 +59,7 @@ class TextTransformer(keras.Model):
         self.num_heads = num_heads
         self.activation = activation
         self.mlp_ratio = mlp_ratio
+        self.remat = remat
         self.end_token_id = vocabulary_size - 1 if end_token_id is None else end_token_id
         policy = self.dtype_policy
         self.token_embedding = TokenEmbedding(
@@ -83,11 +88,11 @@ class TextTransformer(keras.Model):
             layer.build((None, None, self.width))
         self.built = True
 
-    def call(self, token_ids):
+    def call(self, token_ids, training=False):
         x = self.token_embedding(token_ids)
         for block in self.blocks[:-1]:
-            x = block(x)
-        # Only the end token is pooled: the last block computes nothing else.
+            x = rematerialize(self, block, [block], x) if self.remat and training else block(x)
+        # Only the end token is pooled: the last block computes nothing else, and what it keeps is used up first.
         ends = end_positions(token_ids, self.end_token_id)[:, None]
         end_rows = ops.take_along_axis(x, ends[:, :, None], axis=1)
         visible = ops.arange(ops.shape(token_ids)[1], dtype="int32")[None, None] <= ends[:, :, None]
@@ -108,4 +113,5 @@ class TextTransformer(keras.Model):
             "end_token_id": self.end_token_id,
             "activation": self.activation,
             "mlp_ratio": self.mlp_ratio,
+            "remat": self.remat,
         }

@@ -4,6 +4,7 @@ import keras
 
 from keras_clip.layers.embeddings import PatchEmbedding
 from keras_clip.layers.patch_dropout import PatchDropout
+from keras_clip.layers.pure_call import rematerialize
 from keras_clip.layers.transformer import TransformerBlock
 
 
@@ -24,6 +25,7 @@ class VisionTransformer(keras.Model):
         mlp_ratio: float. Hidden width of the MLPs over `width`.
         patch_dropout: float in [0, 1). Share of the patches left out in training (FLIP).
         seed: int or None. For `patch_dropout`.
+        remat: bool. In training, keeps of each block only its input and computes the rest again in the backward pass.
 
     Call arguments:
         images: float tensor (B, H, W, 3), normalised.
@@ -47,6 +49,7 @@ class VisionTransformer(keras.Model):
         mlp_ratio: float = 4.0,
         patch_dropout: float = 0.0,
         seed: int | None = None,
+        remat: bool = False,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -57,6 +60,7 @@ class VisionTransformer(keras.Model):
         self.num_heads = num_heads
         self.activation = activation
         self.mlp_ratio = mlp_ratio
+        self.remat = remat
         policy = self.dtype_policy
         self.patch_embedding = PatchEmbedding(image_size, patch_size, width, dtype=policy, name="patch_embedding")
         self.patch_dropout = PatchDropout(patch_dropout, seed, dtype=policy, name="patch_dropout")
@@ -82,8 +86,8 @@ class VisionTransformer(keras.Model):
         x = self.patch_dropout(self.patch_embedding(images), training=training)
         x = self.norm_pre(x)
         for block in self.blocks[:-1]:
-            x = block(x)
-        # Only the class token is pooled: the last block computes nothing else.
+            x = rematerialize(self, block, [block], x) if self.remat and training else block(x)
+        # Only the class token is pooled: the last block computes nothing else, and what it keeps is used up first.
         x = self.blocks[-1](x, queries=x[:, :1])
         return self.norm_post(x[:, 0])
 
@@ -102,4 +106,5 @@ class VisionTransformer(keras.Model):
             "mlp_ratio": self.mlp_ratio,
             "patch_dropout": self.patch_dropout.rate,
             "seed": self.patch_dropout.seed,
+            "remat": self.remat,
         }

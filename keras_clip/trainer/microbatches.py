@@ -12,56 +12,8 @@ import keras
 from keras import ops
 
 from keras_clip import distribution
+from keras_clip.layers.pure_call import PureCall, remat
 from keras_clip.types import Tensor
-
-
-class _Scope(keras.StatelessScope):
-    """Notes which variables get new values."""
-
-    def __init__(self, mapping):
-        super().__init__(state_mapping=mapping, collect_losses=True)
-        self.updated = set()
-
-    def add_update(self, update):
-        self.updated.add(id(update[0]))
-        super().add_update(update)
-
-
-class PureEmbedder:
-    """An embedder as a function of the values of its variables.
-
-    Attributes:
-        learned: variables that a gradient is wanted for.
-        counters: integer variables: the states of random generators.
-        others: what else is read.
-        statistics: those of the others that a call changes, known after the first one.
-    """
-
-    def __init__(self, embedder: keras.Model, training: bool):
-        self._embedder, self._training = embedder, training
-        self.learned = embedder.trainable_variables
-        fixed = embedder.non_trainable_variables
-        self.counters = [v for v in fixed if "int" in keras.backend.standardize_dtype(v.dtype)]
-        counted = set(map(id, self.counters))
-        self.others = [v for v in fixed if id(v) not in counted]
-        self.statistics = []
-
-    def __call__(self, learned, counters, others, x):
-        """Embeddings (B, E), a scalar penalty, the counters and the statistics after the call."""
-        variables = [*self.learned, *self.counters, *self.others]
-        values = [*learned, *counters, *others]
-        # A micro-batch sees its own moments, on every replica.
-        with distribution.alone(), _Scope(list(zip(variables, values, strict=True))) as scope:
-            embeddings = self._embedder(x, training=self._training)
-            penalties = [ops.sum(ops.cast(loss, "float32")) for loss in scope.losses]
-        self.statistics = [v for v in self.others if id(v) in scope.updated]
-        penalty = sum(penalties, ops.zeros((), "float32"))
-        return (
-            embeddings,
-            penalty,
-            [scope.get_current_value(v) for v in self.counters],
-            [scope.get_current_value(v) for v in self.statistics],
-        )
 
 
 def embed(embedder: keras.Model, x: Tensor, size: int | None, training: bool, compiled: bool = False) -> Tensor:
@@ -79,13 +31,18 @@ def embed(embedder: keras.Model, x: Tensor, size: int | None, training: bool, co
     Returns:
         float32 (B, E) and a float32 scalar: what `add_loss` was given inside, the mean over rows of the micro-batches'.
     """
-    pure = PureEmbedder(embedder, training)
-    values = [[ops.convert_to_tensor(v.value) for v in group] for group in (pure.learned, pure.counters, pure.others)]
+
+    def embed_alone(rows):
+        # A micro-batch sees its own moments, on every replica.
+        with distribution.alone():
+            return embedder(rows, training=training)
+
+    pure = PureCall(embed_alone, [embedder])
+    values = pure.values()
     map_rows = {"jax": _map_jax, "tensorflow": _map_tensorflow, "torch": _map_torch}[keras.backend.backend()]
     options = {"compiled": compiled} if compiled else {}
     embeddings, penalty, counters, statistics = map_rows(pure, values, x, size, **options)
-    for variable, value in zip([*pure.counters, *pure.statistics], [*counters, *statistics], strict=True):
-        variable.assign(value)
+    pure.assign(counters, statistics)
     return embeddings, penalty
 
 
@@ -100,23 +57,15 @@ def _weighted(parts, weights):
 
 
 def _map_torch(pure, values, x, size):
-    from torch.utils import checkpoint
-
     learned, counters, others = values
-    # The variables are changed in place before the backward pass begins.
-    counters = [counter.clone() for counter in counters]
     cuts = _cuts(len(x), size)
     weights = [(stop - start) / len(x) for start, stop in cuts]
     embeddings, penalties, statistics = [], [], []
-    # Stopping early would leave the encoder by an exception.
-    with checkpoint.set_checkpoint_early_stop(False):
-        for start, stop in cuts:
-            part, penalty, counters, moved = checkpoint.checkpoint(
-                pure, learned, counters, others, x[start:stop], use_reentrant=False, preserve_rng_state=False
-            )
-            embeddings.append(part)
-            penalties.append([penalty])
-            statistics.append([value.detach() for value in moved])
+    for start, stop in cuts:
+        part, penalty, counters, moved = remat(pure)(learned, counters, others, x[start:stop])
+        embeddings.append(part)
+        penalties.append([penalty])
+        statistics.append([value.detach() for value in moved])
     return ops.concatenate(embeddings), _weighted(penalties, weights)[0], counters, _weighted(statistics, weights)
 
 

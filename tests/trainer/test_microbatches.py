@@ -7,7 +7,6 @@ from keras import ops
 from small_clip import build, distance, pairs, state, train
 
 from keras_clip import distribution
-from keras_clip.trainer import microbatches
 
 BACKEND = keras.backend.backend()
 
@@ -140,17 +139,6 @@ def test_memory_does_not_grow_with_the_batch():
     few, many = temporaries(4), temporaries(32)
     # Activations would grow eight times, and so would a copy of the images.
     assert many < 1.15 * few
-
-
-def test_pure_embedder_changes_nothing_by_itself():
-    clip, data = build("resnet", patch_dropout=0.0), pairs(8)
-    before = state(clip)
-    pure = microbatches.PureEmbedder(clip.image_embedder, training=True)
-    values = [[ops.convert_to_tensor(v.value) for v in g] for g in (pure.learned, pure.counters, pure.others)]
-    embeddings, penalty, counters, statistics = pure(*values, ops.convert_to_tensor(data["images"]))
-    assert embeddings.shape == (8, 16) and float(penalty) == 0
-    assert len(pure.statistics) == len(statistics) > 0
-    np.testing.assert_equal(state(clip), before)
 
 
 def test_rows_stay_on_their_device_without_a_distribution():
