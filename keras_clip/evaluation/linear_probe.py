@@ -54,8 +54,10 @@ class _Problem:
 
     def minimise(self, C: float, max_iter: int, start: _Solution | None = None) -> _Solution:
         """The parameters that are best for this C."""
-        from scipy import optimize
-
+        try:
+            from scipy import optimize
+        except ImportError as error:
+            raise ImportError('The linear probe needs SciPy: pip install "keras_clip[evaluation]".') from error
         descent, iterations = _Descent(self, C), 0
         point = descent.point(start)
         # The first round changes to float64 by itself; the second is for one that ends, or fails, before that.

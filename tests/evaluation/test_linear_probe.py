@@ -1,5 +1,6 @@
 """`LinearProbe` and `search_C` against scikit-learn in float64, with `tol=1e-4 / n`."""
 
+import sys
 import warnings
 
 import numpy as np
@@ -294,3 +295,10 @@ def test_fit_refuses_what_the_checks_refuse():
         LinearProbe().fit(np.array([[0.0], [np.nan]]), np.array([0, 1]))
     with pytest.raises(ValueError, match="all of class 0"):
         LinearProbe().fit(np.ones((2, 1)), np.array([0, 0]))
+
+
+@pytest.mark.backend_free
+def test_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    with pytest.raises(ImportError, match=r"keras_clip\[evaluation\]"):
+        LinearProbe().fit(np.array([[0.0], [1.0]]), np.array([0, 1]))
