@@ -19,6 +19,7 @@ opens in any browser without a network, results.json and results.csv into `--out
 """
 
 import argparse
+import json
 import os
 from pathlib import Path
 
@@ -43,6 +44,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     templates.add_argument("--templates-file", help="one template a line, or a JSON list")
     parser.add_argument("--parts", nargs="+", choices=evaluation.PARTS, help="all that the data allow, if not given")
     parser.add_argument("--compare", type=Path, help="results.json of another model on the same data")
+    parser.add_argument("--efficiency", type=Path, help="efficiency.json of examples/efficiency.py, for figure 2")
     parser.add_argument("--out", type=Path, default=Path("runs/eval"))
     args = parser.parse_args(argv)
     if len(args.data) > 1 and (args.train or args.shift):
@@ -121,6 +123,9 @@ def main(argv=None) -> evaluation.Results:
     clip = load(args.model)
     tasks = [make_task(source, args, templates) for source in args.data]
     results = evaluation.evaluate(clip, tasks, args.out / "stores", args.parts, args.model)
+    if args.efficiency:
+        curves = json.loads(args.efficiency.read_text(encoding="utf-8"))["curves"]
+        results.tables["efficiency"] = [{"objective": name, **point} for name in curves for point in curves[name]]
     page = evaluation.report.write(results, args.out, other, title=f"Evaluation of {args.model}")
     for score in results.scores:
         if score.metric != "median_rank":

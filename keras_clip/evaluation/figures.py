@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from keras_clip.evaluation.scaling import fit_power_law
+from keras_clip.evaluation.statistics import fit_line
 
 OWN, SECOND, PUBLISHED = "#1f5fa8", "#c8501e", "#8a8a8a"
 COLORS = (OWN, SECOND, "#3a8a4d", "#8256a8", "#b08a1e")
@@ -235,7 +236,7 @@ def correlation(own: Mapping[str, tuple[float, float]], published: Mapping[str, 
         probe, zero_shot = percent(list(values.values())).T
         label = f"{name}, {len(values)} sets"
         if len(values) > 2 and np.ptp(probe) and np.ptp(zero_shot):
-            label += f", r = {np.corrcoef(probe, zero_shot)[0, 1]:.2f}"
+            label += f", r = {fit_line(probe, zero_shot).r:.2f}"
         axes.plot(probe, zero_shot, "o", markersize=5, label=label, **style)
     everything = [(100 * x, 100 * y, name) for values in (published, own) for name, (x, y) in values.items()]
     lowest = min(min(x, y) for x, y, _ in everything)

@@ -78,6 +78,10 @@ def _gflops(results):
     return results.info.get("gflops_per_image")
 
 
+def _sets(values):
+    return f"{len(values)} set{'s' if len(values) != 1 else ''}"
+
+
 def _model(results):
     return str(results.info.get("model", "here"))
 
@@ -149,7 +153,7 @@ def _figure_9(results):
     tables = [published.zero_shot(model) for model in scaling.RESNETS]
     errors = {dataset: [1 - table[dataset] for table in tables] for dataset in published.datasets()}
     compute = [scaling.gflops_per_image(model) for model in scaling.RESNETS]
-    own = {f"{_model(results)}, {len(values)} sets here": (_gflops(results), 1 - float(np.mean(values)))}
+    own = {f"{_model(results)}, {_sets(values)} here": (_gflops(results), 1 - float(np.mean(values)))}
     return figures.zero_shot_scaling(compute, errors, own)
 
 
@@ -157,7 +161,7 @@ def _figure_10(results):
     values = [probe(results, name).value for name in results.datasets if probe(results, name)]
     if not values or _gflops(results) is None:
         return None
-    here = (_gflops(results), float(np.mean(values)), f"{_model(results)}, {len(values)} sets here")
+    here = (_gflops(results), float(np.mean(values)), f"{_model(results)}, {_sets(values)} here")
     panels = {}
     for suite, title in (("kornblith12", "12 data sets of Kornblith et al."), ("all", "27 data sets")):
         tables = {model: published.linear_probe(model) for model in published.models("linear_probe")}
