@@ -39,6 +39,12 @@ def test_rates_by_hand():
     assert rows["with child", "all"]["share"] == pytest.approx(2 / 6) and rows["with child", "all"]["n"] == 6
 
 
+def test_each_set_is_held_against_the_first():
+    sets = {**SETS, "without child again": SETS["without child"]}
+    rows = class_design_rates(SCORES, NAMES, sets, GROUPS, ["thief"])
+    assert [row["change"] for row in rows if row["group"] == "all" and "change" in row] == pytest.approx([-2 / 6, 0])
+
+
 def test_disparity_by_hand():
     hits = np.repeat([True, False, True, False], [30, 10, 10, 30])
     found = disparity(hits, np.repeat(["a", "b"], 40))
