@@ -283,8 +283,9 @@ def recall_on_copies(
         seed: int. Of the alterations.
 
     Returns:
-        {alteration: {"recall", "low", "high" (Wilson, 95 %), "threshold", "n"}}, for each of `ALTERATIONS` and, under
-        one threshold, for "all" of them together.
+        {alteration: {"recall", "low", "high" (Wilson, 95 %), "threshold", "nearest", "n"}}, for each of `ALTERATIONS`
+        and, under one threshold, for "all" of them together; "nearest" is the share of the n copies that are nearer to
+        their own image than to any other, whatever the precision.
     """
     originals = [open_image(image, f"images[{i}]", MAX_PIXELS) for i, image in enumerate(images)]
     index, places = vectors_of(originals), np.arange(len(originals))
@@ -302,5 +303,6 @@ def recall_on_copies(
         n = len(similarities) // 2
         recall, threshold = recall_at_precision(similarities, is_right, n, precision)
         low, high = wilson_interval(round(recall * n), n)
-        measured[name] = {"recall": recall, "low": low, "high": high, "threshold": threshold, "n": n}
+        measured[name] = {"recall": recall, "low": low, "high": high, "threshold": threshold}
+        measured[name] |= {"nearest": float(is_right.sum() / n), "n": n}
     return measured

@@ -89,6 +89,7 @@ def test_recall_by_hand(monkeypatch):
     # 0.9 and 0.8 are right, 0.7 is another image, 0.6 comes after it.
     assert measured["turned"]["recall"] == 0.5
     assert measured["turned"]["threshold"] == pytest.approx(0.8)
+    assert measured["turned"]["nearest"] == 0.75
     assert measured["all"] == measured["turned"] and measured["turned"]["n"] == 4
     calls = iter([vectors, copies])
     assert overlap_detector.recall_on_copies(lambda _: next(calls), images, precision=0.5)["all"]["recall"] == 0.75
