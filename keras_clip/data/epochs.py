@@ -1,8 +1,7 @@
 """The Python half of the pipeline: which sample comes when, with which crop and caption, and what was skipped."""
 
 import functools
-import itertools
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -10,27 +9,89 @@ from keras_clip.data.readers import Reader
 from keras_clip.data.skipped import SkippedSamples
 
 
+class Place(NamedTuple):
+    """Where a pass over the samples begins.
+
+    Attributes:
+        epoch: int. Order, crops and captions follow from it.
+        step: int. Batches of the epoch that came before.
+        broken: int. Broken samples that were met before.
+    """
+
+    epoch: int
+    step: int = 0
+    broken: int = 0
+
+
 class _Epochs:
-    """Counts epochs and hears of the samples that are skipped in each."""
+    """Counts epochs, each of which may begin in the middle, and hears of the samples that are skipped in each.
+
+    Attributes:
+        num_samples: int or None. Samples of this process's part of an epoch.
+        batch_size: int.
+        identity: dict of plain data, which runs that see the same samples have in common.
+        skipped: `SkippedSamples`.
+    """
 
     num_samples: int | None = None
 
-    def __init__(self, source: Any, seed: int, preprocessor: Any):
-        self.seed = seed
+    def __init__(self, source: Any, seed: int, shard: tuple[int, int], batch_size: int, preprocessor: Any):
+        self.seed, self.batch_size = seed, batch_size
         self.skipped = SkippedSamples(repr(source))
+        self._part, self._parts = shard
         self._preprocessor = preprocessor
-        self._count = itertools.count()
+        self._next = Place(0)
         self._latest, self._ended = -1, False
+        # Of each epoch, where it began and the positions of broken samples. Two may be under way at a time.
+        self._starts: dict[int, Place] = {}
+        self._broken: dict[int, set[int]] = {}
 
-    def begin(self) -> np.int64:
-        """The number of the epoch that starts now."""
-        self._latest, self._ended = next(self._count), False
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {
+            "num_samples": self.num_samples,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "processes": self._parts,
+        }
+
+    def start_at(self, epoch: int, step: int = 0, broken: int = 0) -> None:
+        """Lets the next pass over the data be an epoch from one of its steps on; whole epochs follow.
+
+        Args:
+            epoch: int >= 0.
+            step: int >= 0. The first batch.
+            broken: what `broken_before(epoch, step)` said in the run that is to go on.
+        """
+        self._next = Place(epoch, step, broken)
+
+    def broken_before(self, epoch: int, step: int) -> int:
+        """How many broken samples were passed over in an epoch before a step, which have moved its samples on."""
+        start = self._starts.get(epoch, Place(epoch))
+        first = start.step * self.batch_size + start.broken
+        place = first + (step - start.step) * self.batch_size
+        for position in sorted(self._broken.get(epoch, ())):
+            place += first <= position <= place
+        return place - step * self.batch_size
+
+    def begin(self) -> np.ndarray:
+        """The epoch that starts now, and the step and the position that it starts with: int64 (3,)."""
+        start = self._next
+        self._next = Place(start.epoch + 1)
+        self._latest, self._ended = start.epoch, False
+        self._starts = {**dict(list(self._starts.items())[-1:]), start.epoch: start}
+        self._broken = {epoch: self._broken.get(epoch, set()) for epoch in self._starts}
         self.skipped.begin()
-        return np.int64(self._latest)
+        return np.array([start.epoch, start.step, start.step * self.batch_size + start.broken], np.int64)
 
     def _is_over(self, epoch: int) -> bool:
         """Whether nothing counts any more: of an iterator that was given up, or met for the second time."""
         return epoch != self._latest or self._ended
+
+    def _pass_over(self, epoch: int, start: int, stop: int) -> None:
+        """Remembers the positions of broken samples, of the second pass over an epoch too."""
+        if int(epoch) in self._broken:
+            self._broken[int(epoch)].update(range(start, stop))
 
     def _note(self, name: str, image: Any, caption: bytes, seen: int) -> None:
         """Takes note of a broken sample, the last of those `seen`."""
@@ -65,12 +126,9 @@ class _Epochs:
 class IndexedEpochs(_Epochs):
     """Epochs over a source that is read by number."""
 
-    def __init__(
-        self, reader: Reader, source: Any, seed: int, training: bool, shard: tuple[int, int], preprocessor: Any
-    ):
-        super().__init__(source, seed, preprocessor)
+    def __init__(self, reader: Reader, training: bool, *options: Any):
+        super().__init__(*options)
         self._reader, self._training = reader, training
-        self._part, self._parts = shard
         # In training every process takes equally many steps, or the others would wait for it at the end.
         everything = range(len(reader))
         self.num_samples = len(reader) // self._parts if training else len(everything[self._part :: self._parts])
@@ -78,7 +136,7 @@ class IndexedEpochs(_Epochs):
         # The epoch that runs and the one that starts meanwhile.
         self.order = functools.lru_cache(maxsize=2)(self._order)
 
-    def begin(self) -> np.int64:
+    def begin(self) -> np.ndarray:
         self._failure = None
         return super().begin()
 
@@ -90,7 +148,7 @@ class IndexedEpochs(_Epochs):
         return order[self._part :: self._parts][: self.num_samples]
 
     def read(self, epoch: int, start: int, count: int) -> tuple[np.ndarray, ...]:
-        """A block of samples, then a mark: columns (epoch, position, is mark, crop seed, image file, caption).
+        """A block of samples, then a mark: columns (position, is mark, crop seed, image file, caption).
 
         Positions count on after the end of the epoch, from the first sample again. With `start` -1 comes the mark of
         the end alone. If the source itself fails, the mark comes alone too, and `missed` raises what happened: from
@@ -107,7 +165,7 @@ class IndexedEpochs(_Epochs):
             images, captions, seeds = [], [], np.zeros((0, 2), np.int64)
         seeds = np.concatenate([seeds, np.zeros((1, 2), np.int64)])
         images, captions = (np.array([*column, b""], object) for column in (images, captions))
-        return np.full_like(positions, epoch), positions, np.arange(len(ids) + 1) == len(ids), seeds, images, captions
+        return positions, np.arange(len(ids) + 1) == len(ids), seeds, images, captions
 
     def _ids(self, epoch: int, start: int, count: int) -> np.ndarray:
         return self.order(epoch)[start : start + count]
@@ -129,6 +187,7 @@ class IndexedEpochs(_Epochs):
         """
         if self._failure is not None:
             raise self._failure
+        self._pass_over(epoch, start, stop)
         for position in range(start, min(stop, self.num_samples)):
             if self._is_over(epoch):
                 break
@@ -143,13 +202,18 @@ class IndexedEpochs(_Epochs):
 class StreamedEpochs(_Epochs):
     """Epochs over a `tf.data.Dataset`."""
 
-    def __init__(self, source: Any, seed: int, preprocessor: Any):
-        super().__init__(source, seed, preprocessor)
+    def __init__(self, source: Any, *options: Any):
+        super().__init__(source, *options)
         size = int(source.cardinality())
         self.num_samples = size if size >= 0 else None
 
     def skip(self, epoch: int, position: int, image: Any, caption: bytes) -> np.bool_:
-        """Takes note of a sample that could not be used. False: not to be passed on."""
+        """Takes note of a sample that could not be used. False: not to be passed on.
+
+        Positions count the mark of the end as well, which lies between the first pass and the second.
+        """
+        place = int(position) - (self.num_samples is not None and position > self.num_samples)
+        self._pass_over(epoch, place, place + 1)
         if not self._is_over(epoch):
             self._note(f"element {position} of the epoch", image, caption, int(position) + 1)
         return np.False_

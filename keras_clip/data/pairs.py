@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from keras_clip.data.arguments import check_numbers, check_size, component, increasing_lengths
 from keras_clip.data.epochs import IndexedEpochs, StreamedEpochs
 from keras_clip.data.readers import require_columns
 from keras_clip.data.sources import open_source, require_mapping
@@ -57,6 +58,12 @@ def image_text_pairs(
     places: keep them on a local disk. Otherwise samples come in their order, with their first caption, resized and
     centre-cropped, the smaller last batch included.
 
+    Training can go on in the middle: `epochs.start_at(epoch, step, broken)` of the dataset lets the next pass begin at
+    a step, with the samples, crops and captions of a run that was never stopped (see `training.Checkpoints`, which does
+    so). What was read before is not read again, but of a stream, which is read and shuffled anew up to that sample,
+    without decoding, and must itself give the same elements each time. `numbered` is the same dataset as ((epoch,
+    step), batch), for randomness of your own that a resumed run repeats.
+
     A sample that lacks its image or its caption, or cannot be decoded, is left out alone. The attribute `skipped` of
     the dataset (`SkippedSamples`) counts them by reason and names them, and a warning sums up each epoch. In training
     others are taken twice in their stead, so that an epoch has as many steps as promised. Captions longer than the
@@ -91,70 +98,114 @@ def image_text_pairs(
             5 % of the samples, or all of the first 1,000, are broken.
     """
     tf = _require_tensorflow()
-    tokenizer = _component("tokenizer", tokenizer, model)
-    image_preprocessor = _component("image_preprocessor", image_preprocessor, model)
-    lengths = _lengths(text_lengths, tokenizer)
-    _check_numbers(batch_size, seed, shard, crop_scale)
+    tokenizer = component("tokenizer", tokenizer, model)
+    image_preprocessor = component("image_preprocessor", image_preprocessor, model)
+    lengths = increasing_lengths(text_lengths, tokenizer)
+    check_numbers(batch_size, seed, shard, crop_scale)
     with tf.device("/CPU:0"):
         decode = _Decoder(image_preprocessor, crop_scale if training else None)
+        options = seed, shard, batch_size, image_preprocessor
         if isinstance(source, tf.data.Dataset):
             source = _part(source, shard, training)
-            epochs = StreamedEpochs(source, seed, image_preprocessor)
+            epochs = StreamedEpochs(source, *options)
             good = _stream(epochs, source, require_mapping(mapping), decode, training)
         else:
-            epochs = IndexedEpochs(open_source(source, mapping), source, seed, training, shard, image_preprocessor)
+            epochs = IndexedEpochs(open_source(source, mapping), training, source, *options)
             good = _indexed(epochs, decode, training)
-        _check_size(epochs.num_samples, batch_size, training, source)
+        check_size(epochs.num_samples, batch_size, training, source)
+        numbered = _number(good, epochs, training).map(_tokenize_with(tokenizer, lengths))
         if training and epochs.num_samples:
-            good = good.take(epochs.num_samples)
-        dataset = good.batch(batch_size, drop_remainder=training).map(_tokenize_with(tokenizer, lengths))
-        if training and epochs.num_samples:
-            dataset = dataset.apply(tf.data.experimental.assert_cardinality(epochs.num_samples // batch_size))
-        dataset = dataset.prefetch(2)
-    dataset.skipped = epochs.skipped
-    dataset.num_samples = epochs.num_samples
+            numbered = _with_length(numbered, epochs.num_samples // batch_size)
+        dataset = numbered.map(lambda place, batch: batch).prefetch(2)
+    dataset.epochs, dataset.numbered = epochs, numbered
+    dataset.skipped, dataset.num_samples = epochs.skipped, epochs.num_samples
     return dataset
 
 
+def _number(good: "tf.data.Dataset", epochs: Any, training: bool) -> "tf.data.Dataset":
+    """Batches of (pixels, caption), each with its epoch and step, to the end of the epoch."""
+    good = good.enumerate()
+    if training and epochs.num_samples:
+        # A sample that was made up for must not come twice.
+        good = good.take_while(lambda count, sample: count < epochs.num_samples - sample[0][1] * epochs.batch_size)
+
+    def place(counts, samples):
+        places, pixels, captions = samples
+        return (places[0, 0], places[0, 1] + counts[0] // epochs.batch_size), pixels, captions
+
+    return good.batch(epochs.batch_size, drop_remainder=training).map(place)
+
+
+def _with_length(batches: "tf.data.Dataset", length: int) -> "tf.data.Dataset":
+    """The same with a length, which a pass that begins in the middle does not reach: `assert_cardinality` would fail.
+
+    Followed by nothing for ever, it passes for endless, so that `take` sets the length.
+    """
+    import tensorflow as tf
+
+    def like_batch(_):
+        return tf.nest.map_structure(
+            lambda spec: tf.zeros([size or 0 for size in spec.shape], spec.dtype), batches.element_spec
+        )
+
+    nothing = tf.data.Dataset.range(1).filter(lambda _: False).map(like_batch).repeat()
+    return batches.concatenate(nothing).take(length)
+
+
 def _indexed(epochs: IndexedEpochs, decode: Callable, training: bool) -> "tf.data.Dataset":
-    """(pixels, caption) of the good samples of a source that is read by number.
+    """(place, pixels, caption) of the good samples of a source that is read by number.
 
     What cannot be decoded is dropped by `ignore_errors`. A gap in the positions that come through tells which it was,
     and only then Python looks for the reason. Every block ends with a mark, so that gaps show soon.
     """
     import tensorflow as tf
 
-    def starts(epoch):
-        once = tf.data.Dataset.range(0, epochs.num_samples, _BLOCK)
-        numbers = once.concatenate(tf.data.Dataset.from_tensors(tf.constant(-1, tf.int64)))
-        # What is broken is made up for from the beginning.
-        numbers = numbers.concatenate(once.map(lambda start: start + epochs.num_samples)) if training else numbers
-        return tf.data.Dataset.zip((tf.data.Dataset.from_tensors(epoch).repeat(), numbers))
+    def starts(place):
+        first, size = place[2], epochs.num_samples
+        numbers = tf.data.Dataset.range(first, size, _BLOCK)
+        numbers = numbers.concatenate(tf.data.Dataset.from_tensors(tf.constant(-1, tf.int64)))
+        if training:
+            # What is broken is made up for from the beginning.
+            numbers = numbers.concatenate(tf.data.Dataset.range(tf.maximum(first, size), 2 * size, _BLOCK))
+        return tf.data.Dataset.zip((tf.data.Dataset.from_tensors(place).repeat(), numbers))
 
-    def read(epoch, start):
-        dtypes = (tf.int64, tf.int64, tf.bool, tf.int64, tf.string, tf.string)
-        columns = tf.numpy_function(lambda *place: epochs.read(*map(int, place), _BLOCK), (epoch, start), dtypes)
-        for column, shape in zip(columns, ([None], [None], [None], [None, 2], [None], [None]), strict=True):
+    def read(place, start):
+        dtypes = (tf.int64, tf.bool, tf.int64, tf.string, tf.string)
+        columns = tf.numpy_function(lambda *at: epochs.read(*map(int, at), _BLOCK), (place[0], start), dtypes)
+        for column, shape in zip(columns, ([None], [None], [None, 2], [None], [None]), strict=True):
             column.set_shape(shape)
-        return tuple(columns)
+        return tf.tile(place[None], [tf.size(columns[0]), 1]), *columns
 
-    def attempt(epoch, position, is_mark, seed, image, caption):
+    def attempt(place, position, is_mark, seed, image, caption):
         pixels = tf.cond(is_mark, lambda: decode.nothing, lambda: decode(image, seed, caption))
-        return epoch, position, is_mark, pixels, caption
+        return place, position, is_mark, pixels, caption
 
     def compare(expected, sample):
-        epoch, position, is_mark, pixels, caption = sample
+        place, position, is_mark, pixels, caption = sample
+        expected = tf.maximum(expected, place[2])
         is_told = (position > expected) | (is_mark & (position == epochs.num_samples))
-        place = (epoch, expected, position)
-        told = tf.cond(is_told, lambda: _scalar(epochs.missed, place, tf.bool), lambda: False)
-        return position + tf.cast(~is_mark, tf.int64), (pixels, caption, told | ~is_mark)
+        gap = (place[0], expected, position)
+        told = tf.cond(is_told, lambda: _scalar(epochs.missed, gap, tf.bool), lambda: False)
+        expected = tf.maximum(expected, position + tf.cast(~is_mark, tf.int64))
+        return expected, (place, pixels, caption, told | ~is_mark)
 
-    begin = tf.data.Dataset.from_tensors(0).map(lambda _: _scalar(epochs.begin, (), tf.int64))
     # Two blocks at a time: enough to hide a disk's latency behind the decoding.
-    samples = begin.flat_map(starts).map(read, num_parallel_calls=2, deterministic=True).unbatch()
+    samples = _begin(epochs).flat_map(starts).map(read, num_parallel_calls=2, deterministic=True).unbatch()
     tried = samples.map(attempt, num_parallel_calls=_parallel_images(), deterministic=True).ignore_errors()
     compared = tried.scan(tf.constant(0, tf.int64), compare)
-    return compared.filter(lambda pixels, caption, is_good: is_good).map(lambda pixels, caption, _: (pixels, caption))
+    good = compared.filter(lambda place, pixels, caption, is_good: is_good)
+    return good.map(lambda place, pixels, caption, _: (place, pixels, caption))
+
+
+def _begin(epochs: Any) -> "tf.data.Dataset":
+    """One element, the place where this pass begins: int64 (epoch, step, position)."""
+    import tensorflow as tf
+
+    def begin(_):
+        place = tf.numpy_function(epochs.begin, (), tf.int64)
+        return tf.ensure_shape(place, (3,))
+
+    return tf.data.Dataset.from_tensors(0).map(begin)
 
 
 def _part(stream: "tf.data.Dataset", shard: tuple[int, int], training: bool) -> "tf.data.Dataset":
@@ -168,7 +219,7 @@ def _part(stream: "tf.data.Dataset", shard: tuple[int, int], training: bool) -> 
 def _stream(
     epochs: StreamedEpochs, source: "tf.data.Dataset", mapping: Any, decode: Callable, training: bool
 ) -> "tf.data.Dataset":
-    """(pixels, caption) of the good samples of a stream, which is mapped in graph.
+    """(place, pixels, caption) of the good samples of a stream, which is mapped in graph.
 
     Errors of the stream itself must come through, so each sample is tried alone.
     """
@@ -188,51 +239,57 @@ def _stream(
             image = tf.image.grayscale_to_rgb(image)
         return image, captions
 
-    def number(epoch, position, pair):
+    def number(place, position, pair):
         image, captions = pair
-        seed = tf.stack([epochs.stream_seed(epoch), position])
+        seed = tf.stack([epochs.stream_seed(place[0]), position])
         count = tf.size(captions)
         choice = tf.random.stateless_uniform((), seed, 0, tf.maximum(count, 1), tf.int32) if training else 0
         caption = tf.cond(count > 0, lambda: captions[choice], lambda: tf.constant(b""))
-        return epoch, position, False, seed, image, caption
+        return place, False, seed, image, caption
 
     pairs = source.map(to_pair, num_parallel_calls=_parallel_images(), deterministic=True)
     is_array = pairs.element_spec[0].dtype == tf.uint8
     no_image = tf.zeros((0, 0, 3), tf.uint8) if is_array else tf.constant(b"")
 
-    def pass_over(epoch):
+    # The end of a pass is an element too.
+    def elements_before(place):
+        size = epochs.num_samples
+        return place[2] if size is None else place[2] + tf.cast(place[2] > size, tf.int64)
+
+    def pass_over(place):
         # Of this graph alone. A global seed of the user's would change the order, and of 0 break a seed in graph.
         tf.compat.v1.set_random_seed(1)
-        shuffled = pairs.shuffle(_STREAM_BUFFER, seed=epochs.stream_seed(epoch)) if training else pairs
-        samples = shuffled.enumerate().map(lambda position, pair: number(epoch, position, pair))
-        end = (epoch, tf.constant(-1, tf.int64), True, tf.zeros(2, tf.int64), no_image, tf.constant(b""))
+        shuffled = pairs.shuffle(_STREAM_BUFFER, seed=epochs.stream_seed(place[0])) if training else pairs
+        samples = shuffled.enumerate().map(lambda position, pair: number(place, position, pair))
+        end = (place, True, tf.zeros(2, tf.int64), no_image, tf.constant(b""))
         once = samples.concatenate(tf.data.Dataset.from_tensors(end))
-        # As for indexed sources.
-        return once.concatenate(samples) if training and epochs.num_samples else once
+        # As for indexed sources. What came before is read and shuffled again, but not decoded.
+        twice = once.concatenate(samples) if training and epochs.num_samples else once
+        return twice.skip(elements_before(place))
 
     failure = tf.data.Dataset.from_tensors((decode.nothing, False))
 
-    def attempt(epoch, position, is_end, seed, image, caption):
+    def attempt(place, is_end, seed, image, caption):
         # What graphs have for `try`: a dataset of one element, or of none if that fails, then the failure.
         trial = tf.data.Dataset.from_tensors((image, seed, caption)).map(lambda *sample: (decode(*sample), True))
         pixels, is_good = trial.ignore_errors().concatenate(failure).take(1).get_single_element()
-        return pixels, is_good, epoch, is_end, image, caption
+        return place, pixels, is_good, is_end, image, caption
 
-    def is_good(position, sample):
-        _, good, epoch, is_end, image, caption = sample
+    def is_good(count, sample):
+        place, _, good, is_end, image, caption = sample
 
         def tell():
+            at = (place[0], count + elements_before(place))
             return tf.cond(
                 is_end,
-                lambda: _scalar(epochs.end, (epoch, position), tf.bool),
-                lambda: _scalar(epochs.skip, (epoch, position, image, caption), tf.bool),
+                lambda: _scalar(epochs.end, at, tf.bool),
+                lambda: _scalar(epochs.skip, (*at, image, caption), tf.bool),
             )
 
         return tf.cond(good, lambda: True, tell)
 
-    begin = tf.data.Dataset.from_tensors(0).map(lambda _: _scalar(epochs.begin, (), tf.int64))
-    tried = begin.flat_map(pass_over).map(attempt, num_parallel_calls=_parallel_images(), deterministic=True)
-    return tried.enumerate().filter(is_good).map(lambda _, sample: (sample[0], sample[-1]))
+    tried = _begin(epochs).flat_map(pass_over).map(attempt, num_parallel_calls=_parallel_images(), deterministic=True)
+    return tried.enumerate().filter(is_good).map(lambda _, sample: (sample[0], sample[1], sample[-1]))
 
 
 class _Decoder:
@@ -290,10 +347,10 @@ def _tokenize_with(tokenizer: Callable, lengths: tuple[int, ...]) -> Callable:
             return np.asarray(tokenizer(texts, truncate=True, length=lengths[-1]), np.int32)
         return np.pad(token_ids, ((0, 0), (0, width - token_ids.shape[1]))).astype(np.int32)
 
-    def to_batch(images, captions):
+    def to_batch(place, images, captions):
         token_ids = tf.numpy_function(tokenize, (captions,), tf.int32)
         token_ids.set_shape((images.shape[0], lengths[0] if len(lengths) == 1 else None))
-        return {"images": images, "token_ids": token_ids}
+        return place, {"images": images, "token_ids": token_ids}
 
     return to_batch
 
@@ -321,53 +378,3 @@ def _require_tensorflow() -> Any:
             'pip install "keras_clip[tensorflow]"'
         ) from error
     return tensorflow
-
-
-def _component(name: str, given: Any, model: Any) -> Any:
-    component = given if given is not None else getattr(model, name, None)
-    if component is None:
-        raise ValueError(
-            f"Pairs need a {name}. Received: {name}=None, model={model!r}. Pass {name}=, or a model that has one."
-        )
-    return component
-
-
-def _lengths(lengths: Sequence[int] | None, tokenizer: Any) -> tuple[int, ...]:
-    context = getattr(tokenizer, "context_length", None)
-    if not callable(tokenizer) or not context:
-        raise TypeError(
-            "tokenizer must be callable and have a context_length, like CLIPTokenizer. "
-            f"Received: tokenizer={tokenizer!r}."
-        )
-    if lengths is None:
-        return (*(length for length in (16, 32) if length < context), context)
-    lengths = tuple(lengths)
-    if not lengths or lengths[0] < 3 or lengths[-1] > context or list(lengths) != sorted(set(lengths)):
-        raise ValueError(
-            f"text_lengths must increase from at least 3 to at most the context length {context}. "
-            f"Received: text_lengths={lengths}."
-        )
-    return lengths
-
-
-def _check_numbers(batch_size: int, seed: int, shard: tuple[int, int], crop_scale: tuple[float, float]) -> None:
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1. Received: batch_size={batch_size}.")
-    if seed < 0:
-        raise ValueError(f"seed must not be negative. Received: seed={seed}.")
-    low, high = crop_scale
-    if not 0 < low <= high <= 1:
-        raise ValueError(
-            f"crop_scale must be (low, high) with 0 < low <= high <= 1. Received: crop_scale={crop_scale}."
-        )
-    index, count = shard
-    if not 0 <= index < count:
-        raise ValueError(f"shard must be (index, count) with 0 <= index < count. Received: shard={shard}.")
-
-
-def _check_size(num_samples: int, batch_size: int, training: bool, source: Any) -> None:
-    if num_samples is not None and num_samples < (batch_size if training else 1):
-        raise ValueError(
-            f"There must be at least one batch of samples. Received: batch_size={batch_size}, source={source!r} with "
-            f"{num_samples} samples. Pass a smaller batch_size."
-        )

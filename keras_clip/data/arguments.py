@@ -1,0 +1,58 @@
+"""What `image_text_pairs` is given, made whole or refused."""
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def component(name: str, given: Any, model: Any) -> Any:
+    """The one that is given, else the model's."""
+    component = given if given is not None else getattr(model, name, None)
+    if component is None:
+        raise ValueError(
+            f"Pairs need a {name}. Received: {name}=None, model={model!r}. Pass {name}=, or a model that has one."
+        )
+    return component
+
+
+def increasing_lengths(lengths: Sequence[int] | None, tokenizer: Any) -> tuple[int, ...]:
+    """The lengths that texts may take."""
+    context = getattr(tokenizer, "context_length", None)
+    if not callable(tokenizer) or not context:
+        raise TypeError(
+            "tokenizer must be callable and have a context_length, like CLIPTokenizer. "
+            f"Received: tokenizer={tokenizer!r}."
+        )
+    if lengths is None:
+        return (*(length for length in (16, 32) if length < context), context)
+    lengths = tuple(lengths)
+    if not lengths or lengths[0] < 3 or lengths[-1] > context or list(lengths) != sorted(set(lengths)):
+        raise ValueError(
+            f"text_lengths must increase from at least 3 to at most the context length {context}. "
+            f"Received: text_lengths={lengths}."
+        )
+    return lengths
+
+
+def check_numbers(batch_size: int, seed: int, shard: tuple[int, int], crop_scale: tuple[float, float]) -> None:
+    """Raises a ValueError for numbers out of range."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1. Received: batch_size={batch_size}.")
+    if seed < 0:
+        raise ValueError(f"seed must not be negative. Received: seed={seed}.")
+    low, high = crop_scale
+    if not 0 < low <= high <= 1:
+        raise ValueError(
+            f"crop_scale must be (low, high) with 0 < low <= high <= 1. Received: crop_scale={crop_scale}."
+        )
+    index, count = shard
+    if not 0 <= index < count:
+        raise ValueError(f"shard must be (index, count) with 0 <= index < count. Received: shard={shard}.")
+
+
+def check_size(num_samples: int, batch_size: int, training: bool, source: Any) -> None:
+    """Raises a ValueError if there is not even one batch."""
+    if num_samples is not None and num_samples < (batch_size if training else 1):
+        raise ValueError(
+            f"There must be at least one batch of samples. Received: batch_size={batch_size}, source={source!r} with "
+            f"{num_samples} samples. Pass a smaller batch_size."
+        )
