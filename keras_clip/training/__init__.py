@@ -1,9 +1,11 @@
 """How a model learns: the paper's optimizer and schedule."""
 
+from keras_clip.training.checkpoints import Checkpoints
 from keras_clip.training.lora import enable_lora
 from keras_clip.training.optimizer import AdamW, adamw
 from keras_clip.training.recipe import Recipe, recipe
 from keras_clip.training.sharding import layout_map
+from keras_clip.training.skipped_steps import StopOnSkippedSteps
 from keras_clip.training.strategies import Part, own_part, strategy
 from keras_clip.training.telemetry import Telemetry
 from keras_clip.training.unmasking import Unmask

@@ -1,0 +1,149 @@
+"""A file of tensors that tells whether it is whole: safetensors, whose last tensor is the SHA-256 of all before it.
+
+Written as a stream, so that nothing is held twice, under another name until it is on the disk. Nothing in it is code.
+"""
+
+import hashlib
+import json
+import math
+import os
+import struct
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+_CODES = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int64": "I64",
+    "int32": "I32",
+    "int16": "I16",
+    "int8": "I8",
+    "uint64": "U64",
+    "uint32": "U32",
+    "uint16": "U16",
+    "uint8": "U8",
+    "bool": "BOOL",
+}
+_DTYPES = {code: name for name, code in _CODES.items()}
+_DIGEST = 32
+# Bytes that are hashed at a time.
+_PART = 2**22
+
+
+class Entry(NamedTuple):
+    """What is said of a tensor beside its values.
+
+    Attributes:
+        name: str.
+        shape: tuple of ints.
+        dtype: str, as numpy and `ml_dtypes` call it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def write(path: Path, entries: Sequence[Entry], arrays: Iterable[np.ndarray], record: dict[str, Any]) -> None:
+    """Writes tensors and a record; the file has its name only when it is whole and on the disk.
+
+    Args:
+        path: a file of this name is replaced.
+        entries: the tensors, of different names.
+        arrays: their values, one after the other.
+        record: plain data for JSON.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(temporary, "wb") as file:
+            digest = hashlib.sha256()
+            for part in _parts(entries, arrays, record):
+                digest.update(part)
+                file.write(part)
+            file.write(digest.digest())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _parts(entries, arrays, record):
+    tensors, offset = {}, 0
+    for name, shape, dtype in [*entries, Entry("sha256", (_DIGEST,), "uint8")]:
+        end = offset + math.prod(shape) * _dtype(dtype).itemsize
+        tensors[name] = {"dtype": _CODES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    header = json.dumps({"__metadata__": {"record": json.dumps(record)}, **tensors}).encode()
+    # Others want the values at a multiple of 8.
+    header += b" " * (-len(header) % 8)
+    yield struct.pack("<Q", len(header))
+    yield header
+    for entry, array in zip(entries, arrays, strict=True):
+        if array.shape != entry.shape:
+            raise ValueError(f"{entry.name!r} must be of shape {entry.shape}. Received: shape {array.shape}.")
+        yield memoryview(np.ascontiguousarray(array, _dtype(entry.dtype)).reshape(-1).view(np.uint8))
+
+
+def _dtype(name):
+    return np.dtype(getattr(ml_dtypes, name, name))
+
+
+def _sync_folder(folder):
+    """The new name of a file is on the disk when its folder is. Windows cannot, and need not."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def check(path: Path) -> None:
+    """Raises a ValueError if a file is not as it was written."""
+    size, digest = path.stat().st_size, hashlib.sha256()
+    with open(path, "rb") as file:
+        left = size - _DIGEST
+        while left > 0 and (part := file.read(min(_PART, left))):
+            digest.update(part)
+            left -= len(part)
+        if left or file.read() != digest.digest():
+            raise ValueError(f"A checkpoint must be whole. Received: {path} of {size:,} bytes, which is damaged.")
+
+
+def read(path: Path) -> tuple[dict[str, Any], list[Entry], Iterable[np.ndarray]]:
+    """What `write` was given, of a file that `check` finds whole.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The record, the entries, and the arrays one after the other, mapped from the file.
+
+    Raises:
+        ValueError: the file is not of this kind.
+    """
+    with open(path, "rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(min(length, path.stat().st_size)))
+    if "sha256" not in header or "record" not in header.get("__metadata__", {}):
+        raise ValueError(f"The file must be a checkpoint of `Checkpoints`. Received: {path}.")
+    record = json.loads(header.pop("__metadata__")["record"])
+    del header["sha256"]
+    entries = [Entry(name, tuple(about["shape"]), _DTYPES[about["dtype"]]) for name, about in header.items()]
+
+    def arrays():
+        values = np.memmap(path, np.uint8, "r", offset=8 + length)
+        for entry, about in zip(entries, header.values(), strict=True):
+            first, last = about["data_offsets"]
+            yield values[first:last].view(_dtype(entry.dtype)).reshape(entry.shape)
+
+    return record, entries, arrays()

@@ -1,0 +1,220 @@
+"""Stop and resume: what a training is at a step, written so that it goes on as if it had never stopped."""
+
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_clip.training import checkpoint_file, state
+
+_NAME = re.compile(r"step-(\d{9,})\.safetensors")
+# True for Keras, and told apart from what others set.
+_END_OF_EPOCH = "the rest of the epoch is trained"
+
+
+class Checkpoints(keras.callbacks.Callback):
+    """Saves a training every so many steps, and lets `fit` go on from there when the same program is run again.
+
+        pairs = keras_clip.data.image_text_pairs("shards/*.tar", model, batch_size)
+        model.fit(pairs, epochs=32, callbacks=[keras_clip.training.Checkpoints("run/checkpoints", pairs)])
+
+    A checkpoint holds weights and statistics, everything of the optimizer (step, moments, averages), the states of the
+    random generators in the model, the metrics of the running epoch, the history, and the place in the data. `fit` then
+    begins in the epoch and at the step of the newest one, reads on with the sample that was next, ends that epoch where
+    it would have ended, and returns the history of the whole run: on the same machine the weights are those of a run
+    that was never stopped, bit by bit, where the backend computes the same twice (TensorFlow:
+    `tf.config.experimental.enable_op_determinism`). The progress bar counts the steps of that epoch from one.
+
+    A file has its name when it is whole and on the disk, so a process may be killed at any moment. Each carries its
+    SHA-256: a damaged one is told by a warning, and the one before it is taken. Files are in the format safetensors.
+
+    Put it before callbacks that change weights at the end of an epoch. Of other callbacks nothing is kept, such as the
+    patience of `EarlyStopping`, nor are the global generators of numpy and Python.
+
+    With several processes all of them pass it, with a folder that all of them see; the first one writes.
+
+    Args:
+        folder: where the files are, made if it is not there: `step-<number of steps>.safetensors`.
+        pairs: the training data as `image_text_pairs` returns it, of known length. `fit` may be given something made of
+            it, such as `pairs.repeat()` with `steps_per_epoch=len(pairs)`, or what `own_part` returns.
+        every: int > 0. Steps between two checkpoints; there is one at the end of each epoch besides.
+        keep: int > 0. How many of the newest stay. Two at least, if a damaged one shall have another before it.
+
+    Raises:
+        TypeError: data that cannot begin in the middle.
+        ValueError: a number that is not positive; when `fit` begins: other data, another model or optimizer than those
+            of the checkpoint, another number of steps per epoch than the data has, or no checkpoint that is whole.
+        RuntimeError: processes that do not see the same checkpoints.
+    """
+
+    def __init__(self, folder: str | Path, pairs: Any, every: int = 1000, keep: int = 3):
+        super().__init__()
+        if not hasattr(getattr(pairs, "epochs", None), "start_at"):
+            raise TypeError(
+                "Training can go on in data of `image_text_pairs` only. Received: pairs of type "
+                f"{type(pairs).__name__}. Pass what `image_text_pairs` returned; `fit` may take what you made of it."
+            )
+        if int(pairs.cardinality()) < 1:
+            raise ValueError(
+                "The data must have a length. Received: pairs of unknown length. Tell that of the stream: "
+                "`source.apply(tf.data.experimental.assert_cardinality(count))`, with `training=True`."
+            )
+        if every < 1 or keep < 1:
+            raise ValueError(f"`every` and `keep` must be positive. Received: every={every}, keep={keep}.")
+        self.folder = Path(folder)
+        self.every, self.keep = every, keep
+        self._epochs, self._length = pairs.epochs, len(pairs)
+        self._resumed: dict[str, Any] | None = None
+        # Variables and values.
+        self._metrics: tuple[list[keras.Variable], list[Any]] = ([], [])
+        self._epoch = self._first_step = self._saved = 0
+        self._has_begun = False
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        """Goes back to the newest checkpoint, if there is one."""
+        if self.params.get("steps") != self._length:
+            raise ValueError(
+                f"An epoch of `fit` must be one of the data. Received: {self.params.get('steps')} steps per epoch, and "
+                f"data of {self._length} batches. Leave `steps_per_epoch` out, or give it `len(pairs)`."
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if state.each_process(0, self.model).index == 0:
+            for begun in self.folder.glob(".step-*.safetensors.*"):
+                begun.unlink(missing_ok=True)
+        self._resumed, self._has_begun = None, False
+        self._first_step, self._metrics = 0, ([], [])
+        path = self._newest()
+        if path is not None:
+            self._restore(path)
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        """Arguments as of `keras.callbacks.Callback`."""
+        self._epoch, step = epoch, self._first_step
+        if self._has_begun:
+            self._first_step = 0
+            return
+        self._has_begun = True
+        # Keras would begin the next `fit` there too.
+        self.model._initial_epoch = None
+        index = state.each_process(0, self.model).index
+        broken = self._resumed["broken"][index] if self._resumed else 0
+        self._epochs.start_at(epoch, step, broken)
+        self._saved = epoch * self._length + step
+        self._restore_history()
+        # Keras has just reset them.
+        state.assign(*self._metrics)
+
+    def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
+        """Saves what the steps before this one have made. Arguments as of `keras.callbacks.Callback`."""
+        step = self._first_step + batch
+        total = self._epoch * self._length + step
+        if batch and total // self.every > self._saved // self.every:
+            self._save(self._epoch, step)
+        if self._first_step and step + self.model.steps_per_execution >= self._length and not self.model.stop_training:
+            # Leaves the epoch after this step, which is the last one.
+            self.model.stop_training = _END_OF_EPOCH
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Arguments as of `keras.callbacks.Callback`."""
+        if self.model.stop_training == _END_OF_EPOCH:
+            self.model.stop_training = False
+        self._save(epoch + 1, 0, logs)
+
+    def on_train_end(self, logs: dict | None = None) -> None:
+        """Gives back the history of a run that had ended before."""
+        self.model._initial_epoch = None
+        if not self._has_begun:
+            self._restore_history()
+
+    def _files(self):
+        """The checkpoints by their number of steps, the newest first."""
+        found = [(int(match[1]), path) for path in self.folder.iterdir() if (match := _NAME.fullmatch(path.name))]
+        return dict(sorted(found, reverse=True))
+
+    def _newest(self):
+        """The newest whole checkpoint, which all processes must agree on; None if there are no checkpoints."""
+        files, newest = self._files(), -1
+        for number, path in files.items():
+            try:
+                checkpoint_file.check(path)
+                newest = number
+                break
+            except (ValueError, OSError) as error:
+                warnings.warn(f"{error} The checkpoint before it is tried.", stacklevel=2)
+        if len(set(found := state.each_process(newest, self.model).numbers)) > 1:
+            raise RuntimeError(
+                f"All processes must see one folder. Received: folder={str(self.folder)!r}, where the newest "
+                f"checkpoints that they see are those of the steps {found} (-1: none). Use one on a shared disk."
+            )
+        if files and newest < 0:
+            raise ValueError(
+                f"One of the checkpoints must be whole. Received: folder={str(self.folder)!r} with "
+                f"{len(files)} damaged ones. Remove them to begin anew."
+            )
+        return files.get(newest)
+
+    def _restore(self, path):
+        record, entries, arrays = checkpoint_file.read(path)
+        self._refuse_another(path, record["identity"], entries)
+        variables = state.variables(self.model)
+        self._resumed, self._first_step = record, record["step"]
+        arrays = list(arrays)
+        state.assign(variables, arrays)
+        metrics = set(map(id, self.model.metrics_variables)) if record["step"] else ()
+        chosen = [number for number, variable in enumerate(variables) if id(variable) in metrics]
+        self._metrics = [variables[number] for number in chosen], [np.array(arrays[number]) for number in chosen]
+        # Keras looks at this after the callbacks have begun, as for its own `BackupAndRestore`.
+        self.model._initial_epoch = record["epoch"]
+
+    def _refuse_another(self, path, identity, entries):
+        own, differing = self._identity(), []
+        for key in sorted({*identity, *own}):
+            if identity.get(key) != own.get(key):
+                differing.append(f"{key} {identity.get(key)!r}, and here {own.get(key)!r}")
+        for there, here in zip([*entries, None], [*state.entries(self.model), None], strict=False):
+            if there != here:
+                differing.append(f"the variable {there and tuple(there)}, and here {here and tuple(here)}")
+                break
+        if differing:
+            raise ValueError(
+                "A checkpoint can only go on with the model, the optimizer and the data that it is of. Received: "
+                f"{path} with {'; '.join(differing)}. Run what wrote it, or begin anew in another folder."
+            )
+
+    def _identity(self):
+        data = {f"data's {key}": value for key, value in self._epochs.identity.items()}
+        return {**state.identity(self.model), **data}
+
+    def _restore_history(self):
+        if self._resumed and self.model.history is not None:
+            self.model.history.epoch = list(self._resumed["history"]["epoch"])
+            self.model.history.history = {key: list(column) for key, column in self._resumed["history"]["logs"].items()}
+
+    def _save(self, epoch, step, logs=None):
+        """Writes the checkpoint of a step; `logs` are those of an epoch that just ended."""
+        total = epoch * self._length + step
+        record = {"epoch": epoch, "step": step, "identity": self._identity(), "history": self._history(epoch, logs)}
+        index, record["broken"] = state.each_process(self._epochs.broken_before(epoch, step), self.model)
+        values = state.values(self.model)
+        if index == 0:
+            path = self.folder / f"step-{total:09d}.safetensors"
+            checkpoint_file.write(path, state.entries(self.model), values, record)
+            for old in list(self._files().values())[self.keep :]:
+                old.unlink(missing_ok=True)
+        else:
+            for _ in values:
+                pass
+        self._saved = total
+
+    def _history(self, epoch, logs):
+        """The history, which has the epoch that just ended already or, if Keras asks us first, not yet."""
+        history = self.model.history
+        epochs, columns = list(history.epoch), {key: list(column) for key, column in history.history.items()}
+        if logs is not None and epoch - 1 not in epochs:
+            epochs.append(epoch - 1)
+            for key, value in logs.items():
+                columns.setdefault(key, []).append(value)
+        return {"epoch": epochs, "logs": columns}

@@ -1,0 +1,136 @@
+"""The state of a training, whole on every process: variables as arrays, and what each process has to say."""
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+from keras_clip.trainer import keras_repairs
+from keras_clip.training.checkpoint_file import Entry
+
+
+def synchronise(model: keras.Model) -> None:
+    """Lets the variables of a model in `fit` have the values after the last step; on JAX they lag behind."""
+    if keras.backend.backend() == "jax":
+        model.jax_state_sync()
+
+
+def variables(model: keras.Model) -> list[keras.Variable]:
+    """Weights, statistics, random states and metrics of a model, and what its optimizer keeps, in one order."""
+    found = [*model.variables, *model.metrics_variables, *model.optimizer.variables]
+    return list({id(variable): variable for variable in found}.values())
+
+
+def entries(model: keras.Model) -> list[Entry]:
+    """How the variables are told apart: by their order first, since Keras numbers its names on within a process."""
+    return [
+        Entry(
+            f"{number:05d} {re.sub(r'_[0-9]+(?=[/_]|$)', '', v.path)}",
+            tuple(v.shape),
+            keras.backend.standardize_dtype(v.dtype),
+        )
+        for number, v in enumerate(variables(model))
+    ]
+
+
+def values(model: keras.Model) -> Iterator[np.ndarray]:
+    """The variables as arrays, one after the other, summed or joined over replicas: all processes must ask alike."""
+    synchronise(model)
+    read = _read_jax if keras.backend.backend() == "jax" else _read
+    yield from map(read, variables(model))
+
+
+def _read(variable):
+    return keras.ops.convert_to_numpy(keras.ops.convert_to_tensor(variable))
+
+
+def _read_jax(variable):
+    value = variable.value
+    if value.is_fully_addressable:
+        return np.asarray(value)
+    if value.is_fully_replicated:
+        return np.asarray(value.addressable_data(0))
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(value, tiled=True)
+
+
+def assign(targets: Iterable[keras.Variable], arrays: Iterable[np.ndarray]) -> None:
+    """Gives variables their values, on every replica."""
+    for variable, array in zip(targets, arrays, strict=True):
+        # A copy: frameworks may keep what they are given, which is a mapped file.
+        variable.assign(np.array(array))
+
+
+def identity(model: keras.Model) -> dict[str, Any]:
+    """Plain data on the backend and the optimizer, which trainings that go on alike have in common."""
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    config = {"class": type(optimizer).__name__, **optimizer.get_config()}
+    del config["name"]
+    if isinstance(config["learning_rate"], float):
+        # A variable, which callbacks may change.
+        del config["learning_rate"]
+    plain = {"backend": keras.backend.backend()} | {f"optimizer's {key}": value for key, value in config.items()}
+    return json.loads(json.dumps(plain, default=lambda value: type(value).__name__))
+
+
+class Processes(NamedTuple):
+    """What all processes have said.
+
+    Attributes:
+        index: int. Which one this is.
+        numbers: list of ints, one of each.
+    """
+
+    index: int
+    numbers: list[int]
+
+
+def each_process(number: int, model: keras.Model) -> Processes:
+    """Tells all processes a number, and this one those of all. All must ask."""
+    ask = {"tensorflow": _each_tensorflow, "jax": _each_jax, "torch": _each_torch}[keras.backend.backend()]
+    return ask(number, model)
+
+
+def _each_tensorflow(number, model):
+    import tensorflow as tf
+
+    strategy = keras_repairs.strategy_of(model)
+    if not keras_repairs.is_multi_worker(strategy):
+        return Processes(0, [number])
+    replicas = []
+
+    def say(context):
+        replicas.append(context.replica_id_in_sync_group)
+        return tf.constant([number], tf.int64)
+
+    own = strategy.experimental_distribute_values_from_function(say)
+    numbers = strategy.gather(own, axis=0).numpy()
+    # Every device says what its process says.
+    return Processes(replicas[0] // len(replicas), numbers[:: len(replicas)].tolist())
+
+
+def _each_jax(number, model):
+    import jax
+
+    if jax.process_count() == 1:
+        return Processes(0, [number])
+    from jax.experimental import multihost_utils
+
+    return Processes(jax.process_index(), multihost_utils.process_allgather(np.int32(number)).tolist())
+
+
+def _each_torch(number, model):
+    import torch
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized()):
+        return Processes(0, [number])
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    own = torch.tensor([number], dtype=torch.int64, device=device)
+    numbers = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(numbers, own)
+    return Processes(dist.get_rank(), torch.cat(numbers).tolist())

@@ -1,0 +1,250 @@
+"""`Checkpoints`: a killed training ends as one that was never stopped, and what is damaged or foreign is told."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import resumable
+from numbered_pairs import numbered, write_shards
+from small_clip import build
+from subprocesses import REPOSITORY, free_ports
+
+import keras_clip
+from keras_clip.training import checkpoint_file, state
+from keras_clip.training.checkpoint_file import Entry
+
+BACKEND = keras.backend.backend()
+STEPS, EPOCHS = 8, 2
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """70 pairs in three shards, one of them broken: eight batches of eight an epoch."""
+    folder = tmp_path_factory.mktemp("shards")
+    samples = numbered(70)
+    samples[13] = (samples[13][0], b"broken", samples[13][2])
+    return write_shards(folder, samples)
+
+
+def trainer(source, folder, learning_rate=1e-3, seed=5, vocabulary_size=64):
+    """A model, its data and its callback."""
+    clip = build(patch_dropout=0.5, vocabulary_size=vocabulary_size)
+    pairs = resumable.read(source)
+    pairs.epochs.seed = seed
+    clip.compile(keras_clip.training.adamw(clip, learning_rate, 4, EPOCHS * len(pairs), use_ema=True))
+    return clip, pairs, keras_clip.training.Checkpoints(folder, pairs, every=3, keep=3)
+
+
+def fit(clip, pairs, *callbacks, epochs=EPOCHS):
+    return clip.fit(pairs, epochs=epochs, callbacks=list(callbacks), verbose=0)
+
+
+@pytest.fixture(scope="module")
+def trained(source, tmp_path_factory):
+    """The folder of a run of two epochs, what it ended with, and its history."""
+    folder = tmp_path_factory.mktemp("run")
+    clip, pairs, checkpoints = trainer(source, folder)
+    history = fit(clip, pairs, checkpoints)
+    return folder, [np.array(array) for array in state.values(clip)], history
+
+
+@pytest.fixture
+def copy(trained, tmp_path):
+    """A copy of that folder."""
+    return Path(shutil.copytree(trained[0], tmp_path / "copy"))
+
+
+def files(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def damage(path):
+    """One bit of the values."""
+    content = bytearray(path.read_bytes())
+    content[-1000] ^= 1
+    path.write_bytes(content)
+
+
+def test_the_newest_are_kept_and_each_has_its_number_of_steps(trained):
+    # Every third step, and the end of each epoch: 3, 6, 8, 9, 12, 15, 16.
+    assert files(trained[0]) == [f"step-{step:09d}.safetensors" for step in (12, 15, 16)]
+
+
+def test_a_run_that_has_ended_is_not_trained_again(trained, source, copy):
+    _, end, history = trained
+    clip, pairs, checkpoints = trainer(source, copy)
+    again = fit(clip, pairs, checkpoints)
+    assert (again.epoch, again.history) == (history.epoch, history.history) and again.epoch == [0, 1]
+    for array, expected in zip(clip.weights, end, strict=False):
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(array), expected)
+    assert files(copy) == files(trained[0])
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(trained, source, copy):
+    _, end, history = trained
+    damage(copy / "step-000000016.safetensors")
+    (copy / "step-000000015.safetensors").write_bytes((copy / "step-000000015.safetensors").read_bytes()[:-5])
+    # What a kill leaves in the middle of writing.
+    (copy / ".step-000000018.safetensors.1").write_bytes(b"half")
+    clip, pairs, checkpoints = trainer(source, copy)
+    with pytest.warns(UserWarning, match="Received: .*step-0000000(16|15).* which is damaged") as caught:
+        again = fit(clip, pairs, checkpoints)
+    assert len([w for w in caught if "damaged" in str(w.message)]) == 2
+    assert not any("ran out of data" in str(w.message) for w in caught)
+    # From step 12, in the middle of the second epoch, to the same end.
+    assert again.epoch == [0, 1] and again.history["skipped_steps"] == [0, 0]
+    np.testing.assert_allclose(again.history["loss"], history.history["loss"], rtol=1e-6)
+    for array, expected in zip(state.values(clip), end, strict=True):
+        np.testing.assert_allclose(array, expected, rtol=1e-5, atol=1e-7)
+    assert clip.optimizer.iterations == 16
+    assert files(copy) == files(trained[0])
+
+
+def test_no_whole_checkpoint_is_an_error(source, copy):
+    for path in copy.iterdir():
+        damage(path)
+    with pytest.warns(UserWarning, match="damaged"), pytest.raises(ValueError, match="with 3 damaged ones. Remove"):
+        fit(*trainer(source, copy))
+
+
+FOREIGN = {
+    "data": ({"seed": 6}, "data's seed 5, and here 6"),
+    "optimizer": ({"learning_rate": 2e-3}, "optimizer's learning_rate"),
+    "model": (
+        {"vocabulary_size": 80},
+        r"the variable \('[^)]*', \(64, 32\), 'float32'\), and here \('[^)]*', \(80, 32\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("change, words", FOREIGN.values(), ids=FOREIGN)
+def test_what_differs_is_named(source, copy, change, words):
+    clip, pairs, checkpoints = trainer(source, copy, **change)
+    with pytest.raises(ValueError, match=words):
+        fit(clip, pairs, checkpoints)
+
+
+def test_an_epoch_of_another_length_is_refused(source, tmp_path):
+    clip, pairs, checkpoints = trainer(source, tmp_path)
+    with pytest.raises(ValueError, match="Received: 5 steps per epoch, and data of 8 batches"):
+        clip.fit(pairs.repeat(), steps_per_epoch=5, callbacks=[checkpoints], verbose=0)
+
+
+@pytest.mark.backend_free
+def test_arguments(source, tmp_path):
+    with pytest.raises(TypeError, match="Received: pairs of type dict"):
+        keras_clip.training.Checkpoints(tmp_path, {})
+    pairs = resumable.read(source)
+    with pytest.raises(ValueError, match="Received: every=0, keep=3"):
+        keras_clip.training.Checkpoints(tmp_path, pairs, every=0)
+
+
+@pytest.mark.backend_free
+def test_the_file_is_safetensors_and_gives_back_what_it_was_given(tmp_path):
+    import ml_dtypes
+    from safetensors import safe_open
+
+    arrays = [
+        np.arange(6, dtype="float32").reshape(2, 3).T,
+        np.array(1.5, ml_dtypes.bfloat16),
+        np.zeros((0, 4), "int8"),
+        np.array([2**32 - 1], "uint32"),
+    ]
+    entries = [Entry(str(i), array.shape, array.dtype.name) for i, array in enumerate(arrays)]
+    path = tmp_path / "step-1.safetensors"
+    checkpoint_file.write(path, entries, arrays, {"epoch": 3})
+    checkpoint_file.check(path)
+    record, found, values = checkpoint_file.read(path)
+    assert record == {"epoch": 3} and found == entries
+    for array, value in zip(arrays, values, strict=True):
+        assert array.dtype == value.dtype
+        np.testing.assert_array_equal(array, value)
+    with safe_open(path, "numpy") as file:
+        np.testing.assert_array_equal(file.get_tensor("0"), arrays[0])
+    for cut in (0, 7, 40, 60, path.stat().st_size - 1):
+        (tmp_path / "cut").write_bytes(path.read_bytes()[:cut])
+        with pytest.raises(ValueError, match="damaged"):
+            checkpoint_file.check(tmp_path / "cut")
+    for flipped in range(0, path.stat().st_size, 7):
+        content = bytearray(path.read_bytes())
+        content[flipped] ^= 128
+        (tmp_path / "flipped").write_bytes(content)
+        with pytest.raises(ValueError, match="damaged"):
+            checkpoint_file.check(tmp_path / "flipped")
+
+
+@pytest.mark.backend_free
+def test_what_fails_in_writing_leaves_the_file_as_it_was(tmp_path):
+    path, entries = tmp_path / "step-1.safetensors", [Entry("a", (2,), "float32")]
+    checkpoint_file.write(path, entries, [np.ones(2, "float32")], {})
+    with pytest.raises(ValueError, match="shape"):
+        checkpoint_file.write(path, entries, [np.ones(3, "float32")], {})
+    assert files(tmp_path) == [path.name]
+    checkpoint_file.check(path)
+
+
+def start(source, folder, *kills, **env):
+    folder.mkdir(exist_ok=True)
+    paths = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
+    environment = {**os.environ, "PYTHONPATH": paths, **env}
+    command = [sys.executable, resumable.__file__, source, str(folder), *kills]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(*processes):
+    try:
+        outputs = [process.communicate(timeout=900)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert not any(process.returncode for process in processes), "\n".join(outputs)
+    return outputs
+
+
+def outcome(folder, part=0):
+    end = np.load(folder / f"end{part}.npz")
+    lines = (folder / f"seen{part}.txt").read_text().splitlines()
+    # A batch that was read ahead before a kill is read again.
+    seen = {tuple(line.split()) for line in lines}
+    return [end[name] for name in end.files], seen, json.loads((folder / f"history{part}.json").read_text())
+
+
+def assert_same(one, other):
+    for array, expected in zip(one[0], other[0], strict=True):
+        np.testing.assert_array_equal(array, expected)
+    assert one[1] == other[1] and len(one[1]) == resumable.EPOCHS * STEPS
+    assert one[2] == other[2]
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_as_if_it_had_never_stopped(source, tmp_path):
+    """Five kills at random steps, one of them before there is a checkpoint, and one while a checkpoint is written."""
+    steps = np.random.default_rng().integers(3, 8, 4)
+    kills = ["step-1", *(f"step-{step}" for step in steps), "write-2"]
+    whole = start(source, tmp_path / "whole")
+    _, output = finish(whole, start(source, tmp_path / "killed", *kills))
+    # After the kill in writing, the file that was begun is there beside the whole ones, under another name.
+    lines = [line.split() for line in output.splitlines() if line.startswith(("step-", "write-", "never"))]
+    assert [line[0] for line in lines] == [*kills, "never"], output
+    assert [name for line in lines for name in line[2:] if not name.startswith("step-")] == lines[-2][2:3]
+    assert_same(outcome(tmp_path / "killed"), outcome(tmp_path / "whole"))
+    assert len(files(tmp_path / "killed" / "checkpoints")) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BACKEND != "torch", reason="backend unable: torch.distributed")
+def test_two_processes_go_on_together(source, tmp_path):
+    def run(folder, *kills):
+        env = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(1))}
+        return [start(source, folder, *kills, RANK=str(rank), LOCAL_RANK=str(rank), **env) for rank in range(2)]
+
+    finish(*run(tmp_path / "whole"))
+    finish(*run(tmp_path / "killed", "step-13"))
+    for part in range(2):
+        assert_same(outcome(tmp_path / "killed", part), outcome(tmp_path / "whole", part))

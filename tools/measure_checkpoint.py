@@ -1,0 +1,51 @@
+"""Measures what a checkpoint of `training.Checkpoints` takes: bytes, seconds to write it and to go back to it.
+
+    python tools/measure_checkpoint.py --preset vit_b32
+
+The model has no trained weights, the optimizer is the paper's, and the file goes where temporary files go. Prints one
+line.
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import keras
+
+import keras_clip
+from keras_clip.training import checkpoint_file, state
+
+
+def now() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()
+
+
+def told(start: tuple[float, float], end: tuple[float, float]) -> str:
+    return f"{end[0] - start[0]:.1f} s ({end[1] - start[1]:.1f} s of the processor)"
+
+
+def main(argv=None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="vit_b32")
+    parser.add_argument("--moments-dtype", choices=["bfloat16"], help="as of `adamw`")
+    args = parser.parse_args(argv)
+    clip = keras_clip.presets.load(args.preset, weights=None)
+    clip.compile(keras_clip.training.adamw(clip, moments_dtype=args.moments_dtype))
+    clip.optimizer.build(clip.trainable_variables)
+    with tempfile.TemporaryDirectory() as folder:
+        path, start = Path(folder) / "step-000000001.safetensors", now()
+        checkpoint_file.write(path, state.entries(clip), state.values(clip), {})
+        written = now()
+        checkpoint_file.check(path)
+        _, _, arrays = checkpoint_file.read(path)
+        state.assign(state.variables(clip), arrays)
+        end = now()
+        print(
+            f"{args.preset} on {keras.backend.backend()}: {path.stat().st_size / 1e9:.2f} GB, "
+            f"written in {told(start, written)}, read in {told(written, end)}"
+        )
+
+
+if __name__ == "__main__":
+    main()
