@@ -1,7 +1,8 @@
 """What `tools/benchmark.py` measures of large batches: the loss, micro-batches, rematerialisation, whole accelerators.
 
-Memory is what a step takes beside weights and batch: on JAX the temporaries that XLA plans, elsewhere the growth of the
-resident memory of the process, between a step that has compiled everything and the peak of the next one.
+Memory is what a step takes beside weights and batch: on JAX the temporaries that XLA plans, on torch the growth of the
+process's resident memory from the end of one step to the peak of the next. On TensorFlow it grows from before the first
+step, so that what compiling takes is in it.
 """
 
 import ctypes
@@ -47,8 +48,12 @@ def resident(field):
     return int(line.split()[1]) / 1024
 
 
-def weighed(step):
-    """The step, compiled; called again it tells by how many MiB the resident memory grew at most, once."""
+def weighed(step, since_start=False):
+    """The step, compiled; called again it tells by how many MiB the resident memory grew at most, once.
+
+    `since_start`: since before it was compiled. TensorFlow keeps what a step took, and would show nothing.
+    """
+    before = resident("VmRSS")
     step()
 
     def run():
@@ -57,11 +62,11 @@ def weighed(step):
         gc.collect()
         # Gives back what the allocator keeps for later.
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-        before = resident("VmRSS")
+        start = before if since_start else resident("VmRSS")
         # Begins a new peak.
         Path("/proc/self/clear_refs").write_text("5")
         amount = step()
-        run.facts["memory_mib"] = resident("VmHWM") - before
+        run.facts["memory_mib"] = resident("VmHWM") - start
         return amount
 
     run.facts = {}
@@ -182,7 +187,7 @@ def loss_contender(kind, arguments):
     ]
     count = 512 if arguments.tiny else 8192
     if kind != "jax":
-        return weighed(factory(count))
+        return weighed(factory(count), kind == "tensorflow")
     from keras_clip import losses
 
     memory = {
@@ -223,7 +228,7 @@ def small_step(backend, count, arguments, microbatch_size=None, remat=False, lay
         return count
 
     if backend != "jax":
-        return weighed(step)
+        return weighed(step, backend == "tensorflow")
     step.facts = {"memory_mib": planned_step(clip, batch)}
     return step
 
@@ -318,7 +323,7 @@ def our_full_step(name, backend, arguments, count=None, microbatch_size=None):
     steps = 2 if arguments.tiny or microbatch_size else 20
 
     def run():
-        clip.fit((batch for _ in range(steps)), steps_per_epoch=steps, verbose=0)
+        clip.fit(((batch,) for _ in range(steps)), steps_per_epoch=steps, verbose=0)
         run.facts["device_gib"] = peak_device_gib(backend)
         return steps * count
 
