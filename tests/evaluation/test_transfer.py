@@ -37,7 +37,7 @@ def test_differences_are_sorted():
     assert list(differences) == ["b", "a"]
     assert differences == pytest.approx({"b": 0.3, "a": -0.1})
     assert wins(differences) == (1, 2)
-    assert wins(score_differences({"a": 0.3}, {"a": 0.1 + 0.2})) == (0, 1)
+    assert wins(score_differences({"a": 0.1 + 0.2, "b": 0.3}, {"a": 0.3, "b": 0.3})) == (0, 2)
 
 
 def test_few_shot_curve_by_hand():
