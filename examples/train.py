@@ -8,6 +8,9 @@ KERAS_BACKEND chooses the backend. Writes into the folder `--out`: clip.keras (l
 `keras.saving.load_model`), history.csv (one row per epoch), loss.png (its curve) and command.json (the arguments and
 what the run took).
 
+Run the same command again after it was stopped, and it goes on from the last of its checkpoints, `--out`/checkpoints,
+as if nothing had happened.
+
 Several devices share the batch with `--strategy`, each process reading its own part of the pairs:
 
     python examples/train.py ... --strategy mirrored                            all GPUs of a host, TensorFlow
@@ -18,6 +21,7 @@ and a batch that no device could hold is trained in parts, as one exact step, wi
 """
 
 import argparse
+import csv
 import json
 import tempfile
 import time
@@ -64,6 +68,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     )
     parser.add_argument("--dtype", default="float32", help="mixed_bfloat16 is faster on recent processors")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--checkpoint-every", type=int, default=1000, help="steps; also at the end of each epoch")
+    parser.add_argument("--keep", type=int, default=3, help="how many of the newest checkpoints stay")
     parser.add_argument("--out", type=Path, default=Path("runs/train"))
     return parser.parse_args(argv)
 
@@ -84,17 +90,22 @@ def build_model(name: str, image_size: int, context_length: int) -> keras_clip.C
 
 
 def augment(pairs, flip: bool, color_jitter: float, seed: int):
-    """Mirrors half of the images, and changes brightness, contrast and saturation of each by up to `color_jitter`."""
+    """Mirrors half of the images, and changes brightness, contrast and saturation of each by up to `color_jitter`.
+
+    What happens to a batch follows from its place, so that a run that is resumed sees the same.
+    """
     import tensorflow as tf
 
-    def change(number, batch):
+    def change(place, batch):
+        epoch, step = place
         images = batch["images"]
+        numbers = tf.random.fold_in(tf.random.fold_in((seed, 0), epoch), step)
         if flip:
-            images = tf.image.stateless_random_flip_left_right(images, (seed, number))
+            images = tf.image.stateless_random_flip_left_right(images, numbers)
         if color_jitter:
             shape = (3, tf.shape(images)[0], 1, 1, 1)
             brightness, contrast, saturation = tf.unstack(
-                tf.random.stateless_uniform(shape, (seed + 1, number), 1 - color_jitter, 1 + color_jitter)
+                tf.random.stateless_uniform(shape, tf.random.fold_in(numbers, 1), 1 - color_jitter, 1 + color_jitter)
             )
             colors = tf.cast(images, "float32") * brightness
             grey = tf.reduce_mean(colors, axis=3, keepdims=True)
@@ -103,10 +114,16 @@ def augment(pairs, flip: bool, color_jitter: float, seed: int):
             images = tf.cast(tf.clip_by_value(tf.round(colors), 0, 255), "uint8")
         return {**batch, "images": images}
 
-    # Other numbers in each epoch, as long as the data is read.
-    numbers = tf.data.Dataset.random(seed, rerandomize_each_iteration=True)
-    changed = tf.data.Dataset.zip((numbers, pairs)).map(change)
-    return changed.apply(tf.data.experimental.assert_cardinality(len(pairs)))
+    return pairs.numbered.map(change).prefetch(2)
+
+
+def write_history(history: keras.callbacks.History, path: Path) -> None:
+    """A row per epoch, of before a stop too; what `CSVLogger` wrote meanwhile may have one twice."""
+    columns = ["epoch", *sorted(history.history)]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(columns)
+        table.writerows(zip(history.epoch, *(history.history[name] for name in columns[1:]), strict=True))
 
 
 def draw_loss(history: dict[str, list[float]], path: Path) -> None:
@@ -122,35 +139,41 @@ def draw_loss(history: dict[str, list[float]], path: Path) -> None:
 
 
 def read_pairs(args: argparse.Namespace, clip: keras_clip.CLIPModel, part: keras_clip.training.Part):
-    """This process's part of the pairs, and what to measure the loss on."""
+    """This process's part of the pairs, the same as `fit` takes them, and what to measure the loss on."""
     options = {"crop_scale": (args.crop_scale, 1.0), "seed": args.seed, "shard": part}
     if args.strategy == "jax_data_parallel" and part.count > 1:
         # All processes run one program, so their texts must have one length.
         options["text_lengths"] = (args.context_length,)
     pairs = keras_clip.data.image_text_pairs(args.source, clip, args.batch_size // part.count, **options)
-    if args.flip or args.color_jitter:
-        pairs = augment(pairs, args.flip, args.color_jitter, args.seed)
+    is_changed = args.flip or args.color_jitter
+    batches = augment(pairs, args.flip, args.color_jitter, args.seed) if is_changed else pairs
     validation = args.val and keras_clip.data.image_text_pairs(args.val, clip, args.batch_size, training=False)
-    return pairs, validation
+    return pairs, batches, validation
 
 
 def train(args: argparse.Namespace, part: keras_clip.training.Part) -> None:
     keras.utils.set_random_seed(args.seed)
     keras.config.set_dtype_policy(args.dtype)
     clip = build_model(args.model, args.image_size, args.context_length)
-    pairs, validation = read_pairs(args, clip, part)
+    pairs, batches, validation = read_pairs(args, clip, part)
     steps = args.epochs * len(pairs)
     optimizer = keras_clip.training.adamw(clip, args.learning_rate, warmup_steps=steps // 20, total_steps=steps)
     clip.compile(optimizer, microbatch_size=args.microbatch_size)
     is_first = part.index == 0
+    callbacks = [
+        keras_clip.training.Checkpoints(args.out / "checkpoints", pairs, args.checkpoint_every, args.keep),
+        keras_clip.training.StopOnSkippedSteps(),
+    ]
+    if is_first:
+        callbacks.append(keras.callbacks.CSVLogger(str(args.out / "history.csv"), append=True))
     wall, cpu = time.perf_counter(), time.process_time()
     is_multi_worker = args.strategy == "multi_worker"
     history = clip.fit(
-        keras_clip.training.own_part(pairs) if is_multi_worker else pairs,
+        keras_clip.training.own_part(batches) if is_multi_worker else batches,
         epochs=args.epochs,
         steps_per_epoch=len(pairs) if is_multi_worker else None,
         validation_data=validation,
-        callbacks=[keras.callbacks.CSVLogger(str(args.out / "history.csv"))] if is_first else None,
+        callbacks=callbacks,
         verbose="auto" if is_first else 0,
     )
     if not is_first:
@@ -163,6 +186,7 @@ def train(args: argparse.Namespace, part: keras_clip.training.Part) -> None:
         "cpu_minutes": round((time.process_time() - cpu) / 60, 2),
     }
     clip.save(args.out / "clip.keras")
+    write_history(history, args.out / "history.csv")
     record = {**vars(args), "out": str(args.out), "backend": keras.backend.backend(), "steps": steps, **minutes}
     (args.out / "command.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     draw_loss(history.history, args.out / "loss.png")
