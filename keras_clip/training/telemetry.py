@@ -119,7 +119,8 @@ class Telemetry(keras.callbacks.Callback):
         """Starts the clock."""
         if self._step is None:
             # Later it would have to be fetched from the device.
-            self._step = int(keras.ops.convert_to_tensor(self.model.optimizer.iterations))
+            iterations = keras.ops.convert_to_tensor(self.model.optimizer.iterations)
+            self._step = int(keras.ops.convert_to_numpy(iterations))
             if self._csv is not None:
                 self._csv.open(self._step)
         self._epoch, self._known_flops = epoch, {}
