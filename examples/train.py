@@ -5,8 +5,8 @@
 Pairs come from WebDataset tars, img2dataset TFRecords, a CSV or TSV table of paths and captions, or a folder of images
 and .txt files (see `keras_clip.data.image_text_pairs`). Keras shows the progress; the environment variable
 KERAS_BACKEND chooses the backend. Writes into the folder `--out`: clip.keras (load it with
-`keras.saving.load_model`), history.csv (one row per epoch), loss.png (its curve) and command.json (the arguments and
-what the run took).
+`keras.saving.load_model`), history.csv (one row per epoch), steps.csv (speed, wait for data, loss and more every ten
+steps), loss.png (the loss's curve) and command.json (the arguments and what the run took).
 
 Run the same command again after it was stopped, and it goes on from the last of its checkpoints, `--out`/checkpoints,
 as if nothing had happened.
@@ -18,6 +18,11 @@ Several devices share the batch with `--strategy`, each process reading its own 
     torchrun --nproc-per-node=8 examples/train.py ... --strategy torch_ddp      torch
 
 and a batch that no device could hold is trained in parts, as one exact step, with `--microbatch-size`.
+
+The paper's own trainings are a name: `--recipe vit_l14` has its architecture, optimizer, batch and epochs (of which
+`--batch-size` and `--epochs` make less), and its last epoch at 336 pixels goes on from what came out:
+
+    python examples/train.py "shards/*.tar" --recipe vit_l14_336 --start runs/vit_l14/clip.keras --out runs/vit_l14_336
 """
 
 import argparse
@@ -25,12 +30,14 @@ import csv
 import json
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import keras
 import matplotlib
 
 import keras_clip
+from keras_clip.presets.architectures import ARCHITECTURES
 
 matplotlib.use("agg")
 from matplotlib import pyplot  # noqa: E402
@@ -52,13 +59,15 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("source", nargs="+", help="tars, TFRecords, tables or a folder; globs and braces are expanded")
     parser.add_argument("--val", nargs="+", help="pairs to measure the loss on after each epoch")
     parser.add_argument("--model", choices=MODELS, default="resnet_tiny")
-    parser.add_argument("--image-size", type=int, default=64, help="pixels, a multiple of 32")
-    parser.add_argument("--context-length", type=int, default=32, help="tokens; longer captions are cut")
-    parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--recipe", choices=keras_clip.presets.names(), help="a model and training of the paper")
+    parser.add_argument("--start", help="a trained model to go on from: anything that presets.load takes")
+    parser.add_argument("--image-size", type=int, help="pixels, a multiple of 32; 64, or the recipe's or --start's own")
+    parser.add_argument("--context-length", type=int, help="tokens; longer captions are cut; 32, or as --image-size")
+    parser.add_argument("--epochs", type=int, help="30, or the recipe's")
+    parser.add_argument("--batch-size", type=int, help="pairs of a step, over all devices; 128, or the recipe's")
     parser.add_argument("--microbatch-size", type=int, help="pairs that a device encodes at a time; all, if not given")
     parser.add_argument("--strategy", choices=STRATEGIES, help="train on several devices or processes; see above")
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--learning-rate", type=float, help="the highest one; 1e-3, or the recipe's")
     parser.add_argument("--flip", action="store_true", help="mirror images at random; not where left and right matter")
     parser.add_argument(
         "--crop-scale", type=float, default=0.9, help="least share of an image's area that a crop keeps"
@@ -70,8 +79,53 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--checkpoint-every", type=int, default=1000, help="steps; also at the end of each epoch")
     parser.add_argument("--keep", type=int, default=3, help="how many of the newest checkpoints stay")
+    parser.add_argument("--peak-flops", type=float, help="of one device, such as 989e12: tells what share is used")
     parser.add_argument("--out", type=Path, default=Path("runs/train"))
     return parser.parse_args(argv)
+
+
+def complete(args: argparse.Namespace) -> None:
+    """Puts numbers where none were given: the recipe's, or else those of a small training."""
+    recipe = args.recipe and keras_clip.training.recipe(args.recipe)
+    if recipe and recipe.starts_from and not args.start:
+        raise SystemExit(
+            f"The recipe {args.recipe} goes on from a trained {recipe.starts_from}. Received: no --start. "
+            "Name its .keras file or folder there."
+        )
+    if recipe:
+        image_size = args.image_size or ARCHITECTURES[args.recipe].image_size
+        defaults = {**asdict(recipe), "image_size": image_size}
+    else:
+        sizes = {} if args.start else {"image_size": 64, "context_length": 32}
+        defaults = {"epochs": 30, "batch_size": 128, "learning_rate": 1e-3, **sizes}
+    for name in ("image_size", "context_length", "epochs", "batch_size", "learning_rate"):
+        if getattr(args, name) is None:
+            setattr(args, name, defaults.get(name))
+
+
+def make_model(args: argparse.Namespace) -> keras_clip.CLIPModel:
+    """The model to train, with its weights as they are at the start."""
+    sizes = {"image_size": args.image_size, "context_length": args.context_length}
+    if args.start:
+        with tempfile.TemporaryDirectory() as folder:
+            start = args.start
+            if start.endswith(".keras") and any(sizes.values()):
+                # Another layout, of which tables of positions are read at any size.
+                keras_clip.presets.save(keras_clip.presets.load(start), folder, layout="open_clip")
+                start = folder
+            return keras_clip.presets.load(start, **sizes)
+    if args.recipe:
+        return keras_clip.presets.load(args.recipe, weights=None, **sizes)
+    return build_model(args.model, **sizes)
+
+
+def make_optimizer(args: argparse.Namespace, clip: keras_clip.CLIPModel, steps: int) -> keras.optimizers.Optimizer:
+    """The paper's, for so many steps."""
+    numbers = {"warmup_steps": steps // 20, "total_steps": steps}
+    if args.recipe:
+        pairs = steps * args.batch_size // args.epochs
+        numbers = keras_clip.training.recipe(args.recipe, pairs, args.batch_size, args.epochs).optimizer
+    return keras_clip.training.adamw(clip, **{**numbers, "learning_rate": args.learning_rate})
 
 
 def build_model(name: str, image_size: int, context_length: int) -> keras_clip.CLIPModel:
@@ -143,7 +197,7 @@ def read_pairs(args: argparse.Namespace, clip: keras_clip.CLIPModel, part: keras
     options = {"crop_scale": (args.crop_scale, 1.0), "seed": args.seed, "shard": part}
     if args.strategy == "jax_data_parallel" and part.count > 1:
         # All processes run one program, so their texts must have one length.
-        options["text_lengths"] = (args.context_length,)
+        options["text_lengths"] = (clip.tokenizer.context_length,)
     pairs = keras_clip.data.image_text_pairs(args.source, clip, args.batch_size // part.count, **options)
     is_changed = args.flip or args.color_jitter
     batches = augment(pairs, args.flip, args.color_jitter, args.seed) if is_changed else pairs
@@ -154,17 +208,18 @@ def read_pairs(args: argparse.Namespace, clip: keras_clip.CLIPModel, part: keras
 def train(args: argparse.Namespace, part: keras_clip.training.Part) -> None:
     keras.utils.set_random_seed(args.seed)
     keras.config.set_dtype_policy(args.dtype)
-    clip = build_model(args.model, args.image_size, args.context_length)
+    clip = make_model(args)
     pairs, batches, validation = read_pairs(args, clip, part)
     steps = args.epochs * len(pairs)
-    optimizer = keras_clip.training.adamw(clip, args.learning_rate, warmup_steps=steps // 20, total_steps=steps)
-    clip.compile(optimizer, microbatch_size=args.microbatch_size)
+    clip.compile(make_optimizer(args, clip, steps), microbatch_size=args.microbatch_size)
     is_first = part.index == 0
     callbacks = [
         keras_clip.training.Checkpoints(args.out / "checkpoints", pairs, args.checkpoint_every, args.keep),
         keras_clip.training.StopOnSkippedSteps(),
     ]
     if is_first:
+        # Before those that keep what is logged.
+        callbacks.insert(0, keras_clip.training.Telemetry(args.out / "steps.csv", peak_flops=args.peak_flops))
         callbacks.append(keras.callbacks.CSVLogger(str(args.out / "history.csv"), append=True))
     wall, cpu = time.perf_counter(), time.process_time()
     is_multi_worker = args.strategy == "multi_worker"
@@ -195,6 +250,7 @@ def train(args: argparse.Namespace, part: keras_clip.training.Part) -> None:
 
 def main(argv=None) -> None:
     args = parse_args(argv)
+    complete(args)
     args.out.mkdir(parents=True, exist_ok=True)
     with keras_clip.training.strategy(args.strategy) as part:
         if args.val and part.count > 1 and args.strategy != "torch_ddp":

@@ -167,7 +167,7 @@ def recall_at_precision(
 class Overlap:
     """What the overlap of a test set with training data did to its accuracy.
 
-    Attributes:
+    Args:
         threshold: float. Images at least so similar to a training image are Overlap, the others Clean.
         n: int. All images.
         n_overlap: int.

@@ -3,7 +3,12 @@
 Each repair has a test that fails when Keras no longer needs it (tests/trainer/test_keras_repairs.py).
 """
 
+import warnings
+
 import keras
+
+from keras_clip import distribution
+from keras_clip.layers.sync_batch_norm import SyncBatchNorm
 
 
 def strategy_of(model: keras.Model):
@@ -63,6 +68,26 @@ def check_compile_arguments(model: keras.Model, optimizer, options: dict) -> Non
                 f"ema_overwrite_frequency={inner.ema_overwrite_frequency}. Leave it at None: `use_ema=True` alone is "
                 "right, and the averages become the weights when `fit` ends."
             )
+
+
+def warn_of_separate_moments(model: keras.Model) -> None:
+    """Warns of layers whose moments would be those of each replica's rows, so that the step is not the exact one."""
+    if keras.backend.backend() == "jax" or (strategy_of(model) is None and distribution.replica_count() == 1):
+        return
+    separate = [
+        layer.name
+        for layer in model._flatten_layers()
+        if isinstance(layer, keras.layers.BatchNormalization)
+        and layer.trainable
+        and not (isinstance(layer, SyncBatchNorm) or getattr(layer, "synchronized", False))
+    ]
+    if separate:
+        warnings.warn(
+            f"BatchNorm of the global batch is wanted. Received: {len(separate)} layers, such as {separate[0]!r}, that "
+            "will see the rows of each replica alone. Use `keras_clip.layers.SyncBatchNorm`, or lock the encoder with "
+            "`trainable = False`.",
+            stacklevel=3,
+        )
 
 
 def check_processes() -> None:

@@ -82,6 +82,7 @@ class GlobalBatchTrainer(keras.Model):
         optimizer = keras.optimizers.get(optimizer)
         keras_repairs.check_compile_arguments(self, optimizer, options)
         keras_repairs.check_processes()
+        keras_repairs.warn_of_separate_moments(self)
         strategy = keras_repairs.strategy_of(self)
         self._compiles_embedders = strategy is not None and jit_compile is True
         super().compile(optimizer, jit_compile=jit_compile if strategy is None else False, **options)

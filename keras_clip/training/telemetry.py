@@ -116,7 +116,7 @@ class Telemetry(keras.callbacks.Callback):
         self.model.batch_listener = self._reads.append
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
-        """Starts the clock."""
+        """Starts the clock. Arguments as of `keras.callbacks.Callback`."""
         if self._step is None:
             # Later it would have to be fetched from the device.
             iterations = keras.ops.convert_to_tensor(self.model.optimizer.iterations)
@@ -135,7 +135,7 @@ class Telemetry(keras.callbacks.Callback):
             self._next = batch + self._model_itself.steps_per_execution - 1
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
-        """Adds the figures to `logs`."""
+        """Adds the figures to `logs`. Arguments as of `keras.callbacks.Callback`."""
         now = time.perf_counter()
         with self._lock:
             self._ends[batch] = now, dict(logs or {})
@@ -148,7 +148,7 @@ class Telemetry(keras.callbacks.Callback):
                 logs.update(self._shown or self._recent_figures())
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        """Adds the epoch's figures to `logs`."""
+        """Adds the epoch's figures to `logs`. Arguments as of `keras.callbacks.Callback`."""
         if not self._in_epoch.steps:
             return
         if self._recent.seconds > 0:

@@ -121,3 +121,46 @@ def test_a_mistake_in_an_argument_is_told(trained):
         run_python(EXAMPLES / "train.py", str(folder / "nowhere.tar"), "--out", str(folder / "other"))
     with pytest.raises(AssertionError, match="one of the arguments --classes --classes-file is required"):
         run_python(EXAMPLES / "classify_zero_shot.py", "x.png", "--model", "m.keras")
+
+
+RECIPE = """
+    import dataclasses, json, sys
+    sys.path.insert(0, sys.argv[1])
+    import train
+    from keras_clip.presets.architectures import ARCHITECTURES
+
+    def small(name, image_size):
+        image = {"image_size": image_size, "patch_size": 8, "width": 64, "num_layers": 2, "num_heads": 1}
+        text = {"width": 64, "num_layers": 1, "num_heads": 1, "context_length": 77}
+        parts = {"image_encoder": image, "text_encoder": text, "embed_dim": 16}
+        ARCHITECTURES[name] = dataclasses.replace(ARCHITECTURES[name], **parts)
+
+    small("vit_l14", 32)
+    small("vit_l14_336", 48)
+    train.main(json.loads(sys.argv[2]))
+"""
+
+
+def test_the_papers_recipe_and_its_extra_epoch(trained):
+    folder, _ = trained
+    steps = {}
+    for name, more in (("vit_l14", []), ("vit_l14_336", ["--start", str(folder / "vit_l14" / "clip.keras")])):
+        command = [
+            str(folder / "train0.tar"),
+            "--recipe",
+            name,
+            "--batch-size",
+            "16",
+            "--out",
+            str(folder / name),
+            *more,
+        ]
+        run_python(RECIPE, str(EXAMPLES), json.dumps(command if more else [*command, "--epochs", "2"]))
+        record = json.loads((folder / name / "command.json").read_text())
+        steps[name] = record["steps"], record["learning_rate"], record["image_size"]
+    assert steps == {"vit_l14": (4, 4e-4, 32), "vit_l14_336": (2, 2e-5, 48)}
+
+
+def test_the_extra_epoch_needs_a_model():
+    with pytest.raises(AssertionError, match="goes on from a trained vit_l14. Received: no --start"):
+        run_python(EXAMPLES / "train.py", "x.tar", "--recipe", "vit_l14_336")

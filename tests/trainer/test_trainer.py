@@ -80,7 +80,8 @@ def test_a_distribution_that_does_nothing_is_refused(monkeypatch):
 
 STRATEGY = """
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-import keras, numpy as np
+import warnings
+import keras, keras_clip, numpy as np
 from small_clip import build, pairs, state
 with strategy.scope():
     clip = build()
@@ -95,8 +96,19 @@ with strategy.scope():
             assert f"{words}" in str(error), error
         else:
             raise AssertionError(words)
+    plain = [keras.layers.Flatten(), keras.layers.Dense(8), keras.layers.BatchNormalization(name="odd_one")]
+    encoder = keras.Sequential([keras.Input((32, 32, 3)), *plain])
+    odd = keras_clip.CLIPModel(encoder, clip.text_encoder, 16, tokenizer=clip.tokenizer)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        odd.compile("sgd")
+        odd.image_encoder.trainable = False
+        odd.compile("sgd")
+    assert ["odd_one" in str(warning.message) for warning in caught] == [True], caught
     clip.compile(keras.optimizers.AdamW(1e-3))
     data = pairs(24)
+    history = clip.fit(pairs(25), batch_size=25, shuffle=False, verbose=0).history
+    assert np.isfinite(history["loss"]).all(), history
     clip.fit(data, batch_size=24, shuffle=False, verbose=0)
     before = state(clip)
     data["images"][20, 0] = np.nan
