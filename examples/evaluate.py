@@ -91,8 +91,7 @@ def make_task(source: str, args: argparse.Namespace, templates: list[str]) -> ev
         test = record.images("test")
         return evaluation.Task(
             test,
-            record.images("train"),
-            record.images("validation") if "validation" in record.splits else None,
+            *(record.images(split) if split in record.splits else None for split in ("train", "validation")),
             record.templates,
             dict(zip(test.class_names, record.names_per_class(test.class_names), strict=True)),
             record.metric,

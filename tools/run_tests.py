@@ -28,7 +28,7 @@ def main(argv=None):
     args, pytest_arguments = parser.parse_known_args(argv)
     start = time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
-        run = functools.partial(run_tests, arguments=pytest_arguments, is_alone=args.jobs == 1)
+        run = functools.partial(run_tests, arguments=pytest_arguments, jobs=args.jobs)
         outcomes = dict(zip(args.backends, pool.map(run, args.backends), strict=True))
     counts = {backend: row for backend, (row, _) in outcomes.items()}
     broken = [
@@ -46,8 +46,14 @@ def main(argv=None):
     return int(bool(total["failed"] or broken))
 
 
-def run_tests(backend, arguments, is_alone):
-    """Runs pytest; returns the number of tests of each outcome and the exit status."""
+def run_tests(backend, arguments, jobs):
+    """Runs pytest beside others; returns the number of tests of each outcome and the exit status."""
+    is_alone = jobs == 1
+    environment = {**os.environ, "KERAS_BACKEND": backend}
+    if not is_alone:
+        # Threads of OpenMP that wait for one another on a core that another backend has make small products slow, up to
+        # a hundred times.
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
     print(f"\n{backend}", flush=True)
     report = REPOSITORY / "runs" / "tests" / f"{backend}.xml"
     report.parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +61,7 @@ def run_tests(backend, arguments, is_alone):
     process = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}", *arguments],
         cwd=REPOSITORY,
-        env={**os.environ, "KERAS_BACKEND": backend},
+        env=environment,
         stdout=None if is_alone else subprocess.PIPE,
         stderr=None if is_alone else subprocess.STDOUT,
     )
