@@ -72,11 +72,12 @@ def size(path):
 
 def check(classifier, format, path, images, dtype="uint8", atol=1e-5):
     classifier.export(path, format=format, dtype=dtype)
-    expected = classifier.predict(images, verbose=0)
-    assert expected.std(axis=0).min() > 1e-4
+    assert classifier.predict(images, verbose=0).std(axis=0).min() > 1e-4
     inputs = images if dtype == "uint8" else classifier.image_preprocessor.normalize(images)
     for batch in (slice(0, 5), slice(1, 2)):
-        np.testing.assert_allclose(RUN[format](path, inputs[batch]), expected[batch], atol=atol)
+        # The same images together in both: some processors round bfloat16 otherwise for one image than for five.
+        expected = classifier.predict(images[batch], verbose=0)
+        np.testing.assert_allclose(RUN[format](path, inputs[batch]), expected, atol=atol)
 
 
 @pytest.mark.parametrize("format", [pytest.param(format, marks=SLOW_ELSEWHERE) for format in RUN])
