@@ -216,13 +216,8 @@ def _part(stream: "tf.data.Dataset", shard: tuple[int, int], training: bool) -> 
     return part.take(size // count) if training and count > 1 and size >= 0 else part
 
 
-def _stream(
-    epochs: StreamedEpochs, source: "tf.data.Dataset", mapping: Any, decode: Callable, training: bool
-) -> "tf.data.Dataset":
-    """(place, pixels, caption) of the good samples of a stream, which is mapped in graph.
-
-    Errors of the stream itself must come through, so each sample is tried alone.
-    """
+def _pair_by(mapping: Any) -> Callable:
+    """The graph function element -> (image, captions of any number)."""
     import tensorflow as tf
 
     def to_pair(element):
@@ -239,6 +234,18 @@ def _stream(
             image = tf.image.grayscale_to_rgb(image)
         return image, captions
 
+    return to_pair
+
+
+def _stream(
+    epochs: StreamedEpochs, source: "tf.data.Dataset", mapping: Any, decode: Callable, training: bool
+) -> "tf.data.Dataset":
+    """(place, pixels, caption) of the good samples of a stream, which is mapped in graph.
+
+    Errors of the stream itself must come through, so each sample is tried alone.
+    """
+    import tensorflow as tf
+
     def number(place, position, pair):
         image, captions = pair
         seed = tf.stack([epochs.stream_seed(place[0]), position])
@@ -247,7 +254,7 @@ def _stream(
         caption = tf.cond(count > 0, lambda: captions[choice], lambda: tf.constant(b""))
         return place, False, seed, image, caption
 
-    pairs = source.map(to_pair, num_parallel_calls=_parallel_images(), deterministic=True)
+    pairs = source.map(_pair_by(mapping), num_parallel_calls=_parallel_images(), deterministic=True)
     is_array = pairs.element_spec[0].dtype == tf.uint8
     no_image = tf.zeros((0, 0, 3), tf.uint8) if is_array else tf.constant(b"")
 

@@ -90,6 +90,8 @@ def _map_torch(pure, values, x, size):
                     results, upstream = [part, penalty], [*upstream, share * d_penalty]
                 more = torch.autograd.grad(results, learned, upstream, allow_unused=True)
                 sums = [_added(total, gradient) for total, gradient in zip(sums, more, strict=True)]
+                # Not while the next part is embedded.
+                del part, penalty, results, more
             return tuple(sums)
 
     embeddings, penalty = Embed.apply(*learned)
