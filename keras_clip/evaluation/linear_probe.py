@@ -70,7 +70,7 @@ class _Problem:
                 "maxls": LINE_SEARCH,
             }
             # The small products between two evaluations: threads of NumPy's and SciPy's that wait for the next of them
-            # hold the cores that the backend's wait for, which made a search on torch seventeen times slower.
+            # hold the cores that the backend's wait for, which made a small search on torch 14 times slower.
             with threadpool_limits(1, "blas"):
                 result = optimize.minimize(
                     descent,
