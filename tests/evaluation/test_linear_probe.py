@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from keras_clip.evaluation import CSearch, LinearProbe, linear_probe, map_11pt, search_C
 from keras_clip.evaluation.metrics import IGNORED
@@ -174,6 +175,20 @@ def test_few_iterations_and_most_of_them_in_float32(monkeypatch):
     probe = LinearProbe(1.0).fit(features, labels)
     assert probe.iterations < theirs(features, labels, 1.0).n_iter_[0] / 5
     assert dtypes == sorted(dtypes) and dtypes.count("float32") > 0.3 * len(dtypes) and dtypes[-1] == "float64"
+
+
+@pytest.mark.backend_free
+def test_numpy_has_one_thread_meanwhile(monkeypatch):
+    def threads():
+        return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+    seen, evaluate = [], linear_probe._Descent.__call__
+    monkeypatch.setattr(
+        linear_probe._Descent, "__call__", lambda self, point: seen.extend(threads()) or evaluate(self, point)
+    )
+    with threadpool_limits(2, "blas"):
+        LinearProbe(0.1).fit(*clusters(3, 60, 5, 0.5))
+        assert set(seen) == {1} and set(threads()) == {2}
 
 
 @pytest.mark.backend_free
