@@ -136,10 +136,8 @@ def _hide(logits, start, n, offset):
     return ops.where(others, logits, LOWEST)
 
 
-def _each_tile(rows, columns, scale, bias, offset, carry, step, *by_column):
-    """Runs `carry, outputs = step(carry, logits, scaled columns of the tile, ...)` over the tiles.
-
-    The logits are rows @ (scale * columns).T + bias. A tile has few columns, so that scaling them takes least.
+def _each_tile(rows, columns, bias, offset, carry, step, *by_column):
+    """Runs `carry, outputs = step(carry, logits, columns of the tile, ...)` over the tiles of rows @ columns.T + bias.
 
     Args:
         by_column: tensors (n,), of which `step` gets the tile's part.
@@ -152,12 +150,11 @@ def _each_tile(rows, columns, scale, bias, offset, carry, step, *by_column):
     tiles = [_cut(x, count, width) for x in (columns, *by_column)]
 
     def body(carry, i):
-        part, *others = (x[i] for x in tiles)
-        part = scale * part
-        logits = _matmul(rows, ops.transpose(part))
+        parts = [x[i] for x in tiles]
+        logits = _matmul(rows, ops.transpose(parts[0]))
         if bias is not None:
             logits += bias
-        return step(carry, _hide(logits, i * width, n, offset), part, *others)
+        return step(carry, _hide(logits, i * width, n, offset), *parts)
 
     carry, outputs = _scan(body, carry, count)
     return carry, tuple(_join(x, n) for x in outputs)
@@ -166,23 +163,25 @@ def _each_tile(rows, columns, scale, bias, offset, carry, step, *by_column):
 def _reduce(rows, columns, log_scale, bias, offset, step):
     b = size(rows)
     first = ops.full((b,), LOWEST, dtype="float32"), ops.zeros((b,), "float32")
-    return _each_tile(rows, columns, ops.exp(log_scale), bias, offset, first, step)
+    return _each_tile(ops.exp(log_scale) * rows, columns, bias, offset, first, step)
 
 
 def _pull_back(rows, columns, log_scale, bias, offset, pull, *by_column):
     """Gradients of all arguments; `pull(logits, *by_column)` gives that of a tile of logits."""
     scale = ops.exp(log_scale)
+    scaled = scale * rows
 
-    def step(carry, logits, scaled_columns, *by_column):
+    def step(carry, logits, columns, *by_column):
         d_rows, d_bias = carry
         g = pull(logits, *by_column)
-        d_rows += _matmul(g, scaled_columns)
+        d_rows += _matmul(g, columns)
         if bias is not None:
             d_bias = d_bias + ops.sum(g)
-        return (d_rows, d_bias), (scale * _matmul(ops.transpose(g), rows),)
+        return (d_rows, d_bias), (_matmul(ops.transpose(g), scaled),)
 
     first = ops.zeros_like(rows), ops.zeros((), "float32")
-    (d_rows, d_bias), (d_columns,) = _each_tile(rows, columns, scale, bias, offset, first, step, *by_column)
+    (d_rows, d_bias), (d_columns,) = _each_tile(scaled, columns, bias, offset, first, step, *by_column)
+    d_rows *= scale
     # Each logit is linear in its row, so that this is the sum of gradient times logit.
     d_log_scale = ops.sum(rows * d_rows)
     return d_rows, d_columns, d_log_scale, d_bias
