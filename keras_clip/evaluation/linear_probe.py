@@ -58,7 +58,9 @@ class _Problem:
             from scipy import optimize
             from threadpoolctl import threadpool_limits
         except ImportError as error:
-            raise ImportError('The linear probe needs SciPy: pip install "keras_clip[evaluation]".') from error
+            raise ImportError(
+                'The linear probe needs SciPy and threadpoolctl: pip install "keras_clip[evaluation]".'
+            ) from error
         descent, iterations = _Descent(self, C), 0
         point = descent.point(start)
         # The first round changes to float64 by itself; the second is for one that ends, or fails, before that.
