@@ -2,8 +2,9 @@
 
 Each primitive takes rows (b, E) and columns (n, E) and forms the logits exp(log_scale) <row, column>, all of them but
 the positives: row i belongs to column offset + i. The losses add those by plain arithmetic, which stays exact where a
-softmax is nearly one. A tile is all rows by some columns, serves both directions, and is computed again for the
-gradient: 8 n^2 E floating-point operations, where two softmaxes over stored matrices take 12, and memory linear in n.
+softmax is nearly one. A tile serves both directions and is computed again for the gradient: 8 b n E floating-point
+operations, where two softmaxes over stored matrices take 12. Beside what it is given and the gradients of that, a
+primitive holds two or three tiles.
 
 One of the few places that ask which backend runs: each wants its own loop. Augmented assignments are on purpose: in
 place on torch, where new tiles would cost as much as the arithmetic, and plain on the others.
@@ -12,16 +13,54 @@ Products are float32, also where a GPU would round factors to TF32 by default. T
 product: there it is `tf.config.experimental.enable_tensor_float_32_execution(False)`.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import keras
 from keras import ops
 
+from keras_clip import distribution
 from keras_clip.types import Tensor
 
-# Numbers in a tile (16 MiB), as long as it gets that many columns at least: fewer make a slow product.
-TILE_AREA = 2**22
-LEAST_COLUMNS = 256
+# Rows of a tile on each device at most, and numbers in a tile there: these, or a quarter of those in the columns, since
+# large tiles suit large devices.
+TILE_ROWS = 1024
+TILE_AREA = 2**20
 # Stands in for minus infinity, which would make NaN of a row that has no other column.
 LOWEST = -1e30
+
+
+class _Axis(NamedTuple):
+    """Rows or columns, in blocks.
+
+    Attributes:
+        blocks: how many.
+        width: of a block, on each device.
+        is_padded: whether that may be more than there is.
+        shards: over how many devices the first axis lies; each block has its part of every device.
+    """
+
+    blocks: int | Tensor
+    width: int | Tensor
+    is_padded: bool
+    shards: int
+
+    def cut(self, x):
+        """(n, ...) as (blocks, shards * width, ...), zeros added at the end of each shard."""
+        shape = x.shape[1:]
+        x = ops.reshape(x, (self.shards, -1, *shape))
+        if self.is_padded:
+            missing = self.blocks * self.width - size(x, 1)
+            x = ops.concatenate([x, ops.zeros((self.shards, missing, *shape), x.dtype)], axis=1)
+        x = ops.reshape(x, (self.shards, self.blocks, self.width, *shape))
+        return ops.reshape(ops.swapaxes(x, 0, 1), (self.blocks, self.shards * self.width, *shape))
+
+    def join(self, x, n):
+        """Undoes `cut`."""
+        shape = x.shape[2:]
+        x = ops.swapaxes(ops.reshape(x, (self.blocks, self.shards, self.width, *shape)), 0, 1)
+        x = ops.reshape(x, (self.shards, self.blocks * self.width, *shape))
+        return ops.reshape(x[:, : n // self.shards], (n, *shape))
 
 
 def _compiled(function):
@@ -33,52 +72,46 @@ def _compiled(function):
     return jax.jit(function)
 
 
-def _scan(body, carry: tuple, count):
-    """Runs `carry, outputs = body(carry, i)` for i < count.
-
-    Returns:
-        The last carry, and the outputs stacked along a new first axis.
-    """
+def _loop(body, count, state: tuple):
+    """Runs `state = body(i, state)` for i < count, which reads and writes the state's blocks by `_get` and `_put`."""
     backend = keras.backend.backend()
     if isinstance(count, int) and count == 1:
-        carry, outputs = body(carry, 0)
-        return carry, tuple(output[None] for output in outputs)
+        return body(0, state)
     if backend == "jax":
         import jax
 
-        return jax.lax.scan(body, carry, jax.numpy.arange(count))
+        return jax.lax.fori_loop(0, count, body, state)
     if backend == "tensorflow":
-        return _scan_tensorflow(body, carry, count)
-    stacks = []
+        return _loop_tensorflow(body, count, state)
     for i in range(count):
-        carry, outputs = body(carry, i)
-        stacks.append(outputs)
-    return carry, tuple(ops.stack(stack) for stack in zip(*stacks, strict=True))
+        state = body(i, state)
+    return state
 
 
-def _scan_tensorflow(body, carry, count):
+def _loop_tensorflow(body, count, state):
     import tensorflow as tf
 
-    # The first step runs before the loop and tells the shapes.
-    carry, outputs = body(carry, tf.constant(0))
-    stacks = tuple(tf.TensorArray(x.dtype, size=count, element_shape=x.shape).write(0, x) for x in outputs)
-
-    def step(i, carry, stacks):
-        carry, outputs = body(carry, i)
-        return i + 1, carry, tuple(stack.write(i, x) for stack, x in zip(stacks, outputs, strict=True))
-
-    _, carry, stacks = tf.while_loop(
-        lambda i, *_: i < count,
-        step,
-        (tf.constant(1), carry, stacks),
-        shape_invariants=(
-            tf.TensorShape([]),
-            tuple(x.shape for x in carry),
-            tuple(tf.TensorShape(None) for _ in stacks),
-        ),
-        parallel_iterations=1,
+    # A tensor would be copied for each block that is set.
+    arrays = [tf.TensorArray(x.dtype, size=size(x), element_shape=x.shape[1:], clear_after_read=False) for x in state]
+    arrays = tuple(array.unstack(x) for array, x in zip(arrays, state, strict=True))
+    _, *arrays = tf.while_loop(
+        lambda i, *_: i < count, lambda i, *state: (i + 1, *body(i, state)), (0, *arrays), parallel_iterations=1
     )
-    return carry, tuple(stack.stack() for stack in stacks)
+    return [array.stack() for array in arrays]
+
+
+def _get(x, i):
+    return x.read(i) if hasattr(x, "read") else x[i]
+
+
+def _put(x, i, block):
+    """Sets a block, in place."""
+    if hasattr(x, "write"):
+        return x.write(i, block)
+    if keras.backend.backend() == "jax":
+        return x.at[i].set(block)
+    x[i] = block
+    return x
 
 
 def size(x: Tensor, axis: int = 0) -> int | Tensor:
@@ -86,26 +119,18 @@ def size(x: Tensor, axis: int = 0) -> int | Tensor:
     return x.shape[axis] if x.shape[axis] is not None else ops.shape(x)[axis]
 
 
-def _cut(x, count, width):
-    """The first axis as (count, width), zeros added at the end."""
-    missing = count * width - size(x)
-    if not (isinstance(missing, int) and missing == 0):
-        x = ops.concatenate([x, ops.zeros((missing, *x.shape[1:]), x.dtype)], axis=0)
-    return ops.reshape(x, (count, width, *x.shape[1:]))
+def _grid(b, n, embed_dim, shards=1):
+    """How tiles cover b rows and n columns: blocks as equal as can be, so that little is padded."""
+    maximum = max if isinstance(n, int) else ops.maximum
+    area = maximum(TILE_AREA, n * embed_dim // 4)
 
+    def axis(n, most, shards=1):
+        blocks = -(-n // most)
+        width = -(-n // blocks)
+        return _Axis(blocks, width, not isinstance(n, int) or blocks * width != n, shards)
 
-def _join(x, n):
-    """Undoes `_cut`."""
-    return ops.reshape(x, (-1, *x.shape[2:]))[:n]
-
-
-def _grid(b, n):
-    """How many tiles, and of how many columns: as equal as can be, so that little is padded."""
-    if isinstance(b, int) and isinstance(n, int):
-        count = -(-n // max(LEAST_COLUMNS, TILE_AREA // b))
-    else:
-        count = -(-n // ops.maximum(LEAST_COLUMNS, TILE_AREA // b))
-    return count, -(-n // count)
+    rows = axis(b // shards, TILE_ROWS, shards)
+    return rows, axis(n, maximum(1, area // rows.width))
 
 
 def _matmul(a, b):
@@ -122,69 +147,100 @@ def _exp(x):
     return x.exp_() if keras.backend.backend() == "torch" else ops.exp(x)
 
 
-def _hide(logits, start, n, offset):
-    """Sets the logits of positives and of padding to `LOWEST`; `start` is the tile's first column."""
-    b, width = size(logits), size(logits, 1)
-    positive = ops.cast(offset, "int32") - start + ops.arange(b, dtype="int32")
+def _hide(logits, row_numbers, column_numbers, is_padded):
+    """Sets the logits of positives, whose numbers are equal, and of padding, whose number is zero, to `LOWEST`."""
     if keras.backend.backend() == "torch":
-        logits[:, max(0, n - start) :] = LOWEST
         # One number a row instead of a mask as large as the tile.
-        at = positive.clamp(0, width - 1).long()[:, None]
-        return logits.scatter_(1, at, ops.where(at == positive[:, None], LOWEST, logits.gather(1, at)))
-    column = ops.arange(width, dtype="int32")
-    others = ops.logical_and(column[None] != positive[:, None], (start + column < n)[None])
+        at = (row_numbers - column_numbers[0]).clamp(0, len(column_numbers) - 1).long()[:, None]
+        is_positive = column_numbers[at] == row_numbers[:, None]
+        logits.scatter_(1, at, ops.where(is_positive, LOWEST, logits.gather(1, at)))
+        if is_padded:
+            logits[row_numbers == 0] = LOWEST
+            logits[:, column_numbers == 0] = LOWEST
+        return logits
+    row_numbers, column_numbers = row_numbers[:, None], column_numbers[None]
+    others = row_numbers != column_numbers
+    if is_padded:
+        others = ops.logical_and(others, ops.logical_and(row_numbers > 0, column_numbers > 0))
     return ops.where(others, logits, LOWEST)
 
 
-def _each_tile(rows, columns, bias, offset, carry, step, *by_column):
-    """Runs `carry, outputs = step(carry, logits, columns of the tile, ...)` over the tiles of rows @ columns.T + bias.
+def _each_tile(step: Callable, rows, columns, row_state, column_state, scale, bias, offset):
+    """Reduces all tiles of scale * rows @ columns.T + bias.
 
     Args:
-        by_column: tensors (n,), of which `step` gets the tile's part.
+        step: `row_state, column_state = step(logits, rows, columns, row_state, column_state)`, called with the blocks
+            that a tile belongs to; of `columns` the first is scaled.
+        rows: tuple of tensors (b, ...), the embeddings first.
+        columns: tuple of tensors (n, ...), the embeddings first.
+        row_state: tuple of tensors (b, ...), as they are at first.
+        column_state: tuple of tensors (n, ...).
 
     Returns:
-        The last carry, and the outputs, one row per column.
+        Both states after the last tile.
     """
-    n = size(columns)
-    count, width = _grid(size(rows), n)
-    tiles = [_cut(x, count, width) for x in (columns, *by_column)]
+    b, n = size(rows[0]), size(columns[0])
+    shards = distribution.row_shards()
+    shards = shards if isinstance(b, int) and b % shards == 0 else 1
+    by_row, by_column = _grid(b, n, rows[0].shape[1], shards)
+    row_numbers = by_row.cut(ops.cast(offset, "int32") + ops.arange(1, b + 1, dtype="int32"))
+    column_numbers = by_column.cut(ops.arange(1, n + 1, dtype="int32"))
+    rows, columns = [by_row.cut(x) for x in rows], [by_column.cut(x) for x in columns]
 
-    def body(carry, i):
-        parts = [x[i] for x in tiles]
-        logits = _matmul(rows, ops.transpose(parts[0]))
+    split = len(row_state)
+
+    def body(k, state):
+        i, j = k % by_row.blocks, k // by_row.blocks
+        row_parts, (embeddings, *others) = [x[i] for x in rows], [x[j] for x in columns]
+        embeddings = scale * embeddings
+        logits = _matmul(row_parts[0], ops.transpose(embeddings))
         if bias is not None:
             logits += bias
-        return step(carry, _hide(logits, i * width, n, offset), *parts)
+        logits = _hide(logits, row_numbers[i], column_numbers[j], by_row.is_padded or by_column.is_padded)
+        states = [_get(x, i) for x in state[:split]], [_get(x, j) for x in state[split:]]
+        row_parts_after, column_parts_after = step(logits, row_parts, [embeddings, *others], *states)
+        return (
+            *(_put(x, i, part) for x, part in zip(state[:split], row_parts_after, strict=True)),
+            *(_put(x, j, part) for x, part in zip(state[split:], column_parts_after, strict=True)),
+        )
 
-    carry, outputs = _scan(body, carry, count)
-    return carry, tuple(_join(x, n) for x in outputs)
+    first = *map(by_row.cut, row_state), *map(by_column.cut, column_state)
+    last = _loop(body, by_row.blocks * by_column.blocks, first)
+    return [by_row.join(x, b) for x in last[:split]], [by_column.join(x, n) for x in last[split:]]
 
 
-def _reduce(rows, columns, log_scale, bias, offset, step):
-    b = size(rows)
-    first = ops.full((b,), LOWEST, dtype="float32"), ops.zeros((b,), "float32")
-    return _each_tile(ops.exp(log_scale) * rows, columns, bias, offset, first, step)
+def _add_logsumexp(logits, state, axis):
+    """`state` is the highest so far, and the sum of exponentials relative to it."""
+    highest, total = state
+    new_highest = ops.maximum(highest, ops.max(logits, axis=axis))
+    exponentials = _exp(logits - ops.expand_dims(new_highest, axis))
+    return new_highest, total * ops.exp(highest - new_highest) + ops.sum(exponentials, axis=axis)
 
 
-def _pull_back(rows, columns, log_scale, bias, offset, pull, *by_column):
-    """Gradients of all arguments; `pull(logits, *by_column)` gives that of a tile of logits."""
+def _pull_back(pull, rows, columns, log_scale, bias, offset, by_row, by_column):
+    """Gradients of rows, columns, log_scale and bias.
+
+    Args:
+        pull: `pull(logits, by_row, by_column)` gives the gradient of a tile of logits.
+        by_row: tuple of tensors (b,) that `pull` gets the tile's part of.
+        by_column: tuple of tensors (n,).
+    """
     scale = ops.exp(log_scale)
-    scaled = scale * rows
 
-    def step(carry, logits, columns, *by_column):
-        d_rows, d_bias = carry
-        g = pull(logits, *by_column)
-        d_rows += _matmul(g, columns)
-        if bias is not None:
-            d_bias = d_bias + ops.sum(g)
-        return (d_rows, d_bias), (_matmul(ops.transpose(g), scaled),)
+    def step(logits, rows, columns, row_state, column_state):
+        g = pull(logits, rows[1:], columns[1:])
+        (d_rows, *d_bias), (d_columns,) = row_state, column_state
+        d_rows += _matmul(g, columns[0])
+        d_columns += _matmul(ops.transpose(g), rows[0])
+        return (d_rows, *(x + ops.sum(g, axis=1) for x in d_bias)), (d_columns,)
 
-    first = ops.zeros_like(rows), ops.zeros((), "float32")
-    (d_rows, d_bias), (d_columns,) = _each_tile(scaled, columns, bias, offset, first, step, *by_column)
-    d_rows *= scale
+    zeros = ops.zeros_like(rows), *(() if bias is None else (ops.zeros_like(rows[:, 0]),))
+    (d_rows, *d_bias), (d_columns,) = _each_tile(
+        step, (rows, *by_row), (columns, *by_column), zeros, (ops.zeros_like(columns),), scale, bias, offset
+    )
+    d_columns *= scale
     # Each logit is linear in its row, so that this is the sum of gradient times logit.
-    d_log_scale = ops.sum(rows * d_rows)
-    return d_rows, d_columns, d_log_scale, d_bias
+    return d_rows, d_columns, ops.sum(rows * d_rows), *map(ops.sum, d_bias)
 
 
 @_compiled
@@ -203,25 +259,19 @@ def bidirectional_logsumexp(rows: Tensor, columns: Tensor, log_scale: Tensor, of
         passes no gradient on. Where nothing is left but the positive, both are about -1e30.
     """
 
-    def step(carry, logits, _):
-        highest, total = carry
-        new_highest = ops.maximum(highest, ops.max(logits, axis=1))
-        total = total * ops.exp(highest - new_highest) + ops.sum(_exp(logits - new_highest[:, None]), axis=1)
-        column_highest = ops.max(logits, axis=0)
-        logits -= column_highest
-        return (new_highest, total), (column_highest + ops.log(ops.sum(_exp(logits), axis=0)), column_highest)
+    def step(logits, _, __, row_state, column_state):
+        return _add_logsumexp(logits, row_state, axis=1), _add_logsumexp(logits, column_state, axis=0)
 
-    (highest, total), (column_lse, column_highest) = _reduce(rows, columns, log_scale, None, offset, step)
-    row_lse = highest + ops.log(total)
-    result = ops.stack(
-        [ops.concatenate([row_lse, column_lse], axis=0), ops.concatenate([highest, column_highest], axis=0)]
-    )
+    states = [(ops.full((size(x),), LOWEST, "float32"), ops.zeros((size(x),), "float32")) for x in (rows, columns)]
+    states = _each_tile(step, (rows,), (columns,), *states, ops.exp(log_scale), None, offset)
+    row_lse, column_lse = (highest + ops.log(total) for highest, total in states)
+    result = ops.stack([ops.concatenate([row_lse, column_lse]), ops.concatenate([highest for highest, _ in states])])
 
     def grad(*args, upstream=None):
         upstream = (args[0] if upstream is None else upstream)[0]
-        by_row, by_column = upstream[: size(rows)], upstream[size(rows) :]
 
-        def pull(logits, column_lse, by_column):
+        def pull(logits, row, column):
+            (row_lse, by_row), (column_lse, by_column) = row, column
             g = _exp(logits - row_lse[:, None])
             g *= by_row[:, None]
             logits -= column_lse
@@ -230,8 +280,9 @@ def bidirectional_logsumexp(rows: Tensor, columns: Tensor, log_scale: Tensor, of
             g += h
             return g
 
-        gradients = _pull_back(rows, columns, log_scale, None, offset, pull, column_lse, by_column)
-        return (*gradients[:3], ops.zeros_like(offset))
+        b = size(rows)
+        more = (row_lse, upstream[:b]), (column_lse, upstream[b:])
+        return (*_pull_back(pull, rows, columns, log_scale, None, offset, *more), ops.zeros_like(offset))
 
     return result, grad
 
@@ -250,28 +301,29 @@ def sum_of_softplus(rows: Tensor, columns: Tensor, log_scale: Tensor, bias: Tens
         each column, which passes no gradient on.
     """
 
-    def step(carry, logits, _):
-        highest, total = carry
-        highest = ops.maximum(highest, ops.max(logits, axis=1))
-        return (highest, total + ops.sum(ops.softplus(logits), axis=1)), (ops.max(logits, axis=0),)
+    def step(logits, _, __, row_state, column_state):
+        (row_highest, total), (column_highest,) = row_state, column_state
+        row_highest = ops.maximum(row_highest, ops.max(logits, axis=1))
+        column_highest = ops.maximum(column_highest, ops.max(logits, axis=0))
+        return (row_highest, total + ops.sum(ops.softplus(logits), axis=1)), (column_highest,)
 
-    (highest, total), (column_highest,) = _reduce(rows, columns, log_scale, bias, offset, step)
-    result = ops.stack(
-        [
-            ops.concatenate([total, ops.zeros_like(column_highest)], axis=0),
-            ops.concatenate([highest, column_highest], axis=0),
-        ]
+    highest = [ops.full((size(x),), LOWEST, "float32") for x in (rows, columns)]
+    first = (highest[0], ops.zeros_like(highest[0])), (highest[1],)
+    (row_highest, total), (column_highest,) = _each_tile(
+        step, (rows,), (columns,), *first, ops.exp(log_scale), bias, offset
     )
+    sums = ops.concatenate([total, ops.zeros_like(column_highest)])
+    result = ops.stack([sums, ops.concatenate([row_highest, column_highest])])
 
     def grad(*args, upstream=None):
         upstream = (args[0] if upstream is None else upstream)[0]
-        by_row = upstream[: size(rows)]
 
-        def pull(logits):
+        def pull(logits, row, _):
             g = ops.sigmoid(logits)
-            g *= by_row[:, None]
+            g *= row[0][:, None]
             return g
 
-        return (*_pull_back(rows, columns, log_scale, bias, offset, pull), ops.zeros_like(offset))
+        more = (upstream[: size(rows)],), ()
+        return (*_pull_back(pull, rows, columns, log_scale, bias, offset, *more), ops.zeros_like(offset))
 
     return result, grad

@@ -6,6 +6,9 @@ from keras import ops
 from keras_clip.layers.initialisation import normal
 from keras_clip.types import Tensor
 
+# The square of the smallest length that is divided by.
+SHORTEST = 1e-12
+
 
 def unit_length(x: Tensor) -> Tensor:
     """Scales rows to length one, in float32; a zero row stays zero.
@@ -16,9 +19,24 @@ def unit_length(x: Tensor) -> Tensor:
     Returns:
         float32 tensor (..., E).
     """
-    x = ops.cast(x, "float32")
+    return _unit_length(ops.cast(x, "float32"))
+
+
+@ops.custom_gradient
+def _unit_length(x):
+    """Its gradient asks for what came out, which a loss keeps anyway, and not for what went in."""
     # The bound lies under the root: bounding the norm itself would leave a zero row with a gradient of NaN.
-    return x * ops.rsqrt(ops.maximum(ops.sum(ops.square(x), axis=-1, keepdims=True), 1e-12))
+    inverse = ops.rsqrt(ops.maximum(ops.sum(ops.square(x), axis=-1, keepdims=True), SHORTEST))
+    result = x * inverse
+
+    def grad(*args, upstream=None):
+        upstream = args[0] if upstream is None else upstream
+        along = ops.sum(result * upstream, axis=-1, keepdims=True)
+        # What is shorter than the bound is only multiplied.
+        along = ops.where(inverse < SHORTEST**-0.5, along, 0.0)
+        return inverse * (upstream - along * result)
+
+    return result, grad
 
 
 @keras.saving.register_keras_serializable(package="keras_clip")
