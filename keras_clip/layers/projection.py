@@ -3,11 +3,14 @@
 import keras
 from keras import ops
 
+from keras_clip import distribution
 from keras_clip.layers.initialisation import normal
 from keras_clip.types import Tensor
 
 # The square of the smallest length that is divided by.
 SHORTEST = 1e-12
+# Numbers in embeddings that take memory worth a thought: 4 MiB.
+LARGE = 2**20
 
 
 def unit_length(x: Tensor) -> Tensor:
@@ -27,7 +30,7 @@ def _unit_length(x):
     """Its gradient asks for what came out, which a loss keeps anyway, and not for what went in."""
     # The bound lies under the root: bounding the norm itself would leave a zero row with a gradient of NaN.
     inverse = ops.rsqrt(ops.maximum(ops.sum(ops.square(x), axis=-1, keepdims=True), SHORTEST))
-    result = x * inverse
+    result = _scaled(x, inverse)
 
     def grad(*args, upstream=None):
         upstream = args[0] if upstream is None else upstream
@@ -37,6 +40,19 @@ def _unit_length(x):
         return inverse * (upstream - along * result)
 
     return result, grad
+
+
+def _scaled(x, factors):
+    """x * factors, where factors are (..., 1)."""
+    shards = distribution.row_shards()
+    if keras.backend.backend() != "jax" or x.ndim != 2 or x.size < LARGE or len(x) % (2 * shards):
+        return x * factors
+    import jax
+
+    # XLA would repeat so cheap a product wherever it is read, and keep x for that. A loop is computed once, in place.
+    x, factors = (array.reshape(shards, 2, -1, array.shape[1]) for array in (x, factors))
+    scaled = jax.lax.fori_loop(0, 2, lambda i, x: x.at[:, i].multiply(factors[:, i]), x)
+    return scaled.reshape(-1, x.shape[-1])
 
 
 @keras.saving.register_keras_serializable(package="keras_clip")
