@@ -207,3 +207,15 @@ def row_shards() -> int:
         return 1
     mesh = distribution.device_mesh
     return dict(zip(mesh.axis_names, mesh.shape, strict=True))[distribution.batch_dim_name]
+
+
+def replicate(x: Tensor) -> Tensor:
+    """The same tensor, whole on every device of JAX; nothing to do elsewhere.
+
+    Gathered once, before a loop, what each turn of it needs.
+    """
+    if row_shards() == 1:
+        return x
+    mesh = keras.distribution.distribution().device_mesh
+    layout = keras.distribution.TensorLayout([None] * len(x.shape), mesh)
+    return keras.distribution.distribute_tensor(x, layout)

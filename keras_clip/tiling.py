@@ -13,6 +13,7 @@ Products are float32, also where a GPU would round factors to TF32 by default. T
 product: there it is `tf.config.experimental.enable_tensor_float_32_execution(False)`.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -69,7 +70,9 @@ def _compiled(function):
         return function
     import jax
 
-    return jax.jit(function)
+    # Where the devices lie is in what is compiled.
+    compiled = jax.jit(lambda _, *args: function(*args), static_argnums=0)
+    return functools.wraps(function)(lambda *args: compiled(keras.distribution.distribution(), *args))
 
 
 def _loop(body, count, state: tuple):
@@ -180,12 +183,13 @@ def _each_tile(step: Callable, rows, columns, row_state, column_state, scale, bi
         Both states after the last tile.
     """
     b, n = size(rows[0]), size(columns[0])
-    shards = distribution.row_shards()
+    # Each device keeps its rows and sees all columns, which it gets once and not tile by tile.
+    whole, shards = distribution.replicate, distribution.row_shards()
     shards = shards if isinstance(b, int) and b % shards == 0 else 1
     by_row, by_column = _grid(b, n, rows[0].shape[1], shards)
     row_numbers = by_row.cut(ops.cast(offset, "int32") + ops.arange(1, b + 1, dtype="int32"))
     column_numbers = by_column.cut(ops.arange(1, n + 1, dtype="int32"))
-    rows, columns = [by_row.cut(x) for x in rows], [by_column.cut(x) for x in columns]
+    rows, columns = [by_row.cut(x) for x in rows], [by_column.cut(whole(x)) for x in columns]
 
     split = len(row_state)
 
@@ -204,9 +208,9 @@ def _each_tile(step: Callable, rows, columns, row_state, column_state, scale, bi
             *(_put(x, j, part) for x, part in zip(state[split:], column_parts_after, strict=True)),
         )
 
-    first = *map(by_row.cut, row_state), *map(by_column.cut, column_state)
+    first = *map(by_row.cut, row_state), *(by_column.cut(whole(x)) for x in column_state)
     last = _loop(body, by_row.blocks * by_column.blocks, first)
-    return [by_row.join(x, b) for x in last[:split]], [by_column.join(x, n) for x in last[split:]]
+    return [by_row.join(x, b) for x in last[:split]], [by_column.join(whole(x), n) for x in last[split:]]
 
 
 def _add_logsumexp(logits, state, axis):

@@ -8,17 +8,19 @@ from keras import ops
 
 from keras_clip import tiling
 
-# rows, columns, column of the first row's positive, tile area, least columns of a tile
+# rows, columns, column of the first row's positive, rows of a tile, least area of a tile
 SHAPES = {
     "one tile": (4, 4, 0, 1000, 1000),
-    "last tile padded": (5, 5, 0, 1, 3),
-    "first rows of more columns": (3, 11, 0, 1, 4),
-    "rows from the middle": (3, 11, 4, 1, 4),
+    "last tiles padded": (5, 5, 0, 2, 4),
+    "first rows of more columns": (3, 11, 0, 2, 8),
+    "rows from the middle": (3, 11, 4, 2, 8),
     "last row": (1, 7, 6, 1, 2),
-    "tile by area": (4, 10, 2, 12, 1),
-    "a column a tile": (3, 5, 1, 1, 1),
+    "columns padded only": (4, 5, 1, 2, 4),
+    "rows padded only": (5, 8, 3, 3, 12),
+    "tile by embeddings": (4, 10, 2, 4, 1),
+    "a row a tile": (3, 5, 1, 1, 1),
 }
-shapes = pytest.mark.parametrize("b, n, offset, area, least", SHAPES.values(), ids=SHAPES)
+shapes = pytest.mark.parametrize("b, n, offset, height, area", SHAPES.values(), ids=SHAPES)
 
 
 @pytest.fixture(autouse=True)
@@ -26,16 +28,17 @@ def tiles(request, monkeypatch):
     parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
     if "area" in parameters:
         monkeypatch.setattr(tiling, "TILE_AREA", parameters["area"])
-        monkeypatch.setattr(tiling, "LEAST_COLUMNS", parameters["least"])
+        monkeypatch.setattr(tiling, "TILE_ROWS", parameters["height"])
     forget_compiled()
     yield
     forget_compiled()
 
 
 def forget_compiled():
-    for primitive in (tiling.bidirectional_logsumexp, tiling.sum_of_softplus):
-        if keras.backend.backend() == "jax":
-            primitive.clear_cache()
+    if keras.backend.backend() == "jax":
+        import jax
+
+        jax.clear_caches()
 
 
 def dense(rows, columns, log_scale, bias, offset):
@@ -60,7 +63,7 @@ def check_gradients(primitive, arrays, upstream, g, logits, bias):
 
 
 @shapes
-def test_bidirectional_logsumexp(b, n, offset, area, least, rng):
+def test_bidirectional_logsumexp(b, n, offset, height, area, rng):
     arrays = [x.astype("float32") for x in (rng.normal(size=(b, 3)), rng.normal(size=(n, 3)), np.array(0.7))]
     arrays.append(np.array(offset, "float32"))
     logits = dense(*arrays[:3], 0.0, offset)
@@ -84,7 +87,7 @@ def test_bidirectional_logsumexp(b, n, offset, area, least, rng):
 
 
 @shapes
-def test_sum_of_softplus(b, n, offset, area, least, rng):
+def test_sum_of_softplus(b, n, offset, height, area, rng):
     arrays = [x.astype("float32") for x in (rng.normal(size=(b, 3)), rng.normal(size=(n, 3)), np.array(0.7))]
     arrays += [np.array(-0.5, "float32"), np.array(offset, "float32")]
     logits = dense(*arrays[:4], offset)
@@ -101,9 +104,26 @@ def test_sum_of_softplus(b, n, offset, area, least, rng):
 
 @pytest.mark.parametrize("b", [1, 7, 1000, 8192, 100_000])
 @pytest.mark.parametrize("n", [1, 255, 257, 8192, 100_003])
-def test_tiles_cover_the_columns_and_no_more(b, n):
-    count, width = tiling._grid(b, n)
-    assert count * width >= n
-    # Less than one column of padding a tile, and a tile's memory is linear in the rows.
-    assert count * width - n < count
-    assert width <= max(256, tiling.TILE_AREA // b)
+@pytest.mark.parametrize("shards", [1, 4])
+def test_tiles_cover_rows_and_columns_and_no_more(b, n, shards):
+    embed_dim = 512
+    rows, columns = tiling._grid(b * shards, n, embed_dim, shards)
+    for axis, length in ((rows, b), (columns, n)):
+        covered = axis.blocks * axis.width
+        # Less than one row or column of padding a tile.
+        assert 0 <= covered - length < axis.blocks
+        assert axis.is_padded == (covered > length)
+    # What a device holds of a tile is bounded, or a quarter of what it holds of columns.
+    assert rows.width <= 1024
+    assert rows.width * columns.width <= max(tiling.TILE_AREA, n * embed_dim // 4)
+
+
+@pytest.mark.parametrize("n, blocks, width, shards", [(6, 3, 2, 1), (5, 3, 2, 1), (12, 2, 3, 2), (10, 3, 2, 2)])
+def test_blocks_are_joined_as_they_were(n, blocks, width, shards):
+    axis = tiling._Axis(blocks, width, blocks * width != n // shards, shards)
+    x = np.arange(1, 2 * n + 1).reshape(n, 2)
+    cut = axis.cut(ops.convert_to_tensor(x))
+    assert tuple(cut.shape) == (blocks, shards * width, 2)
+    np.testing.assert_array_equal(ops.convert_to_numpy(axis.join(cut, n)), x)
+    # The first block begins with the first rows of the first device.
+    np.testing.assert_array_equal(ops.convert_to_numpy(cut[0, :width]), x[:width])
