@@ -70,16 +70,19 @@ def _compiled(function):
         return function
     import jax
 
-    # Where the devices lie is in what is compiled.
     compiled = jax.jit(lambda _, *args: function(*args), static_argnums=0)
-    return functools.wraps(function)(lambda *args: compiled(keras.distribution.distribution(), *args))
+
+    @functools.wraps(function)
+    def call(*args):
+        # What is compiled depends on these as well.
+        return compiled((keras.distribution.distribution(), TILE_ROWS, TILE_AREA), *args)
+
+    return call
 
 
 def _loop(body, count, state: tuple):
     """Runs `state = body(i, state)` for i < count, which reads and writes the state's blocks by `_get` and `_put`."""
     backend = keras.backend.backend()
-    if isinstance(count, int) and count == 1:
-        return body(0, state)
     if backend == "jax":
         import jax
 

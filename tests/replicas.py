@@ -28,12 +28,16 @@ import keras  # noqa: E402
 import numpy as np  # noqa: E402
 from small_clip import build, distance, pairs, train  # noqa: E402
 
+from keras_clip import tiling  # noqa: E402
+
 BATCH = 24
+TILE_ROWS = tiling.TILE_ROWS
 
 # What to build and how to train it: "rows", "frozen", "epochs" and "optimizer" are for `run`, the rest for `compile`.
 CASES = {
     "plain": ({}, {}),
     "sigmoid": ({"loss": "sigmoid"}, {}),
+    "several tiles": ({"tile_rows": 6}, {}),
     "micro-batches": ({}, {"microbatch_size": 4}),
     "uneven micro-batches": ({}, {"microbatch_size": 5}),
     "clipped together": ({}, {"optimizer": {"global_clipnorm": 0.1, "learning_rate": 5.0}, "epochs": 1}),
@@ -50,6 +54,8 @@ CASES = {
 
 def run(name, is_single):
     build_options, options = (dict(part) for part in CASES[name])
+    # With 6 rows on each device, columns take two tiles.
+    tiling.TILE_ROWS, tiling.TILE_AREA = build_options.pop("tile_rows", TILE_ROWS), 1
     rows, epochs = options.pop("rows", 48), options.pop("epochs", 2)
     clip = build(**build_options)
     MODELS.append(clip)

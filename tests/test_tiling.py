@@ -29,16 +29,6 @@ def tiles(request, monkeypatch):
     if "area" in parameters:
         monkeypatch.setattr(tiling, "TILE_AREA", parameters["area"])
         monkeypatch.setattr(tiling, "TILE_ROWS", parameters["height"])
-    forget_compiled()
-    yield
-    forget_compiled()
-
-
-def forget_compiled():
-    if keras.backend.backend() == "jax":
-        import jax
-
-        jax.clear_caches()
 
 
 def dense(rows, columns, log_scale, bias, offset):

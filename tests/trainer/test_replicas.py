@@ -79,7 +79,7 @@ def compare(reference, kind, cases, devices=1, processes=1):
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="backend unable: tf.distribute")
 class TestTensorFlow:
     def test_two_replicas(self, reference):
-        cases = ["plain", "clipped together", "uneven micro-batches", "uneven last batch", "BatchNorm"]
+        cases = ["plain", "several tiles", "clipped together", "uneven micro-batches", "uneven last batch", "BatchNorm"]
         compare(reference, "mirrored", cases, devices=2)
 
     @pytest.mark.slow
@@ -103,7 +103,7 @@ class TestTensorFlow:
 @pytest.mark.skipif(BACKEND != "jax", reason="backend unable: keras.distribution")
 class TestJax:
     def test_two_devices(self, reference):
-        compare(reference, "data_parallel", ["plain", "uneven micro-batches", "BatchNorm"], devices=2)
+        compare(reference, "data_parallel", ["plain", "several tiles", "uneven micro-batches", "BatchNorm"], devices=2)
 
     @pytest.mark.slow
     def test_two_devices_other_cases(self, reference):
@@ -115,7 +115,7 @@ class TestJax:
 
     @pytest.mark.slow
     def test_weights_over_two_devices(self, reference):
-        compare(reference, "model_parallel", ["plain", "micro-batches", "BatchNorm"], devices=2)
+        compare(reference, "model_parallel", ["several tiles", "micro-batches", "BatchNorm"], devices=2)
 
     @pytest.mark.slow
     def test_weights_and_rows_over_four_devices(self, reference):
@@ -128,7 +128,7 @@ class TestJax:
 @pytest.mark.skipif(BACKEND != "torch", reason="backend unable: torch.distributed")
 class TestTorch:
     def test_two_processes(self, reference):
-        cases = ["plain", "clipped together", "uneven micro-batches", "BatchNorm"]
+        cases = ["plain", "several tiles", "clipped together", "uneven micro-batches", "BatchNorm"]
         compare(reference, "processes", cases, processes=2)
 
     @pytest.mark.slow
