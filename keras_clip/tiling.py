@@ -127,7 +127,7 @@ def size(x: Tensor, axis: int = 0) -> int | Tensor:
 
 def _grid(b, n, embed_dim, shards=1):
     """How tiles cover b rows and n columns: blocks as equal as can be, so that little is padded."""
-    maximum = max if isinstance(n, int) else ops.maximum
+    maximum = max if isinstance(n, int) and isinstance(b, int) else ops.maximum
     area = maximum(TILE_AREA, n * embed_dim // 4)
 
     def axis(n, most, shards=1):
@@ -193,7 +193,6 @@ def _each_tile(step: Callable, rows, columns, row_state, column_state, scale, bi
     row_numbers = by_row.cut(ops.cast(offset, "int32") + ops.arange(1, b + 1, dtype="int32"))
     column_numbers = by_column.cut(ops.arange(1, n + 1, dtype="int32"))
     rows, columns = [by_row.cut(x) for x in rows], [by_column.cut(whole(x)) for x in columns]
-
     split = len(row_state)
 
     def body(k, state):

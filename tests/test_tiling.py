@@ -1,6 +1,5 @@
 """The tiled reductions and their gradients against NumPy, where rows are a part of the pairs only."""
 
-import keras
 import numpy as np
 import pytest
 from gradients import value_and_gradients
