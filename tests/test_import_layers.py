@@ -33,6 +33,7 @@ BACKEND_AWARE = (
     "data",
     "distribution",
     "tiling",
+    "layers.projection",
     "layers.pure_call",
     "trainer",
     "export",

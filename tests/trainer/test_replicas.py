@@ -17,6 +17,7 @@ BACKEND = keras.backend.backend()
 TESTS = Path(__file__).resolve().parents[1]
 SCRIPT = TESTS / "replicas.py"
 # Moments of few rows make the gradients of BatchNorm large and their rounding larger.
+XLA_PATIENCE = "xla_cpu_collective_call_terminate_timeout_seconds"
 TOLERANCES = {"BatchNorm": 1e-4}
 
 
@@ -65,7 +66,9 @@ def compare(reference, kind, cases, devices=1, processes=1):
     for file in sorted({files[case] for case in cases}):
         chosen = [case for case in cases if files[case] == file]
         port = free_ports(processes)
-        env = {"DEVICES": str(devices), "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        # XLA aborts where a device is 40 s late, as on a busy machine.
+        flags = f"--xla_force_host_platform_device_count={devices}", f"--{XLA_PATIENCE}=400"
+        env = {"DEVICES": str(devices), "XLA_FLAGS": " ".join(flags)}
         env |= {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         running = [start([kind, file, *chosen], environment(**env, RANK=str(rank))) for rank in range(processes)]
         for output in finish(running):
