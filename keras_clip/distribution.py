@@ -212,7 +212,13 @@ def row_shards() -> int:
 def replicate(x: Tensor) -> Tensor:
     """The same tensor, whole on every device of JAX; nothing to do elsewhere.
 
-    Gathered once, before a loop, what each turn of it needs.
+    XLA gathers by itself what a device lacks, but inside of a loop at each turn: call this before.
+
+    Args:
+        x: tensor (n, ...), of the global batch.
+
+    Returns:
+        Tensor (n, ...).
     """
     if row_shards() == 1:
         return x

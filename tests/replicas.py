@@ -29,15 +29,16 @@ import numpy as np  # noqa: E402
 from small_clip import build, distance, pairs, train  # noqa: E402
 
 from keras_clip import tiling  # noqa: E402
+from keras_clip.layers import projection  # noqa: E402
 
 BATCH = 24
-TILE_ROWS = tiling.TILE_ROWS
+SIZES = tiling.TILE_ROWS, tiling.TILE_AREA, projection.LARGE
 
 # What to build and how to train it: "rows", "frozen", "epochs" and "optimizer" are for `run`, the rest for `compile`.
 CASES = {
     "plain": ({}, {}),
     "sigmoid": ({"loss": "sigmoid"}, {}),
-    "several tiles": ({"tile_rows": 6}, {}),
+    "several tiles": ({"several_tiles": True}, {"rows": BATCH, "epochs": 1}),
     "micro-batches": ({}, {"microbatch_size": 4}),
     "uneven micro-batches": ({}, {"microbatch_size": 5}),
     # One step: what it rounds, the next ones amplify.
@@ -58,8 +59,9 @@ CASES = {
 
 def run(name, is_single):
     build_options, options = (dict(part) for part in CASES[name])
+    is_tiled = build_options.pop("several_tiles", False) and not is_single
     # With 6 rows on each device, columns take two tiles.
-    tiling.TILE_ROWS, tiling.TILE_AREA = build_options.pop("tile_rows", TILE_ROWS), 1
+    tiling.TILE_ROWS, tiling.TILE_AREA, projection.LARGE = (6, 1, 1) if is_tiled else SIZES
     rows, epochs = options.pop("rows", 48), options.pop("epochs", 2)
     clip = build(**build_options)
     MODELS.append(clip)

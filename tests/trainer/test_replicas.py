@@ -16,8 +16,8 @@ from subprocesses import free_ports
 BACKEND = keras.backend.backend()
 TESTS = Path(__file__).resolve().parents[1]
 SCRIPT = TESTS / "replicas.py"
-# Moments of few rows make the gradients of BatchNorm large and their rounding larger.
 XLA_PATIENCE = "xla_cpu_collective_call_terminate_timeout_seconds"
+# Moments of few rows make the gradients of BatchNorm large and their rounding larger.
 TOLERANCES = {"BatchNorm": 1e-4}
 
 
