@@ -21,7 +21,8 @@ def value_and_gradients(function: Callable, arrays: Sequence) -> tuple[np.ndarra
     if keras.backend.backend() == "jax":
         import jax
 
-        value, gradients = jax.value_and_grad(function, argnums=tuple(range(len(tensors))))(*tensors)
+        # Compiled as a whole, which takes far less time than its operations one by one.
+        value, gradients = jax.jit(jax.value_and_grad(function, argnums=tuple(range(len(tensors)))))(*tensors)
     elif keras.backend.backend() == "torch":
         tensors = [tensor.detach().clone().requires_grad_() for tensor in tensors]
         value = function(*tensors)
@@ -55,7 +56,6 @@ def loss_and_gradients(function: Callable, variables: Sequence, *args) -> tuple[
             with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
                 return function(*args)
 
-        # Compiled as a whole, which takes far less time than its operations one by one.
         value, gradients = jax.jit(jax.value_and_grad(stateless))(values)
     elif keras.backend.backend() == "torch":
         value = function(*args)
