@@ -37,7 +37,7 @@ BACKEND_AWARE = (
     "layers.pure_call",
     "trainer",
     "export",
-    "evaluation.products",
+    "evaluation.classifiers.matmul",
     "training.foreach",
     "presets.checkpoint",
     "presets.filling",

@@ -13,6 +13,8 @@ pytestmark = pytest.mark.backend_free
 PACKAGE = Path(__file__).resolve().parents[1] / "keras_clip"
 # For the rooms above them, not for users.
 INTERNAL = {"distribution", "tiling"}
+# Names that modules had before they moved, which users' code may still have: {package: names}.
+FORMER_NAMES = {"evaluation": {"ladder", "overlap_detector", "suites"}}
 # The package, its folders, and the modules beside them: what a user can write after `keras_clip.`.
 ROOMS = ["keras_clip"] + sorted(
     f"keras_clip.{path.parent.name if path.name == '__init__.py' else path.stem}"
@@ -126,7 +128,8 @@ def test_exports_are_explicit(path):
         assert isinstance(node, ast.ImportFrom), (
             f"{path}:{node.lineno} is no line of the form `from module import name`"
         )
-        assert [alias.name for alias in node.names if alias.name == "*" or alias.asname] == []
+        renamed = {alias.asname for alias in node.names if alias.name == "*" or alias.asname}
+        assert renamed <= FORMER_NAMES.get(path.parent.name, set())
 
 
 def test_what_users_write_exists():

@@ -1,0 +1,111 @@
+"""Two models on the same images: is one better, by how much, and does it hold over many data sets?
+
+The test is McNemar's exact one, on the images that just one of the two has right; over data sets Holm's correction.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+from keras_clip.evaluation.metrics.intervals import holm, mcnemar_test
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How two models differ on one set of images.
+
+    Args:
+        n: int. Images.
+        first: share that the first model has right.
+        second: share that the second model has right.
+        difference: `second - first`.
+        low: lower bound of the difference, by default at 95 %.
+        high: upper bound of the difference.
+        only_first: int. Images that the first alone has right.
+        only_second: int. Images that the second alone has right.
+        p_value: McNemar's, exact and two-sided.
+        adjusted_p_value: the same after Holm's correction over the data sets; of one data set, `p_value`.
+    """
+
+    n: int
+    first: float
+    second: float
+    difference: float
+    low: float
+    high: float
+    only_first: int
+    only_second: int
+    p_value: float
+    adjusted_p_value: float
+
+
+def compare_models(first: np.ndarray, second: np.ndarray, confidence: float = 0.95) -> Comparison:
+    """Compares two models by which images each has right.
+
+    The interval is Agresti and Min's (2005) for paired shares: half an image is added to each of the four cells.
+
+    Args:
+        first: bool (N,). `metrics.correct` of the first model.
+        second: bool (N,). That of the second, for the same images in the same order.
+        confidence: float in (0, 1).
+
+    Returns:
+        A `Comparison`.
+
+    Raises:
+        ValueError: other than two vectors of booleans of one length.
+    """
+    first, second = np.asarray(first), np.asarray(second)
+    if first.dtype != bool or second.dtype != bool or first.ndim != 1 or first.shape != second.shape or not len(first):
+        raise ValueError(
+            "Wanted: for each model which of the same images are right, bool (N,) with N > 0. "
+            f"Received: first: {first.dtype} {first.shape}, second: {second.dtype} {second.shape}."
+        )
+    n, only_first, only_second = len(first), int((first & ~second).sum()), int((second & ~first).sum())
+    total, gain, differing = n + 2, only_second - only_first, only_first + only_second + 1
+    half = NormalDist().inv_cdf((1 + confidence) / 2) * math.sqrt(differing - gain**2 / total) / total
+    p_value = mcnemar_test(only_first, only_second)
+    return Comparison(
+        n=n,
+        first=float(first.mean()),
+        second=float(second.mean()),
+        difference=gain / n,
+        low=max(-1.0, gain / total - half),
+        high=min(1.0, gain / total + half),
+        only_first=only_first,
+        only_second=only_second,
+        p_value=p_value,
+        adjusted_p_value=p_value,
+    )
+
+
+def compare_over_datasets(
+    first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray], confidence: float = 0.95
+) -> dict[str, Comparison]:
+    """Compares two models on several data sets, with Holm's correction for having looked at several.
+
+    Args:
+        first: {data set: bool (N,)}, such as `Results.correct` of the first model.
+        second: the same of the second model.
+        confidence: float in (0, 1). Of each interval by itself.
+
+    Returns:
+        {data set: `Comparison`}.
+
+    Raises:
+        ValueError: data sets that only one of the two has.
+    """
+    if not first or set(first) != set(second):
+        raise ValueError(
+            "Wanted: the same data sets for both models, at least one. "
+            f"Received: only one of the two has {sorted(set(first) ^ set(second))}."
+        )
+    compared = {name: compare_models(first[name], second[name], confidence) for name in first}
+    adjusted = holm([comparison.p_value for comparison in compared.values()])
+    return {
+        name: Comparison(**{**vars(comparison), "adjusted_p_value": float(p_value)})
+        for (name, comparison), p_value in zip(compared.items(), adjusted, strict=True)
+    }
