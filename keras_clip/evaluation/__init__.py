@@ -10,17 +10,12 @@ from keras_clip.evaluation.classifiers.few_shot import (
     few_shot_subset,
     shots_to_match,
 )
-from keras_clip.evaluation.classifiers.heads import (
-    NearestNeighbours,
-    TipAdapter,
-    Tuned,
-    WiseFT,
-    tune_nearest_neighbours,
-    tune_tip_adapter,
-    tune_wise_ft,
-)
 from keras_clip.evaluation.classifiers.linear_probe import CSearch, LinearProbe, search_C
+from keras_clip.evaluation.classifiers.nearest_neighbours import NearestNeighbours, tune_nearest_neighbours
 from keras_clip.evaluation.classifiers.ridge import RidgeProbe
+from keras_clip.evaluation.classifiers.tip_adapter import TipAdapter, tune_tip_adapter
+from keras_clip.evaluation.classifiers.tuning import Tuned
+from keras_clip.evaluation.classifiers.wise_ft import WiseFT, tune_wise_ft
 from keras_clip.evaluation.datasets import catalogue, sources
 from keras_clip.evaluation.datasets import catalogue as suites
 from keras_clip.evaluation.datasets.labelled_images import LabelledImages, Sample
@@ -44,7 +39,7 @@ from keras_clip.evaluation.metrics.classification import (
     roc_auc,
     top5_accuracy,
 )
-from keras_clip.evaluation.metrics.comparison import Comparison, compare_models, compare_over_datasets
+from keras_clip.evaluation.metrics.comparison import Comparison, compare, compare_models, compare_over_datasets
 from keras_clip.evaluation.metrics.intervals import (
     LineFit,
     binomial_test,
@@ -59,7 +54,7 @@ from keras_clip.evaluation.metrics.intervals import (
 from keras_clip.evaluation.metrics.retrieval import RetrievalRanks, retrieval_ranks
 from keras_clip.evaluation.report.figure_data import gallery
 from keras_clip.evaluation.results import Results, Score
-from keras_clip.evaluation.run import PARTS, compare, evaluate
+from keras_clip.evaluation.run import PARTS, evaluate
 from keras_clip.evaluation.studies import duplicate_detector, overlap, published
 from keras_clip.evaluation.studies import duplicate_detector as overlap_detector
 from keras_clip.evaluation.studies.class_design import Disparity, class_design_rates, class_set_hits, disparity

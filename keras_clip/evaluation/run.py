@@ -2,40 +2,43 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from keras_clip import flops
 from keras_clip.encoders.resnet import ModifiedResNet
 from keras_clip.encoders.vit import VisionTransformer
-from keras_clip.evaluation.metrics.comparison import compare_over_datasets
-from keras_clip.evaluation.parts import inspecting, measuring
+from keras_clip.evaluation.parts import (
+    calibration,
+    class_design,
+    errors,
+    few_shot,
+    heads,
+    linear_probe,
+    retrieval,
+    robustness,
+    zero_shot,
+)
 from keras_clip.evaluation.parts.case import Case
 from keras_clip.evaluation.results import Results
-from keras_clip.evaluation.tasks import Images, Splits, Task, encode
+from keras_clip.evaluation.tasks import Images, Task, encode
 from keras_clip.model import CLIPModel
 
-# A part, and what it wants of a task beside the test split: a name for it, and whether it is there.
-_PARTS: Mapping[str, tuple[Callable[[Case], None], str, Callable[[Splits, Task], bool]]] = {
-    "zero_shot": (measuring.zero_shot, "class names", lambda splits, _: splits.test.class_names is not None),
-    "linear_probe": (measuring.linear_probe, "`train`", lambda splits, _: splits.train is not None),
-    "few_shot": (measuring.few_shot, "`train`, one class per image", lambda splits, _: _is_trained(splits)),
-    "heads": (measuring.heads, "`train`, one class per image", lambda splits, _: _is_trained(splits)),
-    "calibration": (measuring.calibration, "one class per image", lambda splits, _: _is_single(splits)),
-    "robustness": (measuring.robustness, "`shifts`", lambda splits, _: bool(splits.shifts)),
-    "retrieval": (inspecting.retrieval, "`captions`", lambda _, task: bool(task.captions)),
-    "class_design": (inspecting.class_design, "`class_sets`", lambda _, task: bool(task.class_sets)),
-    "errors": (inspecting.errors, "one class per image", lambda splits, _: _is_single(splits)),
+_PARTS = {
+    part.name: part
+    for part in (
+        zero_shot.PART,
+        linear_probe.PART,
+        few_shot.PART,
+        heads.PART,
+        calibration.PART,
+        robustness.PART,
+        retrieval.PART,
+        class_design.PART,
+        errors.PART,
+    )
 }
 PARTS = tuple(_PARTS)
-
-
-def _is_single(splits: Splits) -> bool:
-    return not splits.test.multi_label and splits.test.class_names is not None
-
-
-def _is_trained(splits: Splits) -> bool:
-    return splits.train is not None and _is_single(splits)
 
 
 def evaluate(
@@ -83,7 +86,7 @@ def evaluate(
     with tqdm(todo, desc="Evaluating", disable=not verbose, leave=False) as bar:
         for case, part in bar:
             bar.set_postfix_str(f"{case.name}: {part}")
-            _PARTS[part][0](case)
+            _PARTS[part].run(case)
     for case in cases:
         results.info.setdefault("images", {})[case.name] = _digest(case.splits.test.ids)
     return results
@@ -91,15 +94,15 @@ def evaluate(
 
 def _chosen(case: Case, parts: Sequence[str] | None) -> list[str]:
     chosen = []
-    for part, (_, wanted, is_there) in _PARTS.items():
-        if parts is not None and part not in parts:
+    for name, part in _PARTS.items():
+        if parts is not None and name not in parts:
             continue
-        if is_there(case.splits, case.task):
-            chosen.append(part)
+        if part.is_possible(case.splits, case.task):
+            chosen.append(name)
         elif parts is not None:
             raise ValueError(
-                f"{part!r} wants {wanted}. Received: a task of {case.splits.test} without. Give it, or leave the part "
-                "out."
+                f"{name!r} wants {part.needs}. Received: a task of {case.splits.test} without. Give it, or leave the "
+                "part out."
             )
     return chosen
 
@@ -117,38 +120,3 @@ def _describe(clip: CLIPModel, model: str) -> dict[str, Any]:
         # As the paper's figures have it: a multiply-add is one.
         info["gflops_per_image"] = operations / 2e9
     return info
-
-
-def compare(first: Results, second: Results) -> list[dict[str, Any]]:
-    """Two models on the same images, by every method of both, with McNemar's test and Holm's correction.
-
-    Args:
-        first: `Results` of one model.
-        second: those of the other.
-
-    Returns:
-        Rows: "dataset", "method", "n", "first", "second" (shares of right answers), "difference" (second - first),
-        "low", "high", "p_value", "adjusted_p_value".
-
-    Raises:
-        ValueError: nothing in common, or data sets of one name with other images.
-    """
-    pairs = {key: (first.correct[key], second.correct[key]) for key in first.correct if key in second.correct}
-    if not pairs:
-        raise ValueError(
-            "Wanted: a data set and a method that both results have. "
-            f"Received: {list(first.correct)[:5]} and {list(second.correct)[:5]}."
-        )
-    ours, theirs = (results.info.get("images", {}) for results in (first, second))
-    if differing := [name for name in ours if name in theirs and ours[name] != theirs[name]]:
-        raise ValueError(
-            f"Wanted: the same images in the same order for both models. Received: others of {differing}. Evaluate "
-            "both on one data set."
-        )
-    compared = compare_over_datasets(*({key: pair[i] for key, pair in pairs.items()} for i in (0, 1)))
-    rows = []
-    for key, found in compared.items():
-        # Names of data sets may have the slash that stands before the method.
-        dataset = max((name for name in first.datasets if key.startswith(f"{name}/")), key=len)
-        rows.append({"dataset": dataset, "method": key.removeprefix(f"{dataset}/"), **vars(found)})
-    return rows

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import keras_clip
-from keras_clip.evaluation import FeatureStore, Results, Task, compare, evaluate, metrics, report
+from keras_clip.evaluation import FeatureStore, Results, Task, compare, evaluate, metrics, report, run
 from keras_clip.evaluation.datasets.labelled_images import LabelledImages
-from keras_clip.evaluation.datasets.sources.folder import digits
+from keras_clip.evaluation.datasets.sources import digits
 from keras_clip.evaluation.tasks import hold_out
 
 TEMPLATES = ("a photo of the number {}.", "the digit {}.")
@@ -92,6 +92,13 @@ def test_every_part_has_its_scores(results):
     for score in results.scores:
         assert score.low <= score.value <= score.high and "untrained" in score.protocol and "16x16 px" in score.protocol
     assert {score.n for score in results.select("digits", "linear_probe")} == {120}
+
+
+def test_every_table_is_declared_by_one_part(results):
+    declared = [table for part in run._PARTS.values() for table in part.tables]
+    assert len(set(declared)) == len(declared)
+    found = {name if name in declared else f"{name.partition('/')[0]}/" for name in results.tables}
+    assert found == set(declared)
 
 
 def test_scores_are_those_of_the_parts(clip, folder, results):

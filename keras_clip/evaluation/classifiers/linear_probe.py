@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from keras_clip.evaluation.classifiers.logistic_loss import LogisticLoss, check_features, check_labels, check_split
+from keras_clip.evaluation.classifiers.inputs import check_features, check_labels, check_split
+from keras_clip.evaluation.classifiers.logistic_loss import LogisticLoss
 from keras_clip.evaluation.classifiers.matmul import multiply
 from keras_clip.evaluation.metrics.classification import accuracy, map_11pt
 

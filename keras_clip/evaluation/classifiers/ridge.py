@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from keras_clip.evaluation.classifiers.logistic_loss import check_features, check_labels
+from keras_clip.evaluation.classifiers.inputs import check_features, check_labels
 from keras_clip.evaluation.classifiers.matmul import moments, multiply, on_device, tiles
 from keras_clip.evaluation.metrics.classification import IGNORED
 

@@ -15,9 +15,9 @@ from types import MappingProxyType
 from typing import Any
 
 from keras_clip.data.prompts import FAMILIES
-from keras_clip.evaluation.classifiers.zero_shot import align_names
 from keras_clip.evaluation.datasets import sources
 from keras_clip.evaluation.datasets.labelled_images import LabelledImages
+from keras_clip.evaluation.datasets.names import align_names
 from keras_clip.evaluation.metrics.classification import IGNORED
 from keras_clip.evaluation.studies import published
 

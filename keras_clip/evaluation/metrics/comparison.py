@@ -7,10 +7,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 
 from keras_clip.evaluation.metrics.intervals import holm, mcnemar_test
+from keras_clip.evaluation.results import Results
 
 
 @dataclass(frozen=True)
@@ -109,3 +111,38 @@ def compare_over_datasets(
         name: Comparison(**{**vars(comparison), "adjusted_p_value": float(p_value)})
         for (name, comparison), p_value in zip(compared.items(), adjusted, strict=True)
     }
+
+
+def compare(first: Results, second: Results) -> list[dict[str, Any]]:
+    """Two models on the same images, by every method of both, with McNemar's test and Holm's correction.
+
+    Args:
+        first: `Results` of one model.
+        second: those of the other.
+
+    Returns:
+        Rows: "dataset", "method", "n", "first", "second" (shares of right answers), "difference" (second - first),
+        "low", "high", "p_value", "adjusted_p_value".
+
+    Raises:
+        ValueError: nothing in common, or data sets of one name with other images.
+    """
+    pairs = {key: (first.correct[key], second.correct[key]) for key in first.correct if key in second.correct}
+    if not pairs:
+        raise ValueError(
+            "Wanted: a data set and a method that both results have. "
+            f"Received: {list(first.correct)[:5]} and {list(second.correct)[:5]}."
+        )
+    ours, theirs = (results.info.get("images", {}) for results in (first, second))
+    if differing := [name for name in ours if name in theirs and ours[name] != theirs[name]]:
+        raise ValueError(
+            f"Wanted: the same images in the same order for both models. Received: others of {differing}. Evaluate "
+            "both on one data set."
+        )
+    compared = compare_over_datasets(*({key: pair[i] for key, pair in pairs.items()} for i in (0, 1)))
+    rows = []
+    for key, found in compared.items():
+        # Names of data sets may have the slash that stands before the method.
+        dataset = max((name for name in first.datasets if key.startswith(f"{name}/")), key=len)
+        rows.append({"dataset": dataset, "method": key.removeprefix(f"{dataset}/"), **vars(found)})
+    return rows

@@ -1,7 +1,7 @@
 """Intervals and tests for what was counted or averaged, and the straight line through points.
 
 Shares are in [0, 1]. Wilson's interval is for display; Clopper and Pearson's, which never promises too much, for the
-paper's claims (Radford et al., 2021, section 5 and appendix C). Everything here is NumPy and the standard library.
+paper's claims (Radford et al., 2021, section 5 and appendix C). Tails, quantiles and the line are SciPy's.
 """
 
 import math
@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
-
-from keras_clip.evaluation.metrics.tails import binomial_at_least, solve, student_quantile
 
 
 def wilson_interval(correct: float, total: float, confidence: float = 0.95) -> tuple[float, float]:
@@ -52,9 +50,10 @@ def clopper_pearson_interval(correct: int, total: int, confidence: float = 0.95)
     """
     _check_counts(correct, total, confidence)
     rest = (1 - confidence) / 2
-    low = solve(lambda share: binomial_at_least(correct, total, share), rest) if correct else 0.0
-    high = solve(lambda share: binomial_at_least(correct + 1, total, share), 1 - rest) if correct < total else 1.0
-    return low, high
+    beta = _scipy_stats().beta
+    low = beta.ppf(rest, correct, total - correct + 1) if correct else 0.0
+    high = beta.isf(rest, correct + 1, total - correct) if correct < total else 1.0
+    return float(low), float(high)
 
 
 def binomial_test(correct: int, total: int, share: float, alternative: str = "greater") -> float:
@@ -78,9 +77,7 @@ def binomial_test(correct: int, total: int, share: float, alternative: str = "gr
             f'Wanted: 0 <= share <= 1 and alternative "greater" or "less". '
             f"Received: share={share}, alternative={alternative!r}."
         )
-    if alternative == "greater":
-        return binomial_at_least(correct, total, share)
-    return binomial_at_least(total - correct, total, 1 - share)
+    return float(_scipy_stats().binomtest(correct, total, share, alternative).pvalue)
 
 
 def mcnemar_test(only_first: int, only_second: int) -> float:
@@ -98,7 +95,10 @@ def mcnemar_test(only_first: int, only_second: int) -> float:
     """
     if min(only_first, only_second) < 0:
         raise ValueError(f"Wanted: counts >= 0. Received: only_first={only_first}, only_second={only_second}.")
-    return min(1.0, 2 * binomial_at_least(max(only_first, only_second), only_first + only_second, 0.5))
+    differing = only_first + only_second
+    if differing == 0:
+        return 1.0
+    return float(_scipy_stats().binomtest(min(only_first, only_second), differing, 0.5).pvalue)
 
 
 def bonferroni(p_values: Sequence[float]) -> np.ndarray:
@@ -245,21 +245,41 @@ def fit_line(x: Sequence[float], y: Sequence[float], confidence: float = 0.95) -
         raise ValueError(
             f"Wanted: at least three finite points whose x are not all equal. Received: x={x.tolist()}, y={y.tolist()}."
         )
-    from_mean, rise = x - x.mean(), y - y.mean()
-    slope = (from_mean @ rise) / (from_mean @ from_mean)
-    rest = rise - slope * from_mean
+    fit = _scipy_stats().linregress(x, y)
+    rest = y - fit.intercept - fit.slope * x
     residual = math.sqrt(rest @ rest / (len(x) - 2))
-    half = student_quantile((1 + confidence) / 2, len(x) - 2) * residual / math.sqrt(from_mean @ from_mean)
-    spread = math.sqrt((from_mean @ from_mean) * (rise @ rise))
+    half = student_quantile((1 + confidence) / 2, len(x) - 2) * residual / math.sqrt(((x - x.mean()) ** 2).sum())
     return LineFit(
-        slope=float(slope),
-        intercept=float(y.mean() - slope * x.mean()),
-        slope_low=float(slope - half),
-        slope_high=float(slope + half),
-        r=float(from_mean @ rise / spread) if spread else 0.0,
+        slope=float(fit.slope),
+        intercept=float(fit.intercept),
+        slope_low=float(fit.slope - half),
+        slope_high=float(fit.slope + half),
+        # Points on a level have no correlation.
+        r=float(fit.rvalue) if np.ptp(y) else 0.0,
         residual=residual,
         n=len(x),
     )
+
+
+def student_quantile(probability: float, degrees: float) -> float:
+    """The quantile of Student's t.
+
+    Args:
+        probability: float in (0, 1).
+        degrees: float > 0. Degrees of freedom.
+
+    Returns:
+        The value that t is below with that probability.
+    """
+    return float(_scipy_stats().t.ppf(probability, degrees))
+
+
+def _scipy_stats():
+    try:
+        from scipy import stats
+    except ImportError as error:
+        raise ImportError('Exact tests and lines need SciPy: pip install "keras_clip[evaluation]".') from error
+    return stats
 
 
 def _check_counts(correct, total, confidence=0.95):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from keras_clip.evaluation.metrics.comparison import compare_models
-from keras_clip.evaluation.report import figures, shift_figures
+from keras_clip.evaluation.report import figures
 from keras_clip.evaluation.results import Results
 from keras_clip.evaluation.studies import published, scaling
 from keras_clip.evaluation.studies.robustness import SHIFT_LINES, adaptation
@@ -214,13 +214,13 @@ def _shift_figures(results) -> dict[str, Any]:
     line = SHIFT_LINES.get(rows[0]["shift"]) if len({row["shift"] for row in rows}) == 1 else None
     standard = (line.slope, line.intercept) if line else None
     shown = {method: shifts for method, shifts in methods.items() if not method.startswith("few_shot")}
-    drawn = {"figure_13": shift_figures.robustness(shown, paper, standard)}
+    drawn = {"figure_13": figures.robustness(shown, paper, standard)}
     zero_shot = next((method for method in ZERO_SHOT if method in methods), None)
     if zero_shot and PROBE in methods:
         changes = _changes(methods[zero_shot], methods[PROBE], reference)
-        drawn["figure_14"] = shift_figures.adaptation(changes, _published_adaptation())
+        drawn["figure_14"] = figures.adaptation(changes, _published_adaptation())
     if zero_shot and len(methods) > 1:
-        drawn["figure_15"] = shift_figures.few_shot_robustness({"probe": _path(methods, zero_shot)})
+        drawn["figure_15"] = figures.few_shot_robustness({"probe": _path(methods, zero_shot)})
     return drawn
 
 
@@ -252,12 +252,12 @@ def _error_figures(results) -> dict[str, Any]:
         point = (row["confidence"], row["accuracy"], row["images"])
         curves.setdefault(f"{row['dataset']}, {row['method']}", []).append(point)
     if curves:
-        drawn["reliability"] = shift_figures.reliability(curves)
+        drawn["reliability"] = figures.reliability(curves)
     for table, rows in results.tables.items():
         if table.startswith("confusion/") and rows:
             names = list(dict.fromkeys(results.info["class_names"][table.removeprefix("confusion/")]))
             counts = np.zeros((len(names), len(names)))
             for row in rows:
                 counts[names.index(row["class"]), names.index(row["named"])] = row["images"]
-            drawn[table] = shift_figures.confusion(counts, names)
+            drawn[table] = figures.confusion(counts, names)
     return drawn

@@ -4,116 +4,27 @@ Own values are blue and filled, the paper's are grey and hollow, in every figure
 Shares are drawn as percentages.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from keras_clip.evaluation.metrics.intervals import fit_line
+from keras_clip.evaluation.report.drawing import (
+    COLORS,
+    MARKERS,
+    OWN,
+    PUBLISHED,
+    SECOND,
+    bars,
+    label_points,
+    percent,
+    sheet,
+    sources_legend,
+)
 from keras_clip.evaluation.studies.scaling import fit_power_law
 
-OWN, SECOND, PUBLISHED = "#1f5fa8", "#c8501e", "#8a8a8a"
-COLORS = (OWN, SECOND, "#3a8a4d", "#8256a8", "#b08a1e")
-MARKERS = ("o", "s", "^", "D", "v")
-ROW_HEIGHT = 0.2
-
-
-def sheet(width: float, height: float, panels: int = 1) -> tuple[Any, Any]:
-    """An empty figure that needs no window and no global state, and its axes (one, or an array of several)."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(1, panels)
-    for one in np.ravel(axes):
-        one.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def bars(
-    own: Mapping[str, float],
-    published: Mapping[str, float],
-    label: str,
-    title: str,
-    intervals: Mapping[str, tuple[float, float]] | None = None,
-    form: Callable[[float], str] = "{:+.1f}".format,
-) -> tuple[Any, Any]:
-    """Bars of data sets, largest first, the published value of each as a hollow bar beside the own one."""
-    names = sorted({**published, **own}, key=lambda name: own.get(name, published.get(name)))
-    shared = set(own) & set(published)
-    figure, axes = sheet(7.5, 1.2 + ROW_HEIGHT * (len(names) * 1.1 + 0.5 * len(shared)))
-    for values, side in ((own, 0.2), (published, -0.2)):
-        for row, name in enumerate(names):
-            if name not in values:
-                continue
-            value = values[name]
-            place, height = (row + side, 0.36) if name in shared else (row, 0.72)
-            color = (OWN if value >= 0 else SECOND) if values is own else "white"
-            axes.barh([place], [value], height, color=color, edgecolor=color if values is own else PUBLISHED)
-            low, high = (intervals or {}).get(name, (value, value)) if values is own else (value, value)
-            if high > low:
-                axes.plot([low, high], [place, place], color="black", linewidth=1, marker="|", markersize=4)
-            end = max(value, high) if value >= 0 else min(value, low)
-            axes.annotate(
-                form(value),
-                (end, place),
-                xytext=(3 if value >= 0 else -3, 0),
-                textcoords="offset points",
-                ha="left" if value >= 0 else "right",
-                va="center",
-                fontsize=7,
-                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
-            )
-    axes.set_yticks(range(len(names)), names, fontsize=8)
-    axes.set_ylim(-0.7, len(names) - 0.3)
-    axes.margins(x=0.12)
-    axes.axvline(0, color="black", linewidth=0.8)
-    axes.set(xlabel=label)
-    axes.set_title(title, fontsize=10)
-    axes.legend(handles=_sources(own, published), fontsize=8, loc="lower right", frameon=False)
-    return figure, axes
-
-
-def _sources(own, published):
-    from matplotlib.patches import Patch
-
-    handles = [Patch(color=OWN, label="here")] if own else []
-    return handles + ([Patch(facecolor="white", edgecolor=PUBLISHED, label="paper")] if published else [])
-
-
-def label_points(axes, points: Sequence[tuple[float, float, str]], size: float = 7) -> None:
-    """Names beside points, each on the side where it covers least of what is there already."""
-    figure = axes.figure
-    figure.draw_without_rendering()
-    anchors = np.array([axes.transData.transform((x, y)) for x, y, _ in points])
-    unit = figure.dpi / 72 * size
-    taken = [(x - 3, y - 3, x + 3, y + 3) for x, y in anchors]
-    frame = axes.bbox.bounds
-    for (_, _, name), (px, py) in sorted(zip(points, anchors, strict=True), key=lambda item: item[1][0]):
-        width = 0.62 * unit * len(name)
-        best = None
-        for dx, dy in ((1, 0), (-1, 0), (1, 1), (1, -1), (-1, 1), (-1, -1), (0, 1.3), (0, -1.3), (1, 2.2), (-1, -2.2)):
-            left = px + dx * 0.8 * unit - (width if dx < 0 else width / 2 if dx == 0 else 0)
-            bottom = py + (1.4 * dy - 0.7) * unit
-            box = (left, bottom, left + width, bottom + 1.4 * unit)
-            outside = box[0] < frame[0] or box[2] > frame[0] + frame[2] or box[1] < frame[1]
-            cost = sum(_overlap(box, other) for other in taken) + 1e6 * outside
-            if best is None or cost < best[0]:
-                best = (cost, box)
-        box = best[1]
-        taken.append(box)
-        at = axes.transData.inverted().transform((box[0], (box[1] + box[3]) / 2))
-        axes.text(*at, name, fontsize=size, va="center", ha="left", color="#333333")
-
-
-def _overlap(box, other):
-    width = min(box[2], other[2]) - max(box[0], other[0])
-    height = min(box[3], other[3]) - max(box[1], other[1])
-    return max(width, 0) * max(height, 0)
-
-
-def percent(values) -> np.ndarray:
-    """Shares as percentages."""
-    return 100 * np.asarray(values, float)
+TICKS = (1, 2, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 98, 99)
 
 
 def efficiency(curves: Mapping[str, Sequence[tuple[float, float]]]) -> Any:
@@ -219,7 +130,7 @@ def data_efficiency(own: Mapping[str, float], published: Mapping[str, float], la
                 label = f"{name}: {average} {line:.1f}"
                 axes.axvline(line, color=color, linestyle=style, linewidth=1, label=label, zorder=0)
     lines, _ = axes.get_legend_handles_labels()
-    axes.legend(handles=[*_sources(own, published), *lines], fontsize=8, loc="lower right", frameon=False)
+    axes.legend(handles=[*sources_legend(own, published), *lines], fontsize=8, loc="lower right", frameon=False)
     return figure
 
 
@@ -326,4 +237,117 @@ def probe_against_peer(own: Mapping[str, float], published: Mapping[str, float],
         f"points by which the probe is ahead of one on {peer}",
         "Figure 11: whose features serve a linear probe better",
     )
+    return figure
+
+
+def _logit(share):
+    share = np.clip(np.asarray(share, float), 1e-3, 1 - 1e-3)
+    return np.log(share / (1 - share))
+
+
+def _logit_axes(axes, values):
+    """Axes in logits, on which standard models lie on lines, with percentages as their ticks."""
+    low, high = _logit(np.min(values)) - 0.4, _logit(np.max(values)) + 0.4
+    ticks = [tick for tick in TICKS if low <= _logit(tick / 100) <= high]
+    axes.plot([low, high], [low, high], color="black", linewidth=1, label="ideal: no loss under shift")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_ticks(_logit(np.array(ticks) / 100), [str(tick) for tick in ticks])
+    axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
+
+
+def robustness(
+    own: Mapping[str, Mapping[str, tuple[float, float]]],
+    published: Mapping[str, Mapping[str, tuple[float, float]]],
+    standard: tuple[float, float] | None = None,
+) -> Any:
+    """Figure 13: accuracy under natural shifts against accuracy on the reference set.
+
+    Both map a model or method to {shift: (accuracy on the reference, accuracy under shift)}. `standard` is the slope
+    and intercept, in logits, on which ordinarily trained models lie.
+    """
+    figure, (left, right) = sheet(11, 4.8, 2)
+    everything = {**{f"{name} (paper)": rows for name, rows in published.items()}, **own}
+    means = {name: np.mean(list(rows.values()), axis=0) for name, rows in everything.items()}
+    _logit_axes(left, np.concatenate(list(means.values())))
+    if standard:
+        x = np.array(left.get_xlim())
+        left.plot(x, standard[0] * x + standard[1], color=PUBLISHED, linestyle="--", label="standard training")
+    shifts = list(dict.fromkeys(shift for rows in everything.values() for shift in rows))
+    hollow = {"markerfacecolor": "white", "linestyle": "none"}
+    for (name, rows), color, marker in zip(everything.items(), COLORS * 3, MARKERS * 3, strict=False):
+        style = {"color": color, "linestyle": "none"} if name in own else {"color": color, **hollow}
+        x, y = _logit(means[name])
+        left.plot([x], [y], marker=marker, label=name, **style)
+        heights = [shifts.index(shift) for shift in rows]
+        right.plot(percent([accuracy for _, accuracy in rows.values()]), heights, marker=marker, label=name, **style)
+    left.set(xlabel="accuracy on the reference set (%), logit scale", ylabel="mean accuracy under shift (%)")
+    right.set_yticks(range(len(shifts)), shifts, fontsize=8)
+    right.set(xlabel="accuracy under shift (%)", xlim=(0, 100), ylim=(len(shifts) - 0.5, -0.5))
+    right.grid(axis="x", alpha=0.3)
+    left.legend(fontsize=8, frameon=False, loc="upper left")
+    figure.suptitle("Figure 13: robustness to natural shifts", fontsize=10)
+    return figure
+
+
+def adaptation(own: Mapping[str, float], published: Mapping[str, float]) -> Any:
+    """Figure 14: what a probe trained on the reference set changes there and under shift, in points."""
+    figure, _ = bars(
+        own,
+        published,
+        "change of accuracy by adapting to the reference set (points)",
+        "Figure 14: supervised adaptation helps where it is trained",
+    )
+    return figure
+
+
+def few_shot_robustness(curves: Mapping[str, Sequence[tuple[float, float, float]]]) -> Any:
+    """Figure 15: from zero-shot to a probe on all labels. Points: (shots, accuracy on the reference, under shift)."""
+    figure, axes = sheet(6.4, 6)
+    _logit_axes(axes, [value for curve in curves.values() for point in curve for value in point[1:]])
+    labels = []
+    for (name, curve), color, marker in zip(curves.items(), COLORS, MARKERS, strict=False):
+        shots, x, y = zip(*curve, strict=True)
+        axes.plot(_logit(x), _logit(y), color=color, marker=marker, linewidth=1, label=name)
+        names = ["0" if k == 0 else "all" if not np.isfinite(k) else f"{k:g}" for k in shots]
+        labels += list(zip(_logit(x), _logit(y), names, strict=True))
+    axes.set(xlabel="accuracy on the reference set (%), logit scale", ylabel="mean accuracy under shift (%)")
+    axes.set_title("Figure 15: robustness as labels are added (images per class)", fontsize=10)
+    axes.legend(fontsize=8, frameon=False, loc="upper left")
+    label_points(axes, labels)
+    return figure
+
+
+def reliability(curves: Mapping[str, Sequence[tuple[float, float, int]]]) -> Any:
+    """Share of right answers against confidence. Curves: {name: [(mean confidence, accuracy, images)]}, by bin."""
+    figure, axes = sheet(5, 4.6)
+    axes.plot([0, 100], [0, 100], color="black", linewidth=1, linestyle="--", label="calibrated")
+    for (name, curve), color, marker in zip(curves.items(), COLORS, MARKERS, strict=False):
+        confidence, accuracy, images = np.array(curve, float).T
+        axes.plot(percent(confidence), percent(accuracy), color=color, linewidth=1)
+        sizes = 15 + 200 * images / images.sum()
+        axes.scatter(percent(confidence), percent(accuracy), s=sizes, color=color, marker=marker, label=name)
+    axes.set(xlabel="confidence (%)", ylabel="right (%)", xlim=(0, 102), ylim=(0, 102))
+    axes.set_title("Reliability (area: share of the images)", fontsize=10)
+    axes.legend(fontsize=8, frameon=False, loc="upper left")
+    return figure
+
+
+def confusion(counts: np.ndarray, class_names: Sequence[str]) -> Any:
+    """The share (K, K) of each class's images (rows) that got each name (columns)."""
+    counts = np.asarray(counts, float)
+    size = min(11, 3 + 0.22 * len(counts))
+    figure, axes = sheet(size + 1, size)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    shown = axes.imshow(percent(shares), cmap="Blues", vmin=0, vmax=100)
+    names = [name if len(name) <= 24 else f"{name[:23]}…" for name in class_names]
+    font = float(np.clip(400 / len(counts), 4, 9))
+    axes.set_yticks(range(len(names)), names, fontsize=font)
+    axes.set_xticks(range(len(names)), names, fontsize=font, rotation=90)
+    axes.set(xlabel="named", ylabel="is")
+    if len(names) <= 12:
+        for row, column in np.ndindex(shares.shape):
+            if counts[row, column]:
+                color = "white" if shares[row, column] > 0.5 else OWN
+                axes.text(column, row, f"{counts[row, column]:.0f}", ha="center", va="center", fontsize=8, color=color)
+    figure.colorbar(shown, label="share of the class's images (%)", shrink=0.8)
     return figure

@@ -13,9 +13,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from keras_clip.evaluation.metrics.comparison import compare
 from keras_clip.evaluation.report.figure_data import gallery
 from keras_clip.evaluation.results import Results, Score
-from keras_clip.evaluation.run import compare
 
 # Whether its values are shares in [0, 1].
 _NOT_SHARES = ("median_rank", "temperature", "shots")

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from keras_clip import flops
-from keras_clip.evaluation.metrics.intervals import LineFit, fit_line
-from keras_clip.evaluation.metrics.tails import student_quantile
+from keras_clip.evaluation.metrics.intervals import LineFit, fit_line, student_quantile
 from keras_clip.evaluation.studies import published
 from keras_clip.presets.architectures import ARCHITECTURES
 

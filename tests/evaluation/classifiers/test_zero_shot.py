@@ -6,7 +6,8 @@ import pytest
 
 import keras_clip
 from keras_clip.evaluation import FeatureStore, ladder
-from keras_clip.evaluation.classifiers.zero_shot import PromptTable, align_names, select_templates, zero_shot_scores
+from keras_clip.evaluation.classifiers.zero_shot import PromptTable, select_templates, zero_shot_scores
+from keras_clip.evaluation.datasets.names import align_names
 from keras_clip.zero_shot import ZeroShotClassifier, embed_classes
 
 TEMPLATES = ("a photo of a {}.", "a sketch of a {}.", "one {}.", "my {}")
@@ -135,17 +136,7 @@ def test_many_images_are_drawn_evenly():
     assert set(reordered.ids[ladder._draw(reordered, 12)]) == set(store.ids[rows])
 
 
-@pytest.mark.backend_free
-def test_names_are_found_by_name():
-    assert align_names(CLASSES, NAMES) == [["dog"], ["ant", "emmet", "pismire"], ["cat", "kitten"]]
-    assert align_names(("b", "a")) == [["b"], ["a"]]
-    assert align_names(("a", "b"), {"c": "c", "b": "y", "a": "x"}) == [["x"], ["y"]]
-
-
 REFUSED = {
-    "labels without a name": (lambda clip: align_names(("cat", "unicorn"), NAMES), r"without \['unicorn'\]"),
-    "no class names": (lambda clip: align_names(None), "class_names=None"),
-    "a name of two classes": (lambda clip: align_names(("a", "b"), {"a": "x", "b": "x"}), "'x' twice"),
     "no temperature": (
         lambda clip: zero_shot_scores(random_store(logit_scale=None), np.zeros((3, 8))),
         "`logit_scale` must be given",

@@ -1,5 +1,7 @@
 """Intervals, tests, bootstraps and lines: published values, SciPy's, those worked by hand, extremes, refusals."""
 
+import sys
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -14,6 +16,7 @@ from keras_clip.evaluation import (
     mcnemar_test,
     wilson_interval,
 )
+from keras_clip.evaluation.metrics.intervals import student_quantile
 
 pytestmark = pytest.mark.backend_free
 # (correct, total, confidence): Newcombe (1998), table I, method 3.
@@ -84,6 +87,15 @@ def test_binomial_test_by_hand():
         binomial_test(2, 2, 0.5, "two-sided")
     with pytest.raises(ValueError, match="share=1.5"):
         binomial_test(2, 2, 1.5)
+
+
+@pytest.mark.parametrize("correct, expected", [(0, 1), (1, 0.875), (2, 0.5), (3, 0.125)])
+def test_three_coins(correct, expected):
+    assert binomial_test(correct, 3, 0.5) == pytest.approx(expected, abs=1e-14)
+
+
+def test_far_tail_keeps_its_digits():
+    assert binomial_test(100, 100, 0.01) == pytest.approx(1e-200, rel=1e-10)
 
 
 @pytest.mark.parametrize("counts", [(0, 0), (1, 0), (0, 5), (3, 4), (10, 25), (60, 2), (400, 460)], ids=str)
@@ -196,3 +208,21 @@ def test_line_by_hand():
 def test_line_refusals(x, y):
     with pytest.raises(ValueError, match="three finite points"):
         fit_line(x, y)
+
+
+# Tables of Student's t: 97.5 % and 95 %.
+@pytest.mark.parametrize(
+    "probability, degrees, expected", [(0.975, 1, 12.7062), (0.975, 3, 3.1824), (0.95, 10, 1.8125)]
+)
+def test_student_quantile(probability, degrees, expected):
+    assert student_quantile(probability, degrees) == pytest.approx(expected, abs=5e-5)
+
+
+def test_student_median():
+    assert student_quantile(0.5, 4) == pytest.approx(0, abs=1e-7)
+
+
+def test_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    with pytest.raises(ImportError, match=r"keras_clip\[evaluation\]"):
+        binomial_test(1, 2, 0.5)

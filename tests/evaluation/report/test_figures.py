@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from keras_clip.evaluation.report import figures, shift_figures
+from keras_clip.evaluation.report import figures
 
 pytestmark = pytest.mark.backend_free
 
@@ -122,7 +122,7 @@ def logit(share):
 
 def test_figure_13():
     own = {"zero_shot": {"sketch": (0.6, 0.5), "blur": (0.8, 0.3)}}
-    figure = shift_figures.robustness(own, {"clip": {"sketch": (0.76, 0.6)}}, standard=(0.9, -1.0))
+    figure = figures.robustness(own, {"clip": {"sketch": (0.76, 0.6)}}, standard=(0.9, -1.0))
     left, right = figure.axes
     found = lines(left)
     np.testing.assert_allclose(found["zero_shot"], [[logit(0.7), logit(0.4)]])
@@ -133,25 +133,25 @@ def test_figure_13():
 
 
 def test_figure_14():
-    figure = shift_figures.adaptation({"digits": 9.0, "noisy": -3.0}, {"ImageNet": 9.2})
+    figure = figures.adaptation({"digits": 9.0, "noisy": -3.0}, {"ImageNet": 9.2})
     assert bar_widths(figure.axes[0]) == {"noisy": [-3.0], "digits": [9.0], "ImageNet": [9.2]}
 
 
 def test_figure_15():
-    figure = shift_figures.few_shot_robustness({"probe": [(0, 0.6, 0.5), (4, 0.5, 0.3), (math.inf, 0.8, 0.4)]})
+    figure = figures.few_shot_robustness({"probe": [(0, 0.6, 0.5), (4, 0.5, 0.3), (math.inf, 0.8, 0.4)]})
     np.testing.assert_allclose(lines(figure.axes[0])["probe"][1], [logit(0.5), logit(0.3)])
     assert sorted(texts(figure.axes[0])) == ["0", "4", "all"]
 
 
 def test_reliability():
-    figure = shift_figures.reliability({"zero_shot": [(0.3, 0.2, 1), (0.9, 0.7, 3)]})
+    figure = figures.reliability({"zero_shot": [(0.3, 0.2, 1), (0.9, 0.7, 3)]})
     points = figure.axes[0].collections[0]
     np.testing.assert_allclose(points.get_offsets(), [[30, 20], [90, 70]])
     np.testing.assert_allclose(points.get_sizes() - 15, [50, 150])
 
 
 def test_confusion_is_by_class():
-    figure = shift_figures.confusion([[3, 1], [0, 2]], ["cat", "a name that is much too long for this"])
+    figure = figures.confusion([[3, 1], [0, 2]], ["cat", "a name that is much too long for this"])
     axes = figure.axes[0]
     np.testing.assert_allclose(axes.images[0].get_array(), [[75, 25], [0, 100]])
     assert sorted(texts(axes)) == ["1", "2", "3"]

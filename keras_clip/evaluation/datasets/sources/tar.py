@@ -4,13 +4,64 @@ import json
 import os
 import tarfile
 from collections.abc import Iterator, Sequence
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from keras_clip.data.shard_index import IMAGE_EXTENSIONS
+from keras_clip.data.sources import find_files
+from keras_clip.evaluation.datasets.labelled_images import LabelledImages
 
 # A record is a few names and numbers.
 _MAX_RECORD = 1 << 20
+
+
+def tars(
+    shards: str | os.PathLike | Sequence,
+    class_names: Sequence[str] | None = None,
+    *,
+    label: str = "name",
+    group: str | None = None,
+    name: str | None = None,
+    split: str = "test",
+    empty_classes: str = "refuse",
+) -> LabelledImages:
+    """Images of WebDataset tars, `<key>.jpg` (png, ...) beside `<key>.json`, which has the label.
+
+    Args:
+        shards: .tar files: a path, a glob, braces such as `{00000..00003}.tar`, or a list of these.
+        class_names: K names. None: all labels, in alphabetical order.
+        label: the key of the class name in the .json. Several names in a list make the data set one of several classes.
+        group: the key of the group. None: no groups.
+        name: of the data set. None: that of the folder of the first shard.
+        split: what to call this part.
+        empty_classes: what to do with a class without an image: "refuse", "keep" or "drop".
+
+    Returns:
+        `LabelledImages`; the ids are the keys.
+
+    Raises:
+        FileNotFoundError: no such shard.
+        ValueError: no tar, no such key in a .json, an image without .json; see `LabelledImages`.
+    """
+    paths = find_files(shards)
+    members = TarImages(paths)
+    labels = members.values(label)
+    several = isinstance(labels[0], list)
+    if several:
+        labels = [{str(part): 1 for part in of_image} for of_image in labels]
+    else:
+        labels = list(map(str, labels))
+    known = [part for of_image in labels for part in of_image] if several else labels
+    return LabelledImages(
+        members.read,
+        labels,
+        members.keys,
+        sorted(set(known)) if class_names is None else class_names,
+        groups=None if group is None else list(map(str, members.values(group))),
+        name=name or Path(paths[0]).resolve().parent.name,
+        split=split,
+        empty_classes=empty_classes,
+    )
 
 
 class TarImages:
