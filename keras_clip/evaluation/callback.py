@@ -112,7 +112,7 @@ def _checked(images, labels, num_classes):
     fits = images.dtype == np.uint8 and images.ndim == 4 and labels.shape == (len(images),) and len(labels)
     if not fits or labels.min() < 0 or labels.max() >= num_classes:
         raise ValueError(
-            f"Wanted: images uint8 (N, H, W, 3), and for each a label below {num_classes}. Received: images "
+            f"Expected images uint8 (N, H, W, 3), and for each a label below {num_classes}. Received: images "
             f"{images.dtype} {images.shape}, labels {labels.shape}. `image_preprocessor.to_uint8` makes images."
         )
     return images, labels

@@ -22,13 +22,14 @@ class Score:
         dataset: str. Name of the data set, as in the paper's tables where it has one.
         method: str, a path: "zero_shot/bare_name", "linear_probe", "few_shot/4", "retrieval/image_to_text".
         metric: str, a key of `METRICS`, or the name of another measure ("recall_at_1", "ece").
-        value: float. Shares are in [0, 1].
+        value: float, in `unit`.
         low: float, lower end of the 95 % interval; NaN where there is none.
         high: float, upper end.
         n: int >= 1. Examples that were measured.
         protocol: str. What else the number depends on: split, resize rule, prompts. Two scores compare where it agrees.
-        published: float or None. The paper's figure for the same model, if it has one.
+        published: float or None. The paper's value for the same model, if it reports one.
         details: more, as JSON allows: seed, C, notes.
+        unit: str. "fraction" for values in [0, 1], which reports show as percentages; else such as "rank".
 
     Raises:
         ValueError: no examples, or a name or method that is empty.
@@ -44,6 +45,7 @@ class Score:
     protocol: str
     published: float | None = None
     details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    unit: str = "fraction"
 
     def __post_init__(self):
         if self.n < 1 or not (self.dataset and self.method and self.metric):
@@ -147,10 +149,14 @@ class Results:
         content = json.loads(text)
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             received = content.get("format") if isinstance(content, dict) else type(content).__name__
-            raise ValueError(f"Wanted: JSON that `Results.to_json` wrote, format {FORMAT!r}. Received: {received!r}.")
+            raise ValueError(f"Expected JSON that `Results.to_json` wrote, format {FORMAT!r}. Received: {received!r}.")
         numbers = ("value", "low", "high")
         scores = [
-            Score(**{k: math.nan if k in numbers and v is None else v for k, v in score.items()})
+            # Files of version 0.1 have no units.
+            Score(
+                **{"unit": "rank" if score["metric"] == "median_rank" else "fraction"}
+                | {k: math.nan if k in numbers and v is None else v for k, v in score.items()}
+            )
             for score in content["scores"]
         ]
         correct = {

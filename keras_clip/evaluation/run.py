@@ -58,8 +58,8 @@ def evaluate(
         clip: `CLIPModel`.
         tasks: a `Task`, or several; images alone are the test split of a task that asks for nothing else.
         folder: of the feature stores. Not needed where all splits are stores.
-        parts: some of `evaluation.PARTS`: "zero_shot", "linear_probe", "few_shot", "heads", "calibration", "robustness",
-            "retrieval", "class_design" and "errors". None: all that a task has the data for.
+        parts: names out of `evaluation.PARTS`: "zero_shot", "linear_probe", "few_shot", "heads", "calibration",
+            "robustness", "retrieval", "class_design" and "errors". None: every part that the task has the data for.
         model: str. What the report calls the model.
         batch_size: int. Images per step of the encoder.
         verbose: int. 0 hides the progress bars.
@@ -76,7 +76,7 @@ def evaluate(
     tasks = [tasks] if isinstance(tasks, Images) or isinstance(tasks, Task) else list(tasks)
     tasks = [task if isinstance(task, Task) else Task(task) for task in tasks]
     if not tasks or not set(parts or ()) <= set(PARTS):
-        raise ValueError(f"Wanted: a task, and parts of {list(PARTS)}. Received: {len(tasks)} tasks, parts={parts}.")
+        raise ValueError(f"Expected a task, and parts of {list(PARTS)}. Received: {len(tasks)} tasks, parts={parts}.")
     results = Results(info=_describe(clip, model))
     cases = [Case(clip, task, encode(clip, task, folder, batch_size), results, verbose) for task in tasks]
     names = [case.name for case in cases]

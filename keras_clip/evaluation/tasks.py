@@ -66,7 +66,7 @@ class Task:
 
     def __post_init__(self):
         if self.metric not in METRICS:
-            raise ValueError(f"Wanted: a metric of {list(METRICS)}. Received: metric={self.metric!r}.")
+            raise ValueError(f"Expected a metric of {list(METRICS)}. Received: metric={self.metric!r}.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -157,7 +157,7 @@ def shots_to_match(curve: Mapping[float, float], target: float) -> ShotsToMatch:
     scores = [float(curve[k]) for k in shots]
     if len(shots) < 2 or not shots[0] > 0 or not all(map(math.isfinite, [*shots, *scores, target])):
         raise ValueError(
-            "Wanted: at least two points {shots > 0: score} and a target, all of them finite. "
+            "Expected at least two points {shots > 0: score} and a target, all of them finite. "
             f"Received: curve={dict(curve)}, target={target}."
         )
     crossings = []

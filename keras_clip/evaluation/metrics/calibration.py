@@ -153,7 +153,7 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray, bounds: tuple[float,
     """
     logits, labels = _check(logits, labels)
     if not 0 < bounds[0] < bounds[1]:
-        raise ValueError(f"Wanted: 0 < lowest < highest temperature. Received: bounds={bounds}.")
+        raise ValueError(f"Expected 0 < lowest < highest temperature. Received: bounds={bounds}.")
     low, high = 1 / bounds[1], 1 / bounds[0]
     inverse = min(max(1.0, low), high)
     while high - low > 1e-12 * high:
@@ -187,7 +187,7 @@ def _binned(probabilities, labels, bins):
     right = correct(probabilities, labels)
     if np.ndim(labels) != 1 or bins < 1 or (probabilities < 0).any() or (abs(probabilities.sum(1) - 1) > 1e-3).any():
         raise ValueError(
-            "Wanted: probabilities (N, K) whose rows sum to 1, one label per image, and bins >= 1. Received: "
+            "Expected probabilities (N, K) whose rows sum to 1, one label per image, and bins >= 1. Received: "
             f"shape {probabilities.shape}, bins={bins}. `evaluation.softmax` makes probabilities of logits."
         )
     confidence = np.minimum(probabilities.max(1).astype("float64"), 1)
@@ -202,5 +202,5 @@ def _error(excess, place, bins):
 def _check(logits, labels):
     correct(logits, labels)  # refuses what does not match
     if np.ndim(labels) != 1:
-        raise ValueError(f"Wanted: one class index per image, labels (N,). Received: shape {np.shape(labels)}.")
+        raise ValueError(f"Expected one class index per image, labels (N,). Received: shape {np.shape(labels)}.")
     return np.asarray(logits), np.asarray(labels)

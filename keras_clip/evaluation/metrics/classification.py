@@ -9,6 +9,7 @@ share of the first one. The areas under curves let all images of equal score pas
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -36,7 +37,7 @@ def correct(scores: np.ndarray, labels: np.ndarray, k: int = 1) -> np.ndarray:
     if labels.ndim == 1:
         return _ranks(scores, labels) < k
     if k != 1:
-        raise ValueError(f"Wanted: one label per image for k > 1. Received: labels of shape {labels.shape}, k={k}.")
+        raise ValueError(f"Expected one label per image for k > 1. Received: labels of shape {labels.shape}, k={k}.")
     return labels[np.arange(len(labels)), np.where(labels == IGNORED, -np.inf, scores).argmax(1)] == 1
 
 
@@ -115,14 +116,26 @@ def roc_auc(scores: np.ndarray, labels: np.ndarray) -> float:
     return _binary_curve(scores, labels).roc_auc()
 
 
-METRICS: Mapping[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    "accuracy": accuracy,
-    "top5_accuracy": top5_accuracy,
-    "mean_per_class": mean_per_class,
-    "map_11pt": map_11pt,
-    "roc_auc": roc_auc,
-    "mean_top1_top5": mean_top1_top5,
-}
+@dataclass(frozen=True)
+class Metric:
+    """A score of classification with its interval: one entry of `METRICS`.
+
+    `metric(scores, labels)` is the score. To add a metric, write its two functions and one line of the table below.
+
+    Args:
+        name: str. Its key in `METRICS`, in `Task.metric` and in results.
+        score: function of (scores, labels) that returns a float.
+        interval: function of (scores, labels, confidence, resamples, seed) that returns the lower and the upper bound.
+        unit: str. "fraction" for values in [0, 1], which reports show as percentages; another word for other values.
+    """
+
+    name: str
+    score: Callable[[np.ndarray, np.ndarray], float]
+    interval: Callable[..., tuple[float, float]]
+    unit: str = "fraction"
+
+    def __call__(self, scores: np.ndarray, labels: np.ndarray) -> float:
+        return float(self.score(scores, labels))
 
 
 def interval(
@@ -133,46 +146,90 @@ def interval(
     resamples: int = 1000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """How sure the value of a metric is, given that other images could have been drawn.
+    """The confidence interval of a metric over a random draw of the images.
 
-    Shares of images have Wilson's interval. The mean per class has it too, at the number of images that gives the
+    Fractions of images have Wilson's interval. The mean per class has it too, at the number of images that gives the
     variance of the delta method. Areas under curves are bootstrapped over images, within classes.
 
     Args:
         metric: key of `METRICS`.
-        scores: as the metric's own.
-        labels: as the metric's own.
+        scores: floats (N, K), as the metric takes them.
+        labels: as the metric takes them.
         confidence: float in (0, 1).
-        resamples: int. Of the bootstrap.
-        seed: int. Of the bootstrap.
+        resamples: int. Number of bootstrap resamples.
+        seed: int. Seed of the bootstrap.
 
     Returns:
-        Lower and upper bound in [0, 1].
+        Lower and upper bound, in the unit of the metric.
 
     Raises:
-        ValueError: an unknown metric, or what the metric refuses.
+        ValueError: an unknown metric, or scores and labels that the metric refuses.
     """
     if metric not in METRICS:
-        raise ValueError(f"Wanted: a metric of {list(METRICS)}. Received: metric={metric!r}.")
+        raise ValueError(f"`metric` must be one of {list(METRICS)}. Received: metric={metric!r}.")
+    return METRICS[metric].interval(scores, labels, confidence, resamples, seed)
+
+
+def _accuracy_interval(scores, labels, confidence, resamples, seed):
+    return _wilson(correct(scores, _single(labels)), confidence)
+
+
+def _top5_interval(scores, labels, confidence, resamples, seed):
+    return _wilson(_in_top5(scores, labels), confidence)
+
+
+def _top1_top5_interval(scores, labels, confidence, resamples, seed):
+    # The mean of the bounds: exact where the two are fully correlated, too wide otherwise.
+    hits = correct(scores, _single(labels)), _in_top5(scores, labels)
+    return mean_over_folds([_wilson(hit, confidence) for hit in hits])
+
+
+def _wilson(hits, confidence):
+    return wilson_interval(int(hits.sum()), len(hits), confidence)
+
+
+def _mean_per_class_interval(scores, labels, confidence, resamples, seed):
+    return _class_counts_interval(*_per_class(scores, labels), confidence)
+
+
+def _class_counts_interval(right, counts, confidence):
+    """Wilson's interval at the number of images whose plain accuracy would vary as much as the mean per class does."""
+    # Half a right and half a wrong image more: a class of few images, all right, leaves some uncertainty.
+    fractions = (right + 0.5) / (counts + 1)
+    variance = (fractions * (1 - fractions) / counts).sum() / len(counts) ** 2
+    total = max(1.0, fractions.mean() * (1 - fractions.mean()) / variance)
+    return wilson_interval((right / counts).mean() * total, total, confidence)
+
+
+def _map_11pt_interval(scores, labels, confidence, resamples, seed):
+    curves = _class_curves(scores, labels)
+
+    def mean_average_precision(drawn):
+        return np.mean([curve.average_precision(drawn) for curve in curves])
+
     draws = {"confidence": confidence, "resamples": resamples, "seed": seed}
-    if metric == "map_11pt":
-        curves = _class_curves(scores, labels)
-        statistic = lambda drawn: np.mean([curve.average_precision(drawn) for curve in curves])  # noqa: E731
-        bounds = bootstrap_interval(statistic, len(labels), strata=_rarest_positive(labels), **draws)
-        return _widened(bounds, sum(int(curve.positive.sum()) for curve in curves), confidence)
-    if metric == "roc_auc":
-        curve = _binary_curve(scores, labels)
-        bounds = bootstrap_interval(curve.roc_auc, len(labels), strata=labels, **draws)
-        return _widened(bounds, min(int(curve.positive.sum()), int((~curve.positive).sum())), confidence)
-    if metric == "mean_per_class":
-        return _mean_per_class_interval(*_per_class(scores, labels), confidence)
-    hits = {
-        "accuracy": lambda: [correct(scores, _single(labels))],
-        "top5_accuracy": lambda: [_in_top5(scores, labels)],
-        "mean_top1_top5": lambda: [correct(scores, _single(labels)), _in_top5(scores, labels)],
-    }[metric]()
-    # The mean of the bounds: right where the two go together fully, too wide otherwise.
-    return mean_over_folds([wilson_interval(int(hit.sum()), len(hit), confidence) for hit in hits])
+    bounds = bootstrap_interval(mean_average_precision, len(labels), strata=_rarest_positive(labels), **draws)
+    return _widened(bounds, sum(int(curve.positive.sum()) for curve in curves), confidence)
+
+
+def _roc_auc_interval(scores, labels, confidence, resamples, seed):
+    curve = _binary_curve(scores, labels)
+    draws = {"confidence": confidence, "resamples": resamples, "seed": seed}
+    bounds = bootstrap_interval(curve.roc_auc, len(labels), strata=labels, **draws)
+    return _widened(bounds, min(int(curve.positive.sum()), int((~curve.positive).sum())), confidence)
+
+
+METRICS: Mapping[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("accuracy", accuracy, _accuracy_interval),
+        Metric("top5_accuracy", top5_accuracy, _top5_interval),
+        Metric("mean_per_class", mean_per_class, _mean_per_class_interval),
+        Metric("map_11pt", map_11pt, _map_11pt_interval),
+        Metric("roc_auc", roc_auc, _roc_auc_interval),
+        Metric("mean_top1_top5", mean_top1_top5, _top1_top5_interval),
+    )
+}
 
 
 def mean_over_folds(values: Sequence) -> float | tuple[float, ...]:
@@ -190,7 +247,9 @@ def mean_over_folds(values: Sequence) -> float | tuple[float, ...]:
     """
     folds = np.asarray(values, "float64") if len({np.shape(value) for value in values}) == 1 else np.empty(())
     if folds.ndim not in (1, 2):
-        raise ValueError(f"Wanted: a float, or a tuple of as many, for each of the folds. Received: values={values!r}.")
+        raise ValueError(
+            f"Expected a float, or a tuple of as many, for each of the folds. Received: values={values!r}."
+        )
     mean = folds.mean(0)
     return float(mean) if folds.ndim == 1 else tuple(map(float, mean))
 
@@ -204,7 +263,7 @@ def _ranks(scores, labels):
 
 def _in_top5(scores, labels):
     if np.ndim(scores) == 2 and np.shape(scores)[1] < 5:
-        raise ValueError(f"Wanted: at least five classes for top-5. Received: scores of shape {np.shape(scores)}.")
+        raise ValueError(f"Expected at least five classes for top-5. Received: scores of shape {np.shape(scores)}.")
     return correct(scores, _single(labels), k=5)
 
 
@@ -215,25 +274,16 @@ def _per_class(scores, labels):
     counts = np.bincount(labels, minlength=classes)
     if not counts.all():
         raise ValueError(
-            f"Wanted: an image of each of {classes} classes for the mean per class. Received: none of "
+            f"Expected an image of each of {classes} classes for the mean per class. Received: none of "
             f"{np.flatnonzero(counts == 0).tolist()[:10]}. Leave these classes out of scores and labels."
         )
     return np.bincount(labels, right, classes), counts
 
 
 def _widened(bounds, images, confidence):
-    """A bootstrap's bounds, or where no resample differed, as at perfect scores, Wilson's at so many images."""
+    """A bootstrap's bounds, or where no resample differed, as at perfect scores, Wilson's for that number of images."""
     low, high = bounds
     return wilson_interval(low * images, images, confidence) if low == high else (low, high)
-
-
-def _mean_per_class_interval(right, counts, confidence):
-    """Wilson's interval at the number of images whose plain accuracy would vary as much as the mean per class does."""
-    # Half a right and half a wrong image more: a class of few images, all right, is no certainty.
-    shares = (right + 0.5) / (counts + 1)
-    variance = (shares * (1 - shares) / counts).sum() / len(counts) ** 2
-    total = max(1.0, shares.mean() * (1 - shares.mean()) / variance)
-    return wilson_interval((right / counts).mean() * total, total, confidence)
 
 
 class _Curve:
@@ -267,12 +317,12 @@ class _Curve:
 
 def _class_curves(scores, labels):
     if np.ndim(labels) != 2:
-        raise ValueError(f"Wanted: labels (N, K) of 0 and 1 for map_11pt. Received: shape {np.shape(labels)}.")
+        raise ValueError(f"Expected labels (N, K) of 0 and 1 for map_11pt. Received: shape {np.shape(labels)}.")
     scores, labels = _check(scores, labels)
     empty = np.flatnonzero(~(labels == 1).any(0))
     if len(empty):
         raise ValueError(
-            f"Wanted: a positive image of every class for map_11pt. Received: none of {empty.tolist()[:10]}. "
+            f"Expected a positive image of every class for map_11pt. Received: none of {empty.tolist()[:10]}. "
             "Leave these classes out of scores and labels."
         )
     seen = [np.flatnonzero(labels[:, k] != IGNORED) for k in range(labels.shape[1])]
@@ -290,7 +340,7 @@ def _binary_curve(scores, labels):
     two = np.stack([np.zeros(len(scores)), scores], 1) if scores.ndim == 1 else scores
     if np.shape(two)[1:] != (2,) or len(np.unique(labels)) != 2:
         raise ValueError(
-            "Wanted: scores (N, 2) or (N,), and labels of which some are 0 and some are 1. "
+            "Expected scores (N, 2) or (N,), and labels of which some are 0 and some are 1. "
             f"Received: scores of shape {scores.shape}, labels {np.unique(labels).tolist()[:10]}."
         )
     two, labels = _check(two, _single(labels))
@@ -299,14 +349,14 @@ def _binary_curve(scores, labels):
 
 def _single(labels):
     if np.ndim(labels) != 1:
-        raise ValueError(f"Wanted: one class index per image, labels (N,). Received: shape {np.shape(labels)}.")
+        raise ValueError(f"Expected one class index per image, labels (N,). Received: shape {np.shape(labels)}.")
     return labels
 
 
 def _check(scores, labels):
     """Both as arrays; refuses what no metric is defined for."""
     scores, labels = np.asarray(scores), np.asarray(labels)
-    wanted = "Wanted: finite scores (N, K) with N > 0, and labels: indices below K (N,), or 0, 1 and 255 (N, K). "
+    wanted = "Expected finite scores (N, K) with N > 0, and labels: indices below K (N,), or 0, 1 and 255 (N, K). "
     if scores.ndim != 2 or not scores.size or labels.shape not in (scores.shape[:1], scores.shape):
         raise ValueError(f"{wanted}Received: scores of shape {scores.shape}, labels of shape {labels.shape}.")
     if not np.isfinite(scores).all():

@@ -63,7 +63,7 @@ def compare_models(first: np.ndarray, second: np.ndarray, confidence: float = 0.
     first, second = np.asarray(first), np.asarray(second)
     if first.dtype != bool or second.dtype != bool or first.ndim != 1 or first.shape != second.shape or not len(first):
         raise ValueError(
-            "Wanted: for each model which of the same images are right, bool (N,) with N > 0. "
+            "Expected for each model which of the same images are right, bool (N,) with N > 0. "
             f"Received: first: {first.dtype} {first.shape}, second: {second.dtype} {second.shape}."
         )
     n, only_first, only_second = len(first), int((first & ~second).sum()), int((second & ~first).sum())
@@ -102,7 +102,7 @@ def compare_over_datasets(
     """
     if not first or set(first) != set(second):
         raise ValueError(
-            "Wanted: the same data sets for both models, at least one. "
+            "Expected the same data sets for both models, at least one. "
             f"Received: only one of the two has {sorted(set(first) ^ set(second))}."
         )
     compared = {name: compare_models(first[name], second[name], confidence) for name in first}
@@ -130,13 +130,13 @@ def compare(first: Results, second: Results) -> list[dict[str, Any]]:
     pairs = {key: (first.correct[key], second.correct[key]) for key in first.correct if key in second.correct}
     if not pairs:
         raise ValueError(
-            "Wanted: a data set and a method that both results have. "
+            "Expected a data set and a method that both results have. "
             f"Received: {list(first.correct)[:5]} and {list(second.correct)[:5]}."
         )
     ours, theirs = (results.info.get("images", {}) for results in (first, second))
     if differing := [name for name in ours if name in theirs and ours[name] != theirs[name]]:
         raise ValueError(
-            f"Wanted: the same images in the same order for both models. Received: others of {differing}. Evaluate "
+            f"Expected the same images in the same order for both models. Received: others of {differing}. Evaluate "
             "both on one data set."
         )
     compared = compare_over_datasets(*({key: pair[i] for key, pair in pairs.items()} for i in (0, 1)))

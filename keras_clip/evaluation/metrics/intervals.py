@@ -74,7 +74,7 @@ def binomial_test(correct: int, total: int, share: float, alternative: str = "gr
     _check_counts(correct, total)
     if alternative not in ("greater", "less") or not 0 <= share <= 1:
         raise ValueError(
-            f'Wanted: 0 <= share <= 1 and alternative "greater" or "less". '
+            f'Expected 0 <= share <= 1 and alternative "greater" or "less". '
             f"Received: share={share}, alternative={alternative!r}."
         )
     return float(_scipy_stats().binomtest(correct, total, share, alternative).pvalue)
@@ -94,7 +94,7 @@ def mcnemar_test(only_first: int, only_second: int) -> float:
         ValueError: a negative count.
     """
     if min(only_first, only_second) < 0:
-        raise ValueError(f"Wanted: counts >= 0. Received: only_first={only_first}, only_second={only_second}.")
+        raise ValueError(f"Expected counts >= 0. Received: only_first={only_first}, only_second={only_second}.")
     differing = only_first + only_second
     if differing == 0:
         return 1.0
@@ -166,14 +166,14 @@ def bootstrap_interval(
     """
     if size < 1 or not 0 < confidence < 1 or resamples < 1 or (groups is not None and strata is not None):
         raise ValueError(
-            "Wanted: size >= 1, 0 < confidence < 1, resamples >= 1, and groups or strata but not both. "
+            "Expected size >= 1, 0 < confidence < 1, resamples >= 1, and groups or strata but not both. "
             f"Received: size={size}, confidence={confidence}, resamples={resamples}."
         )
     draw = _drawer(size, groups, strata, np.random.default_rng(seed))
     values = np.array([statistic(draw()) for _ in range(resamples)], "float64")
     if np.isnan(values).any():
         raise ValueError(
-            "Wanted: a statistic that is a number on every resample. Received: NaN on "
+            "Expected a statistic that is a number on every resample. Received: NaN on "
             f"{np.isnan(values).sum()} of {resamples}. Give the classes as `strata`, so that none can be missing."
         )
     low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
@@ -186,7 +186,7 @@ def _drawer(size, groups, strata, generator):
         return lambda: np.bincount(generator.integers(0, size, size), minlength=size)
     names, members = np.unique(np.asarray(groups if strata is None else strata), return_inverse=True)
     if len(members) != size:
-        raise ValueError(f"Wanted: a group or stratum for each of {size} examples. Received: {len(members)}.")
+        raise ValueError(f"Expected a group or stratum for each of {size} examples. Received: {len(members)}.")
     if groups is not None:
         return lambda: np.bincount(generator.integers(0, len(names), len(names)), minlength=len(names))[members]
     order, sizes = np.argsort(members, kind="stable"), np.bincount(members)
@@ -243,7 +243,7 @@ def fit_line(x: Sequence[float], y: Sequence[float], confidence: float = 0.95) -
     x, y = np.asarray(x, "float64"), np.asarray(y, "float64")
     if x.ndim != 1 or x.shape != y.shape or len(x) < 3 or not np.isfinite([x, y]).all() or np.ptp(x) == 0:
         raise ValueError(
-            f"Wanted: at least three finite points whose x are not all equal. Received: x={x.tolist()}, y={y.tolist()}."
+            f"Expected at least three finite points with different x. Received: x={x.tolist()}, y={y.tolist()}."
         )
     fit = _scipy_stats().linregress(x, y)
     rest = y - fit.intercept - fit.slope * x
@@ -285,7 +285,7 @@ def _scipy_stats():
 def _check_counts(correct, total, confidence=0.95):
     if not (total >= 1 and 0 <= correct <= total and 0 < confidence < 1):
         raise ValueError(
-            "Wanted: 0 <= correct <= total, total >= 1, 0 < confidence < 1. "
+            "Expected 0 <= correct <= total, total >= 1, 0 < confidence < 1. "
             f"Received: correct={correct}, total={total}, confidence={confidence}."
         )
 
@@ -293,5 +293,5 @@ def _check_counts(correct, total, confidence=0.95):
 def _check_p_values(p_values):
     p_values = np.asarray(p_values, "float64")
     if p_values.ndim != 1 or not ((p_values >= 0) & (p_values <= 1)).all():
-        raise ValueError(f"Wanted: a list of p-values in [0, 1]. Received: {p_values.tolist()}.")
+        raise ValueError(f"Expected a list of p-values in [0, 1]. Received: {p_values.tolist()}.")
     return p_values

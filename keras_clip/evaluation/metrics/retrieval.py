@@ -124,14 +124,25 @@ class RetrievalRanks:
             details = {"images": len(self.image_to_text), "texts": len(self.text_to_image), "ties": self.ties}
             n = len(self._ranks(direction))
             found += [
-                Score(dataset, f"retrieval/{direction}", metric, value, low, high, n, protocol, details=details)
+                Score(
+                    dataset,
+                    f"retrieval/{direction}",
+                    metric,
+                    value,
+                    low,
+                    high,
+                    n,
+                    protocol,
+                    details=details,
+                    unit="rank" if metric == "median_rank" else "fraction",
+                )
                 for metric, (value, (low, high)) in values.items()
             ]
         return found
 
     def _ranks(self, direction):
         if direction not in DIRECTIONS:
-            raise ValueError(f"Wanted: a direction of {DIRECTIONS}. Received: direction={direction!r}.")
+            raise ValueError(f"Expected a direction of {DIRECTIONS}. Received: direction={direction!r}.")
         return getattr(self, direction)
 
     def _bootstrap(self, direction, statistic, confidence, resamples, seed):
@@ -190,19 +201,19 @@ def _ranks(queries, items, image_of_query, image_of_item, tile, progress):
 def _check(images, texts, image_of_text):
     if images.ndim != 2 or texts.ndim != 2 or not len(texts) or images.shape[1] != texts.shape[1]:
         raise ValueError(
-            f"Wanted: image embeddings (M, E) and text embeddings (N, E). Received: {images.shape}, {texts.shape}."
+            f"Expected image embeddings (M, E) and text embeddings (N, E). Received: {images.shape}, {texts.shape}."
         )
     if not (np.isfinite(images).all() and np.isfinite(texts).all()):
-        raise ValueError("Wanted: finite embeddings. Received: NaN or infinity.")
+        raise ValueError("Expected finite embeddings. Received: NaN or infinity.")
     if image_of_text.shape != (len(texts),) or not np.issubdtype(image_of_text.dtype, np.integer):
         raise ValueError(
-            f"Wanted: image_of_text, an image index for each of {len(texts)} texts. "
+            f"Expected image_of_text, an image index for each of {len(texts)} texts. "
             f"Received: {image_of_text.dtype} of shape {image_of_text.shape}."
         )
     outside = (image_of_text < 0) | (image_of_text >= len(images))
     missing = np.setdiff1d(np.arange(len(images)), image_of_text)
     if outside.any() or len(missing):
         raise ValueError(
-            f"Wanted: an image in [0, {len(images)}) for each text, and a text for each image. Received: "
+            f"Expected an image in [0, {len(images)}) for each text, and a text for each image. Received: "
             f"{int(outside.sum())} texts of no image, {len(missing)} images without a text, {missing[:5].tolist()}."
         )

@@ -109,19 +109,20 @@ class Case:
 
     def add(self, method: str, scores: np.ndarray, protocol: str, **details) -> Score:
         """Measures the scores (N, K) of the test split by the task's metric."""
-        labels, metric = self.splits.test.labels, self.task.metric
-        low, high = metrics.interval(metric, scores, labels)
+        labels, metric = self.splits.test.labels, metrics.METRICS[self.task.metric]
+        low, high = metrics.interval(metric.name, scores, labels)
         score = Score(
             self.name,
             method,
-            metric,
-            float(metrics.METRICS[metric](scores, labels)),
+            metric.name,
+            metric(scores, labels),
             low,
             high,
             len(labels),
             protocol,
             self.task.published.get(method),
             details,
+            metric.unit,
         )
         self.results.add(score, metrics.correct(scores, labels))
         return score

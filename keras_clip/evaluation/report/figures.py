@@ -343,7 +343,7 @@ def confusion(counts: np.ndarray, class_names: Sequence[str]) -> Any:
     font = float(np.clip(400 / len(counts), 4, 9))
     axes.set_yticks(range(len(names)), names, fontsize=font)
     axes.set_xticks(range(len(names)), names, fontsize=font, rotation=90)
-    axes.set(xlabel="named", ylabel="is")
+    axes.set(xlabel="predicted", ylabel="true")
     if len(names) <= 12:
         for row, column in np.ndindex(shares.shape):
             if counts[row, column]:

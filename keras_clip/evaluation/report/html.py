@@ -1,50 +1,70 @@
-"""Writes an evaluation down: one HTML file that needs nothing else, the same numbers as JSON and CSV.
+"""Writes an evaluation as one HTML file that loads nothing else, and the same numbers as JSON and CSV.
 
-The page is static: styles and pictures are in it, no script, nothing is loaded from anywhere. All that comes from users
-(names, captions, ids) is escaped.
+The page is static: its styles and pictures are inside the file, and it has no script. `template.html.j2` lays it out.
+Jinja2 escapes every text of users (names, captions, ids).
 """
 
 import base64
 import io
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from html import escape
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from keras_clip.evaluation.metrics.comparison import compare
 from keras_clip.evaluation.report.figure_data import gallery
 from keras_clip.evaluation.results import Results, Score
 
-# Whether its values are shares in [0, 1].
-_NOT_SHARES = ("median_rank", "temperature", "shots")
-_AT_RIGHT = ' class="number"'
-# Nothing but what is in the file, whatever the texts in it say.
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-_STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; color: #222; max-width: 80rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; border-bottom: 1px solid #ccc; }
-table { border-collapse: collapse; margin: 0.6rem 0; font-size: 0.87rem; }
-th, td { padding: 0.22rem 0.7rem; text-align: left; border-bottom: 1px solid #e4e4e4; vertical-align: top; }
-th { background: #f3f5f8; } td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-figure { display: inline-block; margin: 0.8rem 1rem 0.8rem 0; vertical-align: top; }
-figure img { max-width: 100%; } figcaption { font-size: 0.8rem; max-width: 11rem; overflow-wrap: anywhere; }
-.errors img { width: 8rem; image-rendering: auto; border: 1px solid #ccc; } p.note { color: #555; font-size: 0.87rem; }
-"""
+
+class Cell(str):
+    """The text of a number, which a table aligns to the right."""
+
+
+class Table(NamedTuple):
+    """Headings of the columns, and rows of (text, is_number)."""
+
+    columns: list[str]
+    rows: list[list[tuple[str, bool]]]
+
+
+class Picture(NamedTuple):
+    """A PNG as a data URL, its description for screen readers, and its caption ("" for none)."""
+
+    url: str | None
+    description: str = ""
+    caption: str = ""
+
+
+class Block(NamedTuple):
+    """A part of a section: a heading, a table, pictures and notes, each of which may be empty."""
+
+    heading: str = ""
+    table: Table | None = None
+    pictures: Sequence[Picture] = ()
+    notes: Sequence[str] = ()
+    style: str = ""
+
+
+class Section(NamedTuple):
+    """A heading of the page, its blocks, and a note above them."""
+
+    heading: str
+    blocks: Sequence[Block]
+    note: str = ""
 
 
 def write(
-    results: Results, folder: str | os.PathLike, other: Results | None = None, title: str = "Evaluation of a CLIP"
+    results: Results, folder: str | os.PathLike, other: Results | None = None, title: str = "Evaluation of a CLIP model"
 ) -> Path:
     """Writes report.html, results.json and results.csv.
 
-    Each file is whole at any time: it is written under another name first.
+    Each file is complete at any time: it is written under another name and then renamed.
 
     Args:
         results: `Results`.
-        folder: where to; it is made. What it has of these names is replaced.
-        other: `Results` of a second model, to compare with: see `evaluation.compare`.
+        folder: output folder; it is created. Files of these names in it are replaced.
+        other: `Results` of a second model to compare with: see `evaluation.compare`.
         title: str. Heading of the page.
 
     Returns:
@@ -52,19 +72,19 @@ def write(
 
     Raises:
         ValueError: no scores.
-        ImportError: matplotlib is not installed (extra `evaluation`).
+        ImportError: matplotlib or Jinja2 is not installed (extra `evaluation`).
     """
     if not results.scores:
-        raise ValueError("A report wants scores. Received: results without any.")
+        raise ValueError("A report needs at least one score. Received: results without scores.")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     page = render(results, other, title)
     for name, text in (("report.html", page), ("results.json", results.to_json()), ("results.csv", results.to_csv())):
-        _write_whole(folder / name, text)
+        _write_atomically(folder / name, text)
     return folder / "report.html"
 
 
-def _write_whole(path: Path, text: str) -> None:
+def _write_atomically(path: Path, text: str) -> None:
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         draft.write_text(text, encoding="utf-8")
@@ -73,77 +93,77 @@ def _write_whole(path: Path, text: str) -> None:
         draft.unlink(missing_ok=True)
 
 
-def render(results: Results, other: Results | None = None, title: str = "Evaluation of a CLIP") -> str:
-    """The page that `write` writes; arguments as of `write`."""
-    drawn = {name: _picture(figure) for name, figure in gallery(results, other).items()}
-    parts = [
-        f"<h1>{escape(title)}</h1>",
-        _facts(results),
-        _section("Scores", _score_tables(results)),
-        _section("Figures of the paper", _figures(drawn, "figure_"), _FIGURES_NOTE),
-        _section("Calibration", [_rows(results, "calibration"), *_figures(drawn, "reliability")], _CALIBRATION_NOTE),
-        _section("Robustness", [_rows(results, "robustness")]),
-        _section("Labels that zero-shot is worth", [_rows(results, "shots_to_match")], _SHOTS_NOTE),
-        _section("Which class for which", _figures(drawn, "confusion/")),
-        _section("Most confident errors", _errors(results)),
-        _section("Class design", _prefixed(results, "class_design/"), _DESIGN_NOTE),
-        _section("Two models", [table(compare(results, other))] if other else [], _COMPARISON_NOTE),
-        _section("Overlap with the training data", [_rows(results, "overlap")]),
-        _section("Score against compute", [_rows(results, "scaling")]),
-        _section("Prompts", [_rows(results, "templates")]),
-    ]
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n<body>\n"
-        + "\n".join(part for part in parts if part)
-        + "\n</body></html>\n"
+def render(results: Results, other: Results | None = None, title: str = "Evaluation of a CLIP model") -> str:
+    """The page that `write` writes, as HTML; arguments as of `write`."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
+    sections = [section for section in _sections(results, other) if section.blocks]
+    return environment.get_template("template.html.j2").render(title=title, facts=_facts(results), sections=sections)
+
+
+def _sections(results: Results, other: Results | None) -> list[Section]:
+    """The sections of the page in their order; those that the results do not fill have no blocks."""
+    pictures = {name: Picture(_png_url(figure), _words(name)) for name, figure in gallery(results, other).items()}
+    comparison = [Block(table=as_table(compare(results, other)))] if other else []
+    return [
+        Section("Scores", [_scores_of(results, dataset) for dataset in results.datasets]),
+        Section("Figures of the paper", _drawn(pictures, "figure_"), _FIGURES_NOTE),
+        Section("Calibration", _tables(results, "calibration") + _drawn(pictures, "reliability"), _CALIBRATION_NOTE),
+        Section("Robustness", _tables(results, "robustness")),
+        Section("Shots needed to match zero-shot", _tables(results, "shots_to_match"), _SHOTS_NOTE),
+        Section("Confusion matrices", _drawn(pictures, "confusion/")),
+        Section("Most confident errors", [_errors(*of_one) for of_one in _by_dataset(results, "errors/")]),
+        Section(
+            "Class design",
+            [Block(dataset, as_table(rows)) for dataset, rows in _by_dataset(results, "class_design/")],
+            _DESIGN_NOTE,
+        ),
+        Section("Comparison of two models", comparison, _COMPARISON_NOTE),
+        Section("Overlap with the training data", _tables(results, "overlap")),
+        Section("Score against compute", _tables(results, "scaling")),
+        Section("Prompts", _tables(results, "templates")),
+    ]
 
 
 _FIGURES_NOTE = (
-    "Own values in blue and filled, the paper's in grey and hollow; numbers of figures are those of Radford et al. "
-    "(2021). Data sets, splits and prompts differ from the paper's unless they bear its names."
+    "Values of this evaluation are blue and filled, those of the paper are grey and hollow. Figures are numbered as in "
+    "Radford et al. (2021). Datasets, splits and prompts differ from the paper's unless they have the paper's names."
 )
-_CALIBRATION_NOTE = "The temperature was fitted to the validation data, or to training data where there is none."
-_SHOTS_NOTE = "Labelled images per class at which a linear probe on the same features equals zero-shot (figure 7)."
-_DESIGN_NOTE = "The same images under class sets that differ: how often each group gets a watched label."
+_CALIBRATION_NOTE = (
+    "The temperature was fitted on the validation data, or on the training data where there is no validation data."
+)
+_SHOTS_NOTE = (
+    "Labelled images per class with which a linear probe on the same features reaches the zero-shot score (figure 7)."
+)
+_DESIGN_NOTE = "How often each group is assigned one of the watched labels, for several class sets on the same images."
 _COMPARISON_NOTE = (
-    "McNemar's exact test on the images that just one of the two models has right, with Holm's correction over all "
-    "rows; the difference is second minus first."
+    "McNemar's exact test on the images that exactly one of the two models classifies correctly, with Holm's "
+    "correction over all rows. The difference is the second model's score minus the first model's."
 )
 
 
-def _section(heading: str, parts: Iterable[str], note: str = "") -> str:
-    content = "\n".join(part for part in parts if part)
-    if not content:
-        return ""
-    note = f'<p class="note">{escape(note)}</p>' if note else ""
-    return f"<h2>{escape(heading)}</h2>\n{note}\n{content}"
-
-
-def _facts(results: Results) -> str:
+def _facts(results: Results) -> Table | None:
     facts = {name: value for name, value in results.info.items() if not isinstance(value, Mapping)}
-    return table([{"": name.replace("_", " "), " ": value} for name, value in facts.items()])
+    return as_table([{"": _words(name), " ": value} for name, value in facts.items()])
 
 
-def _score_tables(results: Results) -> list[str]:
-    """A table for each data set: method, metric, value with interval, n, the paper's value, protocol."""
-    parts = []
-    for name in results.datasets:
-        scores = results.select(name)
-        protocols = list(dict.fromkeys(score.protocol for score in scores))
-        rows = [_score_row(score, protocols) for score in scores]
-        parts.append(f"<h3>{escape(name)}</h3>")
-        parts.append(table(rows))
-        numbered = "".join(f"<br>{i}: {escape(protocol)}" for i, protocol in enumerate(protocols, 1))
-        parts.append(f'<p class="note">Protocols:{numbered}</p>')
-    return parts
+def _scores_of(results: Results, dataset: str) -> Block:
+    """The scores of a dataset: method, metric, value with interval, n, the paper's value, and numbered protocols."""
+    scores = results.select(dataset)
+    protocols = list(dict.fromkeys(score.protocol for score in scores))
+    notes = ["Protocols:", *(f"{i}: {protocol}" for i, protocol in enumerate(protocols, 1))]
+    return Block(dataset, as_table([_score_row(score, protocols) for score in scores]), notes=notes)
 
 
 def _score_row(score: Score, protocols: Sequence[str]) -> dict[str, Any]:
-    is_share = score.metric not in _NOT_SHARES
-    show = _percent if is_share else _number
+    show = _percent if score.unit == "fraction" else _number
     return {
         "method": score.method,
         "metric": score.metric,
@@ -156,16 +176,75 @@ def _score_row(score: Score, protocols: Sequence[str]) -> dict[str, Any]:
     }
 
 
-class Cell(str):
-    """The text of a number, which stands at the right of its cell."""
+def _errors(dataset: str, rows: Sequence[Mapping[str, Any]]) -> Block:
+    """The misclassified images with the highest confidence."""
+    pictures = [
+        Picture(
+            f"data:image/png;base64,{row['thumbnail']}" if row.get("thumbnail") else None,
+            caption=f"predicted {row['named']} ({100 * row['confidence']:.0f} %), true {row['class']}; {row['id']}",
+        )
+        for row in rows
+    ]
+    return Block(dataset, pictures=pictures, style="errors")
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %" if math.isfinite(share) else "none"
+def as_table(rows: Sequence[Mapping[str, Any]]) -> Table | None:
+    """A table of rows. Its columns are the keys in the order in which they first occur; empty columns are left out.
+
+    Args:
+        rows: dicts of what JSON allows, or of `Cell`s.
+
+    Returns:
+        `Table`, or None of no rows.
+    """
+    if not rows:
+        return None
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    columns = [column for column in columns if any(row.get(column) not in (None, "") for row in rows)]
+    cells = [[(_text(value), _is_number(value)) for value in map(row.get, columns)] for row in rows]
+    return Table(list(map(_words, columns)), cells)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Cell | int | float) and not isinstance(value, bool)
+
+
+def _tables(results: Results, name: str) -> list[Block]:
+    rows = results.tables.get(name)
+    return [Block(table=as_table(rows))] if rows else []
+
+
+def _by_dataset(results: Results, prefix: str) -> list[tuple[str, Sequence[Mapping[str, Any]]]]:
+    """(dataset, rows) of the tables of that prefix."""
+    return [
+        (name.removeprefix(prefix), rows) for name, rows in results.tables.items() if name.startswith(prefix) and rows
+    ]
+
+
+def _drawn(pictures: Mapping[str, Picture], prefix: str) -> list[Block]:
+    """A block of the pictures of that prefix; where the prefix is a folder, the rest of the name is the caption."""
+    found = {name: picture for name, picture in pictures.items() if name.startswith(prefix)}
+    if prefix.endswith("/"):
+        found = {name: picture._replace(caption=name.removeprefix(prefix)) for name, picture in found.items()}
+    return [Block(pictures=list(found.values()))] if found else []
+
+
+def _png_url(figure: Any) -> str:
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=100)
+    return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f} %" if math.isfinite(fraction) else "none"
 
 
 def _number(value: float) -> str:
     return f"{value:.4g}" if math.isfinite(value) else "none"
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _text(value: Any) -> str:
@@ -174,77 +253,3 @@ def _text(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(_text, value))
     return "" if value is None else str(value)
-
-
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """An HTML table of rows; the columns are the keys in the order in which they come, numbers at the right.
-
-    Args:
-        rows: dicts of what JSON allows.
-
-    Returns:
-        HTML, "" of no rows.
-    """
-    if not rows:
-        return ""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    columns = [column for column in columns if any(row.get(column) not in (None, "") for row in rows)]
-    head = "".join(f"<th>{escape(column.replace('_', ' '))}</th>" for column in columns)
-    lines = []
-    for row in rows:
-        cells = []
-        for column in columns:
-            value = row.get(column)
-            is_number = isinstance(value, Cell | int | float) and not isinstance(value, bool)
-            cells.append(f"<td{_AT_RIGHT if is_number else ''}>{escape(_text(value))}</td>")
-        lines.append(f"<tr>{''.join(cells)}</tr>")
-    body = "\n".join(lines)
-    return f"<table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>"
-
-
-def _rows(results: Results, name: str) -> str:
-    return table(results.tables.get(name, ()))
-
-
-def _prefixed(results: Results, prefix: str) -> list[str]:
-    return [
-        f"<h3>{escape(name.removeprefix(prefix))}</h3>{table(rows)}"
-        for name, rows in results.tables.items()
-        if name.startswith(prefix)
-    ]
-
-
-def _picture(figure: Any) -> str:
-    data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=100)
-    return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
-
-
-def _figures(drawn: Mapping[str, str], prefix: str) -> list[str]:
-    return [
-        f'<figure><img src="{picture}" alt="{escape(name.replace("_", " "))}">'
-        + (f"<figcaption>{escape(name.removeprefix(prefix))}</figcaption>" if prefix.endswith("/") else "")
-        + "</figure>"
-        for name, picture in drawn.items()
-        if name.startswith(prefix)
-    ]
-
-
-def _errors(results: Results) -> list[str]:
-    """Pictures of the images that were named wrongly with most confidence, from the tables "errors/<data set>"."""
-    parts = []
-    for name, rows in results.tables.items():
-        if not name.startswith("errors/") or not rows:
-            continue
-        parts.append(f'<h3>{escape(name.removeprefix("errors/"))}</h3><div class="errors">')
-        for row in rows:
-            caption = (
-                f"named {escape(str(row['named']))} ({100 * row['confidence']:.0f} %), "
-                f"is {escape(str(row['class']))}; {escape(str(row['id']))}"
-            )
-            picture = ""
-            if row.get("thumbnail"):
-                picture = f'<img src="data:image/png;base64,{escape(row["thumbnail"])}" alt="">'
-            parts.append(f"<figure>{picture}<figcaption>{caption}</figcaption></figure>")
-        parts.append("</div>")
-    return parts

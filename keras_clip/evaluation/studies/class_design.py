@@ -39,11 +39,11 @@ def class_set_hits(
     twice = len(set(class_names)) < len(class_names) or len(set(class_set)) < len(class_set)
     if unknown or twice or not len(class_set) or scores.shape[1:] != (len(class_names),):
         raise ValueError(
-            f"Wanted: scores (N, K), K names, and a class set of some of them, each once. Received: scores of shape "
+            f"Expected scores (N, K), K names, and a class set of some of them, each once. Received: scores of shape "
             f"{scores.shape}, {len(class_names)} names, unknown {unknown}, class_set={list(class_set)[:10]}."
         )
     if not np.isfinite(scores).all():
-        raise ValueError("Wanted: finite scores. Received: NaN or infinity.")
+        raise ValueError("Expected finite scores. Received: NaN or infinity.")
     columns = [class_names.index(name) for name in class_set]
     return np.isin(np.array(class_set)[scores[:, columns].argmax(1)], list(watched))
 
@@ -77,7 +77,7 @@ def class_design_rates(
     groups = np.asarray(groups)
     if not class_sets or groups.shape != (len(scores),):
         raise ValueError(
-            "Wanted: at least one class set, and a group for each image. "
+            "Expected at least one class set, and a group for each image. "
             f"Received: {len(class_sets)} sets, groups of shape {groups.shape}, {len(scores)} images."
         )
     rows, first = [], None
@@ -145,7 +145,7 @@ def disparity(
     names, members = np.unique(np.asarray(groups), return_inverse=True)
     if hits.dtype != bool or hits.shape != members.shape or len(names) < 2:
         raise ValueError(
-            "Wanted: hits bool (N,), and N names of at least two groups. "
+            "Expected hits bool (N,), and N names of at least two groups. "
             f"Received: {hits.dtype} {hits.shape}, {len(members)} names of {len(names)} groups."
         )
     counts = np.bincount(members)

@@ -149,7 +149,7 @@ def recall_at_precision(
     similarities, is_right = np.asarray(similarities), np.asarray(is_right, bool)
     if similarities.ndim != 1 or similarities.shape != is_right.shape or not is_right.sum() <= duplicates > 0:
         raise ValueError(
-            "Wanted: similarities (N,), is_right (N,), and at least as many duplicates as are right. Received: shapes "
+            "Expected similarities (N,), is_right (N,), and at least as many duplicates as are right. Received: shapes "
             f"{similarities.shape} and {is_right.shape}, {is_right.sum()} right, duplicates={duplicates}."
         )
     order = np.argsort(-similarities, kind="stable")
@@ -220,7 +220,7 @@ def analyse_overlap(correct: np.ndarray, similarities: np.ndarray, threshold: fl
     fits = correct.ndim == 1 and correct.shape == similarities.shape and len(correct) and correct.dtype == bool
     if not fits or np.isnan(similarities).any() or math.isnan(threshold):
         raise ValueError(
-            "Wanted: correct, bool (N,), and similarities (N,) without NaN, N > 0, and a threshold. Received: "
+            "Expected correct, bool (N,), and similarities (N,) without NaN, N > 0, and a threshold. Received: "
             f"{correct.dtype} {correct.shape}, {similarities.shape} with {np.isnan(similarities).sum()} NaN, "
             f"threshold={threshold}."
         )

@@ -257,5 +257,5 @@ def _shares(row):
 
 def _find(argument, name, rows):
     if name not in rows:
-        raise ValueError(f"Nothing is published for this. Wanted: one of {list(rows)}. Received: {argument}={name!r}.")
+        raise ValueError(f"Nothing is published for this. Expected one of {list(rows)}. Received: {argument}={name!r}.")
     return rows[name]

@@ -76,7 +76,7 @@ def logit(share: float) -> np.ndarray:
     """
     share = np.asarray(share, "float64")
     if not ((share > 0) & (share < 1)).all():
-        raise ValueError(f"Wanted: shares in (0, 1), percentages divided by 100. Received: {share.tolist()}.")
+        raise ValueError(f"Expected shares in (0, 1), percentages divided by 100. Received: {share.tolist()}.")
     return np.log(share / (1 - share))
 
 
@@ -114,7 +114,7 @@ def effective_robustness(shift: str | ShiftLine, imagenet: float, shifted: float
     """
     if isinstance(shift, str):
         if shift not in SHIFT_LINES:
-            raise ValueError(f"Wanted: a shift of {list(SHIFT_LINES)}, or a line. Received: shift={shift!r}.")
+            raise ValueError(f"Expected a shift of {list(SHIFT_LINES)}, or a line. Received: shift={shift!r}.")
         shift = SHIFT_LINES[shift]
     return float(shifted - shift.predict(imagenet))
 
@@ -152,7 +152,7 @@ def gap_closed(standard: Mapping[str, float], robust: Mapping[str, float]) -> di
     standard, robust = robustness_gaps(standard), robustness_gaps(robust)
     shared = [name for name in standard if name in robust]
     if not shared:
-        raise ValueError(f"Wanted: a shift of both models. Received: {list(standard)} and {list(robust)}.")
+        raise ValueError(f"Expected a shift of both models. Received: {list(standard)} and {list(robust)}.")
     closed = {name: 1 - robust[name] / standard[name] for name in shared}
     means = [np.mean([gaps[name] for name in shared]) for gaps in (standard, robust)]
     return {**closed, "mean": float(1 - means[1] / means[0])}
@@ -177,7 +177,7 @@ def adaptation(before: Mapping[str, float], after: Mapping[str, float]) -> dict[
     changes = {name: after[name] - before[name] for name in before if name in after}
     shifts = [change for name, change in changes.items() if name != "ImageNet"]
     if not shifts:
-        raise ValueError(f"Wanted: a shift of both. Received: before={list(before)}, after={list(after)}.")
+        raise ValueError(f"Expected a shift of both. Received: before={list(before)}, after={list(after)}.")
     return {**changes, "mean of shifts": float(np.mean(shifts))}
 
 
@@ -199,7 +199,7 @@ def few_shot_robustness(
     """
     names = [{name for name in row if name != "ImageNet"} for row in curve.values()]
     if not names or not names[0] or any(other != names[0] for other in names):
-        raise ValueError(f"Wanted: the same shifts, at least one, for all shots. Received: {dict(curve)}.")
+        raise ValueError(f"Expected the same shifts, at least one, for all shots. Received: {dict(curve)}.")
     rows = []
     for shots, accuracies in sorted(curve.items()):
         _check_imagenet(accuracies)
@@ -238,7 +238,7 @@ def restrict_to_classes(
     """
     scores, labels, classes = np.asarray(scores), np.asarray(labels), np.asarray(classes)
     if len(np.unique(classes)) != len(classes) or not len(classes) or not _indices(classes, scores.shape[1]):
-        raise ValueError(f"Wanted: classes below {scores.shape[1]}, each once. Received: {classes.tolist()[:20]}.")
+        raise ValueError(f"Expected classes below {scores.shape[1]}, each once. Received: {classes.tolist()[:20]}.")
     place = np.full(scores.shape[1], -1)
     place[classes] = np.arange(len(classes))
     kept = place[labels] >= 0
@@ -261,12 +261,12 @@ def pool_classes(scores: np.ndarray, members: Sequence[Sequence[int]], pooling: 
     """
     scores = np.asarray(scores)
     if pooling not in ("max", "mean"):
-        raise ValueError(f'Wanted: pooling "max" or "mean". Received: pooling={pooling!r}.')
+        raise ValueError(f'Expected pooling "max" or "mean". Received: pooling={pooling!r}.')
     members = [np.asarray(group, "int64") for group in members]
     faulty = [i for i, group in enumerate(members) if not len(group) or not _indices(group, scores.shape[1])]
     if faulty or not members:
         raise ValueError(
-            f"Wanted: class indices below {scores.shape[1]} for each new class. Received: none or others "
+            f"Expected class indices below {scores.shape[1]} for each new class. Received: none or others "
             f"for {faulty[:10]} of {len(members)}."
         )
     pool = np.max if pooling == "max" else np.mean
@@ -279,4 +279,4 @@ def _indices(classes, size):
 
 def _check_imagenet(accuracies):
     if "ImageNet" not in accuracies:
-        raise ValueError(f'Wanted: an accuracy for "ImageNet". Received: {list(accuracies)}.')
+        raise ValueError(f'Expected an accuracy for "ImageNet". Received: {list(accuracies)}.')

@@ -34,7 +34,7 @@ def gflops_per_image(preset: str) -> float:
         ValueError: an unknown name.
     """
     if preset not in ARCHITECTURES:
-        raise ValueError(f"Wanted: one of {list(ARCHITECTURES)}. Received: preset={preset!r}.")
+        raise ValueError(f"Expected one of {list(ARCHITECTURES)}. Received: preset={preset!r}.")
     sizes = ARCHITECTURES[preset].image_encoder
     width = sizes["width"] if "patch_size" in sizes else 32 * sizes["width"]
     total = flops.image_encoder(sizes, whole=True) + flops.projection(width, ARCHITECTURES[preset].embed_dim)
@@ -81,7 +81,7 @@ class PowerLaw:
         """
         line, x = self.line, self.log_compute
         if not (error > 0 and line.slope < 0):
-            raise ValueError(f"Wanted: error > 0 and a slope below 0. Received: error={error}, slope={line.slope}.")
+            raise ValueError(f"Expected error > 0 and a slope below 0. Received: error={error}, slope={line.slope}.")
         height = math.log(error) - self.log_error.mean()
         spread = float(((x - x.mean()) ** 2).sum())
         bound = (student_quantile((1 + confidence) / 2, line.n - 2) * line.residual) ** 2
@@ -112,7 +112,7 @@ def fit_power_law(compute: Sequence[float], errors: Sequence[float], confidence:
     """
     compute, errors = np.asarray(compute, "float64"), np.asarray(errors, "float64")
     if not ((compute > 0).all() and (errors > 0).all()):
-        raise ValueError(f"Wanted: values above 0. Received: compute={compute.tolist()}, errors={errors.tolist()}.")
+        raise ValueError(f"Expected values above 0. Received: compute={compute.tolist()}, errors={errors.tolist()}.")
     x, y = np.log(compute), np.log(errors)
     return PowerLaw(fit_line(x, y, confidence), x, y)
 
@@ -133,7 +133,7 @@ def mean_score(scores: Mapping[str, float], datasets: Sequence[str] | None = Non
     names = list(scores if datasets is None else datasets)
     missing = [name for name in names if name not in scores]
     if missing or not names:
-        raise ValueError(f"Wanted: a score for each data set, at least one. Received: none for {missing}.")
+        raise ValueError(f"Expected a score for each data set, at least one. Received: none for {missing}.")
     return float(np.mean([scores[name] for name in names]))
 
 
@@ -179,10 +179,12 @@ def compute_gain(compute: Sequence[float], plain: Sequence[float], improved: Seq
     """
     compute, plain, improved = (np.asarray(values, "float64") for values in (compute, plain, improved))
     if len(compute) < 2 or not len(compute) == len(plain) == len(improved):
-        raise ValueError(f"Wanted: three lists of one length. Received: {len(compute)}, {len(plain)}, {len(improved)}.")
+        raise ValueError(
+            f"Expected three lists of one length. Received: {len(compute)}, {len(plain)}, {len(improved)}."
+        )
     if (np.diff(compute) <= 0).any() or (np.diff(plain) <= 0).any():
         raise ValueError(
-            "Wanted: growing compute and growing scores of the plain method. "
+            "Expected growing compute and growing scores of the plain method. "
             f"Received: compute={compute.tolist()}, plain={plain.tolist()}."
         )
     equal = np.exp(np.interp(improved, plain, np.log(compute), left=-np.inf, right=np.inf))

@@ -85,7 +85,7 @@ def few_shot_curve(scores: Sequence[Score], method: str = "few_shot") -> list[tu
     full = [row for row in table.values() if len(row) == len(cells)]
     if not full:
         raise ValueError(
-            f'Wanted: scores of methods "{method}/1", "{method}/2" ... and a data set that has all of them. '
+            f'Expected scores of methods "{method}/1", "{method}/2" ... and a data set that has all of them. '
             f"Received: {len(table)} data sets, (shots, seed): {cells}."
         )
     means = {cell: np.mean([row[cell] for row in full]) for cell in cells}
@@ -127,7 +127,7 @@ def summarise_shots(shots: Mapping[str, float]) -> ShotsSummary:
     """
     values = np.array(list(shots.values()), "float64")
     if not len(values) or not (values >= 0).all():
-        raise ValueError(f"Wanted: at least one data set, shots >= 0 or infinite. Received: shots={dict(shots)}.")
+        raise ValueError(f"Expected at least one data set, shots >= 0 or infinite. Received: shots={dict(shots)}.")
     # Of the two in the middle one may be infinite: then so is their mean.
     low, high = np.sort(values)[[(len(values) - 1) // 2, len(values) // 2]]
     never = int(np.isinf(values).sum())
@@ -180,6 +180,6 @@ def _shared(first, second):
     names = [name for name in first if name in second]
     if not names or any(math.isnan(scores[name]) for name in names for scores in (first, second)):
         raise ValueError(
-            f"Wanted: at least one data set that both have, and no NaN. Received: {dict(first)} and {dict(second)}."
+            f"Expected at least one data set that both have, and no NaN. Received: {dict(first)} and {dict(second)}."
         )
     return names

@@ -183,7 +183,7 @@ def test_interval_of_the_mean_per_class_covers(rng):
     shares, counts = np.array([0.95, 0.7, 0.4, 0.99]), np.array([10, 40, 80, 20])
     held = 0
     for right in rng.binomial(counts, shares, (2000, 4)):
-        low, high = classification._mean_per_class_interval(right, counts, 0.95)
+        low, high = classification._class_counts_interval(right, counts, 0.95)
         held += low <= shares.mean() <= high
     assert 0.93 < held / 2000 < 0.99
 
@@ -243,3 +243,19 @@ def test_unknown_metric():
 def test_top_k_of_several_labels_is_refused():
     with pytest.raises(ValueError, match="k=5"):
         classification.correct(SCORES, np.eye(3, dtype=int), k=5)
+
+
+def test_a_metric_of_ones_own_is_one_entry_of_the_table(monkeypatch, rng):
+    """The evaluation, its intervals and the unit that a report shows all come from the one object."""
+    top_two = classification.Metric(
+        "top2_errors",
+        lambda scores, labels: np.sum(~classification.correct(scores, labels, k=2)),
+        lambda scores, labels, confidence, resamples, seed: (0.0, float(len(labels))),
+        unit="images",
+    )
+    monkeypatch.setitem(METRICS, top_two.name, top_two)
+    scores, labels = np.eye(4)[[0, 1, 2, 3]], np.array([0, 1, 1, 0])
+    # Of equal scores the first class counts, so class 0 is second for images of other classes.
+    assert METRICS["top2_errors"](scores, labels) == 1.0
+    assert classification.interval("top2_errors", scores, labels) == (0.0, 4.0)
+    assert METRICS["top2_errors"].unit == "images" and METRICS["accuracy"].unit == "fraction"

@@ -120,7 +120,7 @@ def test_what_is_there_stays_until_the_new_one_is_whole(results, written, monkey
 
 
 def test_a_report_of_nothing_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="wants scores"):
+    with pytest.raises(ValueError, match="at least one score"):
         report.write(Results(), tmp_path)
     assert json.loads(Results().to_json())["scores"] == []
 
