@@ -24,7 +24,7 @@ TASKS = {
     "bf16_vit_b32_32768_pairs": Task("pairs/s", 2, None, True),
 }
 MIB = 2**20
-# Wanted: the time of the loss over that of open_clip's.
+# Expected the time of the loss over that of open_clip's.
 LOSS_TIME = {"torch": 0.8, "jax": 0.65, "tensorflow": 0.65}
 EMBED_DIM = 512
 # Pairs that fit 80 GB without rematerialisation, with room to spare.

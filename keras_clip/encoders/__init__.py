@@ -3,4 +3,4 @@
 from keras_clip.encoders.resnet import ModifiedResNet
 from keras_clip.encoders.text import TextTransformer
 from keras_clip.encoders.vit import VisionTransformer
-from keras_clip.encoders.wrap import wrap
+from keras_clip.encoders.wrapped import wrap

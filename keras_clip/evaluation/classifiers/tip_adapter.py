@@ -1,0 +1,104 @@
+"""Tip-Adapter on embeddings (Zhang et al., 2022), tuned on a validation split."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from keras_clip.evaluation.classifiers.inputs import check_labels, check_split, targets_of, unit_length
+from keras_clip.evaluation.classifiers.matmul import multiply, tiles
+from keras_clip.evaluation.classifiers.tuning import Metric, Tuned, best_of
+
+SHARPNESSES, WEIGHTS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0), (0.0, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+
+
+class TipAdapter:
+    """Zero-shot logits plus those of a cache of labelled images, without training (Zhang et al., 2022, section 3.1).
+
+    An image of the training split adds exp(-sharpness (1 - similarity)), times the weight, to its classes.
+
+    Args:
+        class_embeddings: (K, E), of `embed_classes`.
+        logit_scale: float, log(1 / temperature) of the model.
+        sharpness: float > 0. The paper's beta.
+        weight: float >= 0. The paper's alpha; 0 is zero-shot.
+    """
+
+    def __init__(self, class_embeddings: np.ndarray, logit_scale: float, sharpness: float = 5.5, weight: float = 1.0):
+        if not (0 < sharpness < math.inf and 0 <= weight < math.inf):
+            raise ValueError(
+                "`sharpness` must be positive, `weight` not negative. "
+                f"Received: sharpness={sharpness}, weight={weight}."
+            )
+        self.class_embeddings, self.logit_scale = unit_length(class_embeddings), float(logit_scale)
+        self.sharpness, self.weight = float(sharpness), float(weight)
+
+    def fit(self, embeddings: np.ndarray, labels: np.ndarray) -> "TipAdapter":
+        """Keeps the training split.
+
+        Args:
+            embeddings: (N, E), few per class.
+            labels: class indices (N,), or 0, 1 and `metrics.IGNORED` (N, K).
+
+        Returns:
+            The head itself.
+
+        Raises:
+            ValueError: what `LinearProbe.fit` refuses.
+        """
+        self.keys = unit_length(embeddings)
+        labels, num_classes = check_labels(labels, len(self.keys), len(self.class_embeddings))
+        self.targets = targets_of(labels, num_classes)
+        return self
+
+    def decision_function(self, embeddings: np.ndarray) -> np.ndarray:
+        """Logits float64 (N, K) of embeddings (N, E)."""
+        queries = unit_length(embeddings)
+        return self._zero_shot(queries) + self.weight * self._cache(queries, self.sharpness)
+
+    def _zero_shot(self, queries):
+        return math.exp(self.logit_scale) * multiply(queries, self.class_embeddings, "float64")
+
+    def _cache(self, queries, sharpness):
+        result = np.empty((len(queries), len(self.class_embeddings)))
+        for tile in tiles(len(queries), len(self.keys)):
+            affinities = np.exp(sharpness * (multiply(queries[tile], self.keys) - 1))
+            result[tile] = multiply(affinities, self.targets.T)
+        return result
+
+
+def tune_tip_adapter(
+    class_embeddings: np.ndarray,
+    logit_scale: float,
+    train: tuple[np.ndarray, np.ndarray],
+    validation: tuple[np.ndarray, np.ndarray],
+    metric: Metric | None = None,
+    sharpnesses: Sequence[float] = SHARPNESSES,
+    weights: Sequence[float] = WEIGHTS,
+) -> Tuned:
+    """Chooses sharpness and weight of `TipAdapter`.
+
+    Args:
+        class_embeddings: (K, E).
+        logit_scale: float, log(1 / temperature) of the model.
+        train: embeddings (N, E) and labels, as `TipAdapter.fit` takes them.
+        validation: the same of other images. Never the test split.
+        metric: as `tune_nearest_neighbours` takes it.
+        sharpnesses: values of the sharpness.
+        weights: values of the weight.
+
+    Returns:
+        A `Tuned`.
+
+    Raises:
+        ValueError: splits that do not match.
+    """
+    head = TipAdapter(class_embeddings, logit_scale).fit(*train)
+    embeddings, labels = check_split(*validation, head.keys.shape[1], len(head.class_embeddings))
+    queries = unit_length(embeddings)
+    zero_shot = head._zero_shot(queries)
+    caches = ((sharpness, head._cache(queries, sharpness)) for sharpness in sharpnesses)
+    scores = (((sharpness, weight), zero_shot + weight * cache) for sharpness, cache in caches for weight in weights)
+    (sharpness, weight), score = best_of(scores, labels, metric)
+    best = TipAdapter(class_embeddings, logit_scale, sharpness, weight).fit(*train)
+    return Tuned(best, score, {"sharpness": sharpness, "weight": weight})
