@@ -1,4 +1,4 @@
-"""Probes on few images per class, and how many of them zero-shot is worth (Radford et al., 2021, figures 6 and 7)."""
+"""Few-shot probes, and the shots needed to match zero-shot (Radford et al., 2021, figures 6 and 7)."""
 
 import hashlib
 import math
@@ -14,12 +14,12 @@ SHOTS = (1, 2, 4, 8, 16)
 
 
 def few_shot_subset(labels: np.ndarray, ids: Sequence[str], shots: int | None, seed: int = 0) -> np.ndarray:
-    """The same few images of each class, however the data set is ordered.
+    """Selects the same few images of each class, independent of the order of the dataset.
 
-    The images of a class are ranked by a hash of seed and id, and the first ones taken: so subsets are nested in
-    `shots` for each seed, and an image that is added or lost changes nothing but its own place. A class with fewer
-    images gives all it has. Of several labels per image, each class takes its images among those that have it, so
-    that an image may serve several classes.
+    The images of a class are ranked by a hash of seed and id, and the first `shots` are taken. So the subsets of a seed
+    are nested, and adding or removing an image does not change the rank of the others. A class with fewer images
+    contributes all of them. With several labels per image, each class selects among its positive images, and one image
+    may be selected for several classes.
 
     Args:
         labels: class indices (N,), or 0, 1 and `metrics.IGNORED` (N, K).
@@ -31,12 +31,12 @@ def few_shot_subset(labels: np.ndarray, ids: Sequence[str], shots: int | None, s
         int64 indices of the images, ascending.
 
     Raises:
-        ValueError: equal ids, or a number of ids or shots that cannot be.
+        ValueError: ids that are not unique, another number of ids than labels, or `shots` below 1.
     """
     labels, ids = np.asarray(labels), [str(id) for id in ids]
     if len(ids) != len(labels) or len(set(ids)) != len(ids):
         raise ValueError(
-            f"`ids` must be one unique string per image. Received: {len(ids)} ids, {len(set(ids))} of them different, "
+            f"`ids` must be one unique string per image. Received: {len(ids)} ids, {len(set(ids))} of them distinct, "
             f"{len(labels)} labels."
         )
     if shots is None:
@@ -56,15 +56,15 @@ def few_shot_subset(labels: np.ndarray, ids: Sequence[str], shots: int | None, s
 
 @dataclass(frozen=True)
 class FewShotScore:
-    """A probe's score on the test split.
+    """The score of one few-shot probe on the test split.
 
     Args:
         shots: int, images per class; None: all.
-        seed: int, of the subset.
-        images: int. How many images the subset has.
-        C: float. As chosen on the validation split.
-        scores: float64 (N, K) of the test images.
-        value: float. Their metric.
+        seed: int. Seed of the subset.
+        images: int. Size of the subset.
+        C: float. Chosen on the validation split.
+        scores: float64 (N, K). Scores of the test images.
+        value: float. Metric of the scores.
     """
 
     shots: int | None
@@ -84,24 +84,24 @@ def few_shot_scores(
     metric: Callable[[np.ndarray, np.ndarray], float] | None = None,
     num_classes: int | None = None,
 ) -> list[FewShotScore]:
-    """Linear probes on 1, 2, 4, 8, 16 and all images per class.
+    """Fits and scores linear probes on 1, 2, 4, 8, 16 and all images per class.
 
-    C is chosen for each subset on the validation split, on which the probe itself is not trained.
+    C is chosen for each subset on the validation split, which the probe itself is not fitted on.
 
     Args:
         train: features (N, D), labels and ids.
         validation: features and labels of other images.
-        test: features and labels of the images that are scored; nothing is chosen on them.
-        shots: images per class; None: all of the training split, once, whatever the seeds.
-        seeds: of the subsets.
-        metric: as `search_C` takes it; also what is reported.
+        test: features and labels of the images to score; no hyperparameter is chosen on them.
+        shots: images per class; None: the whole training split, once for all seeds.
+        seeds: seeds of the subsets.
+        metric: as `search_C` takes it; also the reported metric.
         num_classes: int, K; None: the largest index of the training split + 1.
 
     Returns:
         One `FewShotScore` for each number of shots and seed, in that order.
 
     Raises:
-        ValueError: what `search_C` or `few_shot_subset` refuses.
+        ValueError: inputs that `search_C` or `few_shot_subset` rejects.
     """
     from tqdm import tqdm
 
@@ -123,14 +123,14 @@ def few_shot_scores(
 
 @dataclass(frozen=True)
 class ShotsToMatch:
-    """How many labelled images per class give a probe the score of zero-shot.
+    """The shots needed to match zero-shot: labelled images per class with which a probe reaches its score.
 
     Args:
-        shots: float. The least number; where `censored` is "below", the first of the curve, as the true one is at most
-            that; where it is "above", infinite.
-        censored: "": within the curve. "below": the first point is as good already. "above": no point is as good.
-        crossings: all numbers of shots at which the curve passes from below the score to it or above. More than one:
-            the curve falls in between, and `shots` is the first.
+        shots: float. The smallest number. If `censored` is "below", the first number of the curve, which is an upper
+            bound; if it is "above", infinity.
+        censored: "": the curve crosses the score. "below": its first point already reaches it. "above": no point does.
+        crossings: every number of shots at which the curve crosses the score from below. There are several if the
+            curve falls in between; `shots` is the first.
     """
 
     shots: float
@@ -139,13 +139,13 @@ class ShotsToMatch:
 
 
 def shots_to_match(curve: Mapping[float, float], target: float) -> ShotsToMatch:
-    """Data efficiency (figure 7): where the curve of a few-shot probe comes up to the score of zero-shot.
+    """Finds where the curve of few-shot probes reaches the zero-shot score (data efficiency, figure 7).
 
-    Between its points the curve is a line in score against the logarithm of shots.
+    Between its points the curve is interpolated linearly in the logarithm of shots.
 
     Args:
-        curve: {shots: score}, at least two points; the mean images per class stand for all of a data set.
-        target: score of zero-shot.
+        curve: {shots: score}, at least two points; the whole dataset counts as its mean number of images per class.
+        target: the zero-shot score.
 
     Returns:
         A `ShotsToMatch`.

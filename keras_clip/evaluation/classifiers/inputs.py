@@ -1,4 +1,4 @@
-"""What classifiers are trained and tuned on: features and labels, checked and brought into one form."""
+"""Checks features and labels for the classifiers and converts them to one form."""
 
 import numpy as np
 
@@ -7,13 +7,13 @@ from keras_clip.evaluation.metrics.classification import IGNORED
 
 
 def check_features(features: np.ndarray) -> np.ndarray:
-    """Refuses what is not a matrix of finite numbers.
+    """Checks that features are a matrix of finite numbers.
 
     Args:
         features: (N, D).
 
     Returns:
-        The same as an array.
+        The features as an array.
 
     Raises:
         ValueError: another shape, no row, NaN or infinity.
@@ -30,13 +30,13 @@ def check_features(features: np.ndarray) -> np.ndarray:
             row = tile.start + int(finite.argmin())
             raise ValueError(
                 f"`features` must be finite in float32. Received: NaN or infinity in row {row}. "
-                "Find out which image that is, and whether the encoder overflows on it."
+                "Check that image, and whether the encoder overflows on it."
             )
     return features
 
 
 def check_labels(labels: np.ndarray, rows: int, num_classes: int | None = None) -> tuple[np.ndarray, int]:
-    """Refuses labels from which no classifier of these classes can be learnt.
+    """Checks that a classifier of these classes can be fitted on the labels.
 
     Args:
         labels: class indices (N,), or 0, 1 and `metrics.IGNORED` (N, K).
@@ -64,18 +64,18 @@ def check_labels(labels: np.ndarray, rows: int, num_classes: int | None = None) 
     if labels.min() < 0 or found > num_classes:
         raise ValueError(
             f"`labels` must be 0 to {num_classes - 1}. Received: labels from {labels.min()} to {labels.max()}. "
-            "Give `num_classes`, or mend the labels."
+            "Pass `num_classes`, or correct the labels."
         )
     counts = np.bincount(labels.astype("int64"), minlength=num_classes)
     if np.count_nonzero(counts) < 2:
         raise ValueError(
-            f"Two classes at least are needed. Received: {rows} images, all of class {labels[0]}. Is the split sorted "
-            "by class, and cut?"
+            f"At least two classes are needed. Received: {rows} images, all of class {labels[0]}. Check whether the "
+            "split is sorted by class and truncated."
         )
     if not counts.all():
         raise ValueError(
             f"Every class needs an image in the training split. Received: none of class {np.flatnonzero(counts == 0)}. "
-            "Add images, or leave the class out and number the labels anew."
+            "Add images, or remove the class and renumber the labels."
         )
     return labels.astype("int64"), num_classes
 
@@ -90,15 +90,15 @@ def _check_several(labels, num_classes):
     one_sided = ~((labels == 0).any(axis=0) & (labels == 1).any(axis=0))
     if one_sided.any():
         raise ValueError(
-            "Every class needs an image that has it and one that has not. "
-            f"Received: not so for class {np.flatnonzero(one_sided)}. Add images, or leave the class out."
+            "Every class needs a positive and a negative image. "
+            f"Received: no such images for class {np.flatnonzero(one_sided)}. Add images, or leave the class out."
         )
 
 
 def check_split(
     features: np.ndarray, labels: np.ndarray, width: int, num_classes: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Refuses a validation split that does not match the training split; a class may be missing there.
+    """Checks that a validation split matches the training split; classes may be missing from it.
 
     Args:
         features: (N, D).
@@ -128,13 +128,13 @@ def check_split(
 
 
 def targets_of(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """1 for each class of an image, float32 (N, K)."""
+    """Targets float32 (N, K): 1 for each class of an image."""
     if labels.ndim == 2:
         return (labels == 1).astype("float32")
     return (labels[:, None] == np.arange(num_classes)).astype("float32")
 
 
 def unit_length(embeddings: np.ndarray) -> np.ndarray:
-    """Embeddings (N, E), checked, float64 of length 1."""
+    """Embeddings (N, E), checked and normalised to unit length in float64."""
     embeddings = check_features(embeddings).astype("float64")
     return embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)

@@ -1,10 +1,10 @@
-"""Logistic regression on features, as the paper measures representations (Radford et al., 2021, appendix A.3).
+"""Logistic regression on features: the paper's measure of representations (Radford et al., 2021, appendix A.3).
 
-It minimises what scikit-learn's `LogisticRegression` minimises, mean loss + |W|^2 / (2 C n) with the bias left out, by
-scipy's L-BFGS-B, until no number of the gradient is above 1e-4 / n, which is what `tol=1e-4` meant when the paper was
-written. Two things make it faster. The steps are taken along the principal components of the features, each in units of
-about the curvature of the loss along it, so that dozens of iterations do for what takes a thousand. And the products
-are float32 while a step gains far more than their rounding loses, and float64 from there to the end.
+It minimises the objective of scikit-learn's `LogisticRegression`, mean loss + |W|^2 / (2 C n) with an unpenalised bias,
+by SciPy's L-BFGS-B until no element of the gradient exceeds 1e-4 / n, which is what `tol=1e-4` meant when the paper was
+written. Two measures make it faster. The optimisation is preconditioned: its coordinates are the principal components
+of the features, scaled by the approximate curvature of the loss, so that dozens of iterations replace a thousand. And
+products are float32 while a step gains far more than rounding loses, and float64 from there on.
 """
 
 import math
@@ -20,7 +20,7 @@ from keras_clip.evaluation.classifiers.matmul import multiply
 from keras_clip.evaluation.metrics.classification import accuracy, map_11pt
 
 GRADIENT_TOLERANCE = 1e-4
-# The least gain of a step, relative to the objective, for which float32 does: its rounding is about 1e-8 of that.
+# The smallest relative gain of a step for which float32 suffices: its rounding is about 1e-8 of the objective.
 FLOAT32_GAIN = 1e-6
 # L-BFGS-B's own settings, as scikit-learn has them.
 MEMORY, LINE_SEARCH, LEAST_GAIN = 10, 50, 64 * np.finfo(float).eps
@@ -128,7 +128,7 @@ class _Descent:
         return value, self.gradient
 
     def is_flat(self, gradient):
-        """Whether the gradient by the weights and biases themselves is as small as scikit-learn wants it."""
+        """Whether the gradient by the weights and biases themselves is within scikit-learn's tolerance."""
         gradient = gradient.reshape(-1, self.problem.loss.columns)
         d_bias = gradient[-1] / self.bias_scale
         d_weights = self.problem.components @ (gradient[:-1] / self.scale) + np.outer(self.problem.mean, d_bias)
@@ -148,18 +148,18 @@ class _Descent:
 class LinearProbe:
     """L2-regularised logistic regression, equal to scikit-learn's in float64 (Radford et al., 2021, appendix A.3).
 
-    K classes that exclude each other are a softmax, two of them one sigmoid; several labels per image are a sigmoid
-    each, what scikit-learn calls one-vs-rest. The same data give the same bits on the same machine.
+    Single-label classes use a softmax, or one sigmoid if there are two; several labels per image use one sigmoid each
+    (one-vs-rest in scikit-learn). The same data give bitwise equal results on the same machine.
 
     Args:
-        C: float > 0. Inverse strength of the penalty: the larger, the weaker.
-        max_iter: int >= 1. Iterations after which it gives up, with a warning.
+        C: float > 0. Inverse strength of the penalty.
+        max_iter: int >= 1. Limit of iterations; reaching it gives a warning.
 
     Attributes:
         coef: float64 (K, D).
-        intercept: float64 (K,). Of two classes, the rows are opposite halves of the sigmoid's parameters, so that the
-            softmax of the scores are the probabilities.
-        objective: float. Mean loss + penalty that was reached, in nats.
+        intercept: float64 (K,). For two classes the rows are opposite halves of the sigmoid's parameters, so that the
+            softmax of the scores equals the probabilities.
+        objective: float. Final value of mean loss + penalty, in nats.
         iterations: int.
         converged: bool.
         multi_label: bool.
@@ -177,13 +177,13 @@ class LinearProbe:
         num_classes: int | None = None,
         start: "LinearProbe | None" = None,
     ) -> "LinearProbe":
-        """Learns to tell the classes apart.
+        """Fits the probe.
 
         Args:
-            features: (N, D), taken as float32. Standardise nothing: the paper did not.
+            features: (N, D), taken as float32. They are not standardised, as in the paper.
             labels: class indices (N,), or 0, 1 and `metrics.IGNORED` (N, K).
             num_classes: int, K; None: the largest index + 1.
-            start: a probe of the same shapes from which to go on: faster, with the same result.
+            start: a probe of the same shapes as the starting point: faster, with the same result.
 
         Returns:
             The probe itself.
@@ -207,13 +207,13 @@ class LinearProbe:
         if not self.converged:
             warnings.warn(
                 f"The linear probe with C={self.C:g} has not converged after {self.iterations} iterations; its "
-                "objective is not the least one. Raise `max_iter`, or lower `C`.",
+                "objective is not minimal. Raise `max_iter`, or lower `C`.",
                 stacklevel=3,
             )
         return self
 
     def decision_function(self, features: np.ndarray) -> np.ndarray:
-        """Scores, the higher the likelier.
+        """Scores of the classes; higher is more probable.
 
         Args:
             features: (N, D).
@@ -224,13 +224,13 @@ class LinearProbe:
         return multiply(check_features(features), self.coef, "float64") + self.intercept
 
     def predict(self, features: np.ndarray) -> np.ndarray:
-        """The likeliest class.
+        """Predicts the most probable class.
 
         Args:
             features: (N, D).
 
         Returns:
-            int64 (N,); if `multi_label`, uint8 (N, K), 1 where the class is likelier than not.
+            int64 (N,); if `multi_label`, uint8 (N, K), 1 where the probability of the class exceeds 0.5.
         """
         scores = self.decision_function(features)
         return (scores > 0).astype("uint8") if self.multi_label else scores.argmax(axis=1)
@@ -238,11 +238,11 @@ class LinearProbe:
 
 @dataclass(frozen=True)
 class CSearch:
-    """What `search_C` found.
+    """Result of `search_C`.
 
     Args:
-        C: float. The best one; of equally good ones the least.
-        scores: {C: score on the validation split}, ascending.
+        C: float. The best one; of equally good ones the smallest.
+        scores: {C: score on the validation split} in ascending order of C.
         probe: `LinearProbe` with that C.
     """
 
@@ -260,27 +260,27 @@ def search_C(
     refit: bool = True,
     verbose: int = 1,
 ) -> CSearch:
-    """Chooses C as the paper did: from 1e-6 to 1e6, eight steps a decade, by halving the interval around the best.
+    """Chooses C as the paper did: from 1e-6 to 1e6, eight steps per decade, by halving the interval around the best.
 
     Seven fits two decades apart, then two beside the best at half the interval, four times, and one with the C found on
-    training and validation split together: 16 fits, fewer at the ends of the range (appendix A.3). Each starts from
-    that with the nearest C.
+    training and validation split together: 16 fits, fewer at the ends of the range (appendix A.3). Each fit starts from
+    the one with the nearest C.
 
     Args:
         train: features (N, D) and labels, as `LinearProbe.fit` takes them.
-        validation: the same of other images. Never the test split.
-        metric: of scores (N, K) and labels, the higher the better; None: `metrics.accuracy`, of several labels
-            `metrics.map_11pt`.
+        validation: the same of other images, never of the test split.
+        metric: function of scores (N, K) and labels, where higher is better; None: `metrics.accuracy`, or
+            `metrics.map_11pt` for several labels.
         num_classes: int, K; None: the largest index of the training split + 1.
         max_iter: int. Iterations of a fit.
-        refit: bool. Whether the last fit is on both splits; False: on the training split.
+        refit: bool. Whether the last fit uses both splits; False: the training split only.
         verbose: int. 0 hides the progress bar.
 
     Returns:
         A `CSearch`.
 
     Raises:
-        ValueError: what `LinearProbe.fit` refuses, splits that do not match, or a metric that is not a number.
+        ValueError: inputs that `LinearProbe.fit` rejects, splits that do not match, or a metric that is not a number.
     """
     from tqdm import tqdm
 
@@ -296,7 +296,7 @@ def search_C(
             found[step] = probe._take(problem.minimise(probe.C, max_iter, nearest), labels.ndim == 2)
             scores[step] = float(metric(probe.decision_function(held_out[0]), held_out[1]))
             if not math.isfinite(scores[step]):
-                raise ValueError(f"`metric` must give a number. Received: {scores[step]} for C={probe.C:g}.")
+                raise ValueError(f"`metric` must return a finite number. Received: {scores[step]} for C={probe.C:g}.")
             bar.update()
         best = found[_best(scores)]
         if refit:
@@ -307,7 +307,7 @@ def search_C(
 
 
 class _Steps:
-    """The steps to try, in order, given the scores that come in meanwhile."""
+    """The steps to try in order; it reads the scores that are added meanwhile."""
 
     def __init__(self, scores):
         self.scores = scores

@@ -1,7 +1,8 @@
-"""The loss of logistic regression and its gradient, over all rows: the work of a linear probe.
+"""The loss of logistic regression and its gradient over all rows.
 
 Several classes are a softmax, two classes one sigmoid, several labels per image one sigmoid each, as in scikit-learn.
-Products are written `@`, and no `ops.maximum` or `ops.where` takes a number: those make float32 of float64 on torch.
+Products are written with `@`, and no `ops.maximum` or `ops.where` takes a Python number: on torch these cast float64
+to float32.
 """
 
 import numpy as np
@@ -12,14 +13,14 @@ from keras_clip.evaluation.metrics.classification import IGNORED
 
 
 def _softmax_step(features, labels, weights, bias):
-    """Of a tile: by row the sum of the others' exponentials and the lead of the highest; gradients of the loss' sum."""
+    """One tile: per row the sum of the other classes' exponentials and the lead of the highest; summed gradients."""
     features = ops.cast(features, weights.dtype)
     logits = features @ weights + bias
     own = ops.cast(labels[:, None] == ops.arange(ops.shape(weights)[1], dtype="int32"), weights.dtype)
     highest = ops.max(logits, axis=1)
     own_logit = ops.sum(logits * own, axis=1)
-    # The true class is kept out of the sum: where its probability is nearly one, the loss is what the others have, and
-    # a difference to one would be nothing but rounding.
+    # The true class is left out of the sum: where its probability is nearly one, the loss is the probability of the
+    # others, which one minus its probability would lose to rounding.
     others = ops.exp(logits - highest[:, None]) * (1 - own)
     sum_of_others = ops.sum(others, axis=1)
     total = sum_of_others + ops.exp(own_logit - highest)
@@ -33,7 +34,7 @@ def _softmax_step(features, labels, weights, bias):
 
 
 def _sigmoid_step(features, signs, weights, bias):
-    """Of a tile: loss by row; gradients of their sum. Signs: -1 has the class, 1 has it not, 0 does not count."""
+    """One tile: loss per row; gradients of their sum. Signs: -1 positive, 1 negative, 0 ignored."""
     features, signs = ops.cast(features, weights.dtype), ops.cast(signs, weights.dtype)
     margins = signs * (features @ weights + bias)
     losses = ops.relu(margins) + ops.log1p(ops.exp(-ops.abs(margins)))
@@ -43,9 +44,10 @@ def _sigmoid_step(features, signs, weights, bias):
 
 
 class LogisticLoss:
-    """Mean loss over the rows, without the penalty, in float32 or float64 as asked each time.
+    """Mean loss over the rows, without the penalty, in float32 or float64 as chosen per call.
 
-    The features are copied to the device once. Products are of one dtype, parameters and sums over tiles float64.
+    The features are copied to the device once. Products have the chosen dtype; parameters and sums over tiles are
+    float64.
 
     Args:
         features: numbers (N, D), as `check_features` passes them.
@@ -53,8 +55,8 @@ class LogisticLoss:
         num_classes: int, K.
 
     Attributes:
-        columns: int. Columns of the weights: 1 for two classes, else K.
-        softmax: bool. Whether the classes exclude each other, and are more than two.
+        columns: int. Number of columns of the weights: 1 for two classes, else K.
+        softmax: bool. Whether there are more than two classes that exclude each other.
     """
 
     def __init__(self, features: np.ndarray, labels: np.ndarray, num_classes: int):
@@ -76,12 +78,12 @@ class LogisticLoss:
         return moments(features for features, _ in self._tiles)
 
     def __call__(self, weights: np.ndarray, bias: np.ndarray, dtype: str) -> tuple[float, np.ndarray, np.ndarray]:
-        """The loss at some parameters.
+        """Returns the loss and its gradients.
 
         Args:
             weights: float64 (D, columns).
             bias: float64 (columns,).
-            dtype: "float32" or "float64". Of the products.
+            dtype: "float32" or "float64". Dtype of the products.
 
         Returns:
             Mean loss in nats, its gradients by the weights and by the bias, float64.

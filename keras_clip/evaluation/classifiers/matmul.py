@@ -1,7 +1,7 @@
-"""Matrix products over many rows, on whatever device the backend runs, with sums in float64.
+"""Matrix products over many rows on the backend's device, with sums in float64.
 
-One of the few places that ask which backend runs: each has a switch of its own for full precision. Products are
-written `@`, since `ops.matmul` makes float32 of float64 on torch.
+This module depends on the backend, since each has its own switch for full precision. Products are written with `@`,
+since `ops.matmul` casts float64 to float32 on torch.
 """
 
 import contextlib
@@ -14,14 +14,14 @@ from keras import ops
 
 from keras_clip.types import Tensor
 
-# Numbers in the widest array of a tile (4 MiB of float32): within the caches, and long enough for a fast product.
+# Elements of the widest array of a tile (4 MiB of float32): fits the caches, and is large enough for a fast product.
 TILE_AREA = 2**20
 LEAST_ROWS = 512
 
 
 @contextlib.contextmanager
 def full_precision() -> Iterator[None]:
-    """Within it products have the precision of their factors: no TF32, and float64 on JAX too."""
+    """Context in which products have the precision of their factors: no TF32, and float64 on JAX too."""
     backend = keras.backend.backend()
     if backend == "jax":
         import jax
@@ -51,7 +51,7 @@ def full_precision() -> Iterator[None]:
 
 @functools.cache
 def compiled(function: Callable) -> Callable:
-    """The function as one step of the device where the backend can: compiled once for each set of shapes and dtypes.
+    """Compiles a function, once for each combination of shapes and dtypes, on backends that compile.
 
     Args:
         function: of tensors, to a tuple of tensors.
@@ -72,14 +72,14 @@ def compiled(function: Callable) -> Callable:
 
 
 def tiles(rows: int, width: int) -> list[slice]:
-    """Equal parts of the rows, small enough for the caches.
+    """Splits the rows into equal parts that fit the caches.
 
     Args:
         rows: int.
-        width: int. How many numbers a row of the widest array has.
+        width: int. Elements in a row of the widest array.
 
     Returns:
-        Slices that make up all rows in order.
+        Slices that cover all rows in order.
     """
     count = max(1, -(-rows // max(LEAST_ROWS, TILE_AREA // max(1, width))))
     size = max(1, -(-rows // count))
@@ -87,7 +87,7 @@ def tiles(rows: int, width: int) -> list[slice]:
 
 
 def on_device(array: np.ndarray, dtype: str = "float32") -> Tensor:
-    """A copy of an array (also of one that is mapped from a file) as a tensor of the backend.
+    """Copies an array, which may be memory-mapped, to a tensor of the backend.
 
     Args:
         array: numbers.
@@ -105,7 +105,7 @@ def multiply(rows: np.ndarray, columns: np.ndarray, dtype: str = "float32") -> n
     Args:
         rows: numbers (N, D).
         columns: numbers (K, D).
-        dtype: str. In what is multiplied.
+        dtype: str. Dtype of the product.
 
     Returns:
         Array (N, K) of that dtype.
@@ -127,10 +127,10 @@ def moments(parts: Iterable[Tensor]) -> tuple[np.ndarray, np.ndarray]:
     """Mean and covariance of all rows.
 
     Args:
-        parts: tensors (n, D), one tile after the other.
+        parts: tensors (n, D), tile by tile.
 
     Returns:
-        float64 (D,) and (D, D); divided by the number of rows, not by one less.
+        float64 (D,) and (D, D); the covariance is divided by the number of rows.
     """
     rows, total, square = 0, 0.0, 0.0
     with full_precision():

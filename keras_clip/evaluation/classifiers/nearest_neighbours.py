@@ -14,13 +14,13 @@ NEIGHBOURS, TEMPERATURES = (1, 5, 10, 20, 50, 100), (0.02, 0.07, 0.2, math.inf)
 
 
 class NearestNeighbours:
-    """Votes of the images of the training split that are most alike.
+    """Classifies by the votes of the most similar training images.
 
     Each of the `k` nearest by cosine similarity votes for its classes with weight exp((similarity - 1) / temperature)
-    (Wu et al., 2018, section 3.4); an infinite temperature weighs all alike.
+    (Wu et al., 2018, section 3.4); with an infinite temperature all votes have equal weight.
 
     Args:
-        k: int >= 1. Neighbours; all images if there are fewer.
+        k: int >= 1. Number of neighbours; all images if there are fewer.
         temperature: float > 0, or infinite.
     """
 
@@ -32,7 +32,7 @@ class NearestNeighbours:
         self.k, self.temperature = int(k), float(temperature)
 
     def fit(self, embeddings: np.ndarray, labels: np.ndarray, num_classes: int | None = None) -> "NearestNeighbours":
-        """Keeps the training split.
+        """Stores the training split.
 
         Args:
             embeddings: (N, E).
@@ -40,7 +40,7 @@ class NearestNeighbours:
             num_classes: int, K; None: the largest index + 1.
 
         Returns:
-            The head itself.
+            The classifier itself.
 
         Raises:
             ValueError: what `LinearProbe.fit` refuses.
@@ -82,16 +82,16 @@ def tune_nearest_neighbours(
     neighbours: Sequence[int] = NEIGHBOURS,
     temperatures: Sequence[float] = TEMPERATURES,
 ) -> Tuned:
-    """Chooses `k` and temperature of `NearestNeighbours`.
+    """Chooses `k` and `temperature` of `NearestNeighbours` on the validation split.
 
     Args:
         train: embeddings (N, E) and labels, as `NearestNeighbours.fit` takes them.
-        validation: the same of other images. Never the test split.
+        validation: the same of other images, never of the test split.
         metric: of scores (N, K) and labels, the higher the better; None: `metrics.accuracy`, of several labels
             `metrics.map_11pt`.
         num_classes: int, K; None: the largest index of the training split + 1.
-        neighbours: values of `k`; more than there are images count as all of them.
-        temperatures: values of the temperature.
+        neighbours: candidates for `k`; a number above that of the images means all of them.
+        temperatures: candidates for `temperature`.
 
     Returns:
         A `Tuned`.

@@ -1,4 +1,4 @@
-"""A linear probe without iterations: fast enough to run every few hundred steps of training."""
+"""A linear probe in closed form, fast enough to run every few hundred training steps."""
 
 import math
 
@@ -10,10 +10,10 @@ from keras_clip.evaluation.metrics.classification import IGNORED
 
 
 class RidgeProbe:
-    """Least squares with a penalty, from features to 1 for an image's classes and 0 for the others.
+    """Ridge regression from features to targets of 1 for an image's classes and 0 for the others.
 
-    Scores are a few points below those of `LinearProbe`, and follow them: made to compare a model with itself while it
-    trains. One pass over the features and one system of D equations, solved in float64.
+    Its scores are a few points below those of `LinearProbe` and move with them, so it serves to compare a model with
+    itself while it trains. Fitting takes one pass over the features and one linear system of D equations in float64.
 
     Args:
         penalty: float > 0. Relative to the mean variance of the features, so that their scale does not matter.
@@ -30,7 +30,7 @@ class RidgeProbe:
         self.penalty = float(penalty)
 
     def fit(self, features: np.ndarray, labels: np.ndarray, num_classes: int | None = None) -> "RidgeProbe":
-        """Learns to tell the classes apart.
+        """Fits the probe.
 
         Args:
             features: (N, D), taken as float32.

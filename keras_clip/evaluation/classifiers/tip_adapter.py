@@ -9,39 +9,38 @@ from keras_clip.evaluation.classifiers.inputs import check_labels, check_split, 
 from keras_clip.evaluation.classifiers.matmul import multiply, tiles
 from keras_clip.evaluation.classifiers.tuning import Metric, Tuned, best_of
 
-SHARPNESSES, WEIGHTS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0), (0.0, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+BETAS, ALPHAS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0), (0.0, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 
 
 class TipAdapter:
     """Zero-shot logits plus those of a cache of labelled images, without training (Zhang et al., 2022, section 3.1).
 
-    An image of the training split adds exp(-sharpness (1 - similarity)), times the weight, to its classes.
+    Each labelled image adds alpha * exp(-beta * (1 - similarity)) to the logits of its classes.
 
     Args:
         class_embeddings: (K, E), of `embed_classes`.
         logit_scale: float, log(1 / temperature) of the model.
-        sharpness: float > 0. The paper's beta.
-        weight: float >= 0. The paper's alpha; 0 is zero-shot.
+        beta: float > 0. Sharpness of the affinities.
+        alpha: float >= 0. Weight of the cache; 0 is the zero-shot classifier.
     """
 
-    def __init__(self, class_embeddings: np.ndarray, logit_scale: float, sharpness: float = 5.5, weight: float = 1.0):
-        if not (0 < sharpness < math.inf and 0 <= weight < math.inf):
+    def __init__(self, class_embeddings: np.ndarray, logit_scale: float, beta: float = 5.5, alpha: float = 1.0):
+        if not (0 < beta < math.inf and 0 <= alpha < math.inf):
             raise ValueError(
-                "`sharpness` must be positive, `weight` not negative. "
-                f"Received: sharpness={sharpness}, weight={weight}."
+                f"`beta` must be positive, and `alpha` must not be negative. Received: beta={beta}, alpha={alpha}."
             )
         self.class_embeddings, self.logit_scale = unit_length(class_embeddings), float(logit_scale)
-        self.sharpness, self.weight = float(sharpness), float(weight)
+        self.beta, self.alpha = float(beta), float(alpha)
 
     def fit(self, embeddings: np.ndarray, labels: np.ndarray) -> "TipAdapter":
-        """Keeps the training split.
+        """Stores the training split as the cache.
 
         Args:
             embeddings: (N, E), few per class.
             labels: class indices (N,), or 0, 1 and `metrics.IGNORED` (N, K).
 
         Returns:
-            The head itself.
+            The classifier itself.
 
         Raises:
             ValueError: what `LinearProbe.fit` refuses.
@@ -54,15 +53,15 @@ class TipAdapter:
     def decision_function(self, embeddings: np.ndarray) -> np.ndarray:
         """Logits float64 (N, K) of embeddings (N, E)."""
         queries = unit_length(embeddings)
-        return self._zero_shot(queries) + self.weight * self._cache(queries, self.sharpness)
+        return self._zero_shot(queries) + self.alpha * self._cache(queries, self.beta)
 
     def _zero_shot(self, queries):
         return math.exp(self.logit_scale) * multiply(queries, self.class_embeddings, "float64")
 
-    def _cache(self, queries, sharpness):
+    def _cache(self, queries, beta):
         result = np.empty((len(queries), len(self.class_embeddings)))
         for tile in tiles(len(queries), len(self.keys)):
-            affinities = np.exp(sharpness * (multiply(queries[tile], self.keys) - 1))
+            affinities = np.exp(beta * (multiply(queries[tile], self.keys) - 1))
             result[tile] = multiply(affinities, self.targets.T)
         return result
 
@@ -73,19 +72,19 @@ def tune_tip_adapter(
     train: tuple[np.ndarray, np.ndarray],
     validation: tuple[np.ndarray, np.ndarray],
     metric: Metric | None = None,
-    sharpnesses: Sequence[float] = SHARPNESSES,
-    weights: Sequence[float] = WEIGHTS,
+    betas: Sequence[float] = BETAS,
+    alphas: Sequence[float] = ALPHAS,
 ) -> Tuned:
-    """Chooses sharpness and weight of `TipAdapter`.
+    """Chooses `beta` and `alpha` of `TipAdapter` on the validation split.
 
     Args:
         class_embeddings: (K, E).
         logit_scale: float, log(1 / temperature) of the model.
         train: embeddings (N, E) and labels, as `TipAdapter.fit` takes them.
-        validation: the same of other images. Never the test split.
+        validation: the same of other images, never of the test split.
         metric: as `tune_nearest_neighbours` takes it.
-        sharpnesses: values of the sharpness.
-        weights: values of the weight.
+        betas: candidates for `beta`.
+        alphas: candidates for `alpha`.
 
     Returns:
         A `Tuned`.
@@ -97,8 +96,8 @@ def tune_tip_adapter(
     embeddings, labels = check_split(*validation, head.keys.shape[1], len(head.class_embeddings))
     queries = unit_length(embeddings)
     zero_shot = head._zero_shot(queries)
-    caches = ((sharpness, head._cache(queries, sharpness)) for sharpness in sharpnesses)
-    scores = (((sharpness, weight), zero_shot + weight * cache) for sharpness, cache in caches for weight in weights)
-    (sharpness, weight), score = best_of(scores, labels, metric)
-    best = TipAdapter(class_embeddings, logit_scale, sharpness, weight).fit(*train)
-    return Tuned(best, score, {"sharpness": sharpness, "weight": weight})
+    caches = ((beta, head._cache(queries, beta)) for beta in betas)
+    scores = (((beta, alpha), zero_shot + alpha * cache) for beta, cache in caches for alpha in alphas)
+    (beta, alpha), score = best_of(scores, labels, metric)
+    best = TipAdapter(class_embeddings, logit_scale, beta, alpha).fit(*train)
+    return Tuned(best, score, {"beta": beta, "alpha": alpha})

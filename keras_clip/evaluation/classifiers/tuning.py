@@ -1,7 +1,7 @@
-"""The choice of a classifier's numbers on a validation split.
+"""Chooses the hyperparameters of a classifier on a validation split.
 
-A classifier learns from a training split, is tuned on a validation split, and then gives scores to embeddings: nothing
-here takes the labels of a test split.
+A classifier is fitted on a training split, tuned on a validation split, and then scores embeddings. No function here
+takes labels of a test split.
 """
 
 from collections.abc import Callable, Iterable
@@ -18,12 +18,12 @@ Metric = Callable[[np.ndarray, np.ndarray], float]
 
 @dataclass(frozen=True)
 class Tuned:
-    """The best head of a grid.
+    """The best classifier of a grid search.
 
     Args:
         head: `NearestNeighbours`, `TipAdapter` or `WiseFT`.
-        score: float. Of the head on the validation split.
-        choices: {name: number} that was chosen; of equally good ones the first of the grid.
+        score: float. Its metric on the validation split.
+        choices: {hyperparameter: value}; of equally good ones the first of the grid.
     """
 
     head: Any

@@ -1,6 +1,6 @@
-"""Zero-shot classification from a store, four ways up: bare names, one template, a family of them, the best of these.
+"""Zero-shot classifiers on a feature store: bare class names, one template, all templates, selected templates.
 
-Radford et al. (2021), section 3.1.4. Only the text encoder runs here, and over every prompt once.
+Radford et al. (2021), section 3.1.4. Only the text encoder runs, once per prompt.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from keras_clip.model import CLIPModel
 from keras_clip.zero_shot import embed_classes
 
 BARE = "{}"
-# Images that are multiplied with the classes at a time.
+# Images per product with the class embeddings.
 _ROWS = 8192
 # A GiB of float32.
 _MAX_SCORES = 1 << 28
@@ -25,11 +25,11 @@ _MAX_SCORES = 1 << 28
 
 @dataclass(frozen=True)
 class Rung:
-    """One way to make a classifier of class names.
+    """A zero-shot classifier and the templates it was made with.
 
     Attributes:
         method: "zero_shot/bare_name", "zero_shot/one_template", "zero_shot/family" or "zero_shot/selected".
-        templates: what the names were put into.
+        templates: the prompt templates.
         class_embeddings: float32 (K, E) of unit length, in the order of the store's classes.
     """
 
@@ -39,18 +39,18 @@ class Rung:
 
 
 def zero_shot_scores(store: FeatureStore, class_embeddings: np.ndarray, logit_scale: float | None = None) -> np.ndarray:
-    """Logits of all images: cosines over the temperature.
+    """Logits of all images: cosine similarities divided by the temperature.
 
     Args:
         store: N images.
         class_embeddings: floats (K, E) of unit length.
-        logit_scale: float, log(1 / temperature). None: that of the store's model.
+        logit_scale: float, log(1 / temperature). None: the one of the store's model.
 
     Returns:
         float32 (N, K).
 
     Raises:
-        ValueError: no temperature is known, or `class_embeddings` of another shape.
+        ValueError: no logit scale is known, or `class_embeddings` of another shape.
     """
     logit_scale = store.logit_scale if logit_scale is None else logit_scale
     if logit_scale is None:
@@ -69,15 +69,15 @@ def zero_shot_scores(store: FeatureStore, class_embeddings: np.ndarray, logit_sc
 
 
 class PromptTable:
-    """The embeddings of every name of every class in every template, each prompt computed once.
+    """The embeddings of all class names in all templates; each prompt is encoded once.
 
     Args:
-        clip: `CLIPModel`, whose text half is used.
-        names: K lists of names, as of `align_names`.
+        clip: `CLIPModel`; its text encoder is used.
+        names: K lists of names, as `align_names` returns them.
         templates: T texts with one `{}` each.
 
     Raises:
-        ValueError: a prompt that is too long, bad templates or names.
+        ValueError: a prompt that is too long, or invalid templates or names.
     """
 
     def __init__(self, clip: CLIPModel, names: Sequence[Sequence[str]], templates: Sequence[str]):
@@ -87,19 +87,19 @@ class PromptTable:
         distinct = list(dict.fromkeys(prompt for of_class in prompts for prompt in of_class))
         place = {prompt: row for row, prompt in enumerate(distinct)}
         embeddings = embed_classes(clip.text_embedder, distinct, (BARE,))
-        # Classes of several names: the sum over these, so that all prompts of a class count equally.
+        # Classes with synonyms: the sum over these, so that all prompts of a class have equal weight.
         sums = [embeddings[[place[prompt] for prompt in of_class]].sum(axis=0) for of_class in prompts]
         self._sums = np.stack(sums).reshape(len(self.templates), len(self._names), -1)
 
     def sums(self, template: str) -> np.ndarray:
-        """The sum (K, E) over a class' names of the embeddings with that template."""
+        """The sum (K, E) over the names of each class of the embeddings with that template."""
         return self._sums[self.templates.index(template)]
 
     def class_embeddings(self, templates: Sequence[str]) -> np.ndarray:
-        """The weights of a zero-shot head, as `embed_classes` makes them.
+        """The class embeddings of a prompt ensemble, as `embed_classes` computes them.
 
         Args:
-            templates: some of the table's.
+            templates: a subset of the table's templates.
 
         Returns:
             float32 (K, E) of unit length.
@@ -120,15 +120,15 @@ def ladder(
     training: FeatureStore | None = None,
     metric: Callable[[np.ndarray, np.ndarray], float] = accuracy,
 ) -> dict[str, Rung]:
-    """The classifiers of a data set, from bare names to selected templates.
+    """The zero-shot classifiers of a dataset, from bare names to selected templates.
 
     Args:
         clip: the `CLIPModel` of the store.
-        store: what will be classified. Its images are not looked at, only its class names.
-        templates: texts with one `{}` each, the plainest first: that one is the rung "one template".
-        names: as of `align_names`.
-        training: a store of the training split, to select templates on. None: no rung "selected".
-        metric: function of scores (N, K) and labels that is made as large as possible on `training`.
+        store: the dataset to classify; only its class names are used.
+        templates: texts with one `{}` each; the first is used for "one template".
+        names: as `align_names` takes them.
+        training: a store of the training split to select templates on. None: no "selected" classifier.
+        metric: function of scores (N, K) and labels, maximised on `training`.
 
     Returns:
         {method: `Rung`}; the methods as in `Rung.method`, in that order.
@@ -158,19 +158,19 @@ def select_templates(
     templates: Sequence[str],
     metric: Callable[[np.ndarray, np.ndarray], float] = accuracy,
 ) -> tuple[str, ...]:
-    """Templates by greedy forward selection: in each round the one that helps most, until none helps.
+    """Selects templates greedily: in each round the one that improves the metric most, until none does.
 
-    Of templates that help equally the first is taken. The scores of all images with every template are held in memory:
-    of more than fit into a GiB the choice is made on fewer images, evenly drawn from the classes by their ids.
+    Ties are resolved in favour of the first template. The scores of all images with every template are held in memory;
+    if they exceed one GiB, the choice is made on a subset of the images, drawn evenly from the classes by their ids.
 
     Args:
-        table: has the templates.
-        training: images to choose by. Those that are evaluated must not be among them.
-        templates: what to choose from.
+        table: `PromptTable` with the templates.
+        training: images to select on, none of which is evaluated later.
+        templates: the candidates.
         metric: function of scores (N, K) and labels.
 
     Returns:
-        The chosen ones, in the order in which they were taken; at least one.
+        The selected templates in the order of selection; at least one.
     """
     rows = _draw(training, _MAX_SCORES // (len(templates) * len(training.class_names)))
     embeddings, labels = training.embeddings[rows], training.labels[rows]
@@ -181,7 +181,7 @@ def select_templates(
     while True:
         values = {}
         for number in set(range(len(templates))) - set(chosen):
-            # The score of a mean's direction is the sum of the scores over the length of the sum.
+            # The score of the normalised mean is the sum of the scores divided by the norm of the sum.
             lengths = np.maximum(np.linalg.norm(sum_chosen + sums[number], axis=-1), 1e-6)
             values[number] = metric((score_chosen + scores[number]) / lengths, labels)
         winner = max(sorted(values), key=values.get, default=None)
@@ -193,7 +193,7 @@ def select_templates(
 
 
 def _draw(store: FeatureStore, count: int) -> np.ndarray:
-    """At most `count` rows, the same in every run, as many of each class as can be; at least one of each."""
+    """At most `count` rows, the same in every run and balanced over the classes; at least one of each."""
     if len(store) <= count:
         return np.arange(len(store))
     digests = [hashlib.sha256(str(i).encode()).digest() for i in store.ids]
@@ -217,9 +217,9 @@ def _require_training(training: FeatureStore, store: FeatureStore) -> None:
     shared = np.intersect1d(training.ids, store.ids).size if training.name == store.name else 0
     if same or shared or training.split.startswith("test"):
         raise ValueError(
-            "Templates must be selected on a training split, not on what is evaluated. "
+            "Templates must be selected on a training split, not on the evaluated images. "
             f"Received: training={training}, store={store}, with {shared} ids in both. Build a store of the training "
-            "split, whose ids differ from those of the other."
+            "split, with other ids."
         )
     if training.class_names != store.class_names:
         raise ValueError(

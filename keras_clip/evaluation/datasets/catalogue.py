@@ -1,8 +1,8 @@
-"""The paper's 27 data sets and 7 shifts of ImageNet as a table: where each comes from, its classes, prompts and metric.
+"""The paper's 27 datasets and 7 distribution shifts of ImageNet: source, classes, prompts and metric of each.
 
-Radford et al. (2021), tables 9 and 16, appendix A. What can be had through tensorflow-datasets is read from there; of
-the others the table says what to download by hand, and how to lay it out. Names of classes are in `class_names.json`,
-found by the names that the labels have, never by their order.
+Radford et al. (2021), tables 9 and 16, appendix A. Datasets in tensorflow-datasets are read from there; for the
+others the table says what to download manually and how to arrange it. `class_names.json` has the class names, looked up
+by label, never by order.
 """
 
 import functools
@@ -21,7 +21,7 @@ from keras_clip.evaluation.datasets.names import align_names
 from keras_clip.evaluation.metrics.classification import IGNORED
 from keras_clip.evaluation.studies import published
 
-# Raise it when a class name, a template, a split or a label rule changes: scores of before cannot be compared then.
+# Increase it when a class name, a template, a split or a label rule changes: earlier scores are not comparable then.
 PROTOCOL = 1
 
 
@@ -32,22 +32,22 @@ def _all_names() -> Mapping[str, Mapping[str, str | list[str]]]:
 
 @dataclass(frozen=True)
 class DatasetRecord:
-    """One data set as it is evaluated.
+    """A dataset and its evaluation protocol.
 
     Attributes:
         name: as in the paper's tables and in `published`.
         family: key of `prompts.FAMILIES`.
         metric: key of `metrics.METRICS`.
-        builder: its name in tensorflow-datasets; None: it is not there, see `manual`.
-        splits: {"train", "validation", "test"}: what the source calls them. "train" is what the paper fits probes on,
-            without "validation" where the source parts the two.
-        manual: what to download by hand, and how to lay it out; "" where tensorflow-datasets does all.
-        note: in what this differs from the paper's protocol; "" where nothing is known to.
-        classes_of: the data set whose classes it has; "": its own.
-        empty_classes: "drop" where the source names more classes than it has.
-        image: feature of the builder, or function of an example.
-        label: feature of the builder, or function of an example and the builder's features.
-        separator: what parts several labels in the table of a set that is laid out by hand.
+        builder: name in tensorflow-datasets; None: not available there, see `manual`.
+        splits: {"train", "validation", "test"}: names of the splits in the source. "train" is the paper's training
+            split for probes, without "validation" where the source separates the two.
+        manual: what to download manually and how to arrange it; "" where tensorflow-datasets does both.
+        note: known differences from the paper's protocol; "" for none.
+        classes_of: dataset whose classes it uses; "": its own.
+        empty_classes: "drop" where the source lists classes without images.
+        image: feature of the builder, or a function of an example.
+        label: feature of the builder, or a function of an example and the builder's features.
+        separator: separator of several labels in a table that was arranged manually.
     """
 
     name: str
@@ -65,31 +65,31 @@ class DatasetRecord:
 
     @property
     def templates(self) -> tuple[str, ...]:
-        """The templates of its family, the plainest first."""
+        """The templates of its family, the simplest first."""
         return FAMILIES[self.family]
 
     @property
     def names(self) -> Mapping[str, str | list[str]] | None:
-        """{name of a label: name or names to write into prompts}; None where the labels are fit to be read."""
+        """{label: name or names for prompts}; None where the labels are readable themselves."""
         return _all_names().get(self.classes_of or self.name)
 
     @property
     def protocol(self) -> str:
-        """What a score must share with another to be compared with it: source, test split, templates, version."""
+        """What two comparable scores have in common: source, test split, templates, version."""
         source = f"tfds:{self.builder}[{self.splits['test']}]" if self.builder else "files"
         return f"{self.name}/{source}/{self.family}/{self.metric}/{PROTOCOL}"
 
     def names_per_class(self, class_names: Sequence[str]) -> list[list[str]]:
-        """What to call each class of a store.
+        """Returns the prompt names of each class of a store.
 
         Args:
-            class_names: K names, those of its labels.
+            class_names: K names of its labels.
 
         Returns:
-            K lists of names; without a table the labels' own names, with spaces for underscores.
+            K lists of names; without a table the labels themselves, with underscores replaced by spaces.
 
         Raises:
-            ValueError: a label that is no class of this data set.
+            ValueError: a label that is not a class of this dataset.
         """
         names = self.names or {label: label.replace("_", " ").strip() for label in class_names}
         return align_names(class_names, names)
@@ -101,15 +101,15 @@ class DatasetRecord:
 
         Args:
             split: a key of `splits`.
-            files: a folder with one folder for each class, or a table (.csv); to take these in place of
+            files: a folder with one folder per class, or a table (.csv), to read instead of
                 tensorflow-datasets.
-            data_dir: where tensorflow-datasets keeps its files. None: its own default.
+            data_dir: where tensorflow-datasets keeps its files. None: its default.
 
         Returns:
             `LabelledImages`.
 
         Raises:
-            ValueError: no such split; a set that must be downloaded by hand, without `files`; labels that are not its.
+            ValueError: no such split; a dataset that must be downloaded manually, without `files`; unknown labels.
         """
         if split not in self.splits:
             raise ValueError(f"{self.name} has the splits {list(self.splits)}. Received: split={split!r}.")
@@ -117,7 +117,8 @@ class DatasetRecord:
             return self._from_files(Path(files), split)
         if self.builder is None:
             raise ValueError(
-                f"{self.name} must be downloaded by hand: {self.manual} Received: files=None. Pass the folder or table."
+                f"{self.name} must be downloaded manually: {self.manual} "
+                "Received: files=None. Pass the folder or table."
             )
         return sources.tfds(
             self.builder,

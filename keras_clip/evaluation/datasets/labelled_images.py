@@ -1,4 +1,4 @@
-"""Images with labels, ids and groups, from wherever they are: what a feature store is built from."""
+"""Images with labels, ids and groups from any source: the input of a feature store."""
 
 import hashlib
 from collections import Counter
@@ -9,12 +9,12 @@ import numpy as np
 
 from keras_clip.evaluation.metrics.classification import IGNORED
 
-# A progress bar shows up after this many seconds.
+# Seconds after which a progress bar appears.
 PATIENCE = 5
 
 Image = str | bytes | np.ndarray
-# The name of an image's class; or, of an image of several, each name with 1, or with `IGNORED` if it is neither right
-# nor wrong.
+# The class name; or, for several classes, {class name: 1, or `IGNORED` if it counts neither as positive nor as
+# negative}.
 Label = str | Mapping[str, int]
 
 
@@ -28,29 +28,29 @@ class Sample(NamedTuple):
 
 
 class LabelledImages:
-    """Images with labels, ids and groups; what a feature store is built from.
+    """Images with labels, ids and groups: the input of a feature store.
 
-    Only the images are read one after the other, as often as needed. The functions of `sources` make them.
+    The images are read sequentially, as often as needed. The functions of `sources` create them.
 
     Args:
-        read: function of a number n, gives an iterator over the images from the n-th on: paths, bytes of files, or
-            uint8 arrays (H, W), (H, W, 1), (H, W, 3) or (H, W, 4). It gives the same ones each time.
-        labels: N names of classes; of images of several classes, N dicts from names to 1 (or to `metrics.IGNORED`). If
-            `class_names` is None: N integers, which mean nothing but themselves.
-        ids: N names, no two alike, the same in every run: draws of few-shot subsets hang on them.
-        class_names: K names, the order of the numbers that the labels become. None: classes without names.
-        groups: N names of what the images are compared by, "" where there is none. None: no groups.
-        name: of the data set.
-        split: of the data set: "train", "test" ...
-        empty_classes: what to do with a class of `class_names` without an image: "refuse"; "keep" it, as one that may
-            be predicted; or "drop" it.
+        read: function of n that returns an iterator over the images from the n-th on: paths, bytes of files, or uint8
+            arrays (H, W), (H, W, 1), (H, W, 3) or (H, W, 4). It must return the same images each time.
+        labels: N class names; for several classes per image, N dicts from names to 1 (or `metrics.IGNORED`). If
+            `class_names` is None: N integers.
+        ids: N unique names, the same in every run: few-shot subsets are drawn by them.
+        class_names: K names in the order of the label indices. None: classes without names.
+        groups: N names of the groups that are compared, "" for none. None: no groups.
+        name: name of the dataset.
+        split: split of the dataset: "train", "test" ...
+        empty_classes: what to do with a class of `class_names` without an image: "refuse" it with an error, "keep" it
+            as a class that may be predicted, or "drop" it.
 
     Raises:
-        ValueError: labels that are none of the classes, a class without an image, fewer than two classes, ids that are
-            not unique, or columns of unequal length.
+        ValueError: labels that are not among the classes, a class without an image, fewer than two classes, ids that
+            are not unique, or columns of unequal length.
     """
 
-    # Hex digest of the images, once it is known.
+    # Hex digest of the images, once computed.
     _content: str | None = None
 
     def __init__(
@@ -87,7 +87,7 @@ class LabelledImages:
         return map(Sample, self.read(0), self.labels, self.ids, self.groups)
 
     def digest(self) -> str:
-        """Hex digest of all there is: names, labels, ids, groups and every byte of the images."""
+        """Hex digest of names, labels, ids, groups and the bytes of all images."""
         if self._content is None:
             self._content = _content(self.read(0), len(self), self.name)
         whole = hashlib.sha256(self._content.encode())
@@ -120,7 +120,7 @@ def _classes(labels: Sequence[Label], class_names: Sequence[str], empty_classes:
 
 
 def _numbers(labels: Sequence[Label], class_names: tuple[str, ...], where: str) -> np.ndarray:
-    """Labels by name as numbers (N,), or as 0, 1 and `IGNORED` (N, K)."""
+    """Converts labels to class indices (N,), or to 0, 1 and `IGNORED` (N, K)."""
     require_class_names(class_names, where)
     several = isinstance(labels[0], Mapping)
     index = {name: number for number, name in enumerate(class_names)}
@@ -128,8 +128,8 @@ def _numbers(labels: Sequence[Label], class_names: tuple[str, ...], where: str) 
     unknown = sorted({str(name) for row in rows for name in row if name not in index})
     if unknown:
         raise ValueError(
-            f"Every label must be a name of a class. Received: {where!r} with the labels {unknown[:5]}, which are none "
-            f"of its {len(class_names)} classes: {list(class_names[:5])}, ..."
+            f"Every label must be a name of a class. Received: {where!r} with the labels {unknown[:5]}, which are not "
+            f"among its {len(class_names)} classes: {list(class_names[:5])}, ..."
         )
     if wrong := {value for row in rows for value in row.values()} - {1, IGNORED}:
         raise ValueError(f"Classes of an image must have the value 1 or {IGNORED}. Received: {where!r} with {wrong}.")
@@ -144,7 +144,7 @@ def _numbers(labels: Sequence[Label], class_names: tuple[str, ...], where: str) 
 
 
 def require_class_names(class_names: Sequence[str], where: str) -> None:
-    """Raises a ValueError unless there are two names or more, none empty and none twice."""
+    """Raises a ValueError unless there are at least two names, all distinct and not empty."""
     if len(class_names) < 2 or len(set(class_names)) < len(class_names) or not all(map(str.strip, class_names)):
         raise ValueError(
             "There must be at least two classes, with names that differ and are not empty. "
@@ -159,7 +159,7 @@ def require_images_of_all(labels: np.ndarray, class_names: Sequence[str], where:
     if empty:
         raise ValueError(
             f"Every class must have an image. Received: {where!r} with none of {empty[:5]} ({len(empty)} of "
-            f"{len(class_names)} classes). Leave such classes out, or say `empty_classes='keep'` or 'drop'."
+            f"{len(class_names)} classes). Leave such classes out, or pass `empty_classes='keep'` or 'drop'."
         )
 
 

@@ -1,4 +1,4 @@
-"""What to call the classes of a data set in prompts."""
+"""The class names that prompts use for a dataset's labels."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,17 +6,17 @@ from keras_clip.data.prompts import validate_class_names
 
 
 def align_names(class_names: Sequence[str], names: Mapping[str, str | Sequence[str]] | None = None) -> list[list[str]]:
-    """What to call each class, found by the name that its labels have, never by its place.
+    """Returns the prompt names of each class, looked up by the label's name, never by its index.
 
     Args:
-        class_names: K names, those of the labels.
-        names: {name of the label: name or names to write into prompts}. None: the names of the labels themselves.
+        class_names: K names of the labels.
+        names: {label: name or names for prompts}. None: the labels themselves.
 
     Returns:
         K lists of names.
 
     Raises:
-        ValueError: a class that `names` lacks, no names at all, or a name of two classes.
+        ValueError: a class is missing from `names`, there are no names, or two classes share a name.
     """
     if class_names is None:
         raise ValueError("Zero-shot classification needs class names. Received: a store with class_names=None.")

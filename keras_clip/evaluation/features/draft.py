@@ -1,4 +1,4 @@
-"""A feature store while it is built: it survives that its process is killed, and becomes a store in one step."""
+"""A feature store under construction: it survives a killed process and becomes a store in one atomic step."""
 
 import itertools
 import json
@@ -21,18 +21,18 @@ from keras_clip.model import ImageEmbedder
 
 MANIFEST = "store.json"
 DRAFT_SUFFIX = ".building"
-# In a draft only: what is done.
+# Exists in a draft only: the number of encoded images.
 _PROGRESS = "progress.json"
-# What a killed process may have to do again.
+# At most this much work is lost when the process is killed.
 _SECONDS_BETWEEN_NOTES = 5
-# Batches that are decoded ahead of the encoder.
+# Batches decoded ahead of the encoder.
 _AHEAD = 2
-# Rows that are copied at a time.
+# Rows per copy.
 _ROWS = 65536
 
 
 class _FeaturesAndEmbeddings(keras.Model):
-    """Both outputs of an image half, from one pass through its encoder. It does not hold the half, only its layers."""
+    """Features and embeddings from one pass through the encoder. It holds the embedder's layers, not the embedder."""
 
     def __init__(self, embedder: ImageEmbedder):
         super().__init__(dtype=embedder.dtype_policy, name="features_and_embeddings")
@@ -45,12 +45,12 @@ class _FeaturesAndEmbeddings(keras.Model):
         return ops.cast(features, "float32"), self.projection(features)
 
 
-# All stores of a model share what is compiled.
+# All stores of a model share its compiled function.
 _COMPILED: "weakref.WeakKeyDictionary[ImageEmbedder, _FeaturesAndEmbeddings]" = weakref.WeakKeyDictionary()
 
 
 def features_and_embeddings(embedder: ImageEmbedder) -> keras.Model:
-    """The model of images -> features (B, D) and embeddings (B, E), float32, that a half is encoded by."""
+    """Returns the model that maps images to float32 features (B, D) and embeddings (B, E)."""
     model = _COMPILED.get(embedder)
     if model is None or model.encoder is not embedder.encoder or model.quantization != embedder.quantization:
         model = _COMPILED[embedder] = _FeaturesAndEmbeddings(embedder)
@@ -58,15 +58,15 @@ def features_and_embeddings(embedder: ImageEmbedder) -> keras.Model:
 
 
 class Draft:
-    """`<folder>.building`: a row for every image of the source, and a note of how many rows are done.
+    """The folder `<folder>.building`: one row per image of the source, and the number of finished rows.
 
     Args:
-        folder: of the store to come.
-        key: of the store to come.
-        images: what is encoded.
+        folder: folder of the finished store.
+        key: key of the finished store.
+        images: the images to encode.
 
     Raises:
-        ValueError: there is a draft of something else.
+        ValueError: the draft belongs to another model or dataset.
     """
 
     def __init__(self, folder: Path, key: Key, images: LabelledImages):
@@ -77,9 +77,9 @@ class Draft:
         self._columns: dict[str, np.ndarray] = {}
         self._place.mkdir(parents=True, exist_ok=True)
         if (self._place / _PROGRESS).exists():
-            self._go_on()
+            self._resume()
 
-    def _go_on(self) -> None:
+    def _resume(self) -> None:
         note = json.loads((self._place / _PROGRESS).read_text(encoding="utf-8"))
         Key(note["key_parts"]).require_equal(self._key, self._place)
         self._done = note["done"]
@@ -99,10 +99,10 @@ class Draft:
         return {"counts": dict(self._skipped.counts), "examples": self._skipped.examples}
 
     def encode(self, embedder: ImageEmbedder, batch_size: int) -> None:
-        """Encodes the images that are not done yet.
+        """Encodes the images that are not encoded yet.
 
         Args:
-            embedder: the image half.
+            embedder: `ImageEmbedder`.
             batch_size: int.
 
         Raises:
@@ -123,7 +123,7 @@ class Draft:
                     noted = time.monotonic()
         if self._done != total:
             raise ValueError(
-                f"The source must give the {total} images that it has labels for. Received: {self._done} of "
+                f"The source must yield the {total} images that it has labels for. Received: {self._done} of "
                 f"{self._images.name}/{self._images.split}."
             )
         self._skipped.check(total, total, ended=True)
@@ -138,7 +138,7 @@ class Draft:
             self._skipped.add(self._images.ids[first + row], *decoded[row])
             self._skipped.check(first + row + 1, len(self._images), ended=False)
         if good:
-            # One shape is one compilation: a batch is filled up with its own images.
+            # One batch shape means one compilation, so an incomplete batch is padded with its own images.
             filled = np.stack([decoded[row] for row in np.resize(good, batch_size)])
             outputs = model.predict_on_batch(filled)
             rows = first + np.array(good)
@@ -150,8 +150,9 @@ class Draft:
         if not np.isfinite(values).all():
             row = rows[~np.isfinite(values).all(axis=1)][0]
             raise ValueError(
-                f"The model must give finite {name}. Received: NaN or infinity for image {self._images.ids[row]!r} of "
-                f"{self._images.name}/{self._images.split}. Try float32, or look at the model's weights."
+                f"The model must return finite {name}. "
+                f"Received: NaN or infinity for image {self._images.ids[row]!r} of "
+                f"{self._images.name}/{self._images.split}. Try float32, or check the model's weights."
             )
         if name not in self._columns:
             shape = (len(self._images), values.shape[1])
@@ -160,10 +161,10 @@ class Draft:
         self._columns[name][rows] = values
 
     def finish(self, logit_scale: float | None) -> None:
-        """Makes the store of it, without the rows of broken images.
+        """Turns the draft into the store, without the rows of broken images.
 
         Args:
-            logit_scale: of the model.
+            logit_scale: logit scale of the model.
 
         Raises:
             ValueError: all images of a class are broken.
@@ -171,7 +172,7 @@ class Draft:
         images, kept = self._images, np.flatnonzero(~self._is_broken)
         self._require_all_classes(kept)
         for name, column in self._columns.items():
-            # Of two calls, the first of which was killed, the second may find it done.
+            # If an earlier call was killed after this step, the column is compact already.
             if len(column) > len(kept):
                 self._compact(name, column, kept)
         self._columns.clear()
@@ -211,7 +212,7 @@ class Draft:
 
 
 def _decoded(images: Iterator, preprocessor: ImagePreprocessor, batch_size: int) -> Iterator[list]:
-    """Batches of pixels uint8 (H, W, 3), or of (reason, detail) where an image is broken."""
+    """Yields batches: pixels uint8 (H, W, 3) for each image, or (reason, detail) if it is broken."""
 
     def decode(image):
         if isinstance(image, bytes) and not image:
@@ -235,7 +236,7 @@ def _decoded(images: Iterator, preprocessor: ImagePreprocessor, batch_size: int)
 
 
 def write_json(path: Path, value: dict) -> None:
-    """Writes a file whole or not at all."""
+    """Writes a file atomically."""
     part = path.with_suffix(".part")
     with open(part, "w", encoding="utf-8") as file:
         json.dump(value, file, indent=1)

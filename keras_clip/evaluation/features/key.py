@@ -1,4 +1,4 @@
-"""What the numbers of a feature store depend on, and the digest of it."""
+"""The key of a feature store: everything that its numbers depend on, and the digest of it."""
 
 import hashlib
 import json
@@ -9,17 +9,17 @@ import numpy as np
 
 from keras_clip.model import ImageEmbedder
 
-# Raise it when the files, or what is computed, change.
+# Increase it when the files or the computed values change.
 FORMAT = 1
-# Of the parts below, those that are the model's.
+# The parts that describe the model.
 _MODEL = ("weights", "architecture", "preprocessing", "logit scale")
 
 
 class Key:
-    """The parts by name. Two stores with equal parts have the same numbers, up to the rounding of a backend.
+    """The parts of the key by name. Stores with equal parts hold equal numbers, up to a backend's rounding.
 
     Args:
-        parts: JSON-able; "format" and those of `model_parts`, "data set".
+        parts: JSON-serialisable values: those of `model_parts` and "data set".
     """
 
     def __init__(self, parts: dict[str, Any]):
@@ -33,19 +33,19 @@ class Key:
         return [name for name in names if self.parts.get(name) != other.get(name)]
 
     def require_equal(self, other: "Key", place: Any) -> None:
-        """Raises a ValueError that says which parts are not those of `other`, the one wanted."""
+        """Raises a ValueError that names the parts in which the key differs from `other`."""
         self.require_format(place)
         if names := self._differences(other.parts, [*_MODEL, "data set"]):
             raise ValueError(
-                f"The store must be of this model and these images. Received: {place}, of other {' and '.join(names)}. "
-                "Give another folder, or delete that one."
+                "The store must be of this model and these images. "
+                f"Received: {place}, which differs in {' and '.join(names)}. Pass another folder, or delete that one."
             )
 
     def require_model(self, parts: dict[str, Any], place: Any) -> None:
-        """Raises a ValueError if the model's parts are not these."""
+        """Raises a ValueError if the key belongs to another model."""
         if names := self._differences(parts, _MODEL):
             raise ValueError(
-                f"The store must be of this model. Received: {place}, of other {' and '.join(names)}. "
+                f"The store must be of this model. Received: {place}, which differs in {' and '.join(names)}. "
                 "Build a store with this model."
             )
 
@@ -59,31 +59,31 @@ class Key:
 
 
 def model_parts(embedder: ImageEmbedder, logit_scale: float | None) -> dict[str, Any]:
-    """What of a model the numbers depend on.
+    """The parts of the key that describe a model.
 
     Args:
-        embedder: the image half.
+        embedder: `ImageEmbedder`.
         logit_scale: log(1 / temperature), None where there is none.
 
     Returns:
-        Dict of JSON-able values: digest of the weights' bytes, digest of the configuration (dtype policy and
-        quantisation in it) without the names of layers, preprocessing rule with Pillow's version, logit scale.
+        Dict of JSON-serialisable values: digest of the weights' bytes, digest of the configuration (with dtype policy
+        and quantisation, without layer names), preprocessing with Pillow's major version, logit scale.
 
     Raises:
-        TypeError: no image half of a CLIP.
+        TypeError: `embedder` is not an `ImageEmbedder`.
     """
     import PIL
 
     if not isinstance(embedder, ImageEmbedder):
         raise TypeError(
-            "`clip` must be a `CLIPModel` or the image half of one. "
+            "`clip` must be a `CLIPModel` or an `ImageEmbedder`. "
             f"Received: {embedder!r} of type {type(embedder).__name__}."
         )
     preprocessor = embedder.image_preprocessor
     return {
         "weights": _weights_digest(embedder),
         "architecture": hashlib.sha256(_configuration(embedder).encode()).hexdigest(),
-        # Its resizing changes with the first number of its version.
+        # Pillow's resizing changes with its major version.
         "preprocessing": json.loads(json.dumps(preprocessor.get_config()))
         | {"class": type(preprocessor).__name__, "pillow": PIL.__version__.split(".")[0]},
         "logit scale": logit_scale,
@@ -91,7 +91,7 @@ def model_parts(embedder: ImageEmbedder, logit_scale: float | None) -> dict[str,
 
 
 def _weights_digest(embedder) -> str:
-    """Of their bytes, shapes and dtypes in the order in which the layers hold them."""
+    """Digest of bytes, shapes and dtypes of the weights, in the order of the layers."""
     whole = hashlib.sha256()
     for weight in embedder.weights:
         array = np.asarray(keras.ops.convert_to_numpy(keras.ops.convert_to_tensor(weight)))
@@ -101,7 +101,7 @@ def _weights_digest(embedder) -> str:
 
 
 def _configuration(embedder) -> str:
-    """The embedder's configuration as JSON. Names that Keras numbers afresh in each process stand as their order."""
+    """The embedder's configuration as JSON. Names that Keras numbers per process are replaced by their order."""
     config = keras.saving.serialize_keras_object(embedder)
     config.get("config", {}).pop("image_preprocessor", None)
     names: dict[str, str] = {}
@@ -112,7 +112,7 @@ def _configuration(embedder) -> str:
 def _collect_names(config: Any, names: dict[str, str]) -> None:
     if isinstance(config, dict):
         own = config.get("config")
-        # The name of a policy is what it does.
+        # The name of a dtype policy is its meaning and stays.
         if isinstance(own, dict) and isinstance(own.get("name"), str) and "Policy" not in str(config.get("class_name")):
             names.setdefault(own["name"], f"name {len(names)}")
         for value in config.values():

@@ -1,4 +1,4 @@
-"""What an image encoder makes of a data set, computed once and kept: all of the evaluation runs on it in seconds."""
+"""Features and embeddings of a dataset, computed once and stored, so that evaluations on them take seconds."""
 
 import json
 import os
@@ -18,27 +18,28 @@ _COLUMNS = ("features", "embeddings", "labels", "ids", "groups")
 
 
 class FeatureStore:
-    """Features, embeddings and labels of the images of one split, in files that are mapped into memory.
+    """Features, embeddings and labels of the images of one split, in memory-mapped files.
 
-    Make it with `FeatureStore.build`, open it with `FeatureStore.open`, or wrap arrays with `FeatureStore.from_arrays`,
-    which check what they get.
+    Create it with `FeatureStore.build`, open it with `FeatureStore.open`, or wrap arrays with
+    `FeatureStore.from_arrays`; these check their inputs.
 
     Args:
-        columns: the arrays among the attributes, by name.
-        manifest: the rest of them, as `store.json` has it.
+        columns: the attributes that are arrays, by name.
+        manifest: the other attributes, as in `store.json`.
 
     Attributes:
-        features: float32 (N, D), before the projection: what a linear probe uses (Radford et al., 2021, appendix A.3).
+        features: float32 (N, D), before the projection: the input of linear probes (Radford et al., 2021, appendix
+            A.3).
         embeddings: float32 (N, E) of unit length.
-        labels: int64 (N,); of images of several classes uint8 (N, K) of 0, 1 and `metrics.IGNORED`.
+        labels: int64 (N,); of images of several classes uint8 (N, K) with 0, 1 and `metrics.IGNORED`.
         ids: str (N,), stable and unique.
-        groups: str (N,), "" where there is none.
-        class_names: K names; None: the classes have none.
-        name: of the data set.
-        split: of the data set.
+        groups: str (N,), "" for none.
+        class_names: K names, or None.
+        name: name of the dataset.
+        split: split of the dataset.
         logit_scale: float, log(1 / temperature), of the model; None: unknown.
-        key: hex digest of all that the numbers depend on; "" for arrays.
-        skipped: `SkippedSamples`, the images that could not be read and are not among the N.
+        key: hex digest of everything that the numbers depend on; "" for arrays.
+        skipped: `SkippedSamples`, the images that could not be read; they are not among the N.
     """
 
     def __init__(self, columns: dict[str, np.ndarray], manifest: dict[str, Any]):
@@ -54,7 +55,7 @@ class FeatureStore:
 
     @property
     def key(self) -> str:
-        """Hex digest of the model's weights and form, its preprocessing, and the data set's images and labels."""
+        """Hex digest of the model, its preprocessing, and the images and labels of the dataset."""
         return self._key.digest() if self._key else ""
 
     @property
@@ -76,24 +77,24 @@ class FeatureStore:
         folder: str | os.PathLike,
         batch_size: int = 64,
     ) -> "FeatureStore":
-        """Encodes images, or opens the store if that was done before.
+        """Encodes images, or opens the store if it exists.
 
-        Every image is read first for the digest. Interrupted, even killed, the next call goes on where this one was.
-        Images that cannot be decoded are left out, counted and named in `skipped`, with a warning; more than one in
-        twenty is an error. Decoding is PIL's, with one thread per core.
+        Every image is read once for the digest. If the process is interrupted or killed, the next call resumes. Images
+        that cannot be decoded are skipped, counted and named in `skipped`, with a warning; more than 5 % is an error.
+        PIL decodes them, with one thread per core.
 
         Args:
-            clip: `CLIPModel`, or the image half of one.
-            images: what to encode.
-            folder: of the store, which will have nothing else in it. While it is built, `<folder>.building` holds it.
-            batch_size: int. Images per step of the encoder; all batches have this size, so that it compiles once.
+            clip: `CLIPModel` or `ImageEmbedder`.
+            images: the images to encode.
+            folder: folder of the store, which must be empty or new. The draft is kept in `<folder>.building`.
+            batch_size: int. Images per step; all batches have this size, so that the encoder compiles once.
 
         Returns:
             The store.
 
         Raises:
-            ValueError: the folder holds a store of another model, preprocessing or data set; the model gives NaN; too
-                many images are broken, or all of one class.
+            ValueError: the folder holds a store of another model, preprocessing or dataset; the model returns NaN; too
+                many images, or all images of a class, are broken.
         """
         folder, embedder = Path(folder), getattr(clip, "image_embedder", clip)
         logit_scale = _logit_scale(clip)
@@ -112,30 +113,34 @@ class FeatureStore:
 
     @classmethod
     def open(cls, folder: str | os.PathLike, clip: CLIPModel | ImageEmbedder | None = None) -> "FeatureStore":
-        """Opens a store; that needs no model.
+        """Opens a store without a model.
 
         Args:
-            folder: what `build` got.
-            clip: if given, the model that the store must be of.
+            folder: the folder passed to `build`.
+            clip: if given, the model that must have computed the store.
 
         Returns:
             The store.
 
         Raises:
-            FileNotFoundError: no such store, or one that is not finished.
+            FileNotFoundError: the store does not exist or is not finished.
             ValueError: a store of another model, of another version of this format, or damaged.
         """
         folder = Path(folder)
         if not (folder / MANIFEST).exists():
             begun = Path(f"{folder}{DRAFT_SUFFIX}").exists()
-            state = "one that is not finished; call `build` again, it goes on" if begun else "none. `build` makes one"
+            state = (
+                "a store that is not finished; call `build` again to resume" if begun else "no store; `build` makes one"
+            )
             raise FileNotFoundError(f"There must be a feature store. Received: folder={folder}, with {state}.")
         try:
             manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             columns = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _COLUMNS}
             store = cls(columns, manifest)
         except (OSError, EOFError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"A store must be whole. Received: folder={folder}: {error}. Build it again.") from error
+            raise ValueError(
+                f"A store must be complete. Received: folder={folder}: {error}. Build it again."
+            ) from error
         store._key.require_format(folder)
         _check_columns(columns, store.class_names, f"{folder}")
         if clip is not None:
@@ -156,17 +161,17 @@ class FeatureStore:
         split: str = "test",
         logit_scale: float | None = None,
     ) -> "FeatureStore":
-        """A store of arrays that are there already; nothing is written.
+        """Wraps existing arrays as a store; writes nothing.
 
         Args:
             features: floats (N, D).
             embeddings: floats (N, E) of unit length.
             labels: integers (N,) below K, or (N, K) of 0, 1 and `metrics.IGNORED`.
             class_names: K names, in the order of the labels. None: classes without names.
-            ids: N names, no two alike. None: their numbers.
+            ids: N unique names. None: row numbers.
             groups: N names. None: no groups.
-            name: of the data set.
-            split: of the data set.
+            name: name of the dataset.
+            split: split of the dataset.
             logit_scale: float, log(1 / temperature), of the model that gave the embeddings. None: unknown.
 
         Returns:
@@ -193,19 +198,19 @@ class FeatureStore:
         return cls(columns, {**manifest, "key_parts": None, "skipped": {"counts": {}, "examples": []}})
 
     def require_model(self, clip: CLIPModel | ImageEmbedder) -> None:
-        """Raises a ValueError if the store is of another model; of a store of arrays nothing is known."""
+        """Raises a ValueError if another model computed the store; stores of arrays are not checked."""
         if self._key is not None:
             embedder = getattr(clip, "image_embedder", clip)
             self._key.require_model(model_parts(embedder, _logit_scale(clip)), repr(self))
 
     def take(self, rows: np.ndarray) -> "FeatureStore":
-        """Some of the images, in memory.
+        """Selects images, in memory.
 
         Args:
             rows: indices or bool (N,).
 
         Returns:
-            Another store, with the same classes.
+            A store with the same classes.
         """
         store = object.__new__(FeatureStore)
         store.__dict__.update(self.__dict__)
@@ -246,7 +251,7 @@ def _check_values(columns: dict[str, np.ndarray], class_names: Sequence[str] | N
     if not np.allclose(lengths, 1, atol=1e-3):
         raise ValueError(
             f"`embeddings` must be of unit length. Received: {where!r} with lengths from {lengths.min():.4g} to "
-            f"{lengths.max():.4g}. Divide each by its length."
+            f"{lengths.max():.4g}. Normalise them."
         )
     if len(set(columns["ids"].tolist())) < len(columns["ids"]):
         raise ValueError(f"No two images may have the same id. Received: {where!r} with some ids twice.")

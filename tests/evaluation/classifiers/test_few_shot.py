@@ -72,7 +72,7 @@ def test_several_labels():
 
 
 REFUSED = {
-    "equal ids": ([0, 1], ["a", "a"], 1, "1 of them different"),
+    "equal ids": ([0, 1], ["a", "a"], 1, "1 of them distinct"),
     "too few ids": ([0, 1], ["a"], 1, "2 labels"),
     "no shot": ([0, 1], ["a", "b"], 0, "shots=0"),
 }

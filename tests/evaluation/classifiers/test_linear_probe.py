@@ -286,7 +286,7 @@ def test_refit_is_on_both_splits():
 REFUSED = {
     "another width": ((np.ones((2, 3)), np.array([0, 1])), None, "same 2 classes"),
     "another class": ((np.ones((2, 2)), np.array([0, 2])), None, "from 0 to 2"),
-    "a metric that gives NaN": ((np.ones((2, 2)), np.array([0, 1])), lambda *_: np.nan, "must give a number"),
+    "a metric that gives NaN": ((np.ones((2, 2)), np.array([0, 1])), lambda *_: np.nan, "must return a finite number"),
 }
 
 

@@ -72,16 +72,16 @@ def test_neighbours_of_several_labels():
 
 def test_tip_adapter_by_hand():
     """Zero-shot 100 (1, 0); cache exp(-2 (1 - similarity)): class 0 has `UP`, class 1 `RIGHT` and `LEFT`."""
-    head = TipAdapter([RIGHT, UP], SCALE, sharpness=2.0, weight=3.0).fit([UP, RIGHT, LEFT], np.array([0, 1, 1]))
+    head = TipAdapter([RIGHT, UP], SCALE, beta=2.0, alpha=3.0).fit([UP, RIGHT, LEFT], np.array([0, 1, 1]))
     expected = [[100 + 3 * np.exp(-2), 3 * (1 + np.exp(-4))]]
     np.testing.assert_allclose(head.decision_function([RIGHT]), expected, rtol=1e-6)
 
 
 @pytest.mark.backend_free
-def test_tip_adapter_of_weight_zero_is_zero_shot():
+def test_tip_adapter_with_alpha_zero_is_zero_shot():
     (train, labels), (test, _) = data(), data(seed=1)
     classes = classes_of()
-    head = TipAdapter(classes, SCALE, weight=0.0).fit(train, labels)
+    head = TipAdapter(classes, SCALE, alpha=0.0).fit(train, labels)
     unit = classes / np.linalg.norm(classes, axis=1, keepdims=True)
     expected = 100 * test.astype("float64") @ unit.T
     np.testing.assert_allclose(head.decision_function(test), expected, rtol=1e-5, atol=1e-5)
@@ -93,7 +93,7 @@ def test_wise_ft_is_between_zero_shot_and_probe():
     classes, probe = classes_of(), LinearProbe(1.0).fit(*data())
     zero_shot, middle, alone = (WiseFT(classes, SCALE, probe, s).decision_function(test) for s in (0, 0.25, 1))
     np.testing.assert_allclose(
-        zero_shot, TipAdapter(classes, SCALE, weight=0.0).fit(train, labels).decision_function(test)
+        zero_shot, TipAdapter(classes, SCALE, alpha=0.0).fit(train, labels).decision_function(test)
     )
     np.testing.assert_allclose(alone, probe.decision_function(test), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(middle, 0.75 * zero_shot + 0.25 * alone, rtol=1e-9, atol=1e-9)
@@ -104,10 +104,8 @@ def tuned(name, validation):
     if name == "neighbours":
         return tune_nearest_neighbours(train, validation, neighbours=(1, 5, 200), temperatures=(0.05, math.inf))
     if name == "tip_adapter":
-        return tune_tip_adapter(
-            classes_of(), SCALE, train, validation, sharpnesses=(1.0, 8.0), weights=(0.0, 1.0, 30.0)
-        )
-    return tune_wise_ft(classes_of(), SCALE, LinearProbe(1.0).fit(*train), validation, shares=(0.0, 0.5, 1.0))
+        return tune_tip_adapter(classes_of(), SCALE, train, validation, betas=(1.0, 8.0), alphas=(0.0, 1.0, 30.0))
+    return tune_wise_ft(classes_of(), SCALE, LinearProbe(1.0).fit(*train), validation, alphas=(0.0, 0.5, 1.0))
 
 
 def candidates(name):
@@ -119,7 +117,7 @@ def candidates(name):
         grid = [(b, a) for b in (1.0, 8.0) for a in (0.0, 1.0, 30.0)]
         return {choice: TipAdapter(classes_of(), SCALE, *choice).fit(*train) for choice in grid}
     probe = LinearProbe(1.0).fit(*train)
-    return {(share,): WiseFT(classes_of(), SCALE, probe, share) for share in (0.0, 0.5, 1.0)}
+    return {(alpha,): WiseFT(classes_of(), SCALE, probe, alpha) for alpha in (0.0, 0.5, 1.0)}
 
 
 @pytest.mark.backend_free
@@ -148,9 +146,9 @@ def test_tuning_of_several_labels_by_mean_precision():
 REFUSED = {
     "k": (lambda: NearestNeighbours(0), "k=0"),
     "temperature": (lambda: NearestNeighbours(1, 0.0), "temperature=0"),
-    "sharpness": (lambda: TipAdapter([RIGHT, UP], SCALE, sharpness=0), "sharpness=0"),
-    "weight": (lambda: TipAdapter([RIGHT, UP], SCALE, weight=-1), "weight=-1"),
-    "share": (lambda: WiseFT(classes_of(), SCALE, LinearProbe().fit(*data()), 1.5), "share=1.5"),
+    "beta": (lambda: TipAdapter([RIGHT, UP], SCALE, beta=0), "beta=0"),
+    "alpha of Tip-Adapter": (lambda: TipAdapter([RIGHT, UP], SCALE, alpha=-1), "alpha=-1"),
+    "alpha of WiSE-FT": (lambda: WiseFT(classes_of(), SCALE, LinearProbe().fit(*data()), 1.5), "alpha=1.5"),
     "a probe of other features": (lambda: WiseFT([RIGHT, UP], SCALE, LinearProbe().fit(*data())), r"coef \(3, 8\)"),
     "an empty class": (lambda: TipAdapter(classes_of(), SCALE).fit(np.ones((2, 8)), np.array([0, 1])), "class .2."),
     "NaN": (lambda: NearestNeighbours().fit([[np.nan], [1.0]], np.array([0, 1])), "row 0"),

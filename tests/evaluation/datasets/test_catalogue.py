@@ -195,7 +195,7 @@ def test_imagenet_names_are_those_of_the_wnids(tfds):
 
 def test_by_hand(tmp_path):
     faces = suites.record("FER2013")
-    with pytest.raises(ValueError, match="downloaded by hand: get fer2013.csv"):
+    with pytest.raises(ValueError, match="downloaded manually: get fer2013.csv"):
         faces.images("test")
     for label in faces.names:
         (tmp_path / label).mkdir()

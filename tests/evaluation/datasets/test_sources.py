@@ -87,7 +87,10 @@ def test_a_table_of_several_labels(tmp_path):
 
 
 BAD_TABLES = {
-    "a label that is no class": ("path,label\n0.png,cat\n1.png,dog\n2.png,unicorn\n", r"\['unicorn'\], which are none"),
+    "a label that is no class": (
+        "path,label\n0.png,cat\n1.png,dog\n2.png,unicorn\n",
+        r"\['unicorn'\], which are not among",
+    ),
     "an empty class": ("path,label\n0.png,cat\n", r"none of \['dog'\]"),
     "no label": ("path,label\n0.png,cat\n1.png,\n", "row 2"),
     "no column": ("path,class\n0.png,cat\n", "without \\['label'\\]"),

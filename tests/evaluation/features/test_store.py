@@ -1,4 +1,4 @@
-"""`FeatureStore`: the model's own numbers, a key that changes with all they depend on, and a build that goes on."""
+"""`FeatureStore`: the model's own numbers, a key that changes with all they depend on, and a build that resumes."""
 
 import gc
 import io
@@ -160,9 +160,9 @@ def test_the_same_model_made_anew_is_the_same(clip):
 @pytest.mark.parametrize("part, change", MODELS.items(), ids=[*MODELS][:-1] + ["dtype policy"])
 def test_a_store_of_another_model_is_refused(store, folder, part, change):
     other = change()
-    with pytest.raises(ValueError, match=f"of other {part.strip()}. Give another folder"):
+    with pytest.raises(ValueError, match=f"which differs in {part.strip()}. Pass another folder"):
         FeatureStore.build(other, make(), folder)
-    with pytest.raises(ValueError, match=f"of other {part.strip()}. Build a store with this model"):
+    with pytest.raises(ValueError, match=f"which differs in {part.strip()}. Build a store with this model"):
         FeatureStore.open(folder, other)
 
 
@@ -174,7 +174,7 @@ def test_a_store_of_this_model_is_accepted(clip, store):
 @pytest.mark.backend_free
 @pytest.mark.parametrize("change", DATA.values(), ids=DATA)
 def test_other_data_is_refused(clip, store, folder, change):
-    with pytest.raises(ValueError, match="of other data set"):
+    with pytest.raises(ValueError, match="differs in data set"):
         FeatureStore.build(clip, make(**change), folder)
 
 
@@ -222,7 +222,7 @@ def test_a_draft_of_another_model_is_refused(clip, tmp_path, monkeypatch):
     monkeypatch.setattr(draft, "_AHEAD", 0)
     with pytest.raises(Killed):
         FeatureStore.build(clip, interrupted(FILES, after=18), tmp_path / "store", batch_size=8)
-    with pytest.raises(ValueError, match="store.building, of other weights"):
+    with pytest.raises(ValueError, match="store.building, which differs in weights"):
         FeatureStore.build(changed_weight(), make(), tmp_path / "store", batch_size=8)
 
 
@@ -325,7 +325,7 @@ def test_a_source_that_gives_too_few_is_refused(clip, tmp_path):
 @pytest.mark.backend_free
 def test_places_that_are_no_store(clip, store, folder, tmp_path):
     store_folder = folder
-    with pytest.raises(FileNotFoundError, match="with none"):
+    with pytest.raises(FileNotFoundError, match="with no store"):
         FeatureStore.open(tmp_path / "nowhere")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("dear")
@@ -344,7 +344,7 @@ def test_places_that_are_no_store(clip, store, folder, tmp_path):
     with pytest.raises(ValueError, match="A store must have features"):
         FeatureStore.open(folder)
     (folder / "labels.npy").write_bytes(b"")
-    with pytest.raises(ValueError, match="must be whole"):
+    with pytest.raises(ValueError, match="must be complete"):
         FeatureStore.open(folder)
 
 
