@@ -58,8 +58,8 @@ def evaluate(
         clip: `CLIPModel`.
         tasks: a `Task`, or several; images alone are the test split of a task that asks for nothing else.
         folder: of the feature stores. Not needed where all splits are stores.
-        parts: some of `evaluation.PARTS`: "zero_shot", "linear_probe", "few_shot", "heads", "calibration", "robustness",
-            "retrieval", "class_design" and "errors". None: all that a task has the data for.
+        parts: some of `evaluation.PARTS`: "zero_shot", "linear_probe", "few_shot", "heads", "calibration",
+            "robustness", "retrieval", "class_design" and "errors". None: all that a task has the data for.
         model: str. What the report calls the model.
         batch_size: int. Images per step of the encoder.
         verbose: int. 0 hides the progress bars.
