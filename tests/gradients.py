@@ -55,7 +55,8 @@ def loss_and_gradients(function: Callable, variables: Sequence, *args) -> tuple[
             with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
                 return function(*args)
 
-        value, gradients = jax.value_and_grad(stateless)(values)
+        # Compiled as a whole, which takes far less time than its operations one by one.
+        value, gradients = jax.jit(jax.value_and_grad(stateless))(values)
     elif keras.backend.backend() == "torch":
         value = function(*args)
         gradients = _torch_gradients(value, values)

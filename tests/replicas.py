@@ -1,40 +1,33 @@
-"""Trains small CLIPs as one device does, or as one of several replicas, and tells how far apart the results are.
+"""Trains small CLIPs as one of several replicas, and prints how far each result is from that of one device.
 
-    python replicas.py single <file.npz> <case> ...                  trains on one device; writes what came out
-    python replicas.py <kind> <file.npz> <case> ...                  trains on several; prints each case's distance
+    python replicas.py <file.npz> <kind>/<devices>/<case> ...
 
-The kinds are `KINDS`. Those of several processes find their place in the environment: WORLD_SIZE, RANK, MASTER_ADDR and
-MASTER_PORT, as torchrun sets them.
+The file is what `save_references` wrote. The kinds are `KINDS`; several of them, and several numbers of devices, can be
+run in one process. Those of several processes find their place in the environment: WORLD_SIZE, RANK, MASTER_ADDR and
+MASTER_PORT, as torchrun sets them. DEVICES is the number of logical devices of the process.
 """
 
 import contextlib
 import json
 import os
 import sys
+import traceback
 from pathlib import Path
 
-DEVICES = int(os.environ.get("DEVICES", 2))
+import keras
+import numpy as np
+from small_clip import BATCH, ROWS, build, distance, freeze_norms, pairs, reference, sgd, train
+
+from keras_clip import tiling
+from keras_clip.layers import projection
+
 RANK, WORLD_SIZE = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 COORDINATOR = f"{os.environ.get('MASTER_ADDR', '127.0.0.1')}:{os.environ.get('MASTER_PORT', '0')}"
 BACKEND = os.environ["KERAS_BACKEND"]
-
-if BACKEND == "tensorflow":
-    import tensorflow as tf
-
-    cpu = tf.config.list_physical_devices("CPU")[0]
-    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * DEVICES)
-
-import keras  # noqa: E402
-import numpy as np  # noqa: E402
-from small_clip import build, distance, pairs, train  # noqa: E402
-
-from keras_clip import tiling  # noqa: E402
-from keras_clip.layers import projection  # noqa: E402
-
-BATCH = 24
 SIZES = tiling.TILE_ROWS, tiling.TILE_AREA, projection.LARGE
 
-# What to build and how to train it: "rows", "frozen", "epochs" and "optimizer" are for `run`, the rest for `compile`.
+# What to build and how to train it: "rows", "epochs", "optimizer" and "is_frozen" are for `run`, the rest for
+# `compile`.
 CASES = {
     "plain": ({}, {}),
     "sigmoid": ({"loss": "sigmoid"}, {}),
@@ -52,47 +45,68 @@ CASES = {
     "compiled": ({}, {"jit_compile": True}),
     "compiled micro-batches": ({}, {"jit_compile": True, "microbatch_size": 5}),
     "uneven last batch": ({}, {"rows": 41}),
-    "frozen BatchNorm": ({"image_encoder": "resnet"}, {"frozen": True}),
+    "frozen BatchNorm": ({"image_encoder": "resnet"}, {"is_frozen": True}),
     "BatchNorm": ({"image_encoder": "resnet"}, {"rows": BATCH, "epochs": 1}),
 }
 
 
-def run(name, is_single):
-    build_options, options = (dict(part) for part in CASES[name])
-    is_tiled = build_options.pop("several_tiles", False) and not is_single
-    # With 6 rows on each device, columns take two tiles.
+def split(case):
+    """Options of `build`, of `run`, and of `compile`, and whether the loss is tiled."""
+    build_options, options = (dict(part) for part in CASES[case])
+    is_tiled = build_options.pop("several_tiles", False)
+    run_options = {key: options.pop(key) for key in ("rows", "epochs", "optimizer", "is_frozen") if key in options}
+    return build_options, run_options, options, is_tiled
+
+
+def save_references(file, cases):
+    """Trains as one device does, directly and in one tile, and writes the results."""
+    flat = {}
+    for case in cases:
+        build_options, run_options, *_ = split(case)
+        for part, arrays in zip(("logs", "before", "after"), reference(**build_options, **run_options), strict=True):
+            flat |= {f"{case}|{part}|{key}": value for key, value in arrays.items()}
+    np.savez(file, **flat)
+
+
+def load_reference(file, case):
+    parts = {"logs": {}, "before": {}, "after": {}}
+    for key in file.files:
+        of_case, part, rest = key.split("|", 2)
+        if of_case == case:
+            parts[part][rest] = file[key]
+    return tuple(parts.values())
+
+
+def run(case):
+    """The model, and what `train` returns of it."""
+    build_options, options, compile_options, is_tiled = split(case)
+    # With 6 rows on each of two devices, columns take two tiles.
     tiling.TILE_ROWS, tiling.TILE_AREA, projection.LARGE = (6, 1, 1) if is_tiled else SIZES
-    rows, epochs = options.pop("rows", 48), options.pop("epochs", 2)
     clip = build(**build_options)
-    MODELS.append(clip)
-    if options.pop("frozen", False):
-        for layer in clip._flatten_layers():
-            if isinstance(layer, keras.layers.BatchNormalization):
-                layer.trainable = False
-    optimizer = keras.optimizers.SGD(**{"learning_rate": 0.1, **options.pop("optimizer", {})})
-    if is_single:
-        options = {}
-    data, batch = pairs(rows), BATCH
+    if options.get("is_frozen"):
+        freeze_norms(clip)
+    rows, batch = options.get("rows", ROWS), BATCH
+    data = pairs(rows)
     if WORLD_SIZE > 1 and BACKEND != "tensorflow":
         batch = BATCH // WORLD_SIZE
         own = [i for i in range(rows) if i % BATCH // batch == RANK]
         data = {key: value[own] for key, value in data.items()}
-    return train(clip, data, batch, epochs, optimizer, **options)
+    optimizer = sgd(**options.get("optimizer", {}))
+    return clip, train(clip, data, batch, options.get("epochs", 2), optimizer, **compile_options)
 
 
 @contextlib.contextmanager
-def single():
-    yield
+def mirrored(devices):
+    import tensorflow as tf
 
-
-@contextlib.contextmanager
-def mirrored():
-    with tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(DEVICES)]).scope():
+    with tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(devices)]).scope():
         yield
 
 
 @contextlib.contextmanager
-def multi_worker():
+def multi_worker(_):
+    import tensorflow as tf
+
     hosts = [f"127.0.0.1:{int(os.environ['MASTER_PORT']) + i}" for i in range(WORLD_SIZE)]
     os.environ["TF_CONFIG"] = json.dumps({"cluster": {"worker": hosts}, "task": {"type": "worker", "index": RANK}})
     with tf.distribute.MultiWorkerMirroredStrategy().scope():
@@ -100,30 +114,52 @@ def multi_worker():
 
 
 @contextlib.contextmanager
-def data_parallel():
-    if WORLD_SIZE > 1:
-        keras.distribution.initialize(COORDINATOR, WORLD_SIZE, RANK)
-    assert len(keras.distribution.list_devices()) == DEVICES * WORLD_SIZE
+def data_parallel(devices):
+    chosen = keras.distribution.list_devices()[: devices * WORLD_SIZE]
+    assert len(chosen) == devices * WORLD_SIZE
     # Each process reads its own part.
-    keras.distribution.set_distribution(keras.distribution.DataParallel(auto_shard_dataset=False))
-    yield
+    with keras.distribution.DataParallel(devices=chosen, auto_shard_dataset=False).scope():
+        yield
 
 
 @contextlib.contextmanager
-def model_parallel():
+def model_parallel(devices):
     import keras_clip
 
-    devices = keras.distribution.list_devices()
-    mesh = keras.distribution.DeviceMesh((len(devices) // 2, 2), ("batch", "model"), devices)
+    chosen = keras.distribution.list_devices()[:devices]
+    mesh = keras.distribution.DeviceMesh((len(chosen) // 2, 2), ("batch", "model"), chosen)
     layout = keras_clip.training.layout_map(mesh)
-    distribution = keras.distribution.ModelParallel(layout_map=layout, batch_dim_name="batch")
-    keras.distribution.set_distribution(distribution)
-    yield
-    assert any("model" in str(v.value.sharding.spec) for v in MODELS[-1].trainable_variables)
+    with keras.distribution.ModelParallel(layout_map=layout, batch_dim_name="batch").scope():
+        yield
 
 
 @contextlib.contextmanager
-def processes():
+def processes(_):
+    yield
+
+
+KINDS = {f.__name__: f for f in (mirrored, multi_worker, data_parallel, model_parallel, processes)}
+
+
+def check_weights(clip, kind):
+    if kind == "model_parallel":
+        assert any("model" in str(v.value.sharding.spec) for v in clip.trainable_variables)
+
+
+@contextlib.contextmanager
+def backend():
+    """What there is once in a process."""
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        devices = [tf.config.LogicalDeviceConfiguration()] * int(os.environ["DEVICES"])
+        tf.config.set_logical_device_configuration(cpu, devices)
+    if BACKEND == "jax" and WORLD_SIZE > 1:
+        keras.distribution.initialize(COORDINATOR, WORLD_SIZE, RANK)
+    if BACKEND != "torch":
+        yield
+        return
     import torch.distributed as dist
 
     dist.init_process_group("gloo", init_method="env://")
@@ -131,31 +167,19 @@ def processes():
     dist.destroy_process_group()
 
 
-MODELS = []
-KINDS = {f.__name__: f for f in (single, mirrored, multi_worker, data_parallel, model_parallel, processes)}
-
-
-def main(kind, file, *names):
-    is_single = kind == "single"
-    file = Path(file)
-    with KINDS[kind]():
-        results = {name: run(name, is_single) for name in names}
-    if is_single:
-        flat = {}
-        for name, (logs, before, after) in results.items():
-            flat |= {f"{name}|logs|{key}": value for key, value in logs.items()}
-            flat |= {f"{name}|before|{key}": value for key, value in before.items()}
-            flat |= {f"{name}|after|{key}": value for key, value in after.items()}
-        np.savez(file, **flat)
-        return
-    reference = np.load(file)
-    for name, result in results.items():
-        parts = {}
-        for key in reference.files:
-            case, part, rest = key.split("|", 2)
-            if case == name:
-                parts.setdefault(part, {})[rest] = reference[key]
-        print(json.dumps({name: distance((parts["logs"], parts["before"], parts["after"]), result)}), flush=True)
+def main(file, *runs):
+    file = np.load(Path(file))
+    with backend():
+        for name in runs:
+            kind, devices, case = name.split("/")
+            try:
+                with KINDS[kind](int(devices)):
+                    clip, result = run(case)
+                    check_weights(clip, kind)
+                outcome = distance(load_reference(file, case), result)
+            except Exception:
+                outcome = traceback.format_exc()
+            print(json.dumps({name: outcome}), flush=True)
 
 
 if __name__ == "__main__":

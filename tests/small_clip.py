@@ -1,26 +1,52 @@
 """A small CLIP that trains on the same pairs in every process, and how far two trainings are apart."""
 
+import json
+
 import keras
 import numpy as np
 
 import keras_clip
+from keras_clip.layers.sync_batch_norm import SyncBatchNorm
 
 ROWS, LENGTH, SIDE = 48, 8, 32
+BATCH = 24
 # Steps of both trainings, each of which rounds a weight.
 ROUNDINGS = 4
 
 
-def build(image_encoder="vit", loss="contrastive", patch_dropout=0.0, vocabulary_size=64, remat=False, **options):
-    """A CLIP of a few thousand weights, the same in every process."""
+def build(
+    image_encoder="vit",
+    loss="contrastive",
+    patch_dropout=0.0,
+    vocabulary_size=64,
+    num_layers=1,
+    remat=False,
+    **options,
+):
+    """A CLIP of a few thousand weights, the same in every process.
+
+    Args:
+        image_encoder: "vit", "resnet", or "convolution": one convolution and BatchNorm, which compile quickly.
+        num_layers: blocks of each transformer. One is enough for whatever treats an encoder as a whole.
+    """
     keras.utils.set_random_seed(3)
     if image_encoder == "vit":
         image_encoder = keras_clip.encoders.VisionTransformer(
-            SIDE, 8, 32, 2, 2, patch_dropout=patch_dropout, seed=11 if patch_dropout else None, remat=remat
+            SIDE, 8, 32, num_layers, 2, patch_dropout=patch_dropout, seed=11 if patch_dropout else None, remat=remat
         )
-    else:
+    elif image_encoder == "resnet":
         image_encoder = keras_clip.encoders.ModifiedResNet(SIDE, (1, 1, 1, 1), 8, num_heads=2, remat=remat)
+    else:
+        image_encoder = keras.Sequential(
+            [
+                keras.Input((SIDE, SIDE, 3)),
+                keras.layers.Conv2D(8, 8, strides=8, use_bias=False, name="convolution"),
+                SyncBatchNorm(momentum=0.9, name="norm"),
+                keras.layers.GlobalMaxPooling2D(),
+            ]
+        )
     text_encoder = keras_clip.encoders.TextTransformer(
-        32, 2, 2, context_length=LENGTH, vocabulary_size=vocabulary_size, remat=remat
+        32, num_layers, 2, context_length=LENGTH, vocabulary_size=vocabulary_size, remat=remat
     )
     tokenizer = keras_clip.data.CLIPTokenizer(LENGTH)
     tokenizer.end_token_id = vocabulary_size - 1
@@ -48,9 +74,40 @@ def state(clip):
 def train(clip, data, batch_size, epochs=2, optimizer=None, **options):
     """Trains with SGD, which unlike Adam shows constant factors. Returns logs and weights as before and after."""
     before = state(clip)
-    clip.compile(optimizer or keras.optimizers.SGD(0.1), **options)
+    clip.compile(optimizer or sgd(), **options)
     history = clip.fit(data, batch_size=batch_size, epochs=epochs, shuffle=False, verbose=0).history
     return history, before, state(clip)
+
+
+def reference(rows=ROWS, epochs=2, optimizer=None, is_frozen=False, **options):
+    """What one device makes of a configuration in direct steps of `BATCH` pairs: as `train` returns it.
+
+    Each configuration is trained once in a process, whichever tests compare with it.
+
+    Args:
+        optimizer: arguments of SGD.
+        is_frozen: whether BatchNorm is frozen.
+        options: those of `build`.
+    """
+    key = json.dumps([rows, epochs, optimizer or {}, is_frozen, options], sort_keys=True)
+    if key not in _REFERENCES:
+        clip = freeze_norms(build(**options)) if is_frozen else build(**options)
+        _REFERENCES[key] = train(clip, pairs(rows), BATCH, epochs, sgd(**optimizer or {}))
+    return _REFERENCES[key]
+
+
+_REFERENCES = {}
+
+
+def sgd(learning_rate=0.1, **options):
+    return keras.optimizers.SGD(learning_rate, **options)
+
+
+def freeze_norms(clip):
+    for layer in clip._flatten_layers():
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.trainable = False
+    return clip
 
 
 def distance(one, other):

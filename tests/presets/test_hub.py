@@ -8,7 +8,6 @@ import sys
 import keras
 import numpy as np
 import pytest
-from presets import checkpoints
 from presets.hub_server import COMMIT, serve
 
 from keras_clip import presets
@@ -33,10 +32,8 @@ for name in sys.argv[1:]:
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory):
-    path = tmp_path_factory.mktemp("weights") / "tiny"
-    checkpoints.save_open_clip(path, checkpoints.TINY["vit_b32"])
-    return path
+def directory(written):
+    return written("open_clip", "vit_b32")[0]
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Several replicas train as one device does, to float32 rounding: losses as logged, statistics and every weight.
 
-Each test is of real processes, over the loopback device where there are several. The trainings are in `replicas.py`.
+Each test is of real processes, over the loopback device where there are several. The trainings are in `replicas.py`:
+all that need as many processes are run by the same ones, and compared with what this process trains on one device.
 """
 
 import json
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import keras
 import pytest
+import replicas
 from subprocesses import free_ports
 
 BACKEND = keras.backend.backend()
@@ -31,7 +33,7 @@ def start(arguments, env):
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def finish(processes, timeout=400):
+def finish(processes, timeout=900):
     """What each process printed; an AssertionError with all output if one fails or hangs."""
     outputs = []
     try:
@@ -44,101 +46,106 @@ def finish(processes, timeout=400):
     return outputs
 
 
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory):
-    """What one device makes of the cases, computed once for each set of them."""
-    folder, made = tmp_path_factory.mktemp("reference"), {}
+def runs_of(kind, devices, cases, processes=1, slow=()):
+    """Parameters of `test_replicas`: processes, and the name of a run in each of them."""
 
-    def of(cases):
-        missing = [case for case in cases if case not in made]
-        if missing:
-            file = folder / f"{len(made)}.npz"
-            finish([start(["single", file, *missing], environment())])
-            made.update(dict.fromkeys(missing, file))
-        return made
+    def parameter(case, **options):
+        where = f"{processes} x {devices}" if processes > 1 else devices
+        return pytest.param(processes, f"{kind}/{devices}/{case}", id=f"{kind} {where}, {case}", **options)
+
+    return [*map(parameter, cases), *(parameter(case, marks=pytest.mark.slow) for case in slow)]
+
+
+RUNS = {
+    "tensorflow": [
+        *runs_of(
+            "mirrored",
+            2,
+            ["plain", "several tiles", "clipped together", "uneven micro-batches", "uneven last batch", "BatchNorm"],
+            slow=[
+                "sigmoid",
+                "clipped one by one",
+                "averaged weights",
+                "compiled",
+                "compiled micro-batches",
+                "frozen BatchNorm",
+            ],
+        ),
+        *runs_of("mirrored", 4, [], slow=["plain", "uneven micro-batches", "clipped together", "BatchNorm"]),
+        *runs_of(
+            "multi_worker",
+            1,
+            ["plain", "clipped together", "uneven last batch", "BatchNorm"],
+            processes=2,
+            slow=["sigmoid", "micro-batches", "averaged weights"],
+        ),
+    ],
+    "jax": [
+        *runs_of(
+            "data_parallel",
+            2,
+            ["plain", "several tiles", "uneven micro-batches", "BatchNorm"],
+            slow=["sigmoid", "clipped together", "averaged weights"],
+        ),
+        *runs_of("data_parallel", 4, [], slow=["plain", "uneven micro-batches"]),
+        *runs_of("model_parallel", 2, [], slow=["several tiles", "micro-batches", "BatchNorm"]),
+        *runs_of("model_parallel", 4, [], slow=["plain", "micro-batches"]),
+        *runs_of("data_parallel", 2, ["plain", "micro-batches"], processes=2),
+    ],
+    "torch": [
+        *runs_of(
+            "processes",
+            1,
+            ["plain", "several tiles", "clipped together", "uneven micro-batches", "BatchNorm"],
+            processes=2,
+            slow=["sigmoid", "clipped one by one", "averaged weights", "micro-batches", "frozen BatchNorm"],
+        ),
+        *runs_of("processes", 1, [], processes=4, slow=["plain", "micro-batches"]),
+    ],
+}
+
+
+def train(processes, runs, file):
+    """Starts the processes; for each of them {run: distance, or the traceback}."""
+    replicas.save_references(file, sorted({run.split("/")[2] for run in runs}))
+    devices = max(int(run.split("/")[1]) for run in runs)
+    # XLA aborts where a device is 40 s late, as on a busy machine.
+    flags = f"--xla_force_host_platform_device_count={devices}", f"--{XLA_PATIENCE}=400"
+    env = {"DEVICES": str(devices), "XLA_FLAGS": " ".join(flags)}
+    env |= {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(processes))}
+    running = [start([file, *runs], environment(**env, RANK=str(rank))) for rank in range(processes)]
+    results = []
+    for output in finish(running):
+        lines = [json.loads(line) for line in output.splitlines() if line.startswith('{"')]
+        results.append({run: outcome for line in lines for run, outcome in line.items()})
+        assert set(results[-1]) == set(runs), output
+    return results
+
+
+@pytest.fixture(scope="module")
+def outcomes(request, tmp_path_factory):
+    """What `train` gives for all chosen tests of that many processes, which are run together."""
+    chosen, made = {}, {}
+    for item in request.session.items:
+        if item.path == request.path:
+            chosen.setdefault(item.callspec.params["processes"], []).append(item.callspec.params["run"])
+
+    def of(processes):
+        if processes not in made:
+            file = tmp_path_factory.mktemp("reference") / "reference.npz"
+            try:
+                made[processes] = train(processes, chosen[processes], file)
+            except AssertionError as error:
+                made[processes] = error
+        if isinstance(made[processes], AssertionError):
+            raise made[processes]
+        return made[processes]
 
     return of
 
 
-def compare(reference, kind, cases, devices=1, processes=1):
-    """Trains the cases on several replicas; every process must have come as near as rounding lets it."""
-    files = reference(cases)
-    for file in sorted({files[case] for case in cases}):
-        chosen = [case for case in cases if files[case] == file]
-        port = free_ports(processes)
-        # XLA aborts where a device is 40 s late, as on a busy machine.
-        flags = f"--xla_force_host_platform_device_count={devices}", f"--{XLA_PATIENCE}=400"
-        env = {"DEVICES": str(devices), "XLA_FLAGS": " ".join(flags)}
-        env |= {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        running = [start([kind, file, *chosen], environment(**env, RANK=str(rank))) for rank in range(processes)]
-        for output in finish(running):
-            lines = [json.loads(line) for line in output.splitlines() if line.startswith('{"')]
-            distances = {case: value for line in lines for case, value in line.items()}
-            assert set(distances) == set(chosen), output
-            for case, value in distances.items():
-                assert value < TOLERANCES.get(case, 1e-5), (case, distances)
-
-
-@pytest.mark.skipif(BACKEND != "tensorflow", reason="backend unable: tf.distribute")
-class TestTensorFlow:
-    def test_two_replicas(self, reference):
-        cases = ["plain", "several tiles", "clipped together", "uneven micro-batches", "uneven last batch", "BatchNorm"]
-        compare(reference, "mirrored", cases, devices=2)
-
-    @pytest.mark.slow
-    def test_two_replicas_other_cases(self, reference):
-        cases = ["sigmoid", "clipped one by one", "averaged weights", "compiled", "compiled micro-batches"]
-        compare(reference, "mirrored", [*cases, "frozen BatchNorm"], devices=2)
-
-    @pytest.mark.slow
-    def test_four_replicas(self, reference):
-        compare(reference, "mirrored", ["plain", "uneven micro-batches", "clipped together", "BatchNorm"], devices=4)
-
-    def test_two_workers(self, reference):
-        cases = ["plain", "clipped together", "uneven last batch", "BatchNorm"]
-        compare(reference, "multi_worker", cases, processes=2)
-
-    @pytest.mark.slow
-    def test_two_workers_other_cases(self, reference):
-        compare(reference, "multi_worker", ["sigmoid", "micro-batches", "averaged weights"], processes=2)
-
-
-@pytest.mark.skipif(BACKEND != "jax", reason="backend unable: keras.distribution")
-class TestJax:
-    def test_two_devices(self, reference):
-        compare(reference, "data_parallel", ["plain", "several tiles", "uneven micro-batches", "BatchNorm"], devices=2)
-
-    @pytest.mark.slow
-    def test_two_devices_other_cases(self, reference):
-        compare(reference, "data_parallel", ["sigmoid", "clipped together", "averaged weights"], devices=2)
-
-    @pytest.mark.slow
-    def test_four_devices(self, reference):
-        compare(reference, "data_parallel", ["plain", "uneven micro-batches"], devices=4)
-
-    @pytest.mark.slow
-    def test_weights_over_two_devices(self, reference):
-        compare(reference, "model_parallel", ["several tiles", "micro-batches", "BatchNorm"], devices=2)
-
-    @pytest.mark.slow
-    def test_weights_and_rows_over_four_devices(self, reference):
-        compare(reference, "model_parallel", ["plain", "micro-batches"], devices=4)
-
-    def test_two_processes_of_two_devices(self, reference):
-        compare(reference, "data_parallel", ["plain", "micro-batches"], devices=2, processes=2)
-
-
-@pytest.mark.skipif(BACKEND != "torch", reason="backend unable: torch.distributed")
-class TestTorch:
-    def test_two_processes(self, reference):
-        cases = ["plain", "several tiles", "clipped together", "uneven micro-batches", "BatchNorm"]
-        compare(reference, "processes", cases, processes=2)
-
-    @pytest.mark.slow
-    def test_two_processes_other_cases(self, reference):
-        cases = ["sigmoid", "clipped one by one", "averaged weights", "micro-batches", "frozen BatchNorm"]
-        compare(reference, "processes", cases, processes=2)
-
-    @pytest.mark.slow
-    def test_four_processes(self, reference):
-        compare(reference, "processes", ["plain", "micro-batches"], processes=4)
+@pytest.mark.parametrize("processes, run", RUNS[BACKEND])
+def test_replicas_train_as_one_device(processes, run, outcomes):
+    for results in outcomes(processes):
+        assert isinstance(results[run], float), results[run]
+        assert results[run] < TOLERANCES.get(run.split("/")[2], 1e-5), results

@@ -144,7 +144,7 @@ def test_a_second_moment_in_bfloat16_falls_as_it_should():
 
 def test_a_training_with_moments_in_bfloat16_is_near_and_repeats():
     def losses(**options):
-        clip = build()
+        clip = build("convolution")
         clip.compile(AdamW(1e-3, **options))
         return clip.fit(pairs(24), batch_size=24, epochs=8, shuffle=False, verbose=0).history["loss"]
 

@@ -8,33 +8,44 @@ from small_clip import build, pairs
 import keras_clip
 
 
-def fit(broken, steps, epochs=1, batches=12):
-    """Trains on batches of four, of which those numbered are not finite."""
-    clip, data = build(), pairs(4 * batches)
-    for number in broken:
-        data["images"][4 * number] = np.nan
+@pytest.fixture(scope="module")
+def clip():
+    """Compiled once: the callback counts from zero in each `fit`, whatever the weights are."""
+    clip = build("convolution")
     clip.compile(keras.optimizers.SGD(0.1))
-    stop = keras_clip.training.StopOnSkippedSteps(steps)
-    return clip.fit(data, batch_size=4, shuffle=False, epochs=epochs, callbacks=[stop], verbose=0).history
+    return clip
 
 
-def test_a_row_of_them_stops():
+@pytest.fixture
+def fit(clip):
+    def fit(broken, steps, epochs=1, batches=12):
+        """Trains on batches of four, of which those numbered are not finite."""
+        data = pairs(4 * batches)
+        for number in broken:
+            data["images"][4 * number] = np.nan
+        stop = keras_clip.training.StopOnSkippedSteps(steps)
+        return clip.fit(data, batch_size=4, shuffle=False, epochs=epochs, callbacks=[stop], verbose=0).history
+
+    return fit
+
+
+def test_a_row_of_them_stops(fit):
     # Looked at before steps 0, 3, 6 and 9: 6, 7 and 8 are all skipped.
     with pytest.raises(RuntimeError, match="Fewer than 3 steps in a row.*Received: 3 such steps, all since step 6"):
         fit(range(4, 10), 3)
 
 
-def test_single_ones_do_not_stop():
+def test_single_ones_do_not_stop(fit):
     history = fit([0, 1, 3, 4, 6, 7, 9, 10], 3, epochs=2)
     assert history["skipped_steps"] == [8, 8]
 
 
-def test_a_row_over_the_end_of_an_epoch_stops():
+def test_a_row_over_the_end_of_an_epoch_stops(fit):
     with pytest.raises(RuntimeError, match="Received: 4 such steps, all since step 0"):
         fit(range(3), 4, epochs=3, batches=3)
 
 
-def test_the_last_steps_of_a_run_stop():
+def test_the_last_steps_of_a_run_stop(fit):
     with pytest.raises(RuntimeError, match="Received: 3 such steps, all since step 0"):
         fit(range(3), 3, batches=3)
 
