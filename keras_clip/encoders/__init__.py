@@ -1,4 +1,4 @@
-"""Pixels or tokens to features (B, D)."""
+"""Image and text encoders, which map images or token ids to features (B, D)."""
 
 from keras_clip.encoders.resnet import ModifiedResNet
 from keras_clip.encoders.text import TextTransformer

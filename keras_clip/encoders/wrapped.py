@@ -1,4 +1,4 @@
-"""Makes an encoder of any Keras model: a KerasHub backbone, a `keras.applications` network, your own."""
+"""Wraps any Keras model as an encoder: a KerasHub backbone, a `keras.applications` network, or your own model."""
 
 from collections.abc import Sequence
 
@@ -7,8 +7,8 @@ from keras import ops
 
 from keras_clip.layers.pooling import end_positions
 
-# What a text model may want beside the token ids.
-_MADE_INPUTS = ("padding_mask", "segment_ids")
+# Inputs of a text model that are computed from the token ids.
+_DERIVED_INPUTS = ("padding_mask", "segment_ids")
 POOLINGS = ("mean", "max", "first", "end", None)
 
 
@@ -21,29 +21,29 @@ def wrap(
     output: str | None = None,
     end_token_id: int = 49407,
 ) -> keras.Model:
-    """Wraps a model of images or of texts as an encoder for `CLIPModel`.
+    """Wraps an image model or a text model as an encoder for `CLIPModel`.
 
-    A model whose input is one image tensor becomes an image encoder; a model whose inputs hold "token_ids", or whose
-    one input is (B, L), a text encoder. A text model that wants a padding mask gets it from the end token, and zeros as
-    segment ids: padding is told by its place, since the padding id 0 is a token too.
+    A model whose only input is an image tensor becomes an image encoder; a model with an input "token_ids", or with a
+    single input (B, L), becomes a text encoder. An input "padding_mask" is computed from the position of the end token,
+    since the padding id 0 is also a valid token; an input "segment_ids" is filled with zeros.
 
     Args:
         model: built Keras model. Its output: features (B, D), a feature map (B, h, w, D), a sequence (B, L, D), or a
             dict of these.
-        pooling: how a map or sequence becomes one row: "mean", "max" (over what is no padding), "first" (a class
-            token), "end" (texts: the end token's row), or None where the output is (B, D) already.
-        pixel_range: (lowest, highest) value of the pixels that an image model was trained on, such as (0, 255) or
-            (-1, 1). None: CLIP's mean and standard deviation. `CLIPModel`'s default preprocessor follows it.
-        image_size: int or (height, width), where the model's input shape leaves it open.
-        context_length: int, longest text in tokens, where the model's input shape leaves it open.
-        output: str. Which entry of a dict of outputs; needed where there are several.
-        end_token_id: int. For texts: the token that ends one.
+        pooling: how a map or a sequence is pooled to one vector: "mean" or "max" (both without padding), "first" (class
+            token), "end" (end token of a text), or None if the output is (B, D).
+        pixel_range: (lowest, highest) pixel value in the training of an image model, such as (0, 255) or (-1, 1). None:
+            normalisation by CLIP's mean and standard deviation. The default preprocessor of `CLIPModel` uses it.
+        image_size: int or (height, width); required if the model's input shape does not define it.
+        context_length: int, maximum text length in tokens; required if the model's input shape does not define it.
+        output: str. Key of the output in a dict of outputs; required if there are several.
+        end_token_id: int. End token of texts.
 
     Returns:
         A Keras model: images (B, H, W, 3) or token ids (B, L) -> features (B, D).
 
     Raises:
-        ValueError: an unknown `pooling`, an output that it does not fit, or a size that is not known.
+        ValueError: an unknown `pooling`, or one that does not match the output, or an unknown image size or length.
     """
     if pooling not in POOLINGS:
         raise ValueError(f"`pooling` must be one of {POOLINGS}. Received: pooling={pooling!r}.")
@@ -55,27 +55,27 @@ def wrap(
         return WrappedTextEncoder(model, pooling, length, output, end_token_id)
     if len(shapes) != 1 or len(next(iter(shapes.values()))) != 4:
         raise ValueError(
-            "`wrap` takes a model of one image tensor (B, H, W, 3) or of token ids (B, L). "
-            f"Received: model.input shapes {shapes}."
+            "`wrap` requires a model whose input is one image tensor (B, H, W, 3) or token ids (B, L). "
+            f"Received: a model with inputs of shapes {shapes}."
         )
     return WrappedImageEncoder(model, pooling, pixel_range, image_size or next(iter(shapes.values()))[1:3], output)
 
 
 def _check_text_inputs(names) -> None:
-    if len(names) > 1 and not set(names) <= {"token_ids", *_MADE_INPUTS}:
+    if len(names) > 1 and not set(names) <= {"token_ids", *_DERIVED_INPUTS}:
         raise ValueError(
-            f"`wrap` feeds a text model's inputs 'token_ids', {', '.join(map(repr, _MADE_INPUTS))}, or its only one. "
-            f"Received: a model of the inputs {sorted(names)}. Rename them, or give `CLIPModel` a model of your own "
-            "that makes them of token ids (B, L)."
+            f"A text model may have the inputs 'token_ids', {', '.join(map(repr, _DERIVED_INPUTS))}, or a single "
+            f"input. Received: a model with the inputs {sorted(names)}. Rename them, or pass `CLIPModel` a model of your own "
+            "that computes them from token ids (B, L)."
         )
 
 
 def _named_inputs(model: keras.Model) -> dict:
     if not hasattr(model, "inputs") or model.inputs is None:
         raise ValueError(
-            "`wrap` needs a functional model, whose inputs are known. "
-            f"Received: model={model.name!r} of type {type(model).__name__}. Any layer or model that gives features "
-            "(B, D) can be passed to `CLIPModel` as it is."
+            "`wrap` requires a functional model, whose inputs are known. "
+            f"Received: model={model.name!r} of type {type(model).__name__}. Pass a layer or model that returns "
+            "features (B, D) to `CLIPModel` directly."
         )
     structure = model.input
     return structure if isinstance(structure, dict) else {tensor.name: tensor for tensor in model.inputs}
@@ -94,7 +94,7 @@ def _select(outputs, name: str | None):
 def _check_rank(features, pooling: str | None) -> None:
     if (len(features.shape) == 2) != (pooling is None):
         raise ValueError(
-            "`pooling` must be None for features (B, D), and must be named for a map (B, h, w, D) or a sequence "
+            "`pooling` must be None for features (B, D), and must not be None for a map (B, h, w, D) or a sequence "
             f"(B, L, D). Received: an output of shape {tuple(features.shape)}, pooling={pooling!r}."
         )
 
@@ -112,7 +112,7 @@ class _Wrapped(keras.Model):
         self.built = True
 
     def build(self, input_shape=None):
-        """The wrapped model is built already."""
+        """Does nothing: the wrapped model is already built."""
 
     def compute_output_shape(self, input_shape):
         return (input_shape[0], self.width)
@@ -132,7 +132,7 @@ class _Wrapped(keras.Model):
 
 @keras.saving.register_keras_serializable(package="keras_clip")
 class WrappedImageEncoder(_Wrapped):
-    """An image model as an encoder; made by `wrap`.
+    """An image encoder that wraps a model; created by `wrap`.
 
     Args:
         model, pooling, pixel_range, output: as `wrap` takes them.
@@ -158,17 +158,17 @@ class WrappedImageEncoder(_Wrapped):
         super().__init__(model, pooling, output, **kwargs)
         if image_size is None or (not isinstance(image_size, int) and None in image_size):
             raise ValueError(
-                f"The input shape of {model.name!r} leaves the image size open. Received: image_size={image_size}. "
+                f"The image size of {model.name!r} must be known. Received: image_size={image_size}. "
                 "Pass `image_size` to `wrap`."
             )
         if pooling == "end":
-            raise ValueError("`pooling='end'` is for texts. Received: pooling='end' for a model of images.")
+            raise ValueError("`pooling='end'` requires a text model. Received: pooling='end' for an image model.")
         sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
         self.image_size = sides[0] if sides[0] == sides[1] else sides
         self.pixel_range = pixel_range
         if pixel_range is not None:
             low, high = pixel_range
-            # (pixels - mean) / std with pixels in [0, 1] fills exactly that range.
+            # (pixels - mean) / std maps pixels in [0, 1] to that range.
             self.pixel_mean = (-low / (high - low),) * 3
             self.pixel_std = (1 / (high - low),) * 3
 
@@ -191,7 +191,7 @@ class WrappedImageEncoder(_Wrapped):
 
 @keras.saving.register_keras_serializable(package="keras_clip")
 class WrappedTextEncoder(_Wrapped):
-    """A text model as an encoder; made by `wrap`.
+    """A text encoder that wraps a model; created by `wrap`.
 
     Args:
         model, pooling, output, end_token_id: as `wrap` takes them.
@@ -217,7 +217,7 @@ class WrappedTextEncoder(_Wrapped):
         super().__init__(model, pooling, output, **kwargs)
         if context_length is None:
             raise ValueError(
-                f"The input shape of {model.name!r} leaves the length of texts open. Received: context_length=None. "
+                f"The context length of {model.name!r} must be known. Received: context_length=None. "
                 "Pass `context_length` to `wrap`."
             )
         self.context_length = context_length
@@ -226,13 +226,13 @@ class WrappedTextEncoder(_Wrapped):
     def call(self, token_ids, training=False):
         ends = end_positions(token_ids, self.end_token_id)[:, None]
         is_text = ops.arange(ops.shape(token_ids)[1], dtype="int32")[None] <= ends
-        known = {
+        derived = {
             "padding_mask": ops.cast(is_text, "int32"),
             "segment_ids": ops.zeros_like(token_ids),
         }
         structure = self.model.input
         if isinstance(structure, dict):
-            inputs = {name: known.get(name, token_ids) for name in structure}
+            inputs = {name: derived.get(name, token_ids) for name in structure}
         else:
             inputs = token_ids
         features = _select(self.model(inputs, training=training), self.output_key)

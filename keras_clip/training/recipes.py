@@ -1,8 +1,8 @@
-"""The paper's recipe for each of its models, as numbers (Radford et al., 2021, tables 18, 19 and 20)."""
+"""The hyperparameters of each of the paper's models (Radford et al., 2021, tables 18, 19 and 20)."""
 
 from dataclasses import dataclass
 
-# Adam's for the two families (table 18).
+# Hyperparameters of Adam for the two model families (table 18).
 _RESNET = {"beta_2": 0.999, "epsilon": 1e-8}
 _VISION_TRANSFORMER = {"beta_2": 0.98, "epsilon": 1e-6}
 _LEARNING_RATES = {
@@ -20,28 +20,28 @@ _NUM_PAIRS = 400_000_000
 _BATCH_SIZE = 32_768
 _EPOCHS = 32
 _WARMUP_STEPS = 2000
-# Those that go on from another model: its name, and for how many epochs.
+# Models that continue the training of another model: {name: (initial model, epochs)}.
 _CONTINUED = {"vit_l14_336": ("vit_l14", 1)}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is trained, as plain data: `dataclasses.asdict` makes it a dict that JSON can hold.
+    """The hyperparameters of a training run; `dataclasses.asdict` converts them to a JSON-serialisable dict.
 
     Args:
         preset: name of the model.
-        starts_from: name of the trained model whose weights it starts from; None: from the initialisation.
-        num_pairs: image-text pairs of an epoch.
-        batch_size: pairs of a step, over all devices.
+        starts_from: name of the trained model that provides the initial weights; None: random initialisation.
+        num_pairs: image-text pairs per epoch.
+        batch_size: pairs per step, over all devices.
         epochs: passes over the pairs.
         total_steps: steps of the whole run.
-        learning_rate: the highest one.
-        warmup_steps: steps until then.
-        weight_decay: per step, times the learning rate.
-        beta_1: Adam's decay of the first moment.
-        beta_2: Adam's decay of the second moment.
-        epsilon: Adam's.
-        temperature: initial one; None: as the model that it starts from has learned it.
+        learning_rate: peak learning rate.
+        warmup_steps: steps until the peak learning rate.
+        weight_decay: decoupled weight decay, multiplied by the learning rate at each step.
+        beta_1: Adam's decay rate of the first moment.
+        beta_2: Adam's decay rate of the second moment.
+        epsilon: Adam's epsilon.
+        temperature: initial temperature; None: the learned temperature of the initial model.
     """
 
     preset: str
@@ -68,42 +68,42 @@ class Recipe:
 def recipe(
     preset: str, num_pairs: int | None = None, batch_size: int | None = None, epochs: int | None = None
 ) -> Recipe:
-    """How the paper trained a model, or the same for another number of pairs, batch or epochs.
+    """Returns the paper's hyperparameters of a model, for a given number of pairs, batch size and number of epochs.
 
-    The steps follow from these. The warm-up has the paper's 2,000 steps in a run as long as the paper's of this model,
-    and in a shorter one a tenth of the steps, if that is less. (Of its extra epoch at 336 pixels the paper gives the
-    learning rate alone; the rest is what all its models have in common.) The learning rate does not follow the batch
-    size: the paper has one batch size, and says nothing of others.
+    These determine the number of steps. The warm-up has the paper's 2,000 steps; in a run shorter than the paper's it
+    has at most a tenth of all steps. The learning rate is not scaled with the batch size, as the paper uses a single
+    batch size. For the additional epoch at 336 pixels the paper states the learning rate only; the other values are
+    those common to all its models.
 
     Args:
         preset: one of `presets.names()`.
-        num_pairs: int > 0 or None. Pairs of an epoch; None: the paper's 400 million. Where the data drops pairs that do
-            not fill a batch, `len(dataset) * batch_size` gives exactly its steps.
-        batch_size: int > 0 or None. Pairs of a step, over all devices; None: the paper's 32,768.
+        num_pairs: int > 0 or None. Pairs per epoch; None: the paper's 400 million. If the dataset drops incomplete
+            batches, `len(dataset) * batch_size` results in its exact number of steps.
+        batch_size: int > 0 or None. Pairs per step, over all devices; None: the paper's 32,768.
         epochs: int > 0 or None. None: the paper's 32, and 1 for "vit_l14_336".
 
     Returns:
         A `Recipe`.
 
     Raises:
-        ValueError: an unknown name, a number that is not positive, or less pairs in all than one batch has.
+        ValueError: an unknown name, a number that is not positive, or fewer pairs over all epochs than one batch.
     """
     if preset not in _LEARNING_RATES:
         raise ValueError(
-            f"`preset` must be one of {', '.join(map(repr, _LEARNING_RATES))}. Received: preset={preset!r}. For a "
-            "model of your own take the recipe of the one that is nearest in kind and size."
+            f"`preset` must be one of {', '.join(map(repr, _LEARNING_RATES))}. Received: preset={preset!r}. For "
+            "another model, use the recipe of the preset with the most similar architecture and size."
         )
     starts_from, paper_epochs = _CONTINUED.get(preset, (None, _EPOCHS))
     paper_steps = paper_epochs * _NUM_PAIRS // _BATCH_SIZE
     num_pairs, batch_size, epochs = (
-        usual if given is None else given
-        for given, usual in ((num_pairs, _NUM_PAIRS), (batch_size, _BATCH_SIZE), (epochs, paper_epochs))
+        default if given is None else given
+        for given, default in ((num_pairs, _NUM_PAIRS), (batch_size, _BATCH_SIZE), (epochs, paper_epochs))
     )
     total_steps = epochs * num_pairs // batch_size if min(num_pairs, batch_size, epochs) > 0 else 0
     if total_steps < 1:
         raise ValueError(
-            "`num_pairs`, `batch_size` and `epochs` must be positive, and give one batch at least. "
-            f"Received: num_pairs={num_pairs}, batch_size={batch_size}, epochs={epochs}. Make the batch smaller."
+            "`num_pairs`, `batch_size` and `epochs` must be positive and result in at least one batch. "
+            f"Received: num_pairs={num_pairs}, batch_size={batch_size}, epochs={epochs}. Reduce the batch size."
         )
     return Recipe(
         preset=preset,

@@ -438,7 +438,7 @@ class TestRefusals:
             image_preprocessor = ImagePreprocessor(image_size=16)
 
         setattr(Model, missing, None)
-        with pytest.raises(ValueError, match=f"Pairs need a {missing}"):
+        with pytest.raises(ValueError, match=f"`{missing}` is required"):
             image_text_pairs(shards, Model(), batch_size=2)
 
     def test_another_way_to_resize(self, shards):

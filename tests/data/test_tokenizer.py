@@ -213,7 +213,7 @@ def test_a_full_cache_changes_nothing(monkeypatch):
 
     texts = [f"word{i} of many" for i in range(50)]
     expected = CLIPTokenizer()(texts)
-    monkeypatch.setattr(module._WordIds, "largest", 3)
+    monkeypatch.setattr(module._WordIds, "max_words", 3)
     for i in range(0, 50, 5):
         np.testing.assert_array_equal(CLIPTokenizer()(texts[i : i + 5]), expected[i : i + 5])
     assert len(module._word_ids.known) < 50

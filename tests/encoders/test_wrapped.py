@@ -119,8 +119,8 @@ def masked_text_model():
 REFUSED = {
     "unknown pooling": (lambda: encoders.wrap(echo_text_model(), pooling="sum"), "pooling"),
     "a map without pooling": (lambda: encoders.wrap(applications_model(), pooling=None), "pooling"),
-    "end of an image": (lambda: encoders.wrap(applications_model(), pooling="end"), "texts"),
-    "no length": (lambda: encoders.wrap(echo_text_model(None)), "length of texts"),
+    "end of an image": (lambda: encoders.wrap(applications_model(), pooling="end"), "text model"),
+    "no length": (lambda: encoders.wrap(echo_text_model(None)), "context length"),
     "several outputs": (lambda: encoders.wrap(hub_text_backbone(), context_length=4), "output"),
     "an input of another name": (lambda: encoders.wrap(masked_text_model()), "inputs 'token_ids', 'padding_mask'"),
     "a layer": (lambda: encoders.wrap(keras.Sequential([keras.layers.Dense(2)])), "functional"),
