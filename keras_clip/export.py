@@ -14,6 +14,7 @@ from pathlib import Path
 
 import keras
 
+from keras_clip import compat
 from keras_clip.data.tokenizer import CLIPTokenizer
 
 # What each format needs beside Keras.
@@ -80,7 +81,7 @@ def export_text_model(
 def _export_from_any_backend(model, filepath, format, input_name, shape, dtype, output_name, needs=()):
     if format not in FORMATS:
         raise ValueError(f"`format` must be one of {tuple(FORMATS)}. Received: format={format!r}.")
-    policies = (layer.dtype_policy for layer in model._flatten_layers())
+    policies = (layer.dtype_policy for layer in compat.all_layers(model))
     if format == "litert" and any(isinstance(it, keras.dtype_policies.QuantizedDTypePolicy) for it in policies):
         raise ValueError(
             "LiteRT has no such products of integers. Received: format='litert', a quantised model. "
@@ -134,7 +135,7 @@ def _graph_module(model, input_name, shape, dtype, output_name):
     module = tf.Module()
     prepare = tf.identity
     if dtype == "string":
-        from keras_clip.data.graph_tokenizer import GraphTokenizer
+        from keras_clip.graph_tokenizer import GraphTokenizer
 
         prepare = GraphTokenizer(model.tokenizer)
         module.tables = prepare.tables

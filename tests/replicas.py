@@ -32,7 +32,7 @@ from keras_clip import tiling  # noqa: E402
 from keras_clip.layers import projection  # noqa: E402
 
 BATCH = 24
-SIZES = tiling.TILE_ROWS, tiling.TILE_AREA, projection.LARGE
+SIZES = tiling.TILE_ROWS, tiling.TILE_AREA, projection.LOOP_MIN_ELEMENTS
 
 # What to build and how to train it: "rows", "frozen", "epochs" and "optimizer" are for `run`, the rest for `compile`.
 CASES = {
@@ -61,7 +61,7 @@ def run(name, is_single):
     build_options, options = (dict(part) for part in CASES[name])
     is_tiled = build_options.pop("several_tiles", False) and not is_single
     # With 6 rows on each device, columns take two tiles.
-    tiling.TILE_ROWS, tiling.TILE_AREA, projection.LARGE = (6, 1, 1) if is_tiled else SIZES
+    tiling.TILE_ROWS, tiling.TILE_AREA, projection.LOOP_MIN_ELEMENTS = (6, 1, 1) if is_tiled else SIZES
     rows, epochs = options.pop("rows", 48), options.pop("epochs", 2)
     clip = build(**build_options)
     MODELS.append(clip)

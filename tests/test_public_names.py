@@ -12,7 +12,7 @@ pytestmark = pytest.mark.backend_free
 
 PACKAGE = Path(__file__).resolve().parents[1] / "keras_clip"
 # For the rooms above them, not for users.
-INTERNAL = {"distribution", "tiling"}
+INTERNAL = {"compat", "distribution", "tiling"}
 # The package, its folders, and the modules beside them: what a user can write after `keras_clip.`.
 ROOMS = ["keras_clip"] + sorted(
     f"keras_clip.{path.parent.name if path.name == '__init__.py' else path.stem}"

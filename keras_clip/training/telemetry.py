@@ -10,8 +10,7 @@ from pathlib import Path
 
 import keras
 
-from keras_clip import flops
-from keras_clip.trainer import watching
+from keras_clip import compat, distribution, flops
 
 
 class _Totals:
@@ -38,7 +37,7 @@ class _Totals:
         return figures if peak is None else {**figures, "mfu": self.flops / self.seconds / peak}
 
 
-class Telemetry(keras.callbacks.Callback):
+class Telemetry(compat.AsyncCallback):
     """Measures the steps of `fit`. Give it to the process that shows the progress, with any strategy.
 
     The progress bar and `History` get:
@@ -74,9 +73,6 @@ class Telemetry(keras.callbacks.Callback):
         ImportError: `tensorboard` was given, and nothing that could write it is installed.
     """
 
-    # Keras then calls it from a thread that has waited for the step, while the main thread goes on.
-    async_safe = True
-
     def __init__(
         self,
         csv: str | os.PathLike | None = None,
@@ -109,7 +105,7 @@ class Telemetry(keras.callbacks.Callback):
             )
         # On JAX each look at `self.model` fetches its state, which would stop the steps.
         self._model_itself = self.model
-        self._replicas, devices = watching.replicas_and_devices(self.model)
+        self._replicas, devices = distribution.replicas_and_devices(self.model)
         self._peak = None if self.peak_flops is None else devices * self.peak_flops
         self._reads = deque()
         self._step = None
