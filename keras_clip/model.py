@@ -227,7 +227,7 @@ class TextEmbedder(_Embedder):
 
         With `strings` the graph has the tokenizer in it and takes "texts", a tensor of strings (B,). Its token ids are
         those of `CLIPTokenizer` for every text that needs neither ftfy's repairs nor HTML unescaping; what is too long
-        is cut. It needs the extra `hub` to be written, and `import tensorflow_text` to be loaded.
+        is cut.
 
         Args:
             filepath: folder of a SavedModel, or file of an ONNX or LiteRT graph.
