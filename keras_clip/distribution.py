@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import keras
 from keras import ops
 
+from keras_clip import compat
 from keras_clip.types import Tensor
 
 _is_alone = contextvars.ContextVar("is_alone", default=False)
@@ -225,3 +226,41 @@ def replicate(x: Tensor) -> Tensor:
     mesh = keras.distribution.distribution().device_mesh
     layout = keras.distribution.TensorLayout([None] * len(x.shape), mesh)
     return keras.distribution.distribute_tensor(x, layout)
+
+
+def strategy_of(model: keras.Model):
+    """The `tf.distribute` strategy of several replicas that a model was made under, else None."""
+    if keras.backend.backend() != "tensorflow":
+        return None
+    strategy = compat.distribute_strategy(model)
+    return strategy if strategy.num_replicas_in_sync > 1 else None
+
+
+def is_multi_worker(strategy) -> bool:
+    """Whether a `tf.distribute` strategy, or None, spans several worker processes."""
+    if strategy is None:
+        return False
+    import tensorflow as tf
+
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return False
+    jobs = strategy.cluster_resolver.cluster_spec().as_dict()
+    return sum(len(jobs.get(job, ())) for job in ("chief", "worker")) > 1
+
+
+def replicas_and_devices(model: keras.Model) -> tuple[int, int]:
+    """How many parts a global batch is divided into, and how many devices compute a step, as seen from outside a step.
+
+    Args:
+        model: Keras model.
+
+    Returns:
+        Two ints, which differ only under `keras.distribution.ModelParallel`.
+    """
+    strategy = strategy_of(model)
+    if strategy is not None:
+        return (strategy.num_replicas_in_sync,) * 2
+    layout = keras.distribution.distribution() if keras.backend.backend() == "jax" else None
+    if layout is not None:
+        return row_shards(), layout.device_mesh.devices.size
+    return (replica_count(),) * 2

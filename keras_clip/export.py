@@ -14,11 +14,12 @@ from pathlib import Path
 
 import keras
 
+from keras_clip import compat
 from keras_clip.data.tokenizer import CLIPTokenizer
+from keras_clip.graph_tokenizer import GraphTokenizer
 
 # What each format needs beside Keras.
 FORMATS = {"tf_saved_model": ("tensorflow",), "onnx": ("tensorflow", "tf2onnx", "onnx"), "litert": ("tensorflow",)}
-TEXT_NEEDS = ("keras_hub", "tensorflow_text")
 IMAGE_DTYPES = ("uint8", "float32")
 
 
@@ -65,7 +66,6 @@ def export_text_model(
     Raises:
         As `export_image_model`.
     """
-    needs = TEXT_NEEDS if strings else ()
     if strings and format != "tf_saved_model":
         raise ValueError(f'Only "tf_saved_model" takes strings. Received: format={format!r}, strings=True.')
     if strings and type(model.tokenizer) is not CLIPTokenizer:
@@ -74,22 +74,22 @@ def export_text_model(
             "Export for token ids."
         )
     inputs = ("texts", [], "string") if strings else ("token_ids", [context_length], "int32")
-    _export_from_any_backend(model, filepath, format, *inputs, "text_embeddings", needs)
+    _export_from_any_backend(model, filepath, format, *inputs, "text_embeddings")
 
 
-def _export_from_any_backend(model, filepath, format, input_name, shape, dtype, output_name, needs=()):
+def _export_from_any_backend(model, filepath, format, input_name, shape, dtype, output_name):
     if format not in FORMATS:
         raise ValueError(f"`format` must be one of {tuple(FORMATS)}. Received: format={format!r}.")
-    policies = (layer.dtype_policy for layer in model._flatten_layers())
+    policies = (layer.dtype_policy for layer in compat.all_layers(model))
     if format == "litert" and any(isinstance(it, keras.dtype_policies.QuantizedDTypePolicy) for it in policies):
         raise ValueError(
             "LiteRT has no such products of integers. Received: format='litert', a quantised model. "
             'Export it as "tf_saved_model" or "onnx", or before it is quantised.'
         )
-    if missing := [name for name in (*FORMATS[format], *needs) if importlib.util.find_spec(name) is None]:
+    if missing := [name for name in FORMATS[format] if importlib.util.find_spec(name) is None]:
         raise ImportError(
             f"Exporting needs {' and '.join(missing)}. Received: format={format!r}, and no such package. "
-            'Install them: pip install "keras_clip[export,tensorflow]", for strings "keras_clip[hub]" too.'
+            'Install them: pip install "keras_clip[export,tensorflow]".'
         )
     options = {
         "filepath": os.fspath(filepath),
@@ -134,8 +134,6 @@ def _graph_module(model, input_name, shape, dtype, output_name):
     module = tf.Module()
     prepare = tf.identity
     if dtype == "string":
-        from keras_clip.data.graph_tokenizer import GraphTokenizer
-
         prepare = GraphTokenizer(model.tokenizer)
         module.tables = prepare.tables
     module.serve = tf.function(

@@ -10,7 +10,7 @@ import os
 import keras
 from keras import ops
 
-from keras_clip import distribution
+from keras_clip import compat, distribution
 from keras_clip.data.images import ImagePreprocessor
 from keras_clip.data.tokenizer import CLIPTokenizer
 from keras_clip.encoders.contract import attribute, features_shape, preprocessor_for
@@ -18,7 +18,7 @@ from keras_clip.export import export_image_model, export_text_model
 from keras_clip.layers.contrastive_loss import ContrastiveLoss
 from keras_clip.layers.embeddings import PixelNormalization
 from keras_clip.layers.projection import ProjectionHead
-from keras_clip.trainer.trainer import GlobalBatchTrainer
+from keras_clip.step.trainer import Branch, GlobalBatchTrainer
 from keras_clip.types import Tensor
 
 
@@ -66,7 +66,7 @@ class _Embedder(keras.Model):
 
     def _note_quantization(self, mode):
         self.quantization = mode
-        self.train_function = self.test_function = self.predict_function = None
+        compat.forget_step(self, evaluation=True)
 
     def _embed(self, inputs, training):
         # A locked encoder does not learn and does not drop: its statistics and its patches stay as they are.
@@ -227,7 +227,7 @@ class TextEmbedder(_Embedder):
 
         With `strings` the graph has the tokenizer in it and takes "texts", a tensor of strings (B,). Its token ids are
         those of `CLIPTokenizer` for every text that needs neither ftfy's repairs nor HTML unescaping; what is too long
-        is cut. It needs the extra `hub` to be written, and `import tensorflow_text` to be loaded.
+        is cut.
 
         Args:
             filepath: folder of a SavedModel, or file of an ONNX or LiteRT graph.
@@ -317,11 +317,13 @@ class CLIPModel(GlobalBatchTrainer):
     logit_scale = property(lambda self: self.contrast.logit_scale, doc="Scalar weight: log(1 / temperature).")
     logit_bias = property(lambda self: self.contrast.logit_bias, doc="Scalar weight of the sigmoid loss, else None.")
 
-    def call(self, inputs, training=False):
-        return {
-            "image_embeddings": self.image_embedder(inputs["images"], training=training),
-            "text_embeddings": self.text_embedder(inputs["token_ids"], training=training),
-        }
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        """The inputs of the model and the halves that embed them, for the training step."""
+        return (
+            Branch("images", self.image_embedder, "image_embeddings"),
+            Branch("token_ids", self.text_embedder, "text_embeddings", has_tokens=True),
+        )
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Images (B, H, W, 3), uint8 or normalised floats, to float32 embeddings (B, E) of unit length."""

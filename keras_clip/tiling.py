@@ -153,7 +153,7 @@ def _exp(x):
     return x.exp_() if keras.backend.backend() == "torch" else ops.exp(x)
 
 
-def _hide(logits, row_numbers, column_numbers, is_padded):
+def _mask_positives_and_padding(logits, row_numbers, column_numbers, is_padded):
     """Sets the logits of positives, whose numbers are equal, and of padding, whose number is zero, to `LOWEST`."""
     if keras.backend.backend() == "torch":
         # One number a row instead of a mask as large as the tile.
@@ -202,7 +202,9 @@ def _each_tile(step: Callable, rows, columns, row_state, column_state, scale, bi
         logits = _matmul(row_parts[0], ops.transpose(embeddings))
         if bias is not None:
             logits += bias
-        logits = _hide(logits, row_numbers[i], column_numbers[j], by_row.is_padded or by_column.is_padded)
+        logits = _mask_positives_and_padding(
+            logits, row_numbers[i], column_numbers[j], by_row.is_padded or by_column.is_padded
+        )
         states = [_get(x, i) for x in state[:split]], [_get(x, j) for x in state[split:]]
         row_parts_after, column_parts_after = step(logits, row_parts, [embeddings, *others], *states)
         return (
@@ -223,7 +225,7 @@ def _add_logsumexp(logits, state, axis):
     return new_highest, total * ops.exp(highest - new_highest) + ops.sum(exponentials, axis=axis)
 
 
-def _pull_back(pull, rows, columns, log_scale, bias, offset, by_row, by_column):
+def _backward(pull, rows, columns, log_scale, bias, offset, by_row, by_column):
     """Gradients of rows, columns, log_scale and bias.
 
     Args:
@@ -288,7 +290,7 @@ def bidirectional_logsumexp(rows: Tensor, columns: Tensor, log_scale: Tensor, of
 
         b = size(rows)
         more = (row_lse, upstream[:b]), (column_lse, upstream[b:])
-        return (*_pull_back(pull, rows, columns, log_scale, None, offset, *more), ops.zeros_like(offset))
+        return (*_backward(pull, rows, columns, log_scale, None, offset, *more), ops.zeros_like(offset))
 
     return result, grad
 
@@ -330,6 +332,6 @@ def sum_of_softplus(rows: Tensor, columns: Tensor, log_scale: Tensor, bias: Tens
             return g
 
         more = (upstream[: size(rows)],), ()
-        return (*_pull_back(pull, rows, columns, log_scale, bias, offset, *more), ops.zeros_like(offset))
+        return (*_backward(pull, rows, columns, log_scale, bias, offset, *more), ops.zeros_like(offset))
 
     return result, grad

@@ -17,16 +17,17 @@ LEVELS = (
     ("presets",),
     ("training",),
     ("model", "baselines", "flops"),
-    ("trainer",),
+    ("step",),
     ("encoders",),
     ("layers",),
     ("export",),
     ("data", "losses"),
     ("distribution",),
+    ("compat",),
     ("types",),
 )
 # Modules beside the rooms that are a part of one.
-PARTS = {"tiling": "losses"}
+PARTS = {"tiling": "losses", "graph_tokenizer": "export"}
 # The order of the rooms inside a room, by the same rule.
 INSIDE = {
     "evaluation": (
@@ -56,17 +57,19 @@ ONLY = {
 
 # What may ask which backend runs, or import one inside a function: whole rooms, or single modules.
 BACKEND_AWARE = (
+    "compat",
     "data",
     "distribution",
     "tiling",
     "layers.projection",
     "layers.pure_call",
-    "trainer",
+    "step",
     "export",
+    "graph_tokenizer",
     "evaluation.classifiers.matmul",
     "training.foreach",
-    "presets.checkpoint",
-    "presets.filling",
+    "presets.tensor_files",
+    "presets.in_place",
     "presets.keras_hub",
     "training.foreach",
     "training.state",

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.backend_free
 
 PACKAGE = Path(__file__).resolve().parents[1] / "keras_clip"
 # For the rooms above them, not for users.
-INTERNAL = {"distribution", "tiling"}
+INTERNAL = {"compat", "distribution", "tiling"}
 # Names that modules had before they moved, which users' code may still have: {package: names}.
 FORMER_NAMES = {"evaluation": {"ladder", "overlap_detector", "suites"}}
 # The package, its folders, and the modules beside them: what a user can write after `keras_clip.`.

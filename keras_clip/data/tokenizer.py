@@ -19,7 +19,7 @@ _CLEAN_ASCII = re.compile(r"[\t\n\r\x20-\x25\x27-\x7e]*").fullmatch
 _ASCII_WORDS = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d|[a-z]+|[0-9]|[^\sa-z0-9]+").findall
 
 
-def _byte_alphabet() -> dict[int, str]:
+def byte_alphabet() -> dict[int, str]:
     """Maps each byte to a printable character as GPT-2 does: to its own character if that is printable."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(printable)]
@@ -31,7 +31,7 @@ def vocabulary() -> tuple[list[str], list[tuple[str, str]]]:
     """Returns all tokens in the order of their ids, and the merges in the order of their ranks."""
     lines = gzip.decompress(MERGES.read_bytes()).decode("utf-8").split("\n")
     merges = [tuple(line.split()) for line in lines[1 : 49152 - 256 - 2 + 1]]
-    symbols = list(_byte_alphabet().values())
+    symbols = list(byte_alphabet().values())
     tokens = symbols + [symbol + "</w>" for symbol in symbols] + ["".join(merge) for merge in merges] + [START, END]
     return tokens, merges
 
@@ -220,7 +220,7 @@ class CLIPTokenizer:
                 break
             if token_id != self.start_token_id:
                 kept.append(tokens[token_id])
-        byte_of = {symbol: byte for byte, symbol in _byte_alphabet().items()}
+        byte_of = {symbol: byte for byte, symbol in byte_alphabet().items()}
         pieces = "".join(kept).split("</w>")
         return " ".join(bytes(map(byte_of.get, piece)).decode("utf-8", errors="replace") for piece in pieces).strip()
 

@@ -22,7 +22,7 @@ def uniform() -> keras.Initializer:
 
 
 @contextlib.contextmanager
-def no_drawing() -> Iterator[None]:
+def skip_initialization() -> Iterator[None]:
     """Models made inside start with zeros: to draw the numbers of a large one takes as long as to read them."""
     token = _drawing.set(False)
     try:

@@ -8,9 +8,9 @@ from keras_clip.layers.initialisation import normal
 from keras_clip.types import Tensor
 
 # The square of the smallest length that is divided by.
-SHORTEST = 1e-12
+EPSILON_SQUARED = 1e-12
 # Numbers in embeddings that take memory worth a thought: 4 MiB.
-LARGE = 2**20
+LOOP_MIN_ELEMENTS = 2**20
 
 
 def unit_length(x: Tensor) -> Tensor:
@@ -29,14 +29,14 @@ def unit_length(x: Tensor) -> Tensor:
 def _unit_length(x):
     """Its gradient asks for what came out, which a loss keeps anyway, and not for what went in."""
     # The bound lies under the root: bounding the norm itself would leave a zero row with a gradient of NaN.
-    inverse = ops.rsqrt(ops.maximum(ops.sum(ops.square(x), axis=-1, keepdims=True), SHORTEST))
+    inverse = ops.rsqrt(ops.maximum(ops.sum(ops.square(x), axis=-1, keepdims=True), EPSILON_SQUARED))
     result = _scaled(x, inverse)
 
     def grad(*args, upstream=None):
         upstream = args[0] if upstream is None else upstream
         along = ops.sum(result * upstream, axis=-1, keepdims=True)
         # What is shorter than the bound is only multiplied.
-        along = ops.where(inverse < SHORTEST**-0.5, along, 0.0)
+        along = ops.where(inverse < EPSILON_SQUARED**-0.5, along, 0.0)
         return inverse * (upstream - along * result)
 
     return result, grad
@@ -45,7 +45,7 @@ def _unit_length(x):
 def _scaled(x, factors):
     """x * factors, where factors are (..., 1)."""
     shards = distribution.row_shards()
-    if keras.backend.backend() != "jax" or x.ndim != 2 or x.size < LARGE or len(x) % (2 * shards):
+    if keras.backend.backend() != "jax" or x.ndim != 2 or x.size < LOOP_MIN_ELEMENTS or len(x) % (2 * shards):
         return x * factors
     import jax
 

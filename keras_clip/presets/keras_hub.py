@@ -7,7 +7,7 @@ from keras import ops
 
 from keras_clip.data.images import ImagePreprocessor
 from keras_clip.encoders.vit import VisionTransformer
-from keras_clip.layers.initialisation import no_drawing
+from keras_clip.layers.initialisation import skip_initialization
 from keras_clip.model import CLIPModel
 from keras_clip.presets.architectures import Architecture
 
@@ -31,7 +31,7 @@ def from_keras_hub(backbone: keras.Model, image_preprocessor: ImagePreprocessor 
         {"vocabulary_size": text.vocabulary_size, "context_length": text.max_sequence_length, **_sizes(text)},
         backbone.projection_dim,
     )
-    with no_drawing():
+    with skip_initialization():
         clip = architecture.build(image_preprocessor)
     for ours, theirs in _pairs(clip, backbone):
         ours.assign(ops.reshape(theirs, ours.shape))

@@ -10,14 +10,14 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_clip.layers.initialisation import no_drawing
+from keras_clip.layers.initialisation import skip_initialization
 from keras_clip.model import CLIPModel, ImageEmbedder, TextEmbedder
 from keras_clip.presets.architectures import ARCHITECTURES, Architecture
-from keras_clip.presets.checkpoint import OPENAI_SHA256, TORCH_SUFFIXES, Checkpoint, read_json, sha256
 from keras_clip.presets.configs import VOCABULARY_SIZE, from_hugging_face, from_open_clip
-from keras_clip.presets.filling import fill_by_rows
-from keras_clip.presets.hub import Folder, HubRepository
+from keras_clip.presets.in_place import assign_in_place
 from keras_clip.presets.layouts import Slot, by_key, hugging_face_slots, open_clip_slots
+from keras_clip.presets.locations import Folder, HubRepository
+from keras_clip.presets.tensor_files import OPENAI_SHA256, TORCH_SUFFIXES, TensorFiles, read_json, sha256
 
 KERAS_FILE = "clip.keras"
 OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
@@ -117,7 +117,7 @@ def load_weights(model: CLIPModel | ImageEmbedder | TextEmbedder, path: str | Pa
         ValueError: a missing or unexpected key, a wrong shape or dtype, a damaged file. The model is as it was then.
         FileNotFoundError: no such file.
     """
-    _assign(model, Checkpoint([_existing(path)]), ())
+    _assign(model, TensorFiles([_existing(path)]), ())
 
 
 def _existing(path):
@@ -146,7 +146,7 @@ def _load_preset(name, weights, activation, options):
                 '`activation` must be "quick_gelu" (OpenAI\'s) or "gelu" (most weights trained since): the tensors of '
                 f"a file do not say it. Received: weights={str(path)!r} of unknown digest, activation=None."
             )
-    return _read(architecture, None, Checkpoint([path]), options, activation)
+    return _read(architecture, None, TensorFiles([path]), options, activation)
 
 
 def _load_file(path, options):
@@ -154,7 +154,7 @@ def _load_file(path, options):
         return _load_keras(path, options)
     folder = Folder(path.parent)
     if folder.find(OPEN_CLIP_CONFIG) or folder.find(HUGGING_FACE_CONFIG):
-        return _read(*_described(folder), Checkpoint([path]), options)
+        return _read(*_described(folder), TensorFiles([path]), options)
     known = OPENAI_SHA256.get(sha256(path)) if path.suffix in TORCH_SUFFIXES else None
     if known is None:
         raise ValueError(
@@ -163,14 +163,14 @@ def _load_file(path, options):
             f'`presets.load("vit_b32", weights="{path.name}", activation="gelu")`. For another one, build the '
             "`CLIPModel` and call `presets.load_weights(model, path)`."
         )
-    return _read(ARCHITECTURES[known], None, Checkpoint([path]), options)
+    return _read(ARCHITECTURES[known], None, TensorFiles([path]), options)
 
 
 def _load_folder(folder, options):
     if isinstance(folder, Folder) and (path := folder.find(KERAS_FILE)):
         return _load_keras(path, options)
     architecture, preprocessor = _described(folder)
-    return _read(architecture, preprocessor, Checkpoint(_weight_files(folder)), options)
+    return _read(architecture, preprocessor, TensorFiles(_weight_files(folder)), options)
 
 
 def _described(folder):
@@ -249,13 +249,13 @@ def _build(architecture: Architecture, preprocessor, options, activation=None):
 
 
 def _read(architecture, preprocessor, checkpoint, options, activation=None):
-    with no_drawing():
+    with skip_initialization():
         model = _build(architecture, preprocessor, options, activation)
     _assign(model, checkpoint, (architecture.grid, (architecture.context_length,)), is_new=True)
     return model
 
 
-def _assign(model, checkpoint: Checkpoint, trained_sides: Iterable[tuple[int, ...]], is_new: bool = False) -> None:
+def _assign(model, checkpoint: TensorFiles, trained_sides: Iterable[tuple[int, ...]], is_new: bool = False) -> None:
     """Checks all keys and shapes, then reads tensor by tensor.
 
     Args:
@@ -273,7 +273,7 @@ def _assign(model, checkpoint: Checkpoint, trained_sides: Iterable[tuple[int, ..
     checkpoint.require_floats(wanted)
     for key, group in by_key(slots).items():
         if is_new and group[0].is_stored_as_it_is:
-            fill_by_rows(group[0].variable, functools.partial(checkpoint.read, key))
+            assign_in_place(group[0].variable, functools.partial(checkpoint.read, key))
             continue
         tensor = checkpoint.read(key)
         for slot in group:

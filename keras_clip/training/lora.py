@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import keras
 
+from keras_clip import compat
 from keras_clip.layers.pooling import AttentionPool
 from keras_clip.layers.transformer import SelfAttention
 
@@ -37,7 +38,7 @@ def enable_lora(
             f"`rank` must be positive, and `projections` a non-empty subset of {PROJECTIONS}. "
             f"Received: rank={rank}, projections={tuple(projections)}."
         )
-    layers = list(encoder._flatten_layers(include_self=False))
+    layers = compat.all_layers(encoder, include_self=False)
     attentions = [layer for layer in layers if isinstance(layer, SelfAttention | AttentionPool)]
     if not attentions:
         raise ValueError(

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import keras
 
-from keras_clip import flops
-from keras_clip.trainer import watching
+from keras_clip import compat, distribution, flops
 
 
 class _Totals:
@@ -38,7 +37,7 @@ class _Totals:
         return metrics if peak is None else {**metrics, "mfu": self.flops / self.seconds / peak}
 
 
-class Telemetry(keras.callbacks.Callback):
+class Telemetry(compat.AsyncCallback):
     """Measures the steps of `fit`. With any strategy, pass it in the process that shows the progress bar.
 
     It adds to the progress bar and to `History`:
@@ -74,9 +73,6 @@ class Telemetry(keras.callbacks.Callback):
         ImportError: `tensorboard` is given, and neither TensorFlow nor the package tensorboard is installed.
     """
 
-    # Keras then calls the callback from a thread that has waited for the step, while the main thread continues.
-    async_safe = True
-
     def __init__(
         self,
         csv: str | os.PathLike | None = None,
@@ -109,7 +105,7 @@ class Telemetry(keras.callbacks.Callback):
             )
         # On JAX each access to `self.model` fetches its state, which would block the steps.
         self._measured_model = self.model
-        self._replicas, devices = watching.replicas_and_devices(self.model)
+        self._replicas, devices = distribution.replicas_and_devices(self.model)
         self._peak = None if self.peak_flops is None else devices * self.peak_flops
         self._reads = deque()
         self._step = None

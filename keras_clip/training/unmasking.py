@@ -2,6 +2,7 @@
 
 import keras
 
+from keras_clip import compat
 from keras_clip.layers.patch_dropout import PatchDropout
 
 
@@ -37,8 +38,8 @@ class Unmask(keras.callbacks.Callback):
             # The previous `fit` was interrupted in its last epochs, and this one would use its compiled step.
             self._restore()
             self._has_begun = False
-            self.model.make_train_function(force=True)
-        layers = self.model._flatten_layers(include_self=False)
+            compat.retrace_step(self.model)
+        layers = compat.all_layers(self.model, include_self=False)
         self._rates = {layer: layer.rate for layer in layers if isinstance(layer, PatchDropout) and layer.rate > 0}
         if not self._rates:
             raise ValueError(
@@ -54,7 +55,7 @@ class Unmask(keras.callbacks.Callback):
             layer.rate = 0.0
         if not self._has_begun:
             # The compiled step contains the rates as constants. `fit` looks the function up at every step.
-            self.model.make_train_function(force=True)
+            compat.retrace_step(self.model)
             self._has_begun = True
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
@@ -65,7 +66,7 @@ class Unmask(keras.callbacks.Callback):
         """Discards the compiled step without patch dropout."""
         if self._has_begun:
             self._has_begun = False
-            self.model.train_function = None
+            compat.forget_step(self.model)
 
     def _restore(self):
         for layer, rate in self._rates.items():

@@ -13,7 +13,7 @@ import small_clip
 
 import keras_clip
 from keras_clip import distribution, flops
-from keras_clip.trainer.watching import BatchRead
+from keras_clip.step.batch_timing import BatchRead
 from keras_clip.training import telemetry
 
 FIGURES = ("pairs_per_second", "step_seconds", "data_wait", "mfu")

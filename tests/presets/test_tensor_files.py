@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save, save_file
 
-from keras_clip.presets.checkpoint import Checkpoint, read_json
+from keras_clip.presets.tensor_files import TensorFiles, read_json
 
 pytestmark = pytest.mark.backend_free
 
@@ -27,7 +27,7 @@ HEADER = struct.unpack("<Q", FILE[:8])[0]
 
 
 def read(path):
-    checkpoint = Checkpoint([path])
+    checkpoint = TensorFiles([path])
     return {key: checkpoint.read(key) for key in checkpoint.shapes}
 
 
@@ -42,7 +42,7 @@ def header_of(change):
 def test_whole_file(tmp_path):
     path = tmp_path / "x.safetensors"
     path.write_bytes(FILE)
-    assert Checkpoint([path]).shapes == {key: value.shape for key, value in TENSORS.items()}
+    assert TensorFiles([path]).shapes == {key: value.shape for key, value in TENSORS.items()}
     for key, value in read(path).items():
         np.testing.assert_array_equal(value, TENSORS[key], strict=True)
 
@@ -100,14 +100,14 @@ def test_other_files(content, tmp_path):
     path = tmp_path / "x.safetensors"
     path.write_bytes(content)
     with pytest.raises(ValueError, match="Not a whole safetensors file"):
-        Checkpoint([path])
+        TensorFiles([path])
 
 
 def test_integers_are_no_weights(tmp_path):
     save_file({"a": np.arange(3), "b": np.ones(3)}, tmp_path / "x.safetensors")
     torch.save({"a": torch.arange(3), "b": torch.ones(3)}, tmp_path / "x.pt")
     for name, dtype in (("x.safetensors", "I64"), ("x.pt", "int64")):
-        checkpoint = Checkpoint([tmp_path / name])
+        checkpoint = TensorFiles([tmp_path / name])
         checkpoint.require_floats(["b"])
         with pytest.raises(ValueError, match=f"'a' as {dtype}"):
             checkpoint.require_floats(["b", "a"])
@@ -117,7 +117,7 @@ def test_a_tensor_in_two_files(tmp_path):
     for name in "xy":
         save_file({"a": np.ones(3)}, tmp_path / f"{name}.safetensors")
     with pytest.raises(ValueError, match="must be in one file"):
-        Checkpoint([tmp_path / "x.safetensors", tmp_path / "y.safetensors"])
+        TensorFiles([tmp_path / "x.safetensors", tmp_path / "y.safetensors"])
 
 
 def test_torch_files(tmp_path):
@@ -156,13 +156,13 @@ def test_pickles_are_not_executed(tmp_path):
 
 
 def test_torchscript_is_opened_for_published_digests_only(tmp_path, monkeypatch):
-    from keras_clip.presets import checkpoint
+    from keras_clip.presets import tensor_files
 
     path = tmp_path / "ViT.pt"
     torch.jit.script(torch.nn.Linear(2, 3)).save(path)
     with pytest.raises(ValueError, match="must hold tensors and nothing else"):
         read(path)
-    monkeypatch.setitem(checkpoint.OPENAI_SHA256, checkpoint.sha256(path), "vit_b32")
+    monkeypatch.setitem(tensor_files.OPENAI_SHA256, tensor_files.sha256(path), "vit_b32")
     assert {key: value.shape for key, value in read(path).items()} == {"weight": (3, 2), "bias": (3,)}
 
 

@@ -24,7 +24,7 @@ TORCH_SUFFIXES = (".bin", ".pt", ".pth")
 _FLOATS = ("F64", "F32", "F16", "BF16", "float64", "float32", "float16", "bfloat16")
 
 
-class Checkpoint:
+class TensorFiles:
     """The tensors of one or more safetensors files, or of a torch file.
 
     Args:

@@ -5,11 +5,13 @@ replicas before they are clipped; a step whose loss or gradient is not finite ch
 encoded in micro-batches.
 """
 
+from typing import NamedTuple
+
 import keras
 from keras import ops
 
-from keras_clip import distribution
-from keras_clip.trainer import keras_repairs, microbatches, steps, watching
+from keras_clip import compat, distribution
+from keras_clip.step import backend_steps, batch_timing, compile_checks, microbatches
 from keras_clip.types import Tensor
 
 
@@ -33,16 +35,47 @@ class Latest(keras.metrics.Metric):
         return self.latest / ops.maximum(self.replicas, 1.0)
 
 
-class GlobalBatchTrainer(keras.Model):
-    """Base of models that embed images and texts; see `CLIPModel`.
+class Branch(NamedTuple):
+    """One input of a `GlobalBatchTrainer`, and the model that embeds it.
 
-    A subclass has `image_embedder`, `text_embedder` and `compute_loss`, and calls `add_step_metrics` when it is made.
+    Attributes:
+        input_name: str. Key of the input, a tensor (B, ...), in a batch.
+        embedder: Keras model of the input, gives float32 embeddings (B, E).
+        output_name: str. Key of the embeddings in what the trainer's `call` returns.
+        has_tokens: whether the input is token ids (B, L), whose length `Telemetry` counts.
+    """
+
+    input_name: str
+    embedder: keras.Model
+    output_name: str
+    has_tokens: bool = False
+
+
+class GlobalBatchTrainer(compat.FitHooks):
+    """Base of models whose loss compares embeddings of several inputs, such as `CLIPModel`.
+
+    A subclass has the property `branches` and the method `compute_loss`, and calls `add_step_metrics` in its
+    constructor. Everything is built by the constructor.
     """
 
     microbatch_size: int | None = None
-    # Called with a `watching.BatchRead` after each batch that `fit` reads, if it is set.
+    # Called with a `batch_timing.BatchRead` after each batch that `fit` reads, if it is set.
     batch_listener = None
     _compiles_embedders = False
+
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        """The inputs and their embedders. The number of rows of a batch is that of the first input."""
+        raise NotImplementedError(
+            f"A `GlobalBatchTrainer` must declare its inputs. Received: {type(self).__name__} without the property "
+            "`branches`. Return a tuple of `keras_clip.step.trainer.Branch`."
+        )
+
+    def call(self, inputs, training=False):
+        return {
+            branch.output_name: branch.embedder(inputs[branch.input_name], training=training)
+            for branch in self.branches
+        }
 
     def add_step_metrics(self) -> None:
         """Two more metrics of `fit`: the norm of the last gradient, and how many steps of the epoch were skipped."""
@@ -80,14 +113,14 @@ class GlobalBatchTrainer(keras.Model):
                 "It counts the pairs that one device encodes at a time."
             )
         optimizer = keras.optimizers.get(optimizer)
-        keras_repairs.check_compile_arguments(self, optimizer, options)
-        keras_repairs.check_processes()
-        keras_repairs.warn_of_separate_moments(self)
-        strategy = keras_repairs.strategy_of(self)
+        compile_checks.check_compile_arguments(self, optimizer, options)
+        compile_checks.check_processes()
+        compile_checks.warn_of_separate_moments(self)
+        strategy = distribution.strategy_of(self)
         self._compiles_embedders = strategy is not None and jit_compile is True
         super().compile(optimizer, jit_compile=jit_compile if strategy is None else False, **options)
         if strategy is not None:
-            keras_repairs.sum_once(self.optimizer)
+            compat.disable_gradient_sum(self.optimizer)
         self.microbatch_size = microbatch_size
         self._compile_options = {**options, "jit_compile": jit_compile, "microbatch_size": microbatch_size}
 
@@ -113,45 +146,41 @@ class GlobalBatchTrainer(keras.Model):
             What `call` gives. Where it is not computed plainly, with a "penalty": a float32 scalar of what layers gave
             to `add_loss`, which does not show in `losses` then.
         """
-        size, rows = self.microbatch_size, x["images"].shape[0]
+        size, rows = self.microbatch_size, x[self.branches[0].input_name].shape[0]
         if size is not None and rows is not None and rows <= size * distribution.row_shards():
             size = None
         if size is None and not self._compiles_embedders:
             return self(x, training=training)
         options = {"size": size, "training": training, "compiled": self._compiles_embedders}
-        images, more = microbatches.embed(self.image_embedder, ops.convert_to_tensor(x["images"]), **options)
-        texts, penalty = microbatches.embed(self.text_embedder, ops.convert_to_tensor(x["token_ids"]), **options)
-        return {"image_embeddings": images, "text_embeddings": texts, "penalty": penalty + more}
+        outputs, penalties = {}, []
+        for branch in self.branches:
+            rows = ops.convert_to_tensor(x[branch.input_name])
+            outputs[branch.output_name], penalty = microbatches.embed(branch.embedder, rows, **options)
+            penalties.append(penalty)
+        return {**outputs, "penalty": sum(penalties)}
 
-    def make_train_function(self, force=False):
-        # Its variables must be there before the step is traced.
+    def prepare_training(self, is_first):
+        # The variables of the optimizer must exist before the step is traced.
         if not self.optimizer.built:
             self._build_optimizer()
-        is_new = force or self.train_function is None
-        if not force and is_new:
+        if is_first:
             distribution.share_first([*self.variables, *self.optimizer.variables])
-        super().make_train_function(force)
-        if is_new:
-            self.train_function = watching.watched(self, self.train_function)
-        return self.train_function
+
+    def wrap_train_function(self, function):
+        return batch_timing.timed(self, function)
 
     def _build_optimizer(self):
-        strategy = keras_repairs.strategy_of(self)
+        strategy = distribution.strategy_of(self)
         if strategy is None:
             self.optimizer.build(self.trainable_variables)
         else:
             with strategy.scope():
                 self.optimizer.build(self.trainable_variables)
 
-    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        """Everything is built. Keras would add up the replicas' inputs, which it cannot do over several workers."""
-
     def train_step(self, *args):
         """A step of `fit`; on JAX of (state, data), elsewhere of data."""
-        step = {"tensorflow": steps.train_tensorflow, "jax": steps.train_jax, "torch": steps.train_torch}
-        return step[keras.backend.backend()](self, *args)
+        return backend_steps.TRAIN[keras.backend.backend()](self, *args)
 
     def test_step(self, *args):
         """A step of `evaluate`; on JAX of (state, data), elsewhere of data."""
-        step = {"tensorflow": steps.test_tensorflow, "jax": steps.test_jax, "torch": steps.test_torch}
-        return step[keras.backend.backend()](self, *args)
+        return backend_steps.TEST[keras.backend.backend()](self, *args)

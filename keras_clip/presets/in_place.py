@@ -10,7 +10,7 @@ import numpy as np
 _PART = 2**22
 
 
-def fill_by_rows(variable: keras.Variable, read: Callable[[int, int], np.ndarray]) -> None:
+def assign_in_place(variable: keras.Variable, read: Callable[[int, int], np.ndarray]) -> None:
     """Fills a variable, some rows at a time.
 
     Args:
@@ -34,10 +34,9 @@ def _write_tensorflow(variable, first, last, rows):
 
 
 def _write_jax(variable, first, last, rows):
-    # `_value`: the setter of `value` would copy.
-    variable._value = _jax_update()(variable._value, rows, first)
-    # Updates are not waited for, and each would hold its rows.
-    variable._value.block_until_ready()
+    variable.assign(_jax_update()(variable.value, rows, first))
+    # JAX returns before an update is done, and each update under way would hold its rows.
+    variable.value.block_until_ready()
 
 
 @functools.cache

@@ -1,43 +1,14 @@
-"""What Keras' trainers do wrong under several replicas: repaired, or refused with the cure.
+"""What `compile` refuses: what would train something else than it seems to, or fail later under several replicas.
 
-Each repair has a test that fails when Keras no longer needs it (tests/trainer/test_keras_repairs.py).
+Each fault of Keras behind a refusal has a test that fails when it is mended (tests/step/test_keras_faults.py).
 """
 
 import warnings
 
 import keras
 
-from keras_clip import distribution
+from keras_clip import compat, distribution
 from keras_clip.layers.sync_batch_norm import SyncBatchNorm
-
-
-def strategy_of(model: keras.Model):
-    """The `tf.distribute` strategy of several replicas that a model trains under, else None."""
-    if keras.backend.backend() != "tensorflow":
-        return None
-    strategy = model.distribute_strategy
-    return strategy if strategy.num_replicas_in_sync > 1 else None
-
-
-def is_multi_worker(strategy) -> bool:
-    """Whether a strategy spans several workers."""
-    return strategy is not None and strategy.extended._in_multi_worker_mode()
-
-
-def sum_once(optimizer: keras.optimizers.Optimizer) -> None:
-    """Keeps an optimizer of the TensorFlow backend from summing gradients over replicas.
-
-    Keras clips first and sums then, so that each replica clips its own part. The step of this library sums before the
-    optimizer is called.
-    """
-    for part in (optimizer, getattr(optimizer, "inner_optimizer", None)):
-        if part is not None:
-            part._all_reduce_sum_gradients = list
-
-
-def as_vectors(logs: dict, strategy) -> dict:
-    """Logs of a step as Keras can reduce them: over several workers it asks for the first axis of scalars."""
-    return {key: value[None] for key, value in logs.items()} if is_multi_worker(strategy) else logs
 
 
 def check_compile_arguments(model: keras.Model, optimizer, options: dict) -> None:
@@ -55,7 +26,7 @@ def check_compile_arguments(model: keras.Model, optimizer, options: dict) -> Non
             f"itself only. Received: optimizer with gradient_accumulation_steps={steps}. Pass `microbatch_size` to "
             "`compile` for an exact step over a large batch in the memory of a small one."
         )
-    strategy = strategy_of(model)
+    strategy = distribution.strategy_of(model)
     if strategy is not None:
         if options.get("steps_per_execution", 1) != 1:
             raise ValueError(
@@ -72,11 +43,11 @@ def check_compile_arguments(model: keras.Model, optimizer, options: dict) -> Non
 
 def warn_of_separate_moments(model: keras.Model) -> None:
     """Warns of layers whose moments would be those of each replica's rows, so that the step is not the exact one."""
-    if keras.backend.backend() == "jax" or (strategy_of(model) is None and distribution.replica_count() == 1):
+    if keras.backend.backend() == "jax" or distribution.replicas_and_devices(model)[0] == 1:
         return
     separate = [
         layer.name
-        for layer in model._flatten_layers()
+        for layer in compat.all_layers(model)
         if isinstance(layer, keras.layers.BatchNormalization)
         and layer.trainable
         and not (isinstance(layer, SyncBatchNorm) or getattr(layer, "synchronized", False))
@@ -92,14 +63,14 @@ def warn_of_separate_moments(model: keras.Model) -> None:
 
 def check_processes() -> None:
     """Raises a RuntimeError where several processes or devices would each train a model of their own."""
-    backend, distribution = keras.backend.backend(), keras.distribution.distribution()
-    if backend == "torch" and distribution is not None:
+    backend, layout = keras.backend.backend(), keras.distribution.distribution()
+    if backend == "torch" and layout is not None:
         raise RuntimeError(
             "`keras.distribution` does nothing on torch: each process would train alone. Received: "
-            f"distribution={type(distribution).__name__}. Call `keras.distribution.set_distribution(None)`, start the "
+            f"distribution={type(layout).__name__}. Call `keras.distribution.set_distribution(None)`, start the "
             "processes with `torchrun` and call `torch.distributed.init_process_group` in each."
         )
-    if backend == "jax" and distribution is None:
+    if backend == "jax" and layout is None:
         import jax
 
         if jax.process_count() > 1:

@@ -20,7 +20,7 @@ SEPARATORS = [" ", " ", " ", "  ", "\t", ", ", ". ", "-", "'s ", "\u00a0", "\u30
 def in_graph():
     import tensorflow as tf
 
-    from keras_clip.data.graph_tokenizer import GraphTokenizer
+    from keras_clip.graph_tokenizer import GraphTokenizer
 
     tokenizer = GraphTokenizer(CLIPTokenizer(context_length=40))
     return tf.function(tokenizer, input_signature=[tf.TensorSpec([None], tf.string)])

@@ -7,18 +7,17 @@ the loss or a gradient is not finite.
 import keras
 from keras import ops
 
-from keras_clip import distribution
-from keras_clip.trainer import keras_repairs
+from keras_clip import compat, distribution
 
 
-def _row_count(x):
-    first = x["images"]
-    return ops.shape(first)[0]
+def _row_count(model, x):
+    """Rows of this replica's part of the batch."""
+    return ops.shape(x[model.branches[0].input_name])[0]
 
 
 def _statistics(model):
     """What a forward pass changes: the moments of BatchNorm."""
-    layers = model._flatten_layers(include_self=False)
+    layers = compat.all_layers(model, include_self=False)
     norms = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable]
     return [variable for norm in norms for variable in norm.non_trainable_variables]
 
@@ -27,7 +26,7 @@ def _norm(model, gradients):
     """The length of all gradients together, of the loss itself where the optimizer has scaled it."""
     squares = [ops.sum(ops.square(ops.cast(g, "float32"))) for g in gradients if g is not None]
     norm = ops.sqrt(sum(squares, ops.zeros((), "float32")))
-    return norm / model.optimizer.dynamic_scale if _scales_loss(model) else norm
+    return norm / model.optimizer.scale_loss(1.0)
 
 
 def _scales_loss(model):
@@ -45,14 +44,22 @@ def _track(model, rows, loss, norm=None, usable=None):
         model.gradient_norm.update_state(norm)
         model.skipped_steps.update_state(model.skipped_steps.latest + ops.cast(~usable, "float32"))
         rows, loss = ops.where(usable, rows, 0), ops.where(usable, loss, 0.0)
-    model._loss_tracker.update_state(loss, sample_weight=rows)
+    _loss_metric(model).update_state(loss, sample_weight=rows)
+
+
+def _loss_metric(model):
+    """The mean of the loss, which `compile` makes."""
+    return next(metric for metric in model.metrics if metric.name == "loss")
 
 
 def _logs(model, training):
     logs = model.get_metrics_result()
     if not training:
         logs = {key: value for key, value in logs.items() if key not in ("gradient_norm", "skipped_steps")}
-    return keras_repairs.as_vectors(logs, keras_repairs.strategy_of(model))
+    if distribution.is_multi_worker(distribution.strategy_of(model)):
+        # Keras reduces the logs over workers along their first axis, which scalars do not have.
+        logs = {key: value[None] for key, value in logs.items()}
+    return logs
 
 
 def train_tensorflow(model, data):
@@ -74,7 +81,7 @@ def train_tensorflow(model, data):
     for variable, value in zip(statistics, before, strict=True):
         variable.assign(tf.where(usable, variable.value, value))
     _apply_tensorflow(model.optimizer, gradients, variables, usable)
-    _track(model, _row_count(x), loss, norm, usable)
+    _track(model, _row_count(model, x), loss, norm, usable)
     return _logs(model, training=True)
 
 
@@ -86,7 +93,7 @@ def _apply_tensorflow(optimizer, gradients, variables, usable):
         return True
 
     context = tf.distribute.get_replica_context()
-    if tf.__internal__.distribute.strategy_supports_no_merge_call():
+    if not compat.replicas_must_merge():
         tf.cond(usable, lambda: apply(gradients), lambda: False)
         return
 
@@ -104,7 +111,7 @@ def _apply_tensorflow(optimizer, gradients, variables, usable):
 def test_tensorflow(model, data):
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     loss = model.compute_loss(x, y, model.embed(x, training=False), sample_weight, training=False)
-    _track(model, _row_count(x), loss * distribution.replica_count())
+    _track(model, _row_count(model, x), loss * distribution.replica_count())
     return _logs(model, training=False)
 
 
@@ -151,7 +158,7 @@ def train_jax(model, state, data):
 
     if not _scales_loss(model):
         new_trainable, new_optimizer = kept(new_trainable, trainable), kept(new_optimizer, optimizer)
-    rows = _row_count(data[0] if isinstance(data, tuple) else data)
+    rows = _row_count(model, keras.utils.unpack_x_y_sample_weight(data)[0])
     logs, metrics = _logs_jax(model, metrics, rows, loss, norm=norm, usable=usable)
     return logs, (new_trainable, kept(new_fixed, fixed), new_optimizer, metrics)
 
@@ -159,7 +166,8 @@ def train_jax(model, state, data):
 def test_jax(model, state, data):
     trainable, fixed, metrics = state
     _, (loss, fixed, metrics) = _loss_jax(trainable, fixed, metrics, None, model, data, False)
-    logs, metrics = _logs_jax(model, metrics, _row_count(data[0] if isinstance(data, tuple) else data), loss)
+    rows = _row_count(model, keras.utils.unpack_x_y_sample_weight(data)[0])
+    logs, metrics = _logs_jax(model, metrics, rows, loss)
     return logs, (trainable, fixed, metrics)
 
 
@@ -183,7 +191,7 @@ def train_torch(model, data):
         else:
             for variable, value in zip(statistics, before, strict=True):
                 variable.assign(value)
-        _track(model, distribution.replica_count() * _row_count(x), loss, norm, usable)
+        _track(model, distribution.replica_count() * _row_count(model, x), loss, norm, usable)
     return _logs(model, training=True)
 
 
@@ -192,5 +200,9 @@ def test_torch(model, data):
     # Each process evaluates what it is given: there may be more of it on one than on another.
     with distribution.alone():
         loss = model.compute_loss(x, y, model.embed(x, training=False), sample_weight, training=False)
-        _track(model, _row_count(x), loss)
+        _track(model, _row_count(model, x), loss)
     return _logs(model, training=False)
+
+
+TRAIN = {"tensorflow": train_tensorflow, "jax": train_jax, "torch": train_torch}
+TEST = {"tensorflow": test_tensorflow, "jax": test_jax, "torch": test_torch}

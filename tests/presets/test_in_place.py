@@ -8,14 +8,14 @@ import keras
 import numpy as np
 import pytest
 
-from keras_clip.presets import filling
+from keras_clip.presets import in_place
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("stored, dtype", [("float16", "float32"), ("float32", "bfloat16"), ("float64", "float32")])
 def test_every_row_is_filled_once(stored, dtype, rng, monkeypatch):
-    monkeypatch.setattr(filling, "_PART", 12)
+    monkeypatch.setattr(in_place, "_PART", 12)
     expected = rng.normal(size=(11, 5)).astype(stored)
     variable, asked = keras.Variable(np.ones((11, 5)), dtype=dtype), []
 
@@ -23,7 +23,7 @@ def test_every_row_is_filled_once(stored, dtype, rng, monkeypatch):
         asked.append((first, last))
         return expected[first:last]
 
-    filling.fill_by_rows(variable, read)
+    in_place.assign_in_place(variable, read)
     assert asked == [(0, 2), (2, 4), (4, 6), (6, 8), (8, 10), (10, 11)]
     assert keras.backend.standardize_dtype(variable.dtype) == dtype
     filled = keras.ops.convert_to_numpy(keras.ops.cast(variable, "float32"))
