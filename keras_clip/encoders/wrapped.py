@@ -65,8 +65,8 @@ def _check_text_inputs(names) -> None:
     if len(names) > 1 and not set(names) <= {"token_ids", *_DERIVED_INPUTS}:
         raise ValueError(
             f"A text model may have the inputs 'token_ids', {', '.join(map(repr, _DERIVED_INPUTS))}, or a single "
-            f"input. Received: a model with the inputs {sorted(names)}. Rename them, or pass `CLIPModel` a model of your own "
-            "that computes them from token ids (B, L)."
+            f"input. Received: a model with the inputs {sorted(names)}. Rename them, or pass `CLIPModel` a model of "
+            "your own that computes them from token ids (B, L)."
         )
 
 
