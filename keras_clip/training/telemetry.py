@@ -92,7 +92,7 @@ class Telemetry(compat.AsyncCallback):
         self._board = None if tensorboard is None else _event_file(Path(tensorboard))
         self._lock = threading.Lock()
 
-    def on_train_write_header(self, logs: dict | None = None) -> None:
+    def on_train_begin(self, logs: dict | None = None) -> None:
         """Registers the listener for the batches that the model reads."""
         if not hasattr(self.model, "batch_listener"):
             raise TypeError(f"`Telemetry` requires a `CLIPModel`. Received: {type(self.model).__name__}.")
@@ -111,7 +111,7 @@ class Telemetry(compat.AsyncCallback):
         self._step = None
         self.model.batch_listener = self._reads.append
 
-    def on_epoch_write_header(self, epoch: int, logs: dict | None = None) -> None:
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         """Starts the clock. Arguments as in `keras.callbacks.Callback`."""
         if self._step is None:
             # Counted on the host from here on, as reading it later would wait for the device.
@@ -125,7 +125,7 @@ class Telemetry(compat.AsyncCallback):
         self._ends, self._next = {}, None
         self._last_end = time.perf_counter()
 
-    def on_train_batch_write_header(self, batch: int, logs: dict | None = None) -> None:
+    def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
         """Stores the first batch of the epoch, which a resumed run enters later. Arguments as in Keras' callbacks."""
         if self._next is None:
             self._next = batch + self._measured_model.steps_per_execution - 1
