@@ -39,7 +39,7 @@ class Bottleneck(keras.layers.Layer):
     """A residual block of three convolutions that strides by average pooling (Zhang, 2019).
 
     Args:
-        filters: int. Channels of the inner convolutions; the block gives 4 times as many.
+        filters: int. Channels of the inner convolutions; the output has 4 times as many.
         stride: int. 1 or 2.
 
     Call arguments:
@@ -101,11 +101,11 @@ class Bottleneck(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="keras_clip")
 class ModifiedResNet(keras.Model):
-    """Images to features: a ResNet with three stem convolutions, blurred strides and an attention pool.
+    """Images to features: a ResNet with three stem convolutions, anti-aliased strides and an attention pool.
 
-    Radford et al. (2021), sections 2.4 and 2.5. The published models' last linear map, inside their attention pool, is
-    the projection head here (with a bias), as in every other model. The weights exist after construction, with the
-    paper's initialisation.
+    Radford et al. (2021), sections 2.4 and 2.5. The last linear map of the published models, inside their attention
+    pool, is the projection head here (with a bias), as in every other model. The weights exist after construction, with
+    the paper's initialisation.
 
     Args:
         image_size: int or (height, width), pixels; multiples of 32.
@@ -113,7 +113,7 @@ class ModifiedResNet(keras.Model):
         width: int. Channels of the stem. Features have D = 32 width.
         num_heads: int or None. Heads of the attention pool; None: D / 64.
         remat: bool. In training, keeps only the inputs of the stem and of each block, and computes the rest again in
-            the backward pass. Statistics of BatchNorm move once.
+            the backward pass. Moving statistics of BatchNorm are updated once.
 
     Call arguments:
         images: float tensor (B, H, W, 3), normalised.
@@ -123,10 +123,10 @@ class ModifiedResNet(keras.Model):
         Features (B, 32 width) in the compute dtype.
 
     Raises:
-        ValueError: sizes that are no multiples of 32, or not four stages.
+        ValueError: sizes that are not multiples of 32, or not four stages.
     """
 
-    # What the published models' projection heads have; `CLIPModel` asks for it.
+    # `CLIPModel` gives the projection head a bias, as the published models have one.
     projection_bias = True
 
     def __init__(
@@ -142,7 +142,7 @@ class ModifiedResNet(keras.Model):
         sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
         if len(blocks) != 4 or any(side < 32 or side % 32 for side in sides):
             raise ValueError(
-                "A modified ResNet has four stages and takes images whose sides are multiples of 32. "
+                "A modified ResNet must have four stages, and images whose sides are multiples of 32. "
                 f"Received: blocks={tuple(blocks)}, image_size={image_size}."
             )
         self.image_size = image_size
@@ -151,7 +151,7 @@ class ModifiedResNet(keras.Model):
         self.width = 32 * width
         self.remat = remat
         policy = self.dtype_policy
-        # "same" would pad the strided convolution on the right only; the published one pads both sides.
+        # "same" pads a strided convolution on the right only; the published convolution is padded on both sides.
         self.stem_padding = keras.layers.ZeroPadding2D(1, data_format="channels_last", dtype=policy, name="stem_pad")
         self.stem = []
         for i, (filters, strides) in enumerate(((width // 2, 2), (width // 2, 1), (width, 1))):

@@ -1,4 +1,4 @@
-"""The text encoder of CLIP: a causal transformer, read at the end token."""
+"""The text encoder of CLIP: a causal transformer, pooled at the end token."""
 
 import keras
 from keras import ops
@@ -11,10 +11,11 @@ from keras_clip.layers.transformer import TransformerBlock
 
 @keras.saving.register_keras_serializable(package="keras_clip")
 class TextTransformer(keras.Model):
-    """Token ids to features: the row of the first end token after a causal pre-LN transformer.
+    """Token ids to features: the output of a causal pre-LN transformer at the first end token.
 
-    Radford et al. (2021), section 2.4. As no token sees those after it, a batch may be cut to its longest text: the
-    features are those of the full context. The weights exist after construction, with the paper's initialisation.
+    Radford et al. (2021), section 2.4. As no token attends to those after it, a batch may be cut to its longest text,
+    and the features equal those of the full context. The weights exist after construction, with the paper's
+    initialisation.
 
     Args:
         width: int. D, the width of the residual stream and of the features.
@@ -25,10 +26,11 @@ class TextTransformer(keras.Model):
         end_token_id: int or None. None: the last id of the vocabulary, as in CLIP's tokenizer.
         activation: "quick_gelu" (published models) or "gelu". It belongs to the weights: see `presets`.
         mlp_ratio: float. Hidden width of the MLPs over `width`.
-        remat: bool. In training, keeps of each block only its input and computes the rest again in the backward pass.
+        remat: bool. In training, keeps only the input of each block and computes the rest again in the backward pass.
 
     Call arguments:
-        token_ids: int tensor (B, L), L at most `context_length`. A row without the end token is read at its last token.
+        token_ids: int tensor (B, L), L at most `context_length`. A row without an end token is pooled at its last
+            token.
         training: bool.
 
     Returns:

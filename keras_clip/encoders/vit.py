@@ -10,7 +10,7 @@ from keras_clip.layers.transformer import TransformerBlock
 
 @keras.saving.register_keras_serializable(package="keras_clip")
 class VisionTransformer(keras.Model):
-    """Images to features: patches, class token, learned positions, pre-LN blocks, the class token's row.
+    """Images to features: patch embedding, class token, learned positions, pre-LN blocks, output at the class token.
 
     Radford et al. (2021), section 2.4 and table 20. The weights exist after construction, with the paper's
     initialisation.
@@ -23,9 +23,9 @@ class VisionTransformer(keras.Model):
         num_heads: int. Divides `width`; width / 64 in the published models.
         activation: "quick_gelu" (published models) or "gelu". It belongs to the weights: see `presets`.
         mlp_ratio: float. Hidden width of the MLPs over `width`.
-        patch_dropout: float in [0, 1). Share of the patches left out in training (FLIP).
+        patch_dropout: float in [0, 1). Fraction of the patches that is left out in training (FLIP).
         seed: int or None. For `patch_dropout`.
-        remat: bool. In training, keeps of each block only its input and computes the rest again in the backward pass.
+        remat: bool. In training, keeps only the input of each block and computes the rest again in the backward pass.
 
     Call arguments:
         images: float tensor (B, H, W, 3), normalised.
@@ -35,7 +35,7 @@ class VisionTransformer(keras.Model):
         Features (B, D) in the compute dtype.
 
     Raises:
-        ValueError: sizes that do not divide, or an unknown activation.
+        ValueError: an image size that is not a multiple of the patch size, or an unknown activation.
     """
 
     def __init__(
@@ -87,7 +87,8 @@ class VisionTransformer(keras.Model):
         x = self.norm_pre(x)
         for block in self.blocks[:-1]:
             x = rematerialize(self, block, [block], x) if self.remat and training else block(x)
-        # Only the class token is pooled: the last block computes nothing else, and what it keeps is used up first.
+        # Only the class token is pooled, so the last block computes no other row. It is not rematerialised: its
+        # activations are the first that the backward pass uses and frees.
         x = self.blocks[-1](x, queries=x[:, :1])
         return self.norm_post(x[:, 0])
 

@@ -1,4 +1,4 @@
-"""Makes an encoder of any Keras model: a KerasHub backbone, a `keras.applications` network, your own."""
+"""Wraps any Keras model as an encoder: a KerasHub backbone, a `keras.applications` network, your own."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from keras import ops
 
 from keras_clip.layers.pooling import end_positions
 
-# What a text model may want beside the token ids.
+# Inputs of a text model that are computed from the token ids.
 _MADE_INPUTS = ("padding_mask", "segment_ids")
 POOLINGS = ("mean", "max", "first", "end", None)
 
@@ -23,27 +23,27 @@ def wrap(
 ) -> keras.Model:
     """Wraps a model of images or of texts as an encoder for `CLIPModel`.
 
-    A model whose input is one image tensor becomes an image encoder; a model whose inputs hold "token_ids", or whose
-    one input is (B, L), a text encoder. A text model that wants a padding mask gets it from the end token, and zeros as
-    segment ids: padding is told by its place, since the padding id 0 is a token too.
+    A model whose only input is an image tensor becomes an image encoder; a model with an input "token_ids", or with one
+    input (B, L), becomes a text encoder. If a text model has an input "padding_mask", it is true up to the end token
+    (and not where ids are nonzero, since the padding id 0 is also a token); "segment_ids" are zeros.
 
     Args:
         model: built Keras model. Its output: features (B, D), a feature map (B, h, w, D), a sequence (B, L, D), or a
             dict of these.
-        pooling: how a map or sequence becomes one row: "mean", "max" (over what is no padding), "first" (a class
-            token), "end" (texts: the end token's row), or None where the output is (B, D) already.
+        pooling: how a map or sequence is reduced to one row: "mean" or "max" (without padding), "first" (a class
+            token), "end" (texts: the end token), or None if the output is (B, D) already.
         pixel_range: (lowest, highest) value of the pixels that an image model was trained on, such as (0, 255) or
             (-1, 1). None: CLIP's mean and standard deviation. `CLIPModel`'s default preprocessor follows it.
-        image_size: int or (height, width), where the model's input shape leaves it open.
-        context_length: int, longest text in tokens, where the model's input shape leaves it open.
-        output: str. Which entry of a dict of outputs; needed where there are several.
-        end_token_id: int. For texts: the token that ends one.
+        image_size: int or (height, width); required if the input shape of the model does not say it.
+        context_length: int, longest text in tokens; required if the input shape of the model does not say it.
+        output: str. Key of the output to use; required if the model returns a dict of several.
+        end_token_id: int. For texts: the end token.
 
     Returns:
         A Keras model: images (B, H, W, 3) or token ids (B, L) -> features (B, D).
 
     Raises:
-        ValueError: an unknown `pooling`, an output that it does not fit, or a size that is not known.
+        ValueError: an unknown `pooling`, an output of a rank that does not fit it, or an unknown size.
     """
     if pooling not in POOLINGS:
         raise ValueError(f"`pooling` must be one of {POOLINGS}. Received: pooling={pooling!r}.")
@@ -64,17 +64,17 @@ def wrap(
 def _check_text_inputs(names) -> None:
     if len(names) > 1 and not set(names) <= {"token_ids", *_MADE_INPUTS}:
         raise ValueError(
-            f"`wrap` feeds a text model's inputs 'token_ids', {', '.join(map(repr, _MADE_INPUTS))}, or its only one. "
-            f"Received: a model of the inputs {sorted(names)}. Rename them, or give `CLIPModel` a model of your own "
-            "that makes them of token ids (B, L)."
+            f"A text model must have one input, or inputs among 'token_ids', {', '.join(map(repr, _MADE_INPUTS))}. "
+            f"Received: a model of the inputs {sorted(names)}. Rename them, or pass `CLIPModel` a model of your own "
+            "that computes them from token ids (B, L)."
         )
 
 
 def _named_inputs(model: keras.Model) -> dict:
     if not hasattr(model, "inputs") or model.inputs is None:
         raise ValueError(
-            "`wrap` needs a functional model, whose inputs are known. "
-            f"Received: model={model.name!r} of type {type(model).__name__}. Any layer or model that gives features "
+            "`wrap` takes a functional model, whose inputs are known. "
+            f"Received: model={model.name!r} of type {type(model).__name__}. Any layer or model that returns features "
             "(B, D) can be passed to `CLIPModel` as it is."
         )
     structure = model.input
@@ -94,7 +94,7 @@ def _select(outputs, name: str | None):
 def _check_rank(features, pooling: str | None) -> None:
     if (len(features.shape) == 2) != (pooling is None):
         raise ValueError(
-            "`pooling` must be None for features (B, D), and must be named for a map (B, h, w, D) or a sequence "
+            "`pooling` must be None for features (B, D), and not None for a map (B, h, w, D) or a sequence "
             f"(B, L, D). Received: an output of shape {tuple(features.shape)}, pooling={pooling!r}."
         )
 
@@ -158,7 +158,7 @@ class WrappedImageEncoder(_Wrapped):
         super().__init__(model, pooling, output, **kwargs)
         if image_size is None or (not isinstance(image_size, int) and None in image_size):
             raise ValueError(
-                f"The input shape of {model.name!r} leaves the image size open. Received: image_size={image_size}. "
+                f"The input shape of {model.name!r} does not say the image size. Received: image_size={image_size}. "
                 "Pass `image_size` to `wrap`."
             )
         if pooling == "end":
@@ -168,7 +168,7 @@ class WrappedImageEncoder(_Wrapped):
         self.pixel_range = pixel_range
         if pixel_range is not None:
             low, high = pixel_range
-            # (pixels - mean) / std with pixels in [0, 1] fills exactly that range.
+            # (pixels - mean) / std with pixels in [0, 1] then spans exactly that range.
             self.pixel_mean = (-low / (high - low),) * 3
             self.pixel_std = (1 / (high - low),) * 3
 
@@ -217,7 +217,7 @@ class WrappedTextEncoder(_Wrapped):
         super().__init__(model, pooling, output, **kwargs)
         if context_length is None:
             raise ValueError(
-                f"The input shape of {model.name!r} leaves the length of texts open. Received: context_length=None. "
+                f"The input shape of {model.name!r} does not say the context length. Received: context_length=None. "
                 "Pass `context_length` to `wrap`."
             )
         self.context_length = context_length

@@ -1,4 +1,4 @@
-"""What enters a transformer: patches or tokens, with their learned positions; and the first step on pixels."""
+"""The inputs of a transformer: patch or token embeddings with learned positions, and pixel normalisation."""
 
 import keras
 from keras import ops
@@ -8,10 +8,10 @@ from keras_clip.layers.initialisation import normal, uniform
 
 @keras.saving.register_keras_serializable(package="keras_clip")
 class PixelNormalization(keras.layers.Layer):
-    """Brings uint8 pixels to the scale that an image encoder was trained with.
+    """Normalises uint8 pixels by the mean and standard deviation that an image encoder was trained with.
 
-    Pixels travel to the device as bytes, a quarter of their size as floats. Floating-point images are taken as
-    normalised already (`ImagePreprocessor` gives those) and pass unchanged.
+    Pixels are transferred to the device as bytes, a quarter of their size as floats. Floating-point images must be
+    normalised already, as `ImagePreprocessor` returns them, and pass unchanged.
 
     Args:
         mean: three floats in [0, 1]: mean of red, green and blue.
@@ -32,7 +32,7 @@ class PixelNormalization(keras.layers.Layer):
     def call(self, images):
         if "float" in keras.backend.standardize_dtype(images.dtype):
             return ops.cast(images, self.compute_dtype)
-        # In float32 also under a mixed policy: bfloat16 cannot tell 255 grey levels apart.
+        # In float32 also under a mixed policy: bfloat16 cannot represent 255 grey levels.
         images = ops.cast(images, "float32") / 255.0
         images = (images - ops.convert_to_tensor(self.mean, "float32")) / ops.convert_to_tensor(self.std, "float32")
         return ops.cast(images, self.compute_dtype)
@@ -43,7 +43,7 @@ class PixelNormalization(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="keras_clip")
 class PatchEmbedding(keras.layers.Layer):
-    """Cuts images into patches, maps each to a vector, puts a class token before them and adds positions.
+    """Splits images into patches, embeds each, prepends a class token and adds position embeddings.
 
     Args:
         image_size: int or (height, width) in pixels. Multiples of `patch_size`.
@@ -109,7 +109,7 @@ class PatchEmbedding(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="keras_clip")
 class TokenEmbedding(keras.layers.Layer):
-    """Looks up each token's vector and adds its position's.
+    """Token embedding plus position embedding.
 
     Args:
         vocabulary_size: int. V.
@@ -153,8 +153,8 @@ class TokenEmbedding(keras.layers.Layer):
         if length is not None and length > self.context_length:
             raise ValueError(
                 f"`token_ids` must have at most context_length={self.context_length} tokens a row. "
-                f"Received: token_ids.shape={tuple(token_ids.shape)}. Tokenize with `truncate=True`, or give the "
-                "encoder a longer `context_length`."
+                f"Received: token_ids.shape={tuple(token_ids.shape)}. Tokenize with `truncate=True`, or build the "
+                "encoder with a longer `context_length`."
             )
         positions = self.positions[: ops.shape(token_ids)[1]]
         return self.tokens(token_ids) + ops.cast(positions, self.compute_dtype)

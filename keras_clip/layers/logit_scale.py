@@ -10,9 +10,9 @@ LARGEST_LOGIT_SCALE = math.log(100.0)
 
 @keras.saving.register_keras_serializable(package="keras_clip")
 class AtMost(keras.constraints.Constraint):
-    """Keeps a weight at or below a bound, by setting it back after each step.
+    """Constrains a weight to be at most `bound`, by clipping it after each step.
 
-    A bound inside the model instead would stop the weight's gradient for good once it is passed.
+    Clipping inside the model instead would make the gradient zero once the bound is passed, and the weight would stay.
 
     Args:
         bound: float.
@@ -37,7 +37,7 @@ def check_temperature(temperature: float) -> None:
 
 
 def add_logit_scale(layer: keras.layers.Layer, temperature: float) -> keras.Variable:
-    """Gives a layer the weight log(1 / temperature): float32 under every policy, at most ln 100."""
+    """Adds the weight log(1 / temperature) to a layer: float32 under every policy, at most ln 100."""
     return layer.add_weight(
         name="logit_scale",
         shape=(),
@@ -53,11 +53,11 @@ class LogitScale(keras.layers.Layer):
     """Divides similarities by a learned temperature.
 
     The weight is log(1 / temperature), which keeps the temperature positive; a bound of ln 100 keeps it at 0.01 or more
-    (Radford et al., 2021, section 2.5). For a head of your own; `CLIPModel` uses `ContrastiveLoss`, which does not form
-    the matrix of similarities.
+    (Radford et al., 2021, section 2.5). This layer is for a head of your own; `CLIPModel` uses `ContrastiveLoss`, which
+    does not form the matrix of similarities.
 
     Args:
-        temperature: float > 0. Its value at the start.
+        temperature: float > 0. Initial value.
 
     Call arguments:
         similarities: cosines in [-1, 1], float tensor (..., B, K).
@@ -70,7 +70,7 @@ class LogitScale(keras.layers.Layer):
     """
 
     def __init__(self, temperature: float = 0.07, **kwargs):
-        # Under a mixed policy Keras would round the similarities to the compute dtype on their way in.
+        # With autocast, a mixed policy would round the similarities to the compute dtype.
         super().__init__(autocast=False, **kwargs)
         check_temperature(temperature)
         self.temperature = temperature

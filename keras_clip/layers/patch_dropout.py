@@ -12,7 +12,7 @@ class PatchDropout(keras.layers.Layer):
     the patches that stay keep their order.
 
     Args:
-        rate: float in [0, 1). Share of the patches to leave out.
+        rate: float in [0, 1). Fraction of the patches to leave out.
         seed: int or None.
 
     Call arguments:
@@ -45,5 +45,5 @@ class PatchDropout(keras.layers.Layer):
         return ops.concatenate([x[:, :1], chosen], axis=1)
 
     def compute_output_shape(self, x_shape):
-        # As outside of training: how many patches stay depends on a call's argument.
+        # That outside of training: in training the number of patches depends on an argument of the call.
         return x_shape

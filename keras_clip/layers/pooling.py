@@ -1,4 +1,4 @@
-"""From many rows to one: the end token of a text, the attention pool of a feature map."""
+"""Pooling: the end token of a text, the attention pool of a feature map."""
 
 import keras
 from keras import ops
@@ -8,7 +8,7 @@ from keras_clip.types import Tensor
 
 
 def end_positions(token_ids: Tensor, end_token_id: int) -> Tensor:
-    """Where each text ends.
+    """The index of the end token of each text.
 
     Args:
         token_ids: int tensor (B, L).
@@ -24,16 +24,16 @@ def end_positions(token_ids: Tensor, end_token_id: int) -> Tensor:
 
 @keras.saving.register_keras_serializable(package="keras_clip")
 class AttentionPool(keras.layers.Layer):
-    """Pools a feature map by attention that the mean of the map asks for (Radford et al., 2021, section 2.4).
+    """Pools a feature map by attention whose query is the mean of the map (Radford et al., 2021, section 2.4).
 
-    The published layer computes a query for every position and keeps one; this computes that one. Its last linear map
-    is the model's projection head, so it is not in here.
+    The published layer computes a query for every position and keeps that of the mean; this layer computes that one
+    only. The last linear map of the published layer is the projection head of the model here.
 
     Args:
         num_heads: int. Must divide the channels D.
 
     Call arguments:
-        x: float tensor (B, H, W, D), H and W as at building.
+        x: float tensor (B, H, W, D), with the H and W that the layer was built for.
 
     Returns:
         Tensor (B, D) in the compute dtype.
@@ -52,7 +52,7 @@ class AttentionPool(keras.layers.Layer):
         _, height, width, channels = x_shape
         if height is None or width is None or channels % self.num_heads:
             raise ValueError(
-                "The attention pool needs a feature map of known size whose channels `num_heads` divides. "
+                "The feature map must have a known size, and channels that are a multiple of `num_heads`. "
                 f"Received: x.shape={tuple(x_shape)}, num_heads={self.num_heads}."
             )
         stddev = channels**-0.5

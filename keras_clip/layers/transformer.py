@@ -1,6 +1,6 @@
 """The pre-LN residual block of both transformers (Radford et al., 2021, sections 2.4 and 2.5).
 
-Does not do dropout, relative positions or key-value caches: CLIP has none of them.
+It has no dropout, relative positions or key-value cache: CLIP uses none of them.
 """
 
 import keras
@@ -40,8 +40,8 @@ def get_activation(name: str):
 class SelfAttention(keras.layers.Layer):
     """Multi-head self-attention, causal or not.
 
-    Query, key and value are three `Dense` layers, so that a block that is pooled needs the queries of the pooled
-    rows only.
+    Query, key and value are three `Dense` layers, so that the last block before pooling computes the queries of the
+    pooled rows only.
 
     Args:
         num_heads: int. Must divide the width D of the inputs.
@@ -50,7 +50,7 @@ class SelfAttention(keras.layers.Layer):
 
     Call arguments:
         x: float tensor (B, L, D). Keys and values come from here.
-        queries: float tensor (B, Q, D) or None. Rows that ask; None: `x`.
+        queries: float tensor (B, Q, D) or None. The rows that attend; None: `x`.
         visible: bool tensor (B, Q, L) or None. Which rows of `x` each query sees; only with `queries`, where it
             replaces the causal rule. (Keras gives an argument named `mask` a meaning of its own.)
 
@@ -93,15 +93,15 @@ class SelfAttention(keras.layers.Layer):
         return ops.reshape(x, (-1, ops.shape(x)[1], self.num_heads, x.shape[-1] // self.num_heads))
 
     def call(self, x, queries=None, visible=None):
-        asking = x if queries is None else queries
+        inputs = x if queries is None else queries
         attended = ops.dot_product_attention(
-            self._split_heads(self.query(asking)),
+            self._split_heads(self.query(inputs)),
             self._split_heads(self.key(x)),
             self._split_heads(self.value(x)),
             mask=None if visible is None else ops.expand_dims(visible, 1),
             is_causal=self.causal and queries is None,
         )
-        return self.output_projection(ops.reshape(attended, ops.shape(asking)))
+        return self.output_projection(ops.reshape(attended, ops.shape(inputs)))
 
     def compute_output_shape(self, x_shape, queries_shape=None, visible_shape=None):
         return queries_shape or x_shape
@@ -111,19 +111,19 @@ class SelfAttention(keras.layers.Layer):
 class TransformerBlock(keras.layers.Layer):
     """x + attention(LN(x)), then x + MLP(LN(x)).
 
-    With `queries` the block gives the rows that were asked for and nothing else: the same values as in the full
-    result, without the work for the rows that pooling would throw away.
+    With `queries` the block computes these rows only: the same values as in the full output, without the work for rows
+    that pooling would discard.
 
     Args:
         num_heads: int. Must divide the width D of the inputs.
-        num_layers: int. Number of blocks in the transformer: sets the scale of the residual branches at the start.
+        num_layers: int. Number of blocks in the transformer, which scales the initialisation of the residual branches.
         causal: bool. Whether a token sees only itself and the tokens before it.
         activation: "quick_gelu" or "gelu".
         mlp_ratio: float. Width of the MLP's hidden layer over D.
 
     Call arguments:
         x: float tensor (B, L, D).
-        queries: float tensor (B, Q, D) or None. Rows of `x`, where only theirs are wanted.
+        queries: float tensor (B, Q, D) or None. The rows of `x` to compute; None: all.
         visible: bool tensor (B, Q, L) or None. Which rows of `x` each query sees; only with `queries`.
 
     Returns:
@@ -152,7 +152,7 @@ class TransformerBlock(keras.layers.Layer):
             return
         width = x_shape[-1]
         hidden = int(width * self.mlp_ratio)
-        # The residual branches of all layers together keep the variance of one.
+        # Scaled so that the sum of all residual branches has the variance of one.
         branch_stddev = width**-0.5 * (2 * self.num_layers) ** -0.5
         policy = self.dtype_policy
         self.norm_1 = keras.layers.LayerNormalization(epsilon=1e-5, dtype=policy, name="norm_1")
