@@ -171,7 +171,7 @@ class AsyncCallback(keras.callbacks.Callback):
 # `tf.distribute`.
 
 
-def distribute_strategy(model: keras.Model):
+def strategy_of_model(model: keras.Model):
     """The `tf.distribute` strategy that a model was made under, the default one without; on TensorFlow only.
 
     Relies on `distribute_strategy` of Keras' TensorFlow trainer. `tf.distribute.get_strategy` answers within the scope

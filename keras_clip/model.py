@@ -334,11 +334,12 @@ class CLIPModel(GlobalBatchTrainer):
         return self.text_embedder.encode_text(token_ids)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        """This replica's share of the loss of the global batch: its value is the whole over R, its gradient its part's.
+        """Returns global_loss / R on each of R replicas, so that the sum over replicas is the loss of the global batch.
 
-        Keras' trainers call it, and sum it over the R replicas. It keeps the metrics as well: the share of images that
-        find their text in the batch, the same for texts, and the mean logit scale. Targets do not exist, and weights of
-        pairs have no meaning in a contrastive batch.
+        Its gradient is that of the terms of this replica's pairs, so that the sum of gradients over replicas is the
+        gradient of the global loss. It also updates the metrics: the accuracies of retrieving the text of an image and
+        the image of a text within the batch, and the mean logit scale. There are no targets, and sample weights have no
+        meaning in a contrastive batch.
 
         Raises:
             ValueError: `y` or `sample_weight` was given.
@@ -353,7 +354,7 @@ class CLIPModel(GlobalBatchTrainer):
         self.text_to_image_accuracy.update_state(distribution.gather(pairs.text_matched))
         self.mean_logit_scale.update_state(self.logit_scale)
         replicas = distribution.replica_count()
-        # Replicas may hold unequal parts, so that means of theirs would not do.
+        # Replicas may hold unequal parts of the batch, so the sum is divided by the number of all pairs.
         count = distribution.total(ops.cast(ops.shape(pairs.loss)[0], "float32"))
         loss = ops.sum(pairs.loss) / count
         if replicas > 1:

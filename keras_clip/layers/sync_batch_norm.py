@@ -1,4 +1,4 @@
-"""BatchNorm over the global batch."""
+"""BatchNorm whose moments are those of the global batch."""
 
 import math
 
@@ -12,9 +12,9 @@ from keras_clip import compat, distribution
 class SyncBatchNorm(compat.BatchNormMoments):
     """`keras.layers.BatchNormalization` whose moments, in training, are those of all replicas' rows together.
 
-    On TensorFlow it asks the other replicas of a `tf.distribute` strategy, on torch the other processes; on JAX every
-    layer sees the global batch anyway. In micro-batches (`CLIPModel.compile(microbatch_size=...)`) it is the plain
-    layer: a micro-batch sees its own moments.
+    On TensorFlow it communicates with the other replicas of a `tf.distribute` strategy, on torch with the other
+    processes; on JAX every layer sees the global batch anyway. In micro-batches
+    (`CLIPModel.compile(microbatch_size=...)`) it is the plain layer, which uses the moments of the micro-batch.
 
     Args:
         As `keras.layers.BatchNormalization`, without `synchronized`.
@@ -22,7 +22,7 @@ class SyncBatchNorm(compat.BatchNormMoments):
     Call arguments:
         x: float tensor (B, ..., C).
         training: bool.
-        mask: not with several replicas.
+        mask: bool tensor or None, as of `keras.layers.BatchNormalization`; None with several replicas.
 
     Returns:
         Tensor of the shape of `x`, in the compute dtype.
@@ -35,7 +35,7 @@ class SyncBatchNorm(compat.BatchNormMoments):
         if distribution.replica_count() == 1:
             return super().moments(inputs, axes, mask)
         if mask is not None:
-            raise ValueError("Over several replicas all rows count. Received: a mask. Leave it out.")
+            raise ValueError("Masks are not supported over several replicas. Received: a mask. Leave it out.")
         mean, variance = ops.moments(inputs, axes=axes)
         rows = ops.cast(ops.shape(inputs)[0], mean.dtype) * math.prod(inputs.shape[axis] for axis in axes[1:])
         # Deviations from the mean of each replica: sums of squares would cancel.

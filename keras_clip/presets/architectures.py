@@ -1,4 +1,4 @@
-"""The nine published models (Radford et al., 2021, tables 19 and 20), and what a description of a model builds."""
+"""The architectures of the nine published models (Radford et al., 2021, tables 19 and 20), and models built of them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from keras_clip.model import CLIPModel, ImageEmbedder, TextEmbedder
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a CLIP is built of.
+    """The sizes of a CLIP model.
 
     Attributes:
         image_encoder: arguments of `VisionTransformer`, or without "patch_size" of `ModifiedResNet`.
@@ -37,7 +37,7 @@ class Architecture:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of the image encoder's positions."""
+        """Rows and columns of the position embeddings of the image encoder."""
         size = self.image_size
         sides = (size, size) if isinstance(size, int) else size
         return tuple(side // self.image_encoder.get("patch_size", 32) for side in sides)
@@ -45,7 +45,7 @@ class Architecture:
     def resized(
         self, image_size: int | tuple[int, int] | None = None, context_length: int | None = None
     ) -> "Architecture":
-        """The same for other inputs; None: as it is."""
+        """The same architecture for another image size or context length; None: unchanged."""
         image, text = dict(self.image_encoder), dict(self.text_encoder)
         if image_size is not None:
             image["image_size"] = image_size
@@ -56,12 +56,15 @@ class Architecture:
     def build(
         self, preprocessor: ImagePreprocessor | None = None, encoder: str | None = None, dtype: str | None = None
     ) -> CLIPModel | ImageEmbedder | TextEmbedder:
-        """The model with the paper's initialisation, or half of it.
+        """Builds the model, or half of it, with the paper's initialisation.
 
         Args:
-            preprocessor: None: the published pixel rule at the image size.
+            preprocessor: None: the published preprocessing at the image size.
             encoder: "image" or "text": that half with its projection head; None: the whole model.
-            dtype: dtype policy of all parts; None: Keras' own.
+            dtype: dtype policy of all parts; None: the default policy of Keras.
+
+        Returns:
+            `CLIPModel`; for half of it `ImageEmbedder` or `TextEmbedder`.
         """
         if encoder != "text":
             kind = VisionTransformer if "patch_size" in self.image_encoder else ModifiedResNet

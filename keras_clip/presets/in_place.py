@@ -1,4 +1,4 @@
-"""Gives large weights their values in place: `assign` keeps the old value, the new one and its copies at a time."""
+"""Assigns large weights in place: `assign` holds the old value, the new one and copies of it at the same time."""
 
 import functools
 from collections.abc import Callable
@@ -6,16 +6,16 @@ from collections.abc import Callable
 import keras
 import numpy as np
 
-# Values at a time: 16 MiB in float32.
+# Elements that are assigned at a time: 16 MiB in float32.
 _PART = 2**22
 
 
 def assign_in_place(variable: keras.Variable, read: Callable[[int, int], np.ndarray]) -> None:
-    """Fills a variable, some rows at a time.
+    """Assigns a variable, some rows at a time.
 
     Args:
-        variable: of at least one axis, whose value nobody else holds: on JAX it would be gone.
-        read: (first, last + 1) to the values of those rows, floats.
+        variable: Keras variable of at least one axis. On JAX its old value is deleted, so nothing else may hold it.
+        read: function of (first, last) that returns the rows from `first` to before `last`, a float array.
     """
     count = variable.shape[0]
     step = max(1, _PART * count // max(1, int(np.prod(variable.shape))))
@@ -27,7 +27,7 @@ def assign_in_place(variable: keras.Variable, read: Callable[[int, int], np.ndar
 def _write_tensorflow(variable, first, last, rows):
     import tensorflow as tf
 
-    # `value[first:last].assign` reads all of the value first, and so makes a copy of it.
+    # `value[first:last].assign` reads the whole value first, which makes a copy of it.
     tf.raw_ops.ResourceStridedSliceAssign(
         ref=variable.value.handle, begin=[first], end=[last], strides=[1], value=tf.cast(rows, variable.dtype)
     )

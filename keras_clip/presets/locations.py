@@ -1,4 +1,4 @@
-"""Where checkpoints lie: a folder, or a repository on the Hugging Face hub that becomes one, file by file."""
+"""Locations of checkpoints: a folder, or a repository on the Hugging Face hub, which is downloaded file by file."""
 
 import hashlib
 import re
@@ -12,7 +12,7 @@ _SHA256, _GIT_SHA1 = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
 
 @dataclass
 class Folder:
-    """A directory of this machine."""
+    """A local directory."""
 
     path: Path
 
@@ -21,19 +21,19 @@ class Folder:
         return str(self.path)
 
     def find(self, filename: str) -> Path | None:
-        """The file of that name; None if there is none."""
+        """The path of the file of that name; None if it does not exist."""
         path = self.path / filename
         return path if path.is_file() else None
 
     def missing(self, wanted: str) -> Exception:
-        """The error that says that none of the wanted files is there."""
+        """The error to raise if none of the wanted files exists."""
         present = sorted(path.name for path in self.path.iterdir())[:20]
         return FileNotFoundError(f"A directory of weights must have {wanted}. Received: {self.path} with {present}.")
 
 
 @dataclass
 class HubRepository:
-    """A repository of the hub, fetched into the hub's own cache: resumed, kept, and verified by the hub's digests.
+    """A repository of the hub, downloaded into the hub's own cache and verified by the hub's digests.
 
     Attributes:
         repo: "organisation/name".
@@ -49,25 +49,25 @@ class HubRepository:
         return f"hf://{self.repo}" + (f"@{self.revision}" if self.revision else "")
 
     def find(self, filename: str) -> Path | None:
-        """The file of that name, downloaded with progress unless the cache has it; None if there is none.
+        """The path of the file of that name, downloaded unless the cache has it; None if it does not exist.
 
         Raises:
-            OSError: no such repository, no access, no network, or a server that fails.
-            ValueError: what came is not what the hub says it should be.
+            OSError: no such repository, no access, no network, or a server error.
+            ValueError: the digest of the file is not the one that the hub lists.
         """
         import huggingface_hub
         from huggingface_hub import errors
 
         try:
-            # Whoever did not answer once is not waited for again.
+            # After one failed connection only the cache is read.
             offline = self._error is not None
             path = huggingface_hub.hf_hub_download(
                 self.repo, filename, revision=self.revision, local_files_only=offline
             )
         except errors.LocalEntryNotFoundError as error:
-            # Without a network the cache may still have the file of another layout.
+            # The cache may still have the file of another layout.
             self._error = self._error or ConnectionError(
-                f"The hub must be reachable, or the file be in its cache. Received: {filename} of {self.name}: "
+                f"The hub must be reachable, or its cache must have the file. Received: {filename} of {self.name}: "
                 f"{error.__cause__ or error}. Try again with a network, set HF_ENDPOINT to a mirror, or pass a "
                 "directory."
             )
@@ -75,27 +75,27 @@ class HubRepository:
         except errors.RemoteEntryNotFoundError:
             return None
         except errors.RevisionNotFoundError as error:
-            raise FileNotFoundError(f"A repository must have the revision asked for. Received: {self.name}.") from error
+            raise FileNotFoundError(f"The repository must have this revision. Received: {self.name}.") from error
         except errors.RepositoryNotFoundError as error:
             raise FileNotFoundError(
-                f"A repository must exist and be open to you. Received: {self.name}. Check its spelling; for a private "
-                "or gated one, log in with `hf auth login` or set HF_TOKEN."
+                f"The repository must exist and be accessible. Received: {self.name}. Check its spelling; for a "
+                "private or gated one, log in with `hf auth login` or set HF_TOKEN."
             ) from error
         except (errors.HfHubHTTPError, errors.FileMetadataError, OSError, RuntimeError) as error:
             raise ConnectionError(
-                f"The hub must give {filename} of {self.name}. Received: {error}. Try again: what came is kept, and "
-                "the download goes on from there."
+                f"The hub must serve {filename} of {self.name}. Received: {error}. Try again: the download resumes "
+                "where it stopped."
             ) from error
         _verify(Path(path), self.name)
         return Path(path)
 
     def missing(self, wanted: str) -> Exception:
-        """The error that says that none of the wanted files can be had."""
+        """The error to raise if none of the wanted files can be downloaded."""
         return self._error or FileNotFoundError(f"A repository of weights must have {wanted}. Received: {self.name}.")
 
 
 def _verify(path, repository):
-    """Compares a file with the digest that the cache has as its name: sha256 of large files, git's of small ones."""
+    """Compares a file with the digest that names it in the cache: SHA-256 of large files, git's SHA-1 of small ones."""
     blob = path.resolve()
     if _SHA256.fullmatch(blob.name):
         actual = sha256(blob)
@@ -106,6 +106,6 @@ def _verify(path, repository):
         return
     if actual != blob.name:
         raise ValueError(
-            f"The file must have the digest {blob.name}, as the hub says. Received: {path.name} of {repository} with "
+            f"The file must have the digest {blob.name} that the hub lists. Received: {path.name} of {repository} with "
             f"{actual}. Delete {blob} and load again."
         )

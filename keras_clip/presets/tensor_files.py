@@ -1,4 +1,4 @@
-"""Tensors in files, looked at without being read, and read one at a time. Nothing in a file is ever executed."""
+"""Reads tensors from safetensors and torch files, one at a time. Nothing in a file is ever executed."""
 
 import hashlib
 import json
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-# OpenAI's own files are TorchScript, which is code: these nine alone are opened, and only with such a sum.
+# OpenAI's own files are TorchScript, which contains code: only the nine files of these digests are opened.
 OPENAI_SHA256 = {
     "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762": "rn50",
     "8fa8567bab74a42d41c5915025a8e4538c3bdbe8804a470a72f30b0d94fab599": "rn101",
@@ -20,7 +20,7 @@ OPENAI_SHA256 = {
     "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02": "vit_l14_336",
 }
 TORCH_SUFFIXES = (".bin", ".pt", ".pth")
-# As safetensors and as torch call them.
+# The names of float dtypes in safetensors and in torch.
 _FLOATS = ("F64", "F32", "F16", "BF16", "float64", "float32", "float16", "bfloat16")
 
 
@@ -28,8 +28,8 @@ class TensorFiles:
     """The tensors of one or more safetensors files, or of a torch file.
 
     Args:
-        paths: files in safetensors format that share no key; or one of torch (".bin", ".pt", ".pth"), which is read
-            with `weights_only=True` unless it is one of the nine that OpenAI published.
+        paths: safetensors files without a common key; or one torch file (".bin", ".pt", ".pth"), which is read with
+            `weights_only=True` unless it is one of the nine that OpenAI published.
 
     Attributes:
         shapes: dict of key to shape, without reading a tensor.
@@ -37,8 +37,8 @@ class TensorFiles:
 
     Raises:
         FileNotFoundError: no such file.
-        ImportError: a torch file where torch is not installed.
-        ValueError: a damaged file, one that would need code to be run, or a key in two files.
+        ImportError: a torch file, if torch is not installed.
+        ValueError: a damaged file, a file that contains code, or a key in two files.
     """
 
     def __init__(self, paths: Sequence[Path]):
@@ -53,11 +53,11 @@ class TensorFiles:
 
     @property
     def name(self) -> str:
-        """Its first file, for messages."""
+        """The path of the first file, for messages."""
         return str(self.paths[0])
 
     def require_floats(self, keys: Iterable[str]) -> None:
-        """Raises ValueError if one of these tensors is stored as something else."""
+        """Raises a ValueError if one of these tensors is not stored as floats."""
         for key in keys:
             if (dtype := self.dtypes[key]) not in _FLOATS:
                 raise ValueError(
@@ -70,7 +70,7 @@ class TensorFiles:
 
 
 def sha256(path: Path) -> str:
-    """The file's sum, in hexadecimal."""
+    """The SHA-256 digest of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -80,7 +80,7 @@ def _safetensors(path):
 
     try:
         file = safetensors.safe_open(path, framework="numpy")
-        # The mapping of the file lives as long as what reads from it.
+        # `read` keeps the memory-mapped file open.
         for key in file.keys():
             tensor = file.get_slice(key)
 
@@ -114,7 +114,7 @@ def _torch_tensors(path):
                 f"A torch file must hold tensors and nothing else. Received: {path}. torch says: "
                 f"{str(error).splitlines()[0] if str(error) else type(error).__name__}"
             ) from error
-    # Training checkpoints hold more than the weights, which then are those of a wrapped model.
+    # Training checkpoints of open_clip hold the weights under "state_dict", often with the prefix "module.".
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ValueError(f"A torch file must hold a dict of tensors. Received: {path}, which holds something else.")
@@ -138,10 +138,10 @@ def _to_numpy(tensor, rows):
 
 
 def read_json(path: Path) -> dict:
-    """A JSON object of at most a megabyte.
+    """Reads a JSON object of at most a megabyte.
 
     Raises:
-        ValueError: something else.
+        ValueError: the file is larger, or not a JSON object.
     """
     if path.stat().st_size > 2**20:
         raise ValueError(

@@ -1,7 +1,7 @@
-"""One training step on each backend, which differ in how gradients are taken and state is kept.
+"""The training and evaluation step on each backend, which differ in how gradients and state are handled.
 
-All of them sum gradients over replicas before anything else sees them, and leave model and optimizer as they were where
-the loss or a gradient is not finite.
+All of them sum gradients over replicas before anything else uses them, and leave model and optimizer unchanged if the
+loss or a gradient is not finite.
 """
 
 import keras
@@ -16,14 +16,14 @@ def _row_count(model, x):
 
 
 def _statistics(model):
-    """What a forward pass changes: the moments of BatchNorm."""
+    """The moving statistics of BatchNorm, which a forward pass updates."""
     layers = compat.all_layers(model, include_self=False)
     norms = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable]
     return [variable for norm in norms for variable in norm.non_trainable_variables]
 
 
 def _norm(model, gradients):
-    """The length of all gradients together, of the loss itself where the optimizer has scaled it."""
+    """The norm of all gradients together, without the factor by which the optimizer scales the loss."""
     squares = [ops.sum(ops.square(ops.cast(g, "float32"))) for g in gradients if g is not None]
     norm = ops.sqrt(sum(squares, ops.zeros((), "float32")))
     return norm / model.optimizer.scale_loss(1.0)
@@ -34,12 +34,12 @@ def _scales_loss(model):
 
 
 def _is_usable(model, loss, norm):
-    # An optimizer that scales the loss meets infinite gradients as a matter of course, and skips the step itself.
+    # With dynamic loss scaling infinite gradients are normal, and the optimizer skips the step itself.
     return ops.isfinite(loss) if _scales_loss(model) else ops.logical_and(ops.isfinite(loss), ops.isfinite(norm))
 
 
 def _track(model, rows, loss, norm=None, usable=None):
-    """Updates the metrics that belong to the step."""
+    """Updates the metrics of the step."""
     if norm is not None:
         model.gradient_norm.update_state(norm)
         model.skipped_steps.update_state(model.skipped_steps.latest + ops.cast(~usable, "float32"))
@@ -73,7 +73,7 @@ def train_tensorflow(model, data):
         loss = model.compute_loss(x, y, y_pred, sample_weight, training=True)
         scaled = model.optimizer.scale_loss(loss)
     gradients = tape.gradient(scaled, variables)
-    # Rows of a table that came twice would count as two in a norm.
+    # In sparse form, rows of a table that occur twice would count twice in a norm.
     gradients = [tf.convert_to_tensor(g) if isinstance(g, tf.IndexedSlices) else g for g in gradients]
     gradients = distribution.sum_gradients(gradients)
     loss, norm = loss * distribution.replica_count(), _norm(model, gradients)
@@ -98,7 +98,8 @@ def _apply_tensorflow(optimizer, gradients, variables, usable):
         return
 
     def apply_everywhere(strategy, usable, gradients):
-        # All replicas agree. A branch within a replica could not call the optimizer, which joins the replicas.
+        # `usable` is the same on all replicas. The branch is outside of them, because the optimizer merges replicas,
+        # which it cannot do inside of a branch.
         tf.cond(
             strategy.experimental_local_results(usable)[0],
             lambda: strategy.extended.call_for_each_replica(apply, args=(gradients,)),
@@ -116,7 +117,7 @@ def test_tensorflow(model, data):
 
 
 def _loss_jax(trainable, fixed, metrics, optimizer, model, data, training):
-    """The loss, scaled as the optimizer wants it, and the loss, the fixed variables and the metrics after the call."""
+    """The loss as the optimizer scales it, and (loss, fixed variables, metrics) after the call."""
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     variables = [*model.trainable_variables, *model.non_trainable_variables, *model.metrics_variables]
     mapping = list(zip(variables, [*trainable, *fixed, *metrics], strict=True))
@@ -197,7 +198,7 @@ def train_torch(model, data):
 
 def test_torch(model, data):
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-    # Each process evaluates what it is given: there may be more of it on one than on another.
+    # Each process evaluates its own data, of which others may have more batches or fewer.
     with distribution.alone():
         loss = model.compute_loss(x, y, model.embed(x, training=False), sample_weight, training=False)
         _track(model, _row_count(model, x), loss)

@@ -1,7 +1,4 @@
-"""What `compile` refuses: what would train something else than it seems to, or fail later under several replicas.
-
-Each fault of Keras behind a refusal has a test that fails when it is mended (tests/step/test_keras_faults.py).
-"""
+"""What `compile` refuses: options that would train another objective, or fail later under several replicas."""
 
 import warnings
 
@@ -12,7 +9,7 @@ from keras_clip.layers.sync_batch_norm import SyncBatchNorm
 
 
 def check_compile_arguments(model: keras.Model, optimizer, options: dict) -> None:
-    """Raises a ValueError for what would train something else than it seems to, or crash later."""
+    """Raises a ValueError for arguments of `compile` that would train another objective, or fail later."""
     if options.get("loss") is not None:
         raise ValueError(
             f"The loss is the model's own. Received: loss={options['loss']!r}. Leave it out; "
@@ -22,7 +19,7 @@ def check_compile_arguments(model: keras.Model, optimizer, options: dict) -> Non
     steps = getattr(inner, "gradient_accumulation_steps", None)
     if steps:
         raise ValueError(
-            "Accumulating gradients is another objective for a contrastive loss: each part would be held against "
+            "Accumulating gradients is another objective for a contrastive loss: each part would be contrasted with "
             f"itself only. Received: optimizer with gradient_accumulation_steps={steps}. Pass `microbatch_size` to "
             "`compile` for an exact step over a large batch in the memory of a small one."
         )
@@ -36,13 +33,13 @@ def check_compile_arguments(model: keras.Model, optimizer, options: dict) -> Non
         if getattr(inner, "ema_overwrite_frequency", None):
             raise ValueError(
                 "Keras cannot overwrite weights by their averages under a strategy. Received: optimizer with "
-                f"ema_overwrite_frequency={inner.ema_overwrite_frequency}. Leave it at None: `use_ema=True` alone is "
-                "right, and the averages become the weights when `fit` ends."
+                f"ema_overwrite_frequency={inner.ema_overwrite_frequency}. Leave it at None: with `use_ema=True` alone "
+                "the averages become the weights when `fit` ends."
             )
 
 
 def warn_of_separate_moments(model: keras.Model) -> None:
-    """Warns of layers whose moments would be those of each replica's rows, so that the step is not the exact one."""
+    """Warns of BatchNorm layers whose moments are those of each replica alone, so that the step is not exact."""
     if keras.backend.backend() == "jax" or distribution.replicas_and_devices(model)[0] == 1:
         return
     separate = [
@@ -54,15 +51,15 @@ def warn_of_separate_moments(model: keras.Model) -> None:
     ]
     if separate:
         warnings.warn(
-            f"BatchNorm of the global batch is wanted. Received: {len(separate)} layers, such as {separate[0]!r}, that "
-            "will see the rows of each replica alone. Use `keras_clip.layers.SyncBatchNorm`, or lock the encoder with "
-            "`trainable = False`.",
+            f"BatchNorm should use the moments of the global batch. Received: {len(separate)} layers, such as "
+            f"{separate[0]!r}, that use those of each replica alone. Use `keras_clip.layers.SyncBatchNorm`, or lock "
+            "the encoder with `trainable = False`.",
             stacklevel=3,
         )
 
 
 def check_processes() -> None:
-    """Raises a RuntimeError where several processes or devices would each train a model of their own."""
+    """Raises a RuntimeError if several processes or devices would each train a model of their own."""
     backend, layout = keras.backend.backend(), keras.distribution.distribution()
     if backend == "torch" and layout is not None:
         raise RuntimeError(

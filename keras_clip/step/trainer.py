@@ -1,7 +1,7 @@
-"""A Keras model whose step is that of the global batch, whatever it is divided into.
+"""A Keras model whose training step is that of the global batch, however the batch is divided.
 
-`fit`, `evaluate` and all callbacks are Keras' own. Three things differ from its steps: gradients are summed over
-replicas before they are clipped; a step whose loss or gradient is not finite changes nothing; and a batch may be
+`fit`, `evaluate` and all callbacks are Keras' own. The step differs from Keras' in three points: gradients are summed
+over replicas before they are clipped; a step whose loss or gradient is not finite changes nothing; and a batch may be
 encoded in micro-batches.
 """
 
@@ -17,9 +17,9 @@ from keras_clip.types import Tensor
 
 @keras.saving.register_keras_serializable(package="keras_clip")
 class Latest(keras.metrics.Metric):
-    """The number that was given last, which is the same on all replicas.
+    """The last value, which is the same on all replicas.
 
-    Keras adds the variables of metrics over replicas, so this counts them.
+    Keras sums the variables of metrics over replicas, so the sum is divided by their number.
     """
 
     def __init__(self, name: str = "latest", **kwargs):
@@ -78,7 +78,7 @@ class GlobalBatchTrainer(compat.FitHooks):
         }
 
     def add_step_metrics(self) -> None:
-        """Two more metrics of `fit`: the norm of the last gradient, and how many steps of the epoch were skipped."""
+        """Adds two metrics of `fit`: the norm of the last gradient, and the number of skipped steps of the epoch."""
         self.gradient_norm = Latest("gradient_norm")
         self.skipped_steps = Latest("skipped_steps")
 
@@ -92,19 +92,19 @@ class GlobalBatchTrainer(compat.FitHooks):
     ) -> None:
         """Configures training. The loss is the model's own.
 
-        With `microbatch_size` a step takes the memory of so many pairs, and the time of 4/3 direct steps, for a batch
-        of any size. It is the exact step of the whole batch, but for BatchNorm in training mode, which sees the moments
-        of each micro-batch and moves its statistics by their mean.
+        With `microbatch_size` a step over a batch of any size takes the memory of `microbatch_size` pairs, and 4/3 of
+        the time. It is the exact step of the whole batch, except for BatchNorm in training mode, which uses the moments
+        of each micro-batch and updates its statistics by their mean.
 
         Args:
             optimizer: see `keras_clip.training.adamw`. Its clipping applies to the gradient of the global batch.
             microbatch_size: int > 0 or None. Pairs that a device encodes at a time; None: its whole part of the batch.
-            jit_compile: as of `keras.Model.compile`. Under a `tf.distribute` strategy, where Keras can compile nothing,
-                True compiles the encoders.
-            options: others of `keras.Model.compile`, such as `run_eagerly`.
+            jit_compile: as of `keras.Model.compile`. Under a `tf.distribute` strategy, where Keras cannot compile the
+                step, True compiles the encoders.
+            options: other arguments of `keras.Model.compile`, such as `run_eagerly`.
 
         Raises:
-            ValueError: a loss, accumulated gradients, or, under a strategy, what Keras cannot do there.
+            ValueError: a loss, accumulated gradients, or, under a strategy, options that Keras does not support there.
             RuntimeError: processes or devices that would each train alone.
         """
         if microbatch_size is not None and (not isinstance(microbatch_size, int) or microbatch_size < 1):
@@ -136,15 +136,15 @@ class GlobalBatchTrainer(compat.FitHooks):
         self.optimizer.build(self.trainable_variables)
 
     def embed(self, x: dict, training: bool) -> dict:
-        """What `call` gives, computed as `compile` says: plainly, in micro-batches, or with compiled encoders.
+        """Computes what `call` returns, in micro-batches or with compiled encoders where `compile` asked for it.
 
         Args:
-            x: as `call` takes it.
+            x: dict of the inputs, as `call` takes it.
             training: bool.
 
         Returns:
-            What `call` gives. Where it is not computed plainly, with a "penalty": a float32 scalar of what layers gave
-            to `add_loss`, which does not show in `losses` then.
+            The dict that `call` returns. In micro-batches, or with compiled encoders, it also has a "penalty": a
+            float32 scalar, the sum of the losses that layers added, which are not in `losses` then.
         """
         size, rows = self.microbatch_size, x[self.branches[0].input_name].shape[0]
         if size is not None and rows is not None and rows <= size * distribution.row_shards():

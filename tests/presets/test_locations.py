@@ -97,11 +97,11 @@ def test_what_cannot_be_had(hub, tmp_path):
     for result, message in zip(
         results,
         [
-            "FileNotFoundError: A repository must exist and be open to you. Received: hf://org/none.",
-            "FileNotFoundError: A repository must have the revision asked for. Received: hf://org/tiny@v9.",
+            "FileNotFoundError: The repository must exist and be accessible. Received: hf://org/none.",
+            "FileNotFoundError: The repository must have this revision. Received: hf://org/tiny@v9.",
             "FileNotFoundError: A repository of weights must have open_clip_config.json",
             "FileNotFoundError: A repository of weights must have open_clip_model.safetensors",
-            "FileNotFoundError: A repository must exist and be open to you. Received: hf://org/gated.",
+            "FileNotFoundError: The repository must exist and be accessible. Received: hf://org/gated.",
         ],
         strict=True,
     ):
@@ -118,7 +118,7 @@ def test_a_server_that_fails(hub, tmp_path):
 @pytest.mark.slow
 def test_no_network(tmp_path):
     (result,), _ = load(["vit_b32"], "http://127.0.0.1:9", tmp_path)
-    assert result.startswith("ConnectionError: The hub must be reachable, or the file be in its cache"), result
+    assert result.startswith("ConnectionError: The hub must be reachable, or its cache must have the file"), result
     assert "open_clip_model.safetensors of hf://timm/vit_base_patch32_clip_224.openai" in result
 
 
