@@ -119,6 +119,10 @@ def run_tests(process, jobs, scratch, pytest_arguments):
     backend, selection = LANES[process.lane]
     is_alone = jobs == 1
     environment = {**os.environ, "KERAS_BACKEND": backend}
+    # On JAX most of the time goes to compiling, and several tests and their own processes compile the same programs.
+    environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(scratch / "jax"))
+    environment.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    environment.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
     if not is_alone:
         # Threads of OpenMP that wait for one another on a core that another process has make small products slow, up to
         # a hundred times.
