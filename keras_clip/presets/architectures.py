@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from keras_clip.data.images import ImagePreprocessor
 from keras_clip.encoders.resnet import ModifiedResNet
@@ -99,16 +99,25 @@ def _text_transformer(width):
     return {"width": width, "num_layers": 12, "num_heads": width // 64, "context_length": 77}
 
 
-ARCHITECTURES = {
+class Preset(NamedTuple):
+    """A published model: what it is built of, and the repository of the hub with its weights."""
+
+    architecture: Architecture
+    repository: str
+
+
+# One row a preset; its name is the argument of `presets.load`.
+PRESETS = {
     # image size, blocks of the stages, width of the stem, width of the text encoder, E
-    "rn50": _resnet(224, (3, 4, 6, 3), 64, 512, 1024),
-    "rn101": _resnet(224, (3, 4, 23, 3), 64, 512, 512),
-    "rn50x4": _resnet(288, (4, 6, 10, 6), 80, 640, 640),
-    "rn50x16": _resnet(384, (6, 8, 18, 8), 96, 768, 768),
-    "rn50x64": _resnet(448, (3, 15, 36, 10), 128, 1024, 1024),
+    "rn50": Preset(_resnet(224, (3, 4, 6, 3), 64, 512, 1024), "timm/resnet50_clip.openai"),
+    "rn101": Preset(_resnet(224, (3, 4, 23, 3), 64, 512, 512), "timm/resnet101_clip.openai"),
+    "rn50x4": Preset(_resnet(288, (4, 6, 10, 6), 80, 640, 640), "timm/resnet50x4_clip.openai"),
+    "rn50x16": Preset(_resnet(384, (6, 8, 18, 8), 96, 768, 768), "timm/resnet50x16_clip.openai"),
+    "rn50x64": Preset(_resnet(448, (3, 15, 36, 10), 128, 1024, 1024), "timm/resnet50x64_clip.openai"),
     # image size, patch size, width, blocks, width of the text encoder, E
-    "vit_b32": _vision_transformer(224, 32, 768, 12, 512, 512),
-    "vit_b16": _vision_transformer(224, 16, 768, 12, 512, 512),
-    "vit_l14": _vision_transformer(224, 14, 1024, 24, 768, 768),
-    "vit_l14_336": _vision_transformer(336, 14, 1024, 24, 768, 768),
+    "vit_b32": Preset(_vision_transformer(224, 32, 768, 12, 512, 512), "timm/vit_base_patch32_clip_224.openai"),
+    "vit_b16": Preset(_vision_transformer(224, 16, 768, 12, 512, 512), "timm/vit_base_patch16_clip_224.openai"),
+    "vit_l14": Preset(_vision_transformer(224, 14, 1024, 24, 768, 768), "timm/vit_large_patch14_clip_224.openai"),
+    "vit_l14_336": Preset(_vision_transformer(336, 14, 1024, 24, 768, 768), "timm/vit_large_patch14_clip_336.openai"),
 }
+ARCHITECTURES = {name: preset.architecture for name, preset in PRESETS.items()}

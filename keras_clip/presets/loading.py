@@ -12,7 +12,7 @@ import numpy as np
 
 from keras_clip.layers.initialisation import skip_initialization
 from keras_clip.model import CLIPModel, ImageEmbedder, TextEmbedder
-from keras_clip.presets.architectures import ARCHITECTURES, Architecture
+from keras_clip.presets.architectures import ARCHITECTURES, PRESETS, Architecture
 from keras_clip.presets.configs import VOCABULARY_SIZE, from_hugging_face, from_open_clip
 from keras_clip.presets.in_place import assign_in_place
 from keras_clip.presets.layouts import Slot, by_key, hugging_face_slots, open_clip_slots
@@ -23,24 +23,13 @@ KERAS_FILE = "clip.keras"
 OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 HUGGING_FACE_CONFIG, HUGGING_FACE_WEIGHTS = "config.json", "model.safetensors"
 HUGGING_FACE_PIXELS = "preprocessor_config.json"
-REPOSITORIES = {
-    "rn50": "timm/resnet50_clip.openai",
-    "rn101": "timm/resnet101_clip.openai",
-    "rn50x4": "timm/resnet50x4_clip.openai",
-    "rn50x16": "timm/resnet50x16_clip.openai",
-    "rn50x64": "timm/resnet50x64_clip.openai",
-    "vit_b32": "timm/vit_base_patch32_clip_224.openai",
-    "vit_b16": "timm/vit_base_patch16_clip_224.openai",
-    "vit_l14": "timm/vit_large_patch14_clip_224.openai",
-    "vit_l14_336": "timm/vit_large_patch14_clip_336.openai",
-}
 # Tensors in files that are not weights: counters, and sizes that follow from the shapes of the weights.
 _NO_WEIGHTS = re.compile(r"(.*\.)?(position_ids|num_batches_tracked)|input_resolution|context_length|vocab_size")
 
 
 def names() -> tuple[str, ...]:
     """The names of the published models."""
-    return tuple(ARCHITECTURES)
+    return tuple(PRESETS)
 
 
 def load(
@@ -135,7 +124,7 @@ def _load_preset(name, weights, activation, options):
     if weights is None:
         return _build(architecture, None, options, activation)
     if weights == "default":
-        folder = HubRepository(REPOSITORIES[name])
+        folder = HubRepository(PRESETS[name].repository)
         path = folder.find(OPEN_CLIP_WEIGHTS)
         if path is None:
             raise folder.missing(OPEN_CLIP_WEIGHTS)
