@@ -6,8 +6,8 @@ PY := .venv/bin/python
 
 help:
 	@echo "make demo   install, then train a small CLIP and classify with it (TensorFlow, about 5 minutes)"
-	@echo "make check  install, then the quick tests on TensorFlow, JAX and torch (under 10 minutes)"
-	@echo "make test   install, then every test on TensorFlow, JAX and torch (under an hour)"
+	@echo "make check  install, then the quick tests on TensorFlow, JAX and torch (under 5 minutes on 2 cores)"
+	@echo "make test   install, then every test on TensorFlow, JAX and torch (under 40 minutes on 2 cores)"
 	@echo "make lint   install, then ruff: faults and format"
 	@echo "A Python of your choice: make test PYTHON=python3.12"
 
@@ -21,7 +21,7 @@ check:
 
 test:
 	@PYTHON="$(PYTHON)" sh tools/setup.sh test
-	$(PY) tools/run_tests.py --jobs 2 --strict-skips --continue-on-collection-errors --durations=15
+	$(PY) tools/run_tests.py --jobs 2 --strict-skips --continue-on-collection-errors
 
 lint:
 	@PYTHON="$(PYTHON)" sh tools/setup.sh test

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import keras
 
-from keras_clip.evaluation import overlap, overlap_detector, sources
+from keras_clip.evaluation import duplicate_detector, overlap, sources
 
 
 def parse_args(argv=None):
@@ -65,7 +65,7 @@ def main(argv=None):
         detector = keras.saving.load_model(args.detector)
     else:
         sizes = {"image_size": args.image_size, "width": args.width}
-        detector = overlap_detector.train_duplicate_detector(
+        detector = duplicate_detector.train_duplicate_detector(
             training, args.steps, args.batch_size, seed=args.seed, verbose=2, **sizes
         )
         detector.save(args.out / "detector.keras")
@@ -73,7 +73,7 @@ def main(argv=None):
     print(f"ready after {minutes[0]} minutes ({minutes[1]} CPU minutes)", flush=True)
     record = {"minutes": minutes[0], "cpu_minutes": minutes[1], "backend": keras.backend.backend()}
     for name, vectors_of in (("hash", hash_vectors), ("detector", detector.embed)):
-        record[name] = overlap_detector.recall_on_copies(vectors_of, held_out, seed=args.seed)
+        record[name] = duplicate_detector.recall_on_copies(vectors_of, held_out, seed=args.seed)
     for alteration in record["hash"]:
         shown = [
             f"{name} {r['recall']:6.1%} [{r['low']:.1%}, {r['high']:.1%}] (nearest: {r['nearest']:.1%})"

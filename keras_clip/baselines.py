@@ -1,7 +1,7 @@
-"""What CLIP was measured against: two models that predict the words of a caption (Radford et al., 2021, figure 2).
+"""The baselines of CLIP: two models that predict the words of a caption (Radford et al., 2021, figure 2).
 
-Both learn from the same pairs as CLIP, with any image encoder that CLIP takes, and classify zero-shot: an image belongs
-to the class whose prompt is likeliest. `examples/efficiency.py` repeats the comparison.
+Both train on the same pairs and with the same image encoders as CLIP. They classify zero-shot by predicting the class
+with the most likely prompt. `examples/efficiency.py` reproduces the comparison.
 """
 
 import itertools
@@ -22,19 +22,19 @@ from keras_clip.layers.transformer import TransformerBlock
 from keras_clip.losses import bag_of_words_loss, caption_loss
 from keras_clip.types import Tensor
 
-# How many logits, and how many pairs of an image and a prompt, are held at a time where all are scored.
+# Limits of the logits and of the (image, prompt) pairs that zero-shot scoring holds in memory at a time.
 MAX_LOGITS = 2**25
 MAX_PAIRS = 4096
 
 
 def vocabulary_of(token_ids: Iterable[np.ndarray]) -> list[int]:
-    """The tokens that occur in a data set's captions, for the `vocabulary` of a predictor.
+    """Returns the tokens that occur in a dataset's captions, for the `vocabulary` argument of a predictor.
 
     Args:
-        token_ids: int arrays (B, L), as the tokenizer gives them.
+        token_ids: int arrays (B, L), as the tokenizer returns them.
 
     Returns:
-        Sorted ids, those of padding among them.
+        Sorted token ids, including padding.
     """
     found = set()
     for batch in token_ids:
@@ -60,7 +60,7 @@ class _ImageFeatures(keras.Model):
 
 
 class _Scores(keras.Model):
-    """How likely each text is for each image: features (B, D) and token ids (K, L) to (B, K)."""
+    """Computes the log-likelihood per word of texts: features (B, D) and token ids (K, L) to (B, K)."""
 
     def __init__(self, predictor):
         super().__init__(name="scores")
@@ -72,9 +72,10 @@ class _Scores(keras.Model):
 
 
 class _CaptionPredictor(keras.Model):
-    """Base of both: the image half, the vocabulary, the mean loss of a batch, and zero-shot scores.
+    """Base class of both predictors: image encoder, vocabulary, mean loss of a batch, and zero-shot scores.
 
-    A subclass has `_logits_of(features, words)` and `_losses_of(logits, words)`, `words` being ids of its vocabulary.
+    A subclass defines `_logits_of(features, words)` and `_losses_of(logits, words)`, where `words` are ids of its
+    vocabulary.
     """
 
     def __init__(self, image_encoder, tokenizer, vocabulary, image_preprocessor, **kwargs):
@@ -89,22 +90,22 @@ class _CaptionPredictor(keras.Model):
         if vocabulary is not None and not (vocabulary and 0 <= vocabulary[0] <= vocabulary[-1] < size):
             raise ValueError(
                 f"`vocabulary` must be token ids in [0, {size}), at least one, or None. "
-                f"Received: {len(vocabulary)} ids, {vocabulary[:3]}... `baselines.vocabulary_of` gathers them."
+                f"Received: {len(vocabulary)} ids, {vocabulary[:3]}... `baselines.vocabulary_of` collects them."
             )
         kept = range(size) if vocabulary is None else sorted({*vocabulary, tokenizer.end_token_id})
-        # Every token that is not kept is one and the same word, the last.
+        # All tokens outside of the vocabulary share one word, the last.
         self._word_of = np.full(size, len(kept), "int32")
         self._word_of[list(kept)] = np.arange(len(kept))
         self._end_word = int(self._word_of[tokenizer.end_token_id])
         self.num_words = len(kept) + (len(kept) < size)
 
     def build(self, input_shape=None):
-        """The parts are built by the constructor."""
+        """Does nothing: the constructor builds all parts."""
 
     image_encoder = property(lambda self: self.image_features.encoder)
 
     def words_of(self, token_ids: Tensor) -> Tensor:
-        """Token ids (B, L) as int32 ids of the vocabulary."""
+        """Converts token ids (B, L) to int32 ids of the vocabulary."""
         token_ids = ops.cast(token_ids, "int32")
         return token_ids if self.vocabulary is None else ops.take(ops.convert_to_tensor(self._word_of), token_ids)
 
@@ -113,10 +114,10 @@ class _CaptionPredictor(keras.Model):
         return self._logits_of(features, self.words_of(inputs["token_ids"]))
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        """The mean over the pairs of what each caption costs, a word.
+        """Returns the mean loss per word of the captions, plus regularisation losses, divided by the replica count.
 
         Raises:
-            ValueError: `y` or `sample_weight` was given.
+            ValueError: `y` or `sample_weight` is given.
         """
         if y is not None or sample_weight is not None:
             raise ValueError(
@@ -130,14 +131,14 @@ class _CaptionPredictor(keras.Model):
         return loss / distribution.replica_count()
 
     def losses_of_all(self, features: Tensor, token_ids: Tensor) -> Tensor:
-        """What each of K texts costs for each of B images.
+        """Returns the loss of each of K texts for each of B images.
 
         Args:
             features: float tensor (B, D) of the image encoder.
             token_ids: int tensor (K, L).
 
         Returns:
-            float32 (B, K), nats a word.
+            float32 (B, K), nats per word.
         """
         words = self.words_of(token_ids)
         rows, columns = ops.shape(features)[0], ops.shape(words)[0]
@@ -151,21 +152,21 @@ class _CaptionPredictor(keras.Model):
         templates: Sequence[str] = ("a photo of a {}.",),
         batch_size: int = 64,
     ) -> np.ndarray:
-        """How likely each class is: the mean log-likelihood of a word of its prompts, given the image.
+        """Returns the mean log-likelihood per word of the prompts of each class, given the image.
 
-        The likelihood of a whole prompt would favour short ones, so it is divided by the number of its words (for the
-        language model the end token is one). What prompts have in common adds the same to classes whose names are
-        equally long.
+        The log-likelihood of a prompt is divided by its number of words, since the sum would favour short prompts (for
+        the language model the end token counts as a word). Words that are common to all prompts add the same amount to
+        classes with names of equal length.
 
         Args:
             images: (B, H, W, 3), uint8 or normalised floats.
-            class_names: K names. A class of several names is a list of them; all prompts of all its names count
-                equally.
-            templates: texts with one `{}` each, where the name goes.
-            batch_size: int. Images encoded at a time.
+            class_names: K names. A class with several names is a list of them; all prompts of a class have equal
+                weight.
+            templates: texts with one `{}` each, which the class name replaces.
+            batch_size: int. Images per batch of the encoder.
 
         Returns:
-            float32 array (B, K), nats; the highest is the class.
+            float32 array (B, K), nats; the predicted class has the highest score.
 
         Raises:
             ValueError: templates without exactly one `{}`, empty or duplicate names, or a prompt that is too long.
@@ -180,8 +181,8 @@ class _CaptionPredictor(keras.Model):
         rows = pairs // columns
         for row in range(0, len(features), rows):
             for column in range(0, len(token_ids), columns):
-                part = {"features": features[row : row + rows], "token_ids": token_ids[column : column + columns]}
-                scores[row : row + rows, column : column + columns] = scorer.predict_on_batch(part)
+                tile = {"features": features[row : row + rows], "token_ids": token_ids[column : column + columns]}
+                scores[row : row + rows, column : column + columns] = scorer.predict_on_batch(tile)
         starts = np.cumsum([0, *map(len, prompts[:-1])])
         return np.add.reduceat(scores, starts, axis=1) / np.array([*map(len, prompts)], np.float32)
 
@@ -202,28 +203,28 @@ class _CaptionPredictor(keras.Model):
 
 @keras.saving.register_keras_serializable(package="keras_clip")
 class BagOfWordsPredictor(_CaptionPredictor):
-    """Predicts which words a caption has, in any order (Joulin et al., 2016; Radford et al., 2021, section 2.3).
+    """Predicts the words of a caption in any order (Joulin et al., 2016; Radford et al., 2021, section 2.3).
 
-    A linear map of the image's features to one softmax over the vocabulary; the words are the tokenizer's tokens.
-    Train it like a `CLIPModel`: `compile(optimizer)`, then `fit` on what `data.image_text_pairs` gives.
+    A linear map of the image features feeds one softmax over the vocabulary, whose words are the tokenizer's tokens.
+    Train it like a `CLIPModel`: `compile(optimizer)`, then `fit` on the dataset of `data.image_text_pairs`.
 
     Args:
         image_encoder: Keras model or layer, images (B, H, W, 3) -> features (B, D).
-        tokenizer: `CLIPTokenizer` or the like.
-        vocabulary: token ids that can be predicted, or None: all V. The others become one word of their own.
-            `vocabulary_of` gathers those of a data set.
+        tokenizer: `CLIPTokenizer` or another tokenizer with its interface.
+        vocabulary: token ids that can be predicted, or None: all V. All other tokens share one additional word.
+            `vocabulary_of` collects the tokens of a dataset.
         image_preprocessor: `ImagePreprocessor` or None. None: one for the encoder's image size and pixel range.
 
     Call arguments:
-        inputs: dict with "images" (B, H, W, 3), uint8 or normalised floats, and "token_ids" (B, L), which do not matter
-            here.
+        inputs: dict with "images" (B, H, W, 3), uint8 or normalised floats, and "token_ids" (B, L), which do not affect
+            the logits.
         training: bool.
 
     Returns:
-        float32 logits (B, V), V being `num_words`.
+        float32 logits (B, V), where V is `num_words`.
 
     Raises:
-        ValueError: an encoder that does not give (B, D) or does not tell its image size, or ids outside of the
+        ValueError: an encoder whose output is not (B, D) or whose image size is unknown, or ids outside of the
             tokenizer's vocabulary.
     """
 
@@ -244,11 +245,11 @@ class BagOfWordsPredictor(_CaptionPredictor):
         self.built = True
 
     def _logits_of(self, features: Tensor, words: Tensor) -> Tensor:
-        """Features (B, D) to logits (B, V), whatever the words."""
+        """Returns logits (B, V) of features (B, D); `words` is not used."""
         return ops.cast(self.output_words(features), "float32")
 
     def _losses_of(self, logits: Tensor, words: Tensor) -> Tensor:
-        """`losses.bag_of_words_loss` of logits (B, V) and words (B, L)."""
+        """Returns the `losses.bag_of_words_loss` of logits (B, V) and words (B, L)."""
         return bag_of_words_loss(logits, words, self._end_word)
 
     def compute_output_spec(self, inputs, training=False):
@@ -257,21 +258,21 @@ class BagOfWordsPredictor(_CaptionPredictor):
 
 @keras.saving.register_keras_serializable(package="keras_clip")
 class CaptionLanguageModel(_CaptionPredictor):
-    """Predicts a caption token by token, from the image and the tokens before (Radford et al., 2021, section 2.3).
+    """Predicts a caption autoregressively from the image (Radford et al., 2021, section 2.3).
 
-    As VirTex (Desai and Johnson, 2020) it joins an image encoder and a transformer decoder. The decoder sees the image
-    as a few rows before the text, made of the features by a linear map, since any encoder of CLIP gives one vector.
-    Train it like a `CLIPModel`: `compile(optimizer)`, then `fit` on what `data.image_text_pairs` gives.
+    Like VirTex (Desai and Johnson, 2020), it combines an image encoder with a transformer decoder. A linear map turns
+    the image features into a few prefix embeddings before the text, since an image encoder returns a single vector.
+    Train it like a `CLIPModel`: `compile(optimizer)`, then `fit` on the dataset of `data.image_text_pairs`.
 
     Args:
         image_encoder: Keras model or layer, images (B, H, W, 3) -> features (B, D).
-        tokenizer: `CLIPTokenizer` or the like; its context length is the decoder's.
-        width: int. Of the decoder's residual stream.
-        num_layers: int. Blocks of the decoder.
+        tokenizer: `CLIPTokenizer` or another tokenizer with its interface; it sets the decoder's context length.
+        width: int. Width of the decoder's residual stream.
+        num_layers: int. Number of decoder blocks.
         num_heads: int. Divides `width`.
-        prefix_length: int. Rows that stand for the image.
-        vocabulary: token ids that can be read and predicted, or None: all V. The others become one word of their own.
-            `vocabulary_of` gathers those of a data set.
+        prefix_length: int. Number of prefix embeddings that represent the image.
+        vocabulary: token ids that can be read and predicted, or None: all V. All other tokens share one additional
+            word. `vocabulary_of` collects the tokens of a dataset.
         image_preprocessor: `ImagePreprocessor` or None. None: one for the encoder's image size and pixel range.
 
     Call arguments:
@@ -279,10 +280,10 @@ class CaptionLanguageModel(_CaptionPredictor):
         training: bool.
 
     Returns:
-        float32 logits (B, L, V), V being `num_words`: row i, which has seen the tokens up to i, for token i + 1.
+        float32 logits (B, L, V), where V is `num_words`: row i, computed from the tokens up to i, predicts token i + 1.
 
     Raises:
-        ValueError: an encoder that does not give (B, D) or does not tell its image size, ids outside of the tokenizer's
+        ValueError: an encoder whose output is not (B, D) or whose image size is unknown, ids outside of the tokenizer's
             vocabulary, or texts longer than the context.
     """
 
@@ -326,7 +327,7 @@ class CaptionLanguageModel(_CaptionPredictor):
         self.built = True
 
     def _logits_of(self, features: Tensor, words: Tensor) -> Tensor:
-        """Features (B, D) and words (B, L) to logits (B, L, V)."""
+        """Returns logits (B, L, V) of features (B, D) and words (B, L)."""
         prefix = ops.reshape(self.prefix(features), (-1, self.prefix_length, self.width))
         x = ops.concatenate([prefix, self.token_embedding(words)], axis=1)
         for block in self.blocks:
@@ -334,7 +335,7 @@ class CaptionLanguageModel(_CaptionPredictor):
         return ops.cast(self.output_words(self.norm_final(x[:, self.prefix_length :])), "float32")
 
     def _losses_of(self, logits: Tensor, words: Tensor) -> Tensor:
-        """`losses.caption_loss` of logits (B, L, V) and words (B, L)."""
+        """Returns the `losses.caption_loss` of logits (B, L, V) and words (B, L)."""
         return caption_loss(logits, words, self._end_word)
 
     def compute_output_spec(self, inputs, training=False):

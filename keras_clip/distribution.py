@@ -1,7 +1,8 @@
-"""The global batch, seen from one replica.
+"""Collective operations over the replicas that share a global batch.
 
-On TensorFlow under a `tf.distribute` strategy, and on torch in a process group, each replica holds its own part, and
-the functions here ask the others. On JAX the trainer works on the global arrays, so there is nothing to gather.
+On TensorFlow under a `tf.distribute` strategy, and on torch in a process group, each replica holds its own part of the
+batch, and the functions here communicate with the others. On JAX the trainer works on the global arrays, so there is
+nothing to gather.
 
 This module does not start processes and does not place data.
 """
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 import keras
 from keras import ops
 
+from keras_clip import compat
 from keras_clip.types import Tensor
 
 _is_alone = contextvars.ContextVar("is_alone", default=False)
@@ -20,7 +22,7 @@ _is_alone = contextvars.ContextVar("is_alone", default=False)
 
 @contextlib.contextmanager
 def alone():
-    """Inside, this replica sees no others: what it computes is of its own part only."""
+    """Inside, this replica counts as the only one: the functions here do not communicate."""
     token = _is_alone.set(True)
     try:
         yield
@@ -48,7 +50,7 @@ def _process_group():
 
 
 def replica_count() -> int:
-    """R: how many replicas share the global batch, as seen from inside of one; 1 without a strategy."""
+    """R, the number of replicas that share the global batch, as seen from inside one; 1 without a strategy."""
     context, group = _replica_context(), _process_group()
     if context is not None:
         return context.num_replicas_in_sync
@@ -56,9 +58,9 @@ def replica_count() -> int:
 
 
 def gather(x: Tensor) -> Tensor:
-    """Joins the replicas' tensors along the first axis, in the order of their indices.
+    """Concatenates the tensors of all replicas along the first axis, in the order of their indices.
 
-    Its gradient is the sum over replicas of what each one asks for its own part.
+    The gradient with respect to a replica's part is the sum over replicas of their gradients for that part.
 
     Args:
         x: tensor (B, ...); B may differ between replicas.
@@ -69,7 +71,7 @@ def gather(x: Tensor) -> Tensor:
     context, group = _replica_context(), _process_group()
     if context is not None:
         joined = context.all_gather(x, axis=0)
-        # TensorFlow forgets all lengths.
+        # `all_gather` drops the static shape.
         joined.set_shape((None, *x.shape[1:]))
         return joined
     return _gather_over_processes(x, group) if group is not None else x
@@ -83,7 +85,7 @@ def _gather_over_processes(x, dist):
     class Gather(torch.autograd.Function):
         @staticmethod
         def forward(_, x):
-            # Collectives want one size.
+            # Collectives take tensors of one size.
             padded = x.new_zeros((max(sizes), *x.shape[1:]))
             padded[: len(x)] = x
             parts = [torch.empty_like(padded) for _ in sizes]
@@ -109,9 +111,15 @@ def _sizes(size, device, dist):
 
 
 def replica_offset(size: int | Tensor) -> Tensor | int:
-    """How many rows the replicas before this one hold, if this one holds `size`: int32 scalar, or 0 without a strategy.
+    """The number of rows that the replicas before this one hold, where this one holds `size`.
 
-    Asks every replica, since the last batch of an epoch may be cut unequally.
+    All replicas communicate their sizes, since the last batch of an epoch may be divided unequally.
+
+    Args:
+        size: int or int scalar. Rows of this replica.
+
+    Returns:
+        int32 scalar; 0 without a strategy.
     """
     context, group = _replica_context(), _process_group()
     if context is None and group is None:
@@ -122,7 +130,7 @@ def replica_offset(size: int | Tensor) -> Tensor | int:
 
 
 def total(x: Tensor) -> Tensor:
-    """The sum over replicas of a tensor that has one shape on all of them. No gradient passes."""
+    """The sum over replicas of a tensor that has the same shape on all of them, without a gradient."""
     x = ops.stop_gradient(x)
     context, group = _replica_context(), _process_group()
     if context is not None:
@@ -138,7 +146,7 @@ def total(x: Tensor) -> Tensor:
 def sum_gradients(gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
     """The sum over replicas of each gradient; None stays None.
 
-    Call it before anything that is not linear, such as clipping: the result is that of the global batch.
+    Call it before any operation that is not linear, such as clipping, to get the gradients of the global batch.
     """
     context, group = _replica_context(), _process_group()
     there = [gradient for gradient in gradients if gradient is not None]
@@ -153,7 +161,7 @@ def sum_gradients(gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
 
 
 def _sum_over_processes(tensors, dist):
-    """In few large messages: a message costs more than the bytes of a small tensor."""
+    """Sums tensors in few large messages: the latency of a message exceeds the transfer of a small tensor."""
     import torch
 
     summed = []
@@ -165,7 +173,7 @@ def _sum_over_processes(tensors, dist):
     return summed
 
 
-# Numbers in a message: 100 MiB of float32.
+# Elements of a message: 100 MiB of float32.
 _BUCKET = 25 * 2**20
 
 
@@ -182,7 +190,7 @@ def _buckets(tensors):
 
 
 def average(variables: Sequence[keras.Variable]) -> None:
-    """Sets float variables of each torch process to their mean over processes; nothing to do elsewhere."""
+    """Sets float variables of each torch process to their mean over processes; does nothing on other backends."""
     dist = _process_group()
     if dist is None or not variables:
         return
@@ -192,7 +200,7 @@ def average(variables: Sequence[keras.Variable]) -> None:
 
 
 def share_first(variables: Sequence[keras.Variable]) -> None:
-    """Sets the variables of each torch process to those of the first; nothing to do elsewhere."""
+    """Sets the variables of each torch process to those of the first; does nothing on other backends."""
     dist = _process_group()
     for variable in variables if dist is not None else ():
         value = variable.value.detach().clone()
@@ -201,7 +209,7 @@ def share_first(variables: Sequence[keras.Variable]) -> None:
 
 
 def row_shards() -> int:
-    """Over how many devices JAX shards the rows of a batch; 1 without `keras.distribution`."""
+    """The number of devices over which JAX shards the rows of a batch; 1 without `keras.distribution`."""
     distribution = keras.distribution.distribution() if keras.backend.backend() == "jax" else None
     if distribution is None:
         return 1
@@ -210,9 +218,9 @@ def row_shards() -> int:
 
 
 def replicate(x: Tensor) -> Tensor:
-    """The same tensor, whole on every device of JAX; nothing to do elsewhere.
+    """Replicates a tensor on every device of JAX; returns it unchanged on other backends.
 
-    XLA gathers by itself what a device lacks, but inside of a loop at each turn: call this before.
+    XLA gathers what a device lacks by itself, but does so in every iteration of a loop: call this before the loop.
 
     Args:
         x: tensor (n, ...), of the global batch.
@@ -225,3 +233,41 @@ def replicate(x: Tensor) -> Tensor:
     mesh = keras.distribution.distribution().device_mesh
     layout = keras.distribution.TensorLayout([None] * len(x.shape), mesh)
     return keras.distribution.distribute_tensor(x, layout)
+
+
+def strategy_of(model: keras.Model):
+    """The `tf.distribute` strategy of several replicas that a model was made under, else None."""
+    if keras.backend.backend() != "tensorflow":
+        return None
+    strategy = compat.strategy_of_model(model)
+    return strategy if strategy.num_replicas_in_sync > 1 else None
+
+
+def is_multi_worker(strategy) -> bool:
+    """Whether a `tf.distribute` strategy, or None, spans several worker processes."""
+    if strategy is None:
+        return False
+    import tensorflow as tf
+
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return False
+    jobs = strategy.cluster_resolver.cluster_spec().as_dict()
+    return sum(len(jobs.get(job, ())) for job in ("chief", "worker")) > 1
+
+
+def replicas_and_devices(model: keras.Model) -> tuple[int, int]:
+    """How many parts a global batch is divided into, and how many devices compute a step, as seen from outside a step.
+
+    Args:
+        model: Keras model.
+
+    Returns:
+        Two ints, which differ only under `keras.distribution.ModelParallel`.
+    """
+    strategy = strategy_of(model)
+    if strategy is not None:
+        return (strategy.num_replicas_in_sync,) * 2
+    layout = keras.distribution.distribution() if keras.backend.backend() == "jax" else None
+    if layout is not None:
+        return row_shards(), layout.device_mesh.devices.size
+    return (replica_count(),) * 2

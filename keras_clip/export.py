@@ -1,7 +1,7 @@
-"""Models of images or of token ids as files that run without Keras: SavedModel, ONNX and LiteRT.
+"""Exports models of images or of token ids to files that run without Keras: SavedModel, ONNX and LiteRT.
 
-TensorFlow does the export, whichever backend runs: the others cannot give a graph with an open batch size. Under JAX
-and torch the model travels to a TensorFlow process of its own. Only models of one input are exported here.
+TensorFlow writes them on every backend, since the others cannot write a graph of any batch size. On JAX and torch the
+model is saved, and loaded by a TensorFlow process that exports it. Only models of one input are exported here.
 """
 
 import importlib.util
@@ -14,11 +14,12 @@ from pathlib import Path
 
 import keras
 
+from keras_clip import compat
 from keras_clip.data.tokenizer import CLIPTokenizer
+from keras_clip.graph_tokenizer import GraphTokenizer
 
-# What each format needs beside Keras.
+# The packages that each format needs beside Keras.
 FORMATS = {"tf_saved_model": ("tensorflow",), "onnx": ("tensorflow", "tf2onnx", "onnx"), "litert": ("tensorflow",)}
-TEXT_NEEDS = ("keras_hub", "tensorflow_text")
 IMAGE_DTYPES = ("uint8", "float32")
 
 
@@ -30,7 +31,7 @@ def export_image_model(
     output_name: str,
     dtype: str = "uint8",
 ) -> None:
-    """Writes a graph from "images" (B, H, W, 3) with any B to one output. What is there already is overwritten.
+    """Writes a graph from "images" (B, H, W, 3) with any B to one output. An existing file is overwritten.
 
     Args:
         model: Keras model of images. It is not changed.
@@ -65,7 +66,6 @@ def export_text_model(
     Raises:
         As `export_image_model`.
     """
-    needs = TEXT_NEEDS if strings else ()
     if strings and format != "tf_saved_model":
         raise ValueError(f'Only "tf_saved_model" takes strings. Received: format={format!r}, strings=True.')
     if strings and type(model.tokenizer) is not CLIPTokenizer:
@@ -74,22 +74,22 @@ def export_text_model(
             "Export for token ids."
         )
     inputs = ("texts", [], "string") if strings else ("token_ids", [context_length], "int32")
-    _export_from_any_backend(model, filepath, format, *inputs, "text_embeddings", needs)
+    _export_from_any_backend(model, filepath, format, *inputs, "text_embeddings")
 
 
-def _export_from_any_backend(model, filepath, format, input_name, shape, dtype, output_name, needs=()):
+def _export_from_any_backend(model, filepath, format, input_name, shape, dtype, output_name):
     if format not in FORMATS:
         raise ValueError(f"`format` must be one of {tuple(FORMATS)}. Received: format={format!r}.")
-    policies = (layer.dtype_policy for layer in model._flatten_layers())
+    policies = (layer.dtype_policy for layer in compat.all_layers(model))
     if format == "litert" and any(isinstance(it, keras.dtype_policies.QuantizedDTypePolicy) for it in policies):
         raise ValueError(
-            "LiteRT has no such products of integers. Received: format='litert', a quantised model. "
+            "LiteRT does not support these integer products. Received: format='litert', a quantised model. "
             'Export it as "tf_saved_model" or "onnx", or before it is quantised.'
         )
-    if missing := [name for name in (*FORMATS[format], *needs) if importlib.util.find_spec(name) is None]:
+    if missing := [name for name in FORMATS[format] if importlib.util.find_spec(name) is None]:
         raise ImportError(
-            f"Exporting needs {' and '.join(missing)}. Received: format={format!r}, and no such package. "
-            'Install them: pip install "keras_clip[export,tensorflow]", for strings "keras_clip[hub]" too.'
+            f"Exporting needs {' and '.join(missing)}. Received: format={format!r}, without that package. "
+            'Install them: pip install "keras_clip[export,tensorflow]".'
         )
     options = {
         "filepath": os.fspath(filepath),
@@ -134,8 +134,6 @@ def _graph_module(model, input_name, shape, dtype, output_name):
     module = tf.Module()
     prepare = tf.identity
     if dtype == "string":
-        from keras_clip.data.graph_tokenizer import GraphTokenizer
-
         prepare = GraphTokenizer(model.tokenizer)
         module.tables = prepare.tables
     module.serve = tf.function(
@@ -168,7 +166,7 @@ def _in_float32(model):
         return model
     copy = type(model).from_config(exact(config))
     with tempfile.TemporaryDirectory() as folder:
-        # In a file, additions of low rank are part of the kernels, as they are in the copy.
+        # Saving merges LoRA weights into the kernels, and the copy has no LoRA weights.
         weights = os.path.join(folder, "model.weights.h5")
         model.save_weights(weights)
         copy.load_weights(weights)
@@ -176,13 +174,13 @@ def _in_float32(model):
 
 
 def _export_elsewhere(model, options):
-    """Exports in a process that runs TensorFlow, on the CPU: this one may hold the memory of the accelerator."""
+    """Exports in a TensorFlow process, on the CPU: this process may hold the memory of the accelerator."""
     environment = {
         **os.environ,
         "KERAS_BACKEND": "tensorflow",
         "CUDA_VISIBLE_DEVICES": "-1",
         "TF_CPP_MIN_LOG_LEVEL": "3",
-        # The modules of the user's own layers must be found there too.
+        # The process must find the modules of the user's own layers.
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, sys.path)]),
     }
     with tempfile.TemporaryDirectory() as folder:
@@ -200,12 +198,12 @@ def _export_elsewhere(model, options):
 
 
 def _last_error(stderr: str) -> str:
-    """The message of the last traceback, without the lines of source."""
+    """The message of the last traceback, without the source lines."""
     lines = stderr.rpartition("Traceback (most recent call last):")[2].strip().splitlines()
     return "\n".join(line for line in lines if not line.startswith("  "))[-2000:] or "no message."
 
 
 def _main():
     saved, options = sys.argv[1:]
-    # The caller has just saved its own model: nothing here comes from elsewhere.
+    # `safe_mode=False` is safe: the file was just saved by the parent process.
     _export(keras.saving.load_model(saved, compile=False, safe_mode=False), **json.loads(options))

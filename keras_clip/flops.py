@@ -1,12 +1,11 @@
-"""Floating-point operations of our models, counted from their sizes: two for each multiply-add.
+"""Floating-point operations (FLOPs) of the models, counted from their sizes: two for each multiply-add.
 
-Only products are counted (dense layers, convolutions, attention); normalisation, activations and other work on single
-numbers come on top. Nothing is built or run, and the masked half of causal attention counts as done. Each count has two
-forms:
+Matrix products are counted (dense layers, convolutions, attention), normalisation, activations and other element-wise
+operations are not. Nothing is built or run. The masked half of causal attention is counted. Each count has two forms:
 
-- as this library computes: the last block of a transformer for the pooled row only, one query in the attention pool,
-  texts as long as they are cut to;
-- `whole`: the network as it is drawn, all rows of all blocks and the full context, as published tables have it.
+- what this library computes: the last block of a transformer for the pooled row only, one query in the attention pool,
+  texts at the length that they are cut to;
+- `whole`: all rows of all blocks and the full context, as in published tables.
 """
 
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ from keras_clip.encoders.vit import VisionTransformer
 
 
 def _block(width: int, hidden: int, rows: int, queries: int) -> int:
-    """Multiply-adds of a transformer block that gives `queries` of its `rows`."""
+    """Multiply-adds of a transformer block of `rows` that computes the output of `queries` of them."""
     keys_and_values = 2 * rows * width**2
     attention = 2 * queries * rows * width
     return keys_and_values + attention + queries * (2 * width**2 + 2 * width * hidden)
@@ -68,8 +67,8 @@ def image_encoder(sizes: Mapping[str, Any], training: bool = False, whole: bool 
 
     Args:
         sizes: arguments of `VisionTransformer`, or without "patch_size" of `ModifiedResNet`.
-        training: bool. Whether patches are left out, where "patch_dropout" says so.
-        whole: bool. Counts the network as it is drawn.
+        training: bool. Whether "patch_dropout" applies.
+        whole: bool. Counts all rows, as in published tables.
 
     Returns:
         int.
@@ -87,7 +86,7 @@ def text_encoder(sizes: Mapping[str, Any], length: int | None = None, whole: boo
     Args:
         sizes: arguments of `TextTransformer`.
         length: int. Tokens that the text is cut to; None: the context length.
-        whole: bool. Counts the network as it is drawn, at the context length.
+        whole: bool. Counts all rows at the context length, as in published tables.
 
     Returns:
         int.
@@ -110,15 +109,15 @@ def projection(width: int, embed_dim: int) -> int:
 
 
 def encoder_forward(encoder: keras.layers.Layer, length: int | None = None, training: bool = False) -> int | None:
-    """FLOPs that an encoder does in the forward pass of one image or text.
+    """FLOPs of the forward pass of an encoder for one image or text.
 
     Args:
         encoder: Keras model or layer.
         length: int. Tokens that texts are cut to; None: the context length.
-        training: bool. Whether patches are left out, where the encoder has patch dropout.
+        training: bool. Whether patch dropout applies.
 
     Returns:
-        int, or None for an encoder that is not this library's own and whose sizes say nothing of its work.
+        int, or None for an encoder that is not of this library.
     """
     if isinstance(encoder, TextTransformer):
         return text_encoder(encoder.get_config(), length)
@@ -128,20 +127,20 @@ def encoder_forward(encoder: keras.layers.Layer, length: int | None = None, trai
 
 
 def train_step(model: keras.Model, batch_size: int, length: int | None = None, replicas: int = 1) -> int | None:
-    """FLOPs that one step of `fit` does, over all devices.
+    """FLOPs of one step of `fit`, over all devices.
 
-    A forward pass, and twice its work for the gradient, for each half that learns; a locked one is computed forward
-    only. Micro-batches are computed forward once more, and so are rematerialised blocks. The loss in its tiles takes
-    8 E operations for each of the B x B similarities. The optimizer's, a few for each weight, are left out.
+    A forward pass, and twice its FLOPs for the gradient, for each encoder that is trained; a locked one is computed
+    forward only. Micro-batches are computed forward once more, and so are rematerialised blocks. The tiled loss takes
+    8 E operations for each of the B x B similarities. Those of the optimizer, a few for each weight, are left out.
 
     Args:
         model: `CLIPModel`, compiled.
         batch_size: int. Pairs of the global batch.
-        length: int. Tokens that the batch's texts are cut to; None: the context length.
-        replicas: int. Devices that share the batch: each cuts its own part into micro-batches.
+        length: int. Tokens that the texts of the batch are cut to; None: the context length.
+        replicas: int. Devices that share the batch; each divides its own part into micro-batches.
 
     Returns:
-        int, or None where `encoder_forward` has no count.
+        int, or None if `encoder_forward` returns None.
     """
     size = model.microbatch_size
     is_cut = size is not None and batch_size > size * replicas
@@ -156,7 +155,7 @@ def train_step(model: keras.Model, batch_size: int, length: int | None = None, r
 
 
 def _passes(encoder, is_cut):
-    """The work of a step as a multiple of the forward pass."""
+    """The FLOPs of a step as a multiple of those of the forward pass."""
     if not encoder.trainable:
         return 1 + is_cut
     return 3 + is_cut + bool(getattr(encoder, "remat", False))

@@ -1,7 +1,8 @@
-"""What a batch of pairs costs, in float32.
+"""Contrastive and captioning losses, in float32.
 
-The contrastive loss of CLIP and the sigmoid loss of SigLIP are those of the global batch, and hold a tile of the
-similarities at a time (see `tiling`). Those of their rivals, which predict a caption's words, need that pair alone.
+The contrastive loss of CLIP and the sigmoid loss of SigLIP are those of the global batch, and hold one tile of the
+similarities at a time (see `tiling`). The losses of the baselines, which predict the words of a caption, are of each
+pair alone.
 """
 
 from typing import NamedTuple
@@ -14,13 +15,14 @@ from keras_clip.types import Tensor
 
 
 class PairLosses(NamedTuple):
-    """What one pass over the similarities tells of each pair.
+    """The results of one pass over the similarities, for each pair.
 
     Attributes:
         loss: float32 (B,).
-        image_matched: float32 (B,). 1 where the image's own text is nearer than all others, else 0. A tie is a miss, as
-            far as float32 can tell: the same caption twice in a batch is not found.
-        text_matched: float32 (B,). 1 where the text's own image is nearer than all others, else 0.
+        image_matched: float32 (B,). 1 if the similarity of the image to its own text exceeds those to all other texts,
+            else 0. Ties count as 0, so a caption that is twice in a batch is not matched.
+        text_matched: float32 (B,). 1 if the similarity of the text to its own image exceeds those to all other images,
+            else 0.
     """
 
     loss: Tensor
@@ -31,7 +33,7 @@ class PairLosses(NamedTuple):
 def contrastive_loss(image_embeddings: Tensor, text_embeddings: Tensor, logit_scale: Tensor) -> Tensor:
     """The symmetric cross-entropy of every pair against the batch (Radford et al., 2021, figure 3).
 
-    Half of what it costs to find the text by the image, half of what it costs to find the image by the text. Its mean
+    The mean of the cross-entropy over the texts for each image and over the images for each text. The mean over pairs
     is the loss of the batch.
 
     Args:
@@ -49,7 +51,7 @@ def contrastive_loss(image_embeddings: Tensor, text_embeddings: Tensor, logit_sc
 
 
 def sigmoid_loss(image_embeddings: Tensor, text_embeddings: Tensor, logit_scale: Tensor, logit_bias: Tensor) -> Tensor:
-    """Each of the B^2 pairs as a question of its own: do the two belong together? (Zhai et al., 2023)
+    """The binary cross-entropy of each of the B^2 pairs: matching or not (SigLIP; Zhai et al., 2023).
 
     Args:
         image_embeddings: float tensor (B, E), unit length; it is not normalised again.
@@ -69,16 +71,16 @@ def sigmoid_loss(image_embeddings: Tensor, text_embeddings: Tensor, logit_scale:
 def caption_loss(logits: Tensor, token_ids: Tensor, end_token_id: int) -> Tensor:
     """The cross-entropy of each caption, token by token (Radford et al., 2021, section 2.3: the language model).
 
-    The mean over the caption's tokens after the start token, up to its first end token and with it. What comes later is
-    padding, whatever its ids, and costs nothing.
+    The mean over the tokens of the caption after the start token, up to and including the first end token. Tokens after
+    it are padding, whatever their ids, and do not count.
 
     Args:
-        logits: float tensor (B, L, V). Row i is what was expected of token i + 1; the last row is not read.
+        logits: float tensor (B, L, V). Row i predicts token i + 1; the last row is not used.
         token_ids: int tensor (B, L), L > 1, start token first.
         end_token_id: int. In a caption without it all tokens count.
 
     Returns:
-        float32 (B,), nats a token.
+        float32 (B,), nats per token.
 
     Raises:
         ValueError: shapes that do not fit.
@@ -95,8 +97,8 @@ def caption_loss(logits: Tensor, token_ids: Tensor, end_token_id: int) -> Tensor
 def bag_of_words_loss(logits: Tensor, token_ids: Tensor, end_token_id: int) -> Tensor:
     """The cross-entropy of the words of each caption, whatever their order (Joulin et al., 2016, section 3.2).
 
-    One softmax over the vocabulary has to give each distinct token of the caption the same share. Start token, end
-    token and padding are no words.
+    One softmax over the vocabulary; the target is uniform over the distinct tokens of the caption, without start token,
+    end token and padding.
 
     Args:
         logits: float tensor (B, V).
@@ -104,14 +106,14 @@ def bag_of_words_loss(logits: Tensor, token_ids: Tensor, end_token_id: int) -> T
         end_token_id: int. In a caption without it all tokens count.
 
     Returns:
-        float32 (B,), nats a word; 0 for a caption without words.
+        float32 (B,), nats per word; 0 for a caption without words.
 
     Raises:
         ValueError: shapes that do not fit.
     """
     logits, token_ids = _logits_and_tokens(logits, token_ids, 2)
     words = token_ids[:, 1:]
-    # An earlier place with the same token: (B, L, L) of a short L, instead of (B, V) of a long V.
+    # Repeated tokens are found in (B, L, L), since L is small, and not in (B, V).
     places = ops.arange(ops.shape(words)[1])
     earlier = ops.less(places[None, :], places[:, None])
     repeated = ops.any(ops.logical_and(ops.equal(words[:, :, None], words[:, None, :]), earlier), axis=2)
@@ -122,7 +124,7 @@ def bag_of_words_loss(logits: Tensor, token_ids: Tensor, end_token_id: int) -> T
 
 
 def contrastive_pairs(image_embeddings: Tensor, text_embeddings: Tensor, logit_scale: Tensor) -> PairLosses:
-    """`contrastive_loss` with what the same pass tells of the matches; arguments as there."""
+    """`contrastive_loss` and the matches, from one pass; arguments as there."""
     images, texts = _pairs(image_embeddings, text_embeddings)
     log_scale = _scalar(logit_scale, "logit_scale")
     own = ops.exp(log_scale) * ops.sum(images * texts, axis=1)
@@ -132,7 +134,7 @@ def contrastive_pairs(image_embeddings: Tensor, text_embeddings: Tensor, logit_s
     if distribution.replica_count() > 1:
         by_column = ops.logsumexp(distribution.gather(by_column[None]), axis=0)
     by_column = by_column[offset : offset + size(images)]
-    # Cross-entropy as softplus(others - own): nothing cancels where the own pair has nearly all of the probability.
+    # Cross-entropy as softplus(others - own), without cancellation where the probability of the own pair is nearly one.
     loss = (ops.softplus(by_row - own) + ops.softplus(by_column - own)) / 2
     return PairLosses(loss, *_matched(own, *highest, offset))
 
@@ -140,7 +142,7 @@ def contrastive_pairs(image_embeddings: Tensor, text_embeddings: Tensor, logit_s
 def sigmoid_pairs(
     image_embeddings: Tensor, text_embeddings: Tensor, logit_scale: Tensor, logit_bias: Tensor
 ) -> PairLosses:
-    """`sigmoid_loss` with what the same pass tells of the matches; arguments as there."""
+    """`sigmoid_loss` and the matches, from one pass; arguments as there."""
     images, texts = _pairs(image_embeddings, text_embeddings)
     log_scale, bias = _scalar(logit_scale, "logit_scale"), _scalar(logit_bias, "logit_bias")
     own = ops.exp(log_scale) * ops.sum(images * texts, axis=1) + bias
@@ -183,12 +185,12 @@ def _scalar(x, name):
 
 
 def _number(offset):
-    """As custom gradients take it: float32, which counts to 16 million."""
+    """The offset as float32, which custom gradients take; exact up to 16 million."""
     return ops.cast(ops.convert_to_tensor(offset), "float32")
 
 
 def _halves(both, images):
-    """What a primitive gives as ((by row, by column), (highest of row, highest of column))."""
+    """The result of a primitive as ((by row, by column), (maximum by row, maximum by column))."""
     count = size(images)
     return (both[0, :count], both[0, count:]), (both[1, :count], both[1, count:])
 

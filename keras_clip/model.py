@@ -10,7 +10,7 @@ import os
 import keras
 from keras import ops
 
-from keras_clip import distribution
+from keras_clip import compat, distribution
 from keras_clip.data.images import ImagePreprocessor
 from keras_clip.data.tokenizer import CLIPTokenizer
 from keras_clip.encoders.contract import attribute, features_shape, preprocessor_for
@@ -18,7 +18,7 @@ from keras_clip.export import export_image_model, export_text_model
 from keras_clip.layers.contrastive_loss import ContrastiveLoss
 from keras_clip.layers.embeddings import PixelNormalization
 from keras_clip.layers.projection import ProjectionHead
-from keras_clip.trainer.trainer import GlobalBatchTrainer
+from keras_clip.step.trainer import Branch, GlobalBatchTrainer
 from keras_clip.types import Tensor
 
 
@@ -66,7 +66,7 @@ class _Embedder(keras.Model):
 
     def _note_quantization(self, mode):
         self.quantization = mode
-        self.train_function = self.test_function = self.predict_function = None
+        compat.forget_step(self, evaluation=True)
 
     def _embed(self, inputs, training):
         # A locked encoder does not learn and does not drop: its statistics and its patches stay as they are.
@@ -227,7 +227,7 @@ class TextEmbedder(_Embedder):
 
         With `strings` the graph has the tokenizer in it and takes "texts", a tensor of strings (B,). Its token ids are
         those of `CLIPTokenizer` for every text that needs neither ftfy's repairs nor HTML unescaping; what is too long
-        is cut. It needs the extra `hub` to be written, and `import tensorflow_text` to be loaded.
+        is cut.
 
         Args:
             filepath: folder of a SavedModel, or file of an ONNX or LiteRT graph.
@@ -317,11 +317,13 @@ class CLIPModel(GlobalBatchTrainer):
     logit_scale = property(lambda self: self.contrast.logit_scale, doc="Scalar weight: log(1 / temperature).")
     logit_bias = property(lambda self: self.contrast.logit_bias, doc="Scalar weight of the sigmoid loss, else None.")
 
-    def call(self, inputs, training=False):
-        return {
-            "image_embeddings": self.image_embedder(inputs["images"], training=training),
-            "text_embeddings": self.text_embedder(inputs["token_ids"], training=training),
-        }
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        """The inputs of the model and the halves that embed them, for the training step."""
+        return (
+            Branch("images", self.image_embedder, "image_embeddings"),
+            Branch("token_ids", self.text_embedder, "text_embeddings", has_tokens=True),
+        )
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Images (B, H, W, 3), uint8 or normalised floats, to float32 embeddings (B, E) of unit length."""
@@ -332,11 +334,12 @@ class CLIPModel(GlobalBatchTrainer):
         return self.text_embedder.encode_text(token_ids)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        """This replica's share of the loss of the global batch: its value is the whole over R, its gradient its part's.
+        """Returns global_loss / R on each of R replicas, so that the sum over replicas is the loss of the global batch.
 
-        Keras' trainers call it, and sum it over the R replicas. It keeps the metrics as well: the share of images that
-        find their text in the batch, the same for texts, and the mean logit scale. Targets do not exist, and weights of
-        pairs have no meaning in a contrastive batch.
+        Its gradient is that of the terms of this replica's pairs, so that the sum of gradients over replicas is the
+        gradient of the global loss. It also updates the metrics: the accuracies of retrieving the text of an image and
+        the image of a text within the batch, and the mean logit scale. There are no targets, and sample weights have no
+        meaning in a contrastive batch.
 
         Raises:
             ValueError: `y` or `sample_weight` was given.
@@ -351,7 +354,7 @@ class CLIPModel(GlobalBatchTrainer):
         self.text_to_image_accuracy.update_state(distribution.gather(pairs.text_matched))
         self.mean_logit_scale.update_state(self.logit_scale)
         replicas = distribution.replica_count()
-        # Replicas may hold unequal parts, so that means of theirs would not do.
+        # Replicas may hold unequal parts of the batch, so the sum is divided by the number of all pairs.
         count = distribution.total(ops.cast(ops.shape(pairs.loss)[0], "float32"))
         loss = ops.sum(pairs.loss) / count
         if replicas > 1:

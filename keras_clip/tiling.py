@@ -1,16 +1,16 @@
-"""All similarities of two sets of embeddings, reduced tile by tile: the matrix itself never exists.
+"""Reductions over all similarities of two sets of embeddings, computed tile by tile without forming the matrix.
 
-Each primitive takes rows (b, E) and columns (n, E) and forms the logits exp(log_scale) <row, column>, all of them but
-the positives: row i belongs to column offset + i. The losses add those by plain arithmetic, which stays exact where a
-softmax is nearly one. A tile serves both directions and is computed again for the gradient: 8 b n E floating-point
-operations, where two softmaxes over stored matrices take 12. Beside what it is given and the gradients of that, a
-primitive holds two or three tiles.
+Each primitive takes rows (b, E) and columns (n, E) and computes the logits exp(log_scale) <row, column> of all pairs
+but the positives: row i belongs to column offset + i. The losses add the positives separately, which stays exact where
+a softmax is nearly one. A tile is used in both directions and computed again for the gradient: 8 b n E floating-point
+operations, where two softmaxes over stored matrices take 12. Beside its arguments and their gradients, a primitive
+holds two or three tiles.
 
-One of the few places that ask which backend runs: each wants its own loop. Augmented assignments are on purpose: in
-place on torch, where new tiles would cost as much as the arithmetic, and plain on the others.
+The loop is implemented for each backend. Augmented assignments are deliberate: they are in place on torch, where new
+tiles would cost as much as the arithmetic, and ordinary operations on the other backends.
 
-Products are float32, also where a GPU would round factors to TF32 by default. TensorFlow has no such switch for one
-product: there it is `tf.config.experimental.enable_tensor_float_32_execution(False)`.
+Matrix products are float32, also on GPUs that round factors to TF32 by default. TensorFlow has no such switch for a
+single product; set `tf.config.experimental.enable_tensor_float_32_execution(False)` there.
 """
 
 import functools
@@ -23,22 +23,22 @@ from keras import ops
 from keras_clip import distribution
 from keras_clip.types import Tensor
 
-# Rows of a tile on each device at most, and numbers in a tile there: these, or a quarter of those in the columns, since
-# large tiles suit large devices.
+# The most rows of a tile on each device, and elements of a tile there: this many, or a quarter of the elements of the
+# columns if that is more, since large batches are computed on large devices.
 TILE_ROWS = 1024
 TILE_AREA = 2**20
-# Stands in for minus infinity, which would make NaN of a row that has no other column.
+# In place of minus infinity, with which a row that has no other column would become NaN.
 LOWEST = -1e30
 
 
 class _Axis(NamedTuple):
-    """Rows or columns, in blocks.
+    """How the rows or the columns are divided into blocks.
 
     Attributes:
-        blocks: how many.
-        width: of a block, on each device.
-        is_padded: whether that may be more than there is.
-        shards: over how many devices the first axis lies; each block has its part of every device.
+        blocks: number of blocks.
+        width: rows of a block, on each device.
+        is_padded: whether the blocks may have more rows than the tensor.
+        shards: number of devices over which the first axis is sharded; each block has a part on every device.
     """
 
     blocks: int | Tensor
@@ -74,14 +74,14 @@ def _compiled(function):
 
     @functools.wraps(function)
     def call(*args):
-        # What is compiled depends on these as well.
+        # The compiled function depends on these as well.
         return compiled((keras.distribution.distribution(), TILE_ROWS, TILE_AREA), *args)
 
     return call
 
 
 def _loop(body, count, state: tuple):
-    """Runs `state = body(i, state)` for i < count, which reads and writes the state's blocks by `_get` and `_put`."""
+    """Runs `state = body(i, state)` for i < count; `body` reads and writes blocks of the state by `_get` and `_put`."""
     backend = keras.backend.backend()
     if backend == "jax":
         import jax
@@ -97,7 +97,7 @@ def _loop(body, count, state: tuple):
 def _loop_tensorflow(body, count, state):
     import tensorflow as tf
 
-    # A tensor would be copied for each block that is set.
+    # Setting a block of a tensor would copy the tensor.
     arrays = [tf.TensorArray(x.dtype, size=size(x), element_shape=x.shape[1:], clear_after_read=False) for x in state]
     arrays = tuple(array.unstack(x) for array, x in zip(arrays, state, strict=True))
     _, *arrays = tf.while_loop(
@@ -121,12 +121,12 @@ def _put(x, i, block):
 
 
 def size(x: Tensor, axis: int = 0) -> int | Tensor:
-    """The length of an axis: a Python number where it is known, else a scalar tensor."""
+    """The length of an axis: a Python int if it is known statically, else a scalar tensor."""
     return x.shape[axis] if x.shape[axis] is not None else ops.shape(x)[axis]
 
 
 def _grid(b, n, embed_dim, shards=1):
-    """How tiles cover b rows and n columns: blocks as equal as can be, so that little is padded."""
+    """Divides b rows and n columns into blocks as equal as possible, to pad little."""
     maximum = max if isinstance(n, int) and isinstance(b, int) else ops.maximum
     area = maximum(TILE_AREA, n * embed_dim // 4)
 
@@ -149,14 +149,14 @@ def _matmul(a, b):
 
 
 def _exp(x):
-    """`ops.exp` of a tensor that is not needed any more."""
+    """`ops.exp`, in place on torch."""
     return x.exp_() if keras.backend.backend() == "torch" else ops.exp(x)
 
 
-def _hide(logits, row_numbers, column_numbers, is_padded):
+def _mask_positives_and_padding(logits, row_numbers, column_numbers, is_padded):
     """Sets the logits of positives, whose numbers are equal, and of padding, whose number is zero, to `LOWEST`."""
     if keras.backend.backend() == "torch":
-        # One number a row instead of a mask as large as the tile.
+        # One index for each row instead of a mask as large as the tile.
         at = (row_numbers - column_numbers[0]).clamp(0, len(column_numbers) - 1).long()[:, None]
         is_positive = column_numbers[at] == row_numbers[:, None]
         logits.scatter_(1, at, ops.where(is_positive, LOWEST, logits.gather(1, at)))
@@ -176,17 +176,17 @@ def _each_tile(step: Callable, rows, columns, row_state, column_state, scale, bi
 
     Args:
         step: `row_state, column_state = step(logits, rows, columns, row_state, column_state)`, called with the blocks
-            that a tile belongs to; of `columns` the first is scaled.
+            of each tile; the first of its `columns` is scaled.
         rows: tuple of tensors (b, ...), the embeddings first.
         columns: tuple of tensors (n, ...), the embeddings first.
-        row_state: tuple of tensors (b, ...), as they are at first.
-        column_state: tuple of tensors (n, ...).
+        row_state: tuple of tensors (b, ...). Initial values.
+        column_state: tuple of tensors (n, ...). Initial values.
 
     Returns:
         Both states after the last tile.
     """
     b, n = size(rows[0]), size(columns[0])
-    # Each device keeps its rows and sees all columns, which it gets once and not tile by tile.
+    # Each device holds its rows and all columns, which are gathered once and not for each tile.
     whole, shards = distribution.replicate, distribution.row_shards()
     shards = shards if isinstance(b, int) and b % shards == 0 else 1
     by_row, by_column = _grid(b, n, rows[0].shape[1], shards)
@@ -202,7 +202,9 @@ def _each_tile(step: Callable, rows, columns, row_state, column_state, scale, bi
         logits = _matmul(row_parts[0], ops.transpose(embeddings))
         if bias is not None:
             logits += bias
-        logits = _hide(logits, row_numbers[i], column_numbers[j], by_row.is_padded or by_column.is_padded)
+        logits = _mask_positives_and_padding(
+            logits, row_numbers[i], column_numbers[j], by_row.is_padded or by_column.is_padded
+        )
         states = [_get(x, i) for x in state[:split]], [_get(x, j) for x in state[split:]]
         row_parts_after, column_parts_after = step(logits, row_parts, [embeddings, *others], *states)
         return (
@@ -216,20 +218,20 @@ def _each_tile(step: Callable, rows, columns, row_state, column_state, scale, bi
 
 
 def _add_logsumexp(logits, state, axis):
-    """`state` is the highest so far, and the sum of exponentials relative to it."""
+    """Updates `state`: the maximum so far, and the sum of exponentials relative to it."""
     highest, total = state
     new_highest = ops.maximum(highest, ops.max(logits, axis=axis))
     exponentials = _exp(logits - ops.expand_dims(new_highest, axis))
     return new_highest, total * ops.exp(highest - new_highest) + ops.sum(exponentials, axis=axis)
 
 
-def _pull_back(pull, rows, columns, log_scale, bias, offset, by_row, by_column):
+def _backward(pull, rows, columns, log_scale, bias, offset, by_row, by_column):
     """Gradients of rows, columns, log_scale and bias.
 
     Args:
-        pull: `pull(logits, by_row, by_column)` gives the gradient of a tile of logits.
-        by_row: tuple of tensors (b,) that `pull` gets the tile's part of.
-        by_column: tuple of tensors (n,).
+        pull: `pull(logits, by_row, by_column)` returns the gradient with respect to a tile of logits.
+        by_row: tuple of tensors (b,), whose blocks `pull` receives.
+        by_column: tuple of tensors (n,), likewise.
     """
     scale = ops.exp(log_scale)
 
@@ -245,7 +247,7 @@ def _pull_back(pull, rows, columns, log_scale, bias, offset, by_row, by_column):
         step, (rows, *by_row), (columns, *by_column), zeros, (ops.zeros_like(columns),), scale, bias, offset
     )
     d_columns *= scale
-    # Each logit is linear in its row, so that this is the sum of gradient times logit.
+    # Each logit is linear in its row, so the third is the sum of gradient times logit.
     return d_rows, d_columns, ops.sum(rows * d_rows), *map(ops.sum, d_bias)
 
 
@@ -261,8 +263,8 @@ def bidirectional_logsumexp(rows: Tensor, columns: Tensor, log_scale: Tensor, of
         offset: float32 scalar. Column of the first row's positive.
 
     Returns:
-        float32 (2, b + n): log-sum-exp of each row, then of each column; below them, the largest logit of each, which
-        passes no gradient on. Where nothing is left but the positive, both are about -1e30.
+        float32 (2, b + n). First row: the log-sum-exp of each row, then of each column. Second row: the largest logit
+        of each, without a gradient. Where the positive is the only pair, both are about -1e30.
     """
 
     def step(logits, _, __, row_state, column_state):
@@ -288,7 +290,7 @@ def bidirectional_logsumexp(rows: Tensor, columns: Tensor, log_scale: Tensor, of
 
         b = size(rows)
         more = (row_lse, upstream[:b]), (column_lse, upstream[b:])
-        return (*_pull_back(pull, rows, columns, log_scale, None, offset, *more), ops.zeros_like(offset))
+        return (*_backward(pull, rows, columns, log_scale, None, offset, *more), ops.zeros_like(offset))
 
     return result, grad
 
@@ -303,8 +305,8 @@ def sum_of_softplus(rows: Tensor, columns: Tensor, log_scale: Tensor, bias: Tens
         bias: float32 scalar.
 
     Returns:
-        float32 (2, b + n): the sum of each row, then zeros; below them, the largest logit + bias of each row and of
-        each column, which passes no gradient on.
+        float32 (2, b + n). First row: the sum of each row, then zeros. Second row: the largest logit + bias of each row
+        and of each column, without a gradient.
     """
 
     def step(logits, _, __, row_state, column_state):
@@ -330,6 +332,6 @@ def sum_of_softplus(rows: Tensor, columns: Tensor, log_scale: Tensor, bias: Tens
             return g
 
         more = (upstream[: size(rows)],), ()
-        return (*_pull_back(pull, rows, columns, log_scale, bias, offset, *more), ops.zeros_like(offset))
+        return (*_backward(pull, rows, columns, log_scale, bias, offset, *more), ops.zeros_like(offset))
 
     return result, grad

@@ -1,4 +1,4 @@
-"""Classifiers made of class names: prompts become the weights of a linear head (Radford et al., 2021, section 3.1)."""
+"""Zero-shot classifiers, whose weights are the embeddings of class prompts (Radford et al., 2021, section 3.1)."""
 
 import itertools
 import math
@@ -16,21 +16,21 @@ from keras_clip.model import CLIPModel, ImageEmbedder, TextEmbedder
 from keras_clip.types import Tensor
 
 MAX_WIDTHS = 3
-# A width more is a compilation more: it must save the work of this many tokens.
+# Each additional width costs a compilation, which must save the computation of this many tokens.
 TOKENS_PER_WIDTH = 4096
 BATCH_SIZE = 256
-# A progress bar shows up after this many seconds.
-PATIENCE = 5
+# Seconds before a progress bar appears.
+PROGRESS_DELAY = 5
 
 
-def _progress(total: int | None, what: str, hidden: bool = False):
+def _progress(total: int | None, description: str, hidden: bool = False):
     from tqdm import tqdm
 
-    return tqdm(total=total, desc=what, delay=PATIENCE, leave=False, disable=hidden)
+    return tqdm(total=total, desc=description, delay=PROGRESS_DELAY, leave=False, disable=hidden)
 
 
 def _widths(lengths: np.ndarray) -> list[int]:
-    """At most three widths, ascending, that hold texts of these lengths with the fewest tokens computed."""
+    """Returns at most three padded widths, ascending, that minimise the computed tokens for texts of these lengths."""
     known, counts = np.unique(lengths, return_counts=True)
     up_to = dict(zip(known.tolist(), counts.cumsum().tolist(), strict=True))
     longest = int(known[-1])
@@ -46,7 +46,7 @@ def _widths(lengths: np.ndarray) -> list[int]:
 
 
 def _embed_rows(text_embedder: TextEmbedder, token_ids: np.ndarray) -> np.ndarray:
-    """Embeddings (B, E) of token ids (B, L), the short ones computed short, in full batches of few shapes."""
+    """Returns embeddings (B, E) of token ids (B, L), in batches of few shapes and with few padding tokens."""
     lengths = (token_ids == text_embedder.tokenizer.end_token_id).argmax(axis=1) + 1
     embeddings = np.empty((len(token_ids), text_embedder.embed_dim), np.float32)
     shorter = 0
@@ -54,7 +54,7 @@ def _embed_rows(text_embedder: TextEmbedder, token_ids: np.ndarray) -> np.ndarra
         for width in _widths(lengths):
             rows = np.flatnonzero((lengths > shorter) & (lengths <= width))
             shorter = width
-            # Batches of one size, the last one filled up with its own rows: one shape is one compilation.
+            # All batches of a width have one size, so that it compiles once; the last one is padded with its own rows.
             size = 8 * math.ceil(len(rows) / math.ceil(len(rows) / BATCH_SIZE) / 8)
             for start in range(0, len(rows), size):
                 batch = rows[start : start + size]
@@ -73,15 +73,15 @@ def embed_classes(
     class_names: Sequence[str | Sequence[str]],
     templates: Sequence[str] = ("a photo of a {}.",),
 ) -> np.ndarray:
-    """The weights of a zero-shot head: each class is the mean of its prompts' embeddings, scaled to unit length.
+    """Returns the weights of a zero-shot head: the mean of each class's prompt embeddings, scaled to unit length.
 
-    Radford et al. (2021), section 3.1.4: the ensemble is taken of embeddings, not of probabilities. Equal prompts are
-    computed once, and texts only as far as they are long.
+    The ensemble is formed over embeddings, not over probabilities (Radford et al., 2021, section 3.1.4). Duplicate
+    prompts are encoded once, and short prompts at a shorter sequence length.
 
     Args:
-        text_embedder: the text half of a `CLIPModel`: `clip.text_embedder`.
-        class_names: K names. A class of several names is a list of them; all prompts of all its names count equally.
-        templates: texts with one `{}` each, where the name goes.
+        text_embedder: the text embedder of a `CLIPModel`: `clip.text_embedder`.
+        class_names: K names. A class with several names is a list of them; all prompts of a class have equal weight.
+        templates: texts with one `{}` each, which the class name replaces.
 
     Returns:
         float32 array (K, E) of unit length.
@@ -93,10 +93,10 @@ def embed_classes(
     class_names = validate_class_names(class_names)
     prompts = [[t.replace("{}", name) for name in names for t in templates] for names in class_names]
     token_ids = _tokenize(text_embedder.tokenizer, list(itertools.chain.from_iterable(prompts)))
-    token_ids, places = np.unique(token_ids, axis=0, return_inverse=True)
+    token_ids, inverse = np.unique(token_ids, axis=0, return_inverse=True)
     embeddings = _embed_rows(text_embedder, token_ids)
-    ends = np.cumsum([len(of_class) for of_class in prompts])
-    means = [embeddings[of_class].mean(axis=0) for of_class in np.split(places.reshape(-1), ends[:-1])]
+    ends = np.cumsum([len(class_prompts) for class_prompts in prompts])
+    means = [embeddings[rows].mean(axis=0) for rows in np.split(inverse.reshape(-1), ends[:-1])]
     return _unit_length(np.stack(means))
 
 
@@ -106,37 +106,38 @@ def _tokenize(tokenizer, prompts: list[str]) -> np.ndarray:
     except ValueError as error:
         longest = max(prompts, key=len)
         raise ValueError(
-            f"A class name in its template must fit the text encoder: {error} Received: class_names and templates "
-            f"whose longest prompt is {longest!r}. Shorten them."
+            f"Every prompt must fit the context length of the text encoder: {error} Received: class_names and "
+            f"templates whose longest prompt is {longest!r}. Shorten them."
         ) from error
 
 
 @keras.saving.register_keras_serializable(package="keras_clip")
 class ZeroShotClassifier(keras.Model):
-    """Classifies images among names it was never trained on.
+    """Classifies images among classes given by their names, without training on these classes.
 
-    It owns the image half of the CLIP and the class matrix, not the text encoder. The image half is shared with
-    `clip`, not copied: after further training of `clip` make a new classifier. The class matrix and the temperature
-    are those of the moment of construction, and are not trained if the classifier is.
+    The classifier holds the image embedder of the CLIP and the class embeddings, not the text encoder. It shares the
+    image embedder with `clip`, so make a new classifier after further training of `clip`. The class embeddings and the
+    temperature are fixed at construction and are not trained with the classifier.
 
     Args:
-        clip: `CLIPModel`. With `class_embeddings` and `logit_scale` given, its image half alone is enough.
-        class_names: K names. A class of several names is a list of them, the first of which names the class; all
-            prompts of all its names count equally.
-        templates: texts with one `{}` each, where the name goes. `keras_clip.data.prompts` has some.
+        clip: `CLIPModel`. If `class_embeddings` and `logit_scale` are given, an `ImageEmbedder` suffices.
+        class_names: K names. A class with several names is a list of them, the first of which names the class; all
+            prompts of a class have equal weight.
+        templates: texts with one `{}` each, which the class name replaces. `keras_clip.data.prompts` provides some.
         class_embeddings: float (K, E) of unit length, or None. None: computed from the prompts by `embed_classes`.
         logit_scale: float, log(1 / temperature), or None. None: that of `clip`.
 
     Call arguments:
-        images: (B, H, W, 3), uint8 or normalised floats; or a dict with such "images", as `image_text_pairs` gives.
+        images: (B, H, W, 3), uint8 or normalised floats; or a dict with these as "images", as `image_text_pairs`
+            yields.
         training: bool.
 
     Returns:
-        float32 probabilities (B, K): the softmax of `logits`, for a `clip` of the sigmoid loss too.
+        float32 probabilities (B, K): the softmax of `logits`, also if `clip` was trained with the sigmoid loss.
 
     Raises:
         ValueError: templates without exactly one `{}`, empty or duplicate names, a prompt that is too long, a `clip`
-            without its text half, or `class_embeddings` of another shape.
+            without a text embedder if `class_embeddings` is None, or `class_embeddings` of another shape.
     """
 
     def __init__(
@@ -152,7 +153,7 @@ class ZeroShotClassifier(keras.Model):
         self.templates = validate_templates(templates)
         self.names_per_class = tuple(map(tuple, validate_class_names(class_names)))
         image_embedder = getattr(clip, "image_embedder", clip)
-        _check_halves(clip, image_embedder, class_embeddings, logit_scale)
+        _check_clip(clip, image_embedder, class_embeddings, logit_scale)
         if class_embeddings is None:
             class_embeddings = embed_classes(clip.text_embedder, class_names, templates)
         class_embeddings = _to_numpy(class_embeddings)
@@ -160,7 +161,7 @@ class ZeroShotClassifier(keras.Model):
         if class_embeddings.shape != shape:
             raise ValueError(
                 f"`class_embeddings` must be (K, E) = {shape}. Received: class_embeddings.shape="
-                f"{class_embeddings.shape}. `embed_classes` makes them."
+                f"{class_embeddings.shape}. Compute them by `embed_classes`."
             )
         self.image_embedder = image_embedder
         fixed = {"trainable": False, "dtype": "float32", "autocast": False, "initializer": "zeros"}
@@ -171,20 +172,20 @@ class ZeroShotClassifier(keras.Model):
         self.built = True
 
     def build(self, input_shape=None):
-        """The parts are built by the constructor."""
+        """Does nothing: the constructor builds all parts."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The (first) name of each class."""
+        """The first name of each class."""
         return tuple(names[0] for names in self.names_per_class)
 
     @property
     def image_preprocessor(self) -> ImagePreprocessor:
-        """What makes `images` of files."""
+        """The preprocessor that converts image files to `images`."""
         return self.image_embedder.image_preprocessor
 
     def logits(self, images: Tensor, training: bool = False) -> Tensor:
-        """Cosines of images and classes over the temperature.
+        """Returns the cosine similarities of images and classes, divided by the temperature.
 
         Args:
             images: as in a call.
@@ -217,18 +218,18 @@ class ZeroShotClassifier(keras.Model):
 
         Args:
             x: images (B, H, W, 3) with labels in `y`, a tuple of both, or a dataset of batches (images, labels).
-            y: labels (B,): indices of classes, or names of them (any of a class's several).
-            batch_size: int. None: 32. Only for arrays.
-            verbose: 0 hides the progress bar, which shows up when it takes long.
-            keras_arguments: with any other argument of `keras.Model.evaluate` it is that one, of the compiled loss and
-                metrics. `fit` needs it for its `validation_data`.
+            y: labels (B,): class indices, or class names (any name of a class).
+            batch_size: int. None: 32. Used for arrays only.
+            verbose: 0 hides the progress bar, which otherwise appears after five seconds.
+            keras_arguments: any other argument of `keras.Model.evaluate`. It selects that method, with the compiled
+                loss and metrics, as `fit` does for its `validation_data`.
 
         Returns:
             Dict of floats: "top_1_accuracy", "top_5_accuracy" (1 for K <= 5) and "mean_per_class_accuracy" (top 1,
-            averaged over the classes that occur).
+            averaged over the classes that occur in the labels).
 
         Raises:
-            ValueError: labels that are no classes or not one per image, or no images.
+            ValueError: labels that are not classes, another number of labels than images, or no images.
         """
         if keras_arguments:
             return super().evaluate(x, y, batch_size=batch_size, verbose=verbose, **keras_arguments)
@@ -242,15 +243,16 @@ class ZeroShotClassifier(keras.Model):
         if not labels or not sum(map(len, labels)):
             raise ValueError(f"There must be at least one labelled image. Received: x={x!r}.")
         labels, ranks = np.concatenate(labels), np.concatenate(ranks)
-        right = ranks < 1
+        correct = ranks < 1
+        per_class = [correct[labels == label].mean() for label in np.unique(labels)]
         return {
-            "top_1_accuracy": float(right.mean()),
+            "top_1_accuracy": float(correct.mean()),
             "top_5_accuracy": float((ranks < 5).mean()),
-            "mean_per_class_accuracy": float(np.mean([right[labels == label].mean() for label in np.unique(labels)])),
+            "mean_per_class_accuracy": float(np.mean(per_class)),
         }
 
     def _indices(self, labels, size: int) -> np.ndarray:
-        """Labels (B,) as indices of classes."""
+        """Converts labels (B,) to class indices."""
         labels = _to_numpy(labels)
         if labels.shape not in ((size,), (size, 1)):
             raise ValueError(f"There must be one label per image, ({size},). Received: labels.shape={labels.shape}.")
@@ -259,7 +261,7 @@ class ZeroShotClassifier(keras.Model):
             return self._indices_of_names(labels.tolist())
         if labels.dtype.kind not in "iu" or labels.min(initial=0) < 0 or labels.max(initial=0) >= len(self.class_names):
             raise ValueError(
-                f"Labels must be integers in [0, {len(self.class_names)}) or names of classes. "
+                f"Labels must be integers in [0, {len(self.class_names)}) or class names. "
                 f"Received: labels of dtype {labels.dtype} from {labels.min()} to {labels.max()}."
             )
         return labels.astype("int64")
@@ -269,31 +271,31 @@ class ZeroShotClassifier(keras.Model):
         labels = [label.decode("utf-8") if isinstance(label, bytes) else label for label in labels]
         if unknown := sorted({repr(label) for label in labels if label not in index}):
             raise ValueError(
-                f"Labels must be names of classes, or indices. Received: {', '.join(unknown[:5])}, which is none of "
-                f"the {len(self.class_names)} classes: {', '.join(map(repr, self.class_names[:5]))}, ..."
+                f"Labels must be class names or class indices. Received: {', '.join(unknown[:5])}, not among the "
+                f"{len(self.class_names)} classes: {', '.join(map(repr, self.class_names[:5]))}, ..."
             )
         return np.array([index[label] for label in labels], "int64")
 
     def export(self, filepath: str | os.PathLike, format: str = "tf_saved_model", dtype: str = "uint8") -> None:
-        """Writes the classifier as a file that runs without Keras: image half and class matrix, images alone as input.
+        """Writes the classifier as a graph that maps images to probabilities and runs without Keras.
 
         The graph has an input "images" (B, H, W, 3) for any B, and an output "probabilities" (B, K), float32:
 
             tf.saved_model.load(filepath).serve(images)["probabilities"]
             onnxruntime.InferenceSession(filepath).run(["probabilities"], {"images": images})
 
-        TensorFlow must be installed on every backend. What is at `filepath` already is overwritten.
+        TensorFlow must be installed on every backend. An existing file or folder at `filepath` is overwritten.
 
         Args:
             filepath: folder of a SavedModel, or file of an ONNX or LiteRT graph.
             format: "tf_saved_model" (computes in this model's dtype policy), "onnx" or "litert" (always in float32).
-            dtype: what the graph takes: "uint8" for the pixels of `image_preprocessor.to_uint8`, "float32" for the
+            dtype: input dtype of the graph: "uint8" for the pixels of `image_preprocessor.to_uint8`, "float32" for the
                 normalised images of `image_preprocessor`.
 
         Raises:
             ValueError: an unknown format or dtype.
             ImportError: TensorFlow or the ONNX converter is not installed.
-            RuntimeError: on JAX and torch: the TensorFlow process that exports failed.
+            RuntimeError: on JAX and torch, the TensorFlow process that exports the graph failed.
         """
         export_image_model(self, filepath, format, self.image_preprocessor.sides, "probabilities", dtype)
 
@@ -309,12 +311,12 @@ class ZeroShotClassifier(keras.Model):
     def from_config(cls, config):
         config = dict(config)
         image_embedder = keras.saving.deserialize_keras_object(config.pop("clip"))
-        # The file of weights has the values.
+        # Placeholders: the values are restored from the weights file.
         zeros = np.zeros((len(config["class_names"]), image_embedder.embed_dim), np.float32)
         return cls(image_embedder, class_embeddings=zeros, logit_scale=0.0, **config)
 
 
-def _check_halves(clip, image_embedder, class_embeddings, logit_scale) -> None:
+def _check_clip(clip, image_embedder, class_embeddings, logit_scale) -> None:
     if not isinstance(image_embedder, ImageEmbedder):
         raise TypeError(
             "`clip` must be a `CLIPModel`, or an `ImageEmbedder` with `class_embeddings` and `logit_scale`. "
@@ -330,7 +332,7 @@ def _check_halves(clip, image_embedder, class_embeddings, logit_scale) -> None:
     ]
     if missing:
         raise ValueError(
-            f"`clip` has no text half or no temperature, which the prompts need. Received: clip={clip.name!r} of type "
+            f"`clip` must have a text embedder and a temperature. Received: clip={clip.name!r} of type "
             f"{type(clip).__name__}. Load the whole CLIP, or pass {' and '.join(f'`{name}`' for name in missing)}."
         )
 
@@ -340,7 +342,7 @@ def _to_numpy(x) -> np.ndarray:
 
 
 def _labelled_batches(x, y, batch_size: int) -> Iterator[tuple]:
-    """Pairs (images, labels) of NumPy arrays."""
+    """Yields batches (images, labels)."""
     if y is None and isinstance(x, tuple) and len(x) == 2:
         x, y = x
     if y is not None:
@@ -353,11 +355,11 @@ def _labelled_batches(x, y, batch_size: int) -> Iterator[tuple]:
             yield images[start : start + batch_size], labels[start : start + batch_size]
         return
     if isinstance(x, np.ndarray) or ops.is_tensor(x):
-        raise ValueError(f"Images need labels. Received: x of shape {tuple(x.shape)}, y=None. Pass `y`.")
+        raise ValueError(f"Images require labels. Received: x of shape {tuple(x.shape)}, y=None. Pass `y`.")
     for batch in x:
         if not isinstance(batch, tuple | list) or len(batch) != 2:
             raise ValueError(
-                "A dataset must give batches (images, labels). "
+                "A dataset must yield batches (images, labels). "
                 f"Received: a batch of type {type(batch).__name__}, in x={x!r}."
             )
         images, labels = batch
@@ -367,7 +369,7 @@ def _labelled_batches(x, y, batch_size: int) -> Iterator[tuple]:
 
 
 def _ranks(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """How many classes come before the right one, (B,). Of equals the first comes first, and NaN is never right."""
-    right = probabilities[np.arange(len(labels)), labels][:, None]
+    """Returns the rank of the true class, from 0, (B,). Ties are ranked by class index, and NaN is never correct."""
+    true = probabilities[np.arange(len(labels)), labels][:, None]
     before = np.arange(probabilities.shape[1]) < labels[:, None]
-    return (~(probabilities <= right) | ((probabilities == right) & before)).sum(axis=1)
+    return (~(probabilities <= true) | ((probabilities == true) & before)).sum(axis=1)

@@ -1,9 +1,15 @@
-"""What every test shares: the backend of the process, the skip policy, and a few fixtures.
+"""What every test shares: the backend of the process, the lanes, the skip policy, and a few fixtures.
 
-One process tests one backend, that of `KERAS_BACKEND`. A test may be skipped for one of four causes, and the reason it
-gives must begin with one of `ALLOWED_SKIPS`; under `--strict-skips`, as `make test` runs it, any other skip fails.
+One process tests one backend, that of `KERAS_BACKEND`. Tests marked `backend_free` do not depend on it. `--lane free`
+selects them and `--lane backend` the others; without the option a process of TensorFlow runs both, one of another
+backend the others. Modules of which nothing runs are not even imported. With `--claims FOLDER`, several processes share
+a lane: each claims a module in that folder before it runs it, and leaves out what another has claimed.
+
+A test may be skipped for one of four causes, and the reason it gives must begin with one of `ALLOWED_SKIPS`; under
+`--strict-skips`, as `make test` runs it, any other skip fails.
 """
 
+import ast
 import gc
 import importlib.util
 import os
@@ -30,10 +36,12 @@ def pytest_addoption(parser):
     parser.addoption(
         "--strict-skips", action="store_true", help=f"fail a skip whose reason begins with none of {ALLOWED_SKIPS}"
     )
+    parser.addoption("--lane", choices=("free", "backend"), help="the backend-free tests alone, or the others alone")
+    parser.addoption("--claims", type=Path, help="folder that processes share which divide the modules of a lane")
 
 
 def pytest_report_header(config):
-    return f"keras backend: {os.environ['KERAS_BACKEND']}"
+    return f"keras backend: {os.environ['KERAS_BACKEND']}, lane: {_lane(config) or 'free and backend'}"
 
 
 def pytest_collection_finish():
@@ -41,12 +49,75 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+def _lane(config):
+    """ "free", "backend" or None for both."""
+    return config.getoption("--lane") or (None if os.environ["KERAS_BACKEND"] == "tensorflow" else "backend")
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Leaves out, without importing them, modules of which no test runs in this process."""
+    lane, claims = _lane(config), config.getoption("--claims")
+    if collection_path.suffix != ".py" or lane is None:
+        return None
+    source = collection_path.read_text(encoding="utf-8")
+    is_left_out = "backend_free" not in source if lane == "free" else _is_backend_free(source)
+    is_left_out = is_left_out or (claims and (claims / _claim_name(collection_path, config)).exists())
+    return True if is_left_out else None
+
+
+def _is_backend_free(source):
+    """Whether a module marks all of its tests, by `pytestmark`."""
+    for statement in ast.parse(source).body:
+        if isinstance(statement, ast.Assign) and any(ast.unparse(name) == "pytestmark" for name in statement.targets):
+            return any(isinstance(part, ast.Attribute) and part.attr == "backend_free" for part in ast.walk(statement))
+    return False
+
+
 def pytest_collection_modifyitems(config, items):
-    if os.environ["KERAS_BACKEND"] == "tensorflow":
+    lane = _lane(config)
+    if lane is None:
         return
-    chosen = [item for item in items if not item.get_closest_marker("backend_free")]
-    config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("backend_free")])
-    items[:] = chosen
+    is_free = {item: item.get_closest_marker("backend_free") is not None for item in items}
+    config.hook.pytest_deselected(items=[item for item in items if is_free[item] != (lane == "free")])
+    items[:] = [item for item in items if is_free[item] == (lane == "free")]
+
+
+def pytest_runtestloop(session):
+    """pytest's own loop with `--claims`: over the modules that no other process has claimed."""
+    config = session.config
+    stops = session.testsfailed and not config.option.continue_on_collection_errors
+    if not config.getoption("--claims") or config.option.collectonly or stops:
+        return None
+    items = _claim(session.items, config)
+    item = next(items, None)
+    while item is not None:
+        # The next module is claimed before its first test runs: which fixtures are torn down depends on that test.
+        following = next(items, None)
+        config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+        if session.shouldfail:
+            raise session.Failed(session.shouldfail)
+        if session.shouldstop:
+            raise session.Interrupted(session.shouldstop)
+        item = following
+    return True
+
+
+def _claim(items, config):
+    """The tests whose modules no other process has claimed by the time that the first of them comes."""
+    is_ours = {}
+    for item in items:
+        if item.path not in is_ours:
+            try:
+                (config.getoption("--claims") / _claim_name(item.path, config)).touch(exist_ok=False)
+                is_ours[item.path] = True
+            except FileExistsError:
+                is_ours[item.path] = False
+        if is_ours[item.path]:
+            yield item
+
+
+def _claim_name(path, config):
+    return path.relative_to(config.rootpath).as_posix().replace("/", "+")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -169,3 +169,32 @@ def numbers(batches):
             assert np.unique(image.reshape(-1, 3), axis=0).tolist() == [list(colour(int(tokens[1])))]
             found.append(int(tokens[1]))
     return found
+
+
+def decode_one_colour(monkeypatch):
+    """Lets the pipeline decode images of one colour only, for tests of something else.
+
+    The graph of the real decoder, of all formats, takes a second to build in each pipeline.
+    """
+    from keras_clip.data import pairs
+
+    def pixels(decoder, image, seed):
+        import tensorflow as tf
+
+        image = tf.io.decode_image(image, 3, expand_animations=False) if image.dtype == tf.string else image
+        return tf.broadcast_to(image[:1, :1], decoder.nothing.shape)
+
+    monkeypatch.setattr(pairs._Decoder, "_pixels", pixels)
+
+
+def draw_from_the_crop_seed(monkeypatch):
+    """Lets the pipeline give noise drawn from the seed of the crop, instead of an image: see `decode_one_colour`."""
+    from keras_clip.data import pairs
+
+    def pixels(decoder, image, seed):
+        import tensorflow as tf
+
+        noise = tf.random.stateless_uniform(decoder.nothing.shape, seed, 0, 256, tf.int32)
+        return tf.cast(noise, tf.uint8)
+
+    monkeypatch.setattr(pairs._Decoder, "_pixels", pixels)

@@ -24,7 +24,7 @@ from keras_clip.layers import projection
 RANK, WORLD_SIZE = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 COORDINATOR = f"{os.environ.get('MASTER_ADDR', '127.0.0.1')}:{os.environ.get('MASTER_PORT', '0')}"
 BACKEND = os.environ["KERAS_BACKEND"]
-SIZES = tiling.TILE_ROWS, tiling.TILE_AREA, projection.LARGE
+SIZES = tiling.TILE_ROWS, tiling.TILE_AREA, projection.LOOP_MIN_ELEMENTS
 
 # What to build and how to train it: "rows", "epochs", "optimizer" and "is_frozen" are for `run`, the rest for
 # `compile`.
@@ -81,7 +81,7 @@ def run(case):
     """The model, and what `train` returns of it."""
     build_options, options, compile_options, is_tiled = split(case)
     # With 6 rows on each of two devices, columns take two tiles.
-    tiling.TILE_ROWS, tiling.TILE_AREA, projection.LARGE = (6, 1, 1) if is_tiled else SIZES
+    tiling.TILE_ROWS, tiling.TILE_AREA, projection.LOOP_MIN_ELEMENTS = (6, 1, 1) if is_tiled else SIZES
     clip = build(**build_options)
     if options.get("is_frozen"):
         freeze_norms(clip)

@@ -189,9 +189,9 @@ def test_refusals():
     model = build("bag of words")
     with pytest.raises(ValueError, match="`vocabulary` must be token ids.*Received: 1 ids"):
         baselines.BagOfWordsPredictor(model.image_encoder, model.tokenizer, [49408])
-    with pytest.raises(ValueError, match="`image_encoder` must give features"):
+    with pytest.raises(ValueError, match="`image_encoder` must return features"):
         baselines.BagOfWordsPredictor(keras_clip.layers.PatchEmbedding(16, 8, 4), model.tokenizer)
     with pytest.raises(ValueError, match="without targets or sample weights. Received: y="):
         model.compute_loss(pairs(2), y=np.zeros(2), y_pred=model(pairs(2)))
-    with pytest.raises(ValueError, match="may have 8 tokens"):
+    with pytest.raises(ValueError, match="may have at most 8 tokens"):
         model.zero_shot_scores(pairs(2)["images"], ["a b c d e f g h"])

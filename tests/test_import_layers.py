@@ -17,30 +17,59 @@ LEVELS = (
     ("presets",),
     ("training",),
     ("model", "baselines", "flops"),
-    ("trainer",),
+    ("step",),
     ("encoders",),
     ("layers",),
     ("export",),
     ("data", "losses"),
     ("distribution",),
+    ("compat",),
     ("types",),
 )
 # Modules beside the rooms that are a part of one.
-PARTS = {"tiling": "losses"}
+PARTS = {"tiling": "losses", "graph_tokenizer": "export"}
+# The order of the rooms inside a room, by the same rule.
+INSIDE = {
+    "evaluation": (
+        ("run", "callback", "report"),
+        ("parts",),
+        ("tasks",),
+        ("classifiers",),
+        ("features",),
+        ("datasets",),
+        ("studies",),
+        ("metrics",),
+        ("results",),
+    ),
+}
+# Rooms that may import these parts of the package and nothing else of it: a report never runs a model.
+ONLY = {
+    "evaluation.report": (
+        "evaluation.report",
+        "evaluation.metrics",
+        "evaluation.results",
+        "evaluation.studies.published",
+        "evaluation.studies.robustness",
+        "evaluation.studies.scaling",
+        "evaluation.studies.transfer",
+    ),
+}
 
 # What may ask which backend runs, or import one inside a function: whole rooms, or single modules.
 BACKEND_AWARE = (
+    "compat",
     "data",
     "distribution",
     "tiling",
     "layers.projection",
     "layers.pure_call",
-    "trainer",
+    "step",
     "export",
-    "evaluation.products",
+    "graph_tokenizer",
+    "evaluation.classifiers.matmul",
     "training.foreach",
-    "presets.checkpoint",
-    "presets.filling",
+    "presets.tensor_files",
+    "presets.in_place",
     "presets.keras_hub",
     "training.foreach",
     "training.state",
@@ -114,31 +143,49 @@ def room(module):
     return PARTS.get(parts[1], parts[1]) if len(parts) > 1 else None
 
 
-def level(name):
-    return next((i for i, rooms in enumerate(LEVELS) if name in rooms), None)
+def room_inside(module):
+    """The room or module of `INSIDE` that a module belongs to; None of the outer room's own `__init__`."""
+    parts = module.split(".")
+    return parts[2] if len(parts) > 2 else None
+
+
+def level(name, levels):
+    return next((i for i, rooms in enumerate(levels) if name in rooms), None)
+
+
+def within(module, names):
+    inside = ".".join(module.split(".")[1:])
+    return any(inside == name or inside.startswith(f"{name}.") for name in names)
 
 
 def layer_fault(module, target):
-    here, there = room(module), room(target)
+    for here, allowed in ONLY.items():
+        if within(module, [here]) and not within(target, allowed):
+            return f"{module} imports {target}, but {here} may import only {', '.join(allowed)}"
+    here, there, levels = room(module), room(target), LEVELS
+    if here == there and here in INSIDE:
+        here, there, levels = room_inside(module), room_inside(target), INSIDE[here]
     if here is None:  # the package's own __init__ names everything
         return None
     if there is None:
         return f"{module} imports the package itself, which imports {module}"
-    if here == there or level(here) is None or level(there) is None:  # the second is a fault of its own
+    above, below = level(here, levels), level(there, levels)
+    if here == there or above is None or below is None:  # no place in the levels is a fault of its own
         return None
-    if level(here) == level(there):
+    if above == below:
         return f"{module} imports {target}, a sibling"
-    return f"{module} imports {target}, which is above it" if level(here) > level(there) else None
+    return f"{module} imports {target}, which is above it" if above > below else None
 
 
 def module_faults(module, tree):
     """What is wrong within one module: its name, its place, what it asks and what it imports too early."""
     if MEANINGLESS & set(module.split(".")):
         yield f"{module} has a name without a meaning"
-    if room(module) is not None and level(room(module)) is None:
+    if room(module) is not None and level(room(module), LEVELS) is None:
         yield f"{module} has no place in LEVELS or PARTS"
-    inside = ".".join(module.split(".")[1:])
-    aware = any(inside == name or inside.startswith(f"{name}.") for name in BACKEND_AWARE)
+    if room(module) in INSIDE and room_inside(module) and level(room_inside(module), INSIDE[room(module)]) is None:
+        yield f"{module} has no place in INSIDE"
+    aware = within(module, BACKEND_AWARE)
     early = set(executed_at_import(tree))
     for names, node in imported(tree, module, ()):
         top = names[0].split(".")[0]
@@ -218,6 +265,14 @@ GOOD = {
     "data/__init__.py": "",
     "data/reader.py": "if TYPE_CHECKING:\n    import torch\ndef f():\n    import tensorflow as tf\n    return tf",
     "model.py": "from house.layers import Pool\nfrom house.data import reader",
+    "evaluation/__init__.py": "from house.evaluation.run import evaluate\nfrom house.evaluation import report",
+    "evaluation/run.py": "from house.model import Model\nfrom house.evaluation.parts.errors import PART",
+    "evaluation/parts/__init__.py": "",
+    "evaluation/parts/errors.py": "from house.evaluation import metrics\nfrom house.model import Model",
+    "evaluation/metrics/__init__.py": "from house.evaluation.metrics.intervals import wilson",
+    "evaluation/metrics/intervals.py": "from ..results import Score",
+    "evaluation/results.py": "",
+    "evaluation/report/__init__.py": "from house.evaluation import metrics\nfrom house.evaluation.results import Score",
 }
 FAULTS = {
     "upwards": (
@@ -243,6 +298,31 @@ FAULTS = {
     "a name from the package": ({"losses.py": "from house import Model"}, "house.losses imports the package itself"),
     "cycle in a room": ({"layers/projection.py": "from house.layers import pooling"}, "import cycle: house.layers.poo"),
     "cycle through the room": ({"layers/projection.py": "from house.layers import Pool"}, "import cycle: house.layers"),
+    "upwards inside a room": (
+        {"evaluation/results.py": "from house.evaluation.metrics import intervals"},
+        "evaluation.results imports house.evaluation.metrics.intervals, which is above it",
+    ),
+    "upwards inside a room, two levels": (
+        {"evaluation/metrics/intervals.py": "def f():\n    from ..parts import errors"},
+        "metrics.intervals imports house.evaluation.parts.errors, which is above it",
+    ),
+    "siblings inside a room": (
+        {"evaluation/run.py": "from house.evaluation.report import write"},
+        "evaluation.run imports house.evaluation.report, a sibling",
+    ),
+    "the room itself": (
+        {"evaluation/results.py": "from house.evaluation import evaluate"},
+        "evaluation.results imports the package itself",
+    ),
+    "new module inside a room": ({"evaluation/extra.py": ""}, "house.evaluation.extra has no place in INSIDE"),
+    "a report that runs a model": (
+        {"evaluation/report/page.py": "from house.model import Model"},
+        "report.page imports house.model, but evaluation.report may import only",
+    ),
+    "a report that evaluates": (
+        {"evaluation/report/page.py": "from house.evaluation.parts import errors"},
+        "report.page imports house.evaluation.parts.errors, but",
+    ),
     "new module": ({"metrics.py": ""}, "house.metrics has no place"),
     "new room": ({"quantization/__init__.py": "", "quantization/int8.py": ""}, "house.quantization.int8 has no place"),
     "name": ({"layers/utils.py": ""}, "house.layers.utils has a name without a meaning"),

@@ -62,7 +62,7 @@ def test_wheel(tmp_path):
     names = set(zipfile.ZipFile(wheel).namelist())
     modules = {str(path.relative_to(source)) for path in (source / "keras_clip").rglob("*.py")}
     merges = list((source / "keras_clip" / "data").glob("*.gz"))
-    published = list((source / "keras_clip" / "evaluation").glob("*.json"))
+    published = [path for kind in ("*.json", "*.j2") for path in (source / "keras_clip" / "evaluation").rglob(kind)]
     assert merges and published
     tables = {str(path.relative_to(source)) for path in merges + published}
     others = names - modules - tables

@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+import pkgutil
 from pathlib import Path
 
 import keras
@@ -12,7 +13,9 @@ pytestmark = pytest.mark.backend_free
 
 PACKAGE = Path(__file__).resolve().parents[1] / "keras_clip"
 # For the rooms above them, not for users.
-INTERNAL = {"distribution", "tiling"}
+INTERNAL = {"compat", "distribution", "tiling"}
+# Names that modules had before they moved, which users' code may still have: {package: names}.
+FORMER_NAMES = {"evaluation": {"ladder", "overlap_detector", "suites"}}
 # The package, its folders, and the modules beside them: what a user can write after `keras_clip.`.
 ROOMS = ["keras_clip"] + sorted(
     f"keras_clip.{path.parent.name if path.name == '__init__.py' else path.stem}"
@@ -126,7 +129,31 @@ def test_exports_are_explicit(path):
         assert isinstance(node, ast.ImportFrom), (
             f"{path}:{node.lineno} is no line of the form `from module import name`"
         )
-        assert [alias.name for alias in node.names if alias.name == "*" or alias.asname] == []
+        renamed = {alias.asname for alias in node.names if alias.name == "*" or alias.asname}
+        assert renamed <= FORMER_NAMES.get(path.parent.name, set())
+
+
+def hidden_modules(package):
+    """Modules below a package whose name in it is something else, such as a function that is named like its file."""
+    names = [module.name for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")]
+    modules = {name: importlib.import_module(name) for name in names}
+    parents = {name: importlib.import_module(name.rpartition(".")[0]) for name in names}
+    return [name for name in names if getattr(parents[name], name.rpartition(".")[2]) is not modules[name]]
+
+
+def test_no_name_hides_a_module():
+    assert hidden_modules(importlib.import_module("keras_clip")) == []
+
+
+def test_a_hidden_module_is_found(tmp_path, monkeypatch):
+    room = tmp_path / "lodge" / "room"
+    room.mkdir(parents=True)
+    (tmp_path / "lodge" / "__init__.py").write_text("")
+    (room / "__init__.py").write_text("from lodge.room.open import open\nfrom lodge.room.shut import lock")
+    (room / "open.py").write_text("def open(): pass")
+    (room / "shut.py").write_text("def lock(): pass")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert hidden_modules(importlib.import_module("lodge")) == ["lodge.room.open"]
 
 
 def test_what_users_write_exists():
@@ -134,6 +161,8 @@ def test_what_users_write_exists():
     names = {"CLIPModel", "ZeroShotClassifier", "data", "encoders", "layers", "losses", "training"}
     keras_clip = importlib.import_module("keras_clip")
     assert names <= set(vars(keras_clip))
+    names = {"catalogue", "ladder", "metrics", "overlap", "published", "report", "sources", "suites"}
+    assert {name for name in names if inspect.ismodule(getattr(keras_clip.evaluation, name, None))} == names
     assert {"keras_clip.CLIPModel", "keras_clip.layers.LogitScale", "keras_clip.losses.sigmoid_loss"} <= set(OBJECTS)
 
 

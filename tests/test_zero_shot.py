@@ -341,7 +341,7 @@ LABELS_REFUSED = {
     "an unknown name": (lambda: (IMAGES, ["red", "red", "red", "green", "grey"]), "'grey'"),
     "too few": (lambda: (IMAGES, [0, 0]), "one label per image"),
     "too few in a batch": (lambda: ([(IMAGES, [0, 0])],), "one label per image"),
-    "none": (lambda: (IMAGES,), "need labels"),
+    "none": (lambda: (IMAGES,), "require labels"),
     "none in a dataset": (lambda: ([{"images": IMAGES}],), r"\(images, labels\)"),
     "no images": (lambda: (IMAGES[:0], []), "at least one"),
     "an empty dataset": (lambda: ([],), "at least one"),
@@ -374,7 +374,7 @@ def test_refusals(arguments, error, message, clip):
 
 
 def test_half_a_clip_is_refused(clip):
-    with pytest.raises(ValueError, match="(?s)text half.*Received.*`class_embeddings` and `logit_scale`"):
+    with pytest.raises(ValueError, match="(?s)text embedder.*Received.*`class_embeddings` and `logit_scale`"):
         keras_clip.ZeroShotClassifier(clip.image_embedder, ["cat"])
     with pytest.raises(TypeError, match="(?s)CLIPModel.*Received"):
         keras_clip.ZeroShotClassifier(clip.text_embedder, ["cat"])

@@ -1,15 +1,16 @@
-"""Measures keras_clip, and with --peers what others take for the same work, in one run.
+"""Benchmarks keras_clip, with --peers against other implementations of the same work, in one run.
 
-    python tools/benchmark.py --peers                     everything that this machine can; an hour on two cores
-    python tools/benchmark.py tokenizer step_vit_b32      some of it, without peers
+    python tools/benchmark.py --peers                     all tasks that this machine can run; an hour on two cores
+    python tools/benchmark.py tokenizer step_vit_b32      some tasks, without peers
     python tools/benchmark.py --peers bf16_vit_b32        on an accelerator
     python tools/benchmark.py --render docs/benchmarks.md runs/benchmark/*.json
 
-Each contender runs in a process of its own, and they take turns, so that a busy machine slows all of them alike: read
-ratios, not seconds. A run is written to runs/benchmark/<time>.json with commit, versions, threads and every repeat;
-`--render` makes the tables of the documentation from such files, and leaves those of other tasks as they are. Captions
-come from --data (a folder of WebDataset tars), or from the drawn scenes that are built in. What is measured is in
-benchmark_tasks.py and, for large batches and accelerators, in benchmark_scale.py.
+Each implementation runs in a process of its own, and the processes take turns, so that a busy machine slows all of
+them down alike: compare the ratios rather than the seconds. A run is written to runs/benchmark/<time>.json with the
+commit, package versions, number of threads and every repeat. `--render` generates the tables of the documentation from
+such files, and leaves the tables of other tasks unchanged. Captions come from --data (a folder of WebDataset tars) or
+from the built-in synthetic scenes. benchmark_tasks.py defines the tasks, and benchmark_scale.py those for large batches
+and accelerators.
 """
 
 import argparse
@@ -37,11 +38,11 @@ def contenders(task, arguments):
     return module.contenders(task, arguments)
 
 
-# One process a contender, all of them taking turns.
+# One process per contender; the processes take turns.
 
 
 def serve(task, label, arguments):
-    """The contender's process: sets up, then runs once for every line that arrives."""
+    """The process of one contender: sets it up, then runs it once for every line on the standard input."""
     import torch  # noqa: F401  (before TensorFlow)
 
     factory = next(entry.factory for entry in contenders(task, arguments) if entry.label == label)
@@ -61,14 +62,14 @@ class Contender:
         command += ["--data", arguments.data] if arguments.data else []
         command += ["--tiny"] if arguments.tiny else []
         environment = {**os.environ, "KERAS_BACKEND": entry.backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
-        # Contenders share an accelerator.
+        # All contenders share the accelerator, so none may reserve its memory.
         environment |= {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
         self.entry = entry
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
         self.setup = self._answer()["setup"]
-        # The first run compiles and fills caches; the second shows what of it was for good.
+        # The first run compiles and fills caches, so it is reported separately.
         self.first = self.run()["seconds"]
         self.runs = []
 
@@ -117,7 +118,7 @@ def measure(task, arguments):
                 f"  {entry.label}: set up in {racers[-1].setup:.1f} s, first run {racers[-1].first:.1f} s", flush=True
             )
             if settings.accelerator:
-                # One at a time, which is all that its memory may hold.
+                # One at a time: the memory may not hold two.
                 race(racers[-1:], arguments.repeats or settings.repeats)
                 racers[-1].close()
         if not settings.accelerator:
@@ -158,48 +159,52 @@ def commit():
 # Tables.
 
 START, END = "<!-- tables: start -->", "<!-- tables: end -->"
-# Columns that only some tasks have: heading, fact, form.
+# Columns that only some tasks have: heading, key of the result, format.
 MORE_COLUMNS = (
-    ("memory of a step, MiB", "memory_mib", "{:,.0f}"),
+    ("memory per step, MiB", "memory_mib", "{:,.0f}"),
     ("MFU", "mfu", "{:.1%}"),
     ("peak memory, GiB", "device_gib", "{:.1f}"),
 )
 
 
 def ratio(results, result, reference, key):
-    """A result's number over its reference's, or None where one of them was not measured."""
+    """The ratio of a result's value to that of its reference; None if one of them was not measured."""
     other = next((r for r in results if r["contender"] == result.get(reference)), None)
     return result[key] / other[key] if other is not None and other.get(key) and key in result else None
 
 
 def verdicts(record):
-    """One line for each target, and for each series of memory by size."""
+    """One sentence for each target and each memory ratio, and one line for each series of memory by batch size."""
     results = record["results"]
     rates = {r["contender"]: ratio(results, r, "reference", "median") for r in results}
     if record["target"] is not None and any(rates.values()):
         best = max(filter(None, rates.values()))
-        yield f"Target {record['target']:g} x: {'reached' if best >= record['target'] else 'missed'} ({best:.2f} x)."
+        word = "met" if best >= record["target"] else "missed"
+        yield f"The target of {record['target']:g} x the peer's throughput is {word} ({best:.2f} x)."
     for result in results:
         label, reached = result["contender"], rates[result["contender"]]
         if "rate" in result and record["target"] is None and reached is not None:
-            word = "reached" if reached >= result["rate"] else "missed"
-            yield f"- {label}: target {result['rate']:.2f} x the rate: {word} ({reached:.2f} x)."
+            word = "met" if reached >= result["rate"] else "missed"
+            yield (
+                f"- `{label}` reaches {reached:.2f} x the throughput of `{result['reference']}`; the target of "
+                f"at least {result['rate']:.2f} x is {word}."
+            )
         memory = ratio(results, result, "memory_reference", "memory_mib")
         if memory is not None:
-            line = f"- {label}: {memory:.2f} x the memory of {result['memory_reference']!r}"
+            line = f"- `{label}` needs {memory:.2f} x the memory of `{result['memory_reference']}`"
             if "memory" in result:
-                word = "reached" if memory <= result["memory"] else "missed"
-                line += f", target at most {result['memory']:.2f} x: {word}"
+                word = "met" if memory <= result["memory"] else "missed"
+                line += f"; the target of at most {result['memory']:.2f} x is {word}"
             yield f"{line}."
         if "memory_by_pairs" in result:
             series = ", ".join(f"{pairs}: {mib:,.0f}" for pairs, mib in result["memory_by_pairs"].items())
-            yield f"- {label}: MiB by pairs: {series}."
+            yield f"- Memory per step of `{label}` by number of pairs, in MiB: {series}."
 
 
 def table(record, run):
     results = record["results"]
     extra = [column for column in MORE_COLUMNS if any(result.get(column[1]) is not None for result in results)]
-    headings = ["contender", f"{record['unit']} (median)", "lowest to highest", "against", "compile, s"]
+    headings = ["implementation", f"{record['unit']} (median)", "range", "relative throughput", "warm-up, s"]
     headings += [heading for heading, _, _ in extra]
     lines = [
         f"### {record['task']}",
@@ -218,21 +223,24 @@ def table(record, run):
         ]
         cells += ["" if result.get(key) is None else form.format(result[key]) for _, key, form in extra]
         lines.append(f"| {' | '.join(cells)} |")
-    said = list(verdicts(record))
-    lines += ["", *said] if said else []
+    sentences = list(verdicts(record))
+    lines += ["", *sentences] if sentences else []
     lines += ["", f"Commit {run['commit']}, {run.get('device', '')}{run['threads']} threads, {run['time']}.", ""]
     return "\n".join(lines)
 
 
 def render(page, files):
-    """Puts a table for the newest record of each task between the marks of `page`."""
+    """Writes the table of the newest record of each task between the two table marks of `page`."""
     text = page.read_text()
     head, _, rest = text.partition(START)
     old, _, tail = rest.partition(END)
     tables = {part.split("\n", 1)[0]: f"### {part.strip()}\n" for part in old.split("### ")[1:]}
     for run in sorted((json.loads(Path(file).read_text()) for file in files), key=lambda run: run["time"]):
         if run.get("is_tiny"):
-            raise SystemExit(f"A run with --tiny tells no speed. Received: that of {run['time']}. Leave it out.")
+            raise SystemExit(
+                f"Expected runs at full size. Received: the run of {run['time']}, which was made with --tiny and does "
+                "not measure speed. Leave its file out."
+            )
         tables |= {record["task"]: table(record, run) for record in run["tasks"]}
     new = "\n".join(tables[task] for task in TASKS if task in tables)
     page.write_text(f"{head}{START}\n\n{new}\n{END}{tail}")
@@ -240,28 +248,30 @@ def render(page, files):
 
 def parse_args(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tasks", nargs="*", help=f"of {', '.join(TASKS)}; all by default. With --render: JSON files")
-    parser.add_argument("--peers", action="store_true", help="measure the peers too, where they are installed")
+    parser.add_argument("tasks", nargs="*", help=f"some of {', '.join(TASKS)}; default: all. With --render: JSON files")
+    parser.add_argument("--peers", action="store_true", help="also measure the peers that are installed")
     parser.add_argument("--backends", nargs="+", default=list(BACKENDS), choices=BACKENDS)
-    parser.add_argument("--repeats", type=int, help="of each contender; each task has its own default")
+    parser.add_argument("--repeats", type=int, help="runs per implementation; the default depends on the task")
     parser.add_argument("--data", help="folder of WebDataset tars with real captions and photographs")
-    parser.add_argument("--peak-flops", type=float, default=989e12, help="of the accelerator, in bfloat16; an H100's")
-    parser.add_argument("--tiny", action="store_true", help="toy sizes, to see that it works; tells no speed")
+    parser.add_argument(
+        "--peak-flops", type=float, default=989e12, help="peak FLOP/s of the accelerator in bfloat16; default: H100"
+    )
+    parser.add_argument("--tiny", action="store_true", help="toy sizes, to check that it works; speeds are meaningless")
     parser.add_argument("--out", type=Path, default=REPOSITORY / "runs" / "benchmark")
-    parser.add_argument("--render", type=Path, metavar="PAGE", help="write the tables of the given JSON files to PAGE")
+    parser.add_argument("--render", type=Path, metavar="PAGE", help="write the tables of the JSON files to PAGE")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     unknown = [] if arguments.render else [task for task in arguments.tasks if task not in TASKS]
     if unknown:
-        parser.error(f"no such task: {', '.join(unknown)}; there are {', '.join(TASKS)}")
+        parser.error(f"unknown tasks: {', '.join(unknown)}; the tasks are {', '.join(TASKS)}")
     return arguments
 
 
 def possible(task, arguments):
-    """Whether this machine can run a task; says so where it cannot."""
+    """Whether this machine can run a task; prints a line if it cannot."""
     if not TASKS[task].accelerator or arguments.tiny or benchmark_scale.has_accelerator():
         return True
-    print(f"{task}: left out, no accelerator here")
+    print(f"{task}: skipped, no accelerator is available")
     return False
 
 

@@ -71,7 +71,7 @@ def search_by_scikit_learn(train, validation, dtype):
 
 
 def search_by_us(train, validation):
-    from keras_clip.evaluation import linear_probe
+    from keras_clip.evaluation.classifiers import linear_probe
 
     probes, take = [], linear_probe.LinearProbe._take
     linear_probe.LinearProbe._take = lambda self, *a: probes.append(self) or take(self, *a)

@@ -1,8 +1,8 @@
-"""What `tools/benchmark.py` measures of large batches: the loss, micro-batches, rematerialisation, whole accelerators.
+"""Tasks of `tools/benchmark.py` at scale: the loss, micro-batches, rematerialisation, full steps on accelerators.
 
-Memory is what a step takes beside weights and batch: on JAX the temporaries that XLA plans, on torch the growth of the
-process's resident memory from the end of one step to the peak of the next. On TensorFlow it grows from before the first
-step, so that what compiling takes is in it.
+The memory of a step excludes weights and batch: on JAX it is the size of the temporaries that XLA plans, on torch the
+growth of the process's resident memory from the end of one step to the peak of the next. On TensorFlow the growth is
+measured from before the first step, so it includes compilation.
 """
 
 import ctypes
@@ -24,7 +24,7 @@ TASKS = {
     "bf16_vit_b32_32768_pairs": Task("pairs/s", 2, None, True),
 }
 MIB = 2**20
-# Wanted: the time of the loss over that of open_clip's.
+# Expected the time of the loss over that of open_clip's.
 LOSS_TIME = {"torch": 0.8, "jax": 0.65, "tensorflow": 0.65}
 EMBED_DIM = 512
 # Pairs that fit 80 GB without rematerialisation, with room to spare.
@@ -239,7 +239,7 @@ def microbatch_entries(arguments):
     entries = []
     for backend in arguments.backends:
         name = f"keras_clip, {backend}"
-        direct, few = f"{name}: {4 * part} pairs at once", f"{name}: 4 micro-batches of {part} pairs"
+        direct, few = f"{name}: {4 * part} pairs, no micro-batches", f"{name}: 4 micro-batches of {part} pairs"
         many = f"{name}: 32 micro-batches of {part} pairs"
         step = functools.partial(small_step, backend)
         cut = functools.partial(small_step, backend, microbatch_size=part)

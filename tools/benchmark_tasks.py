@@ -1,6 +1,6 @@
-"""What `tools/benchmark.py` measures on any machine: tokenizer, input pipeline, training steps, classifiers' weights.
+"""Tasks of `tools/benchmark.py` for any machine: tokenizer, input pipeline, training steps, class embeddings.
 
-Each factory sets up, and gives a function that does the work once and returns how much that was.
+Each factory sets an implementation up and returns a function that does the work once and returns the number of items.
 """
 
 import functools
@@ -14,7 +14,7 @@ BATCH = 16
 
 
 class Task(NamedTuple):
-    """What a task counts, how often it repeats, what ours must reach against the peer, and what it needs."""
+    """Unit of the throughput, repeats, target ratio to the peer, and whether the task needs an accelerator."""
 
     unit: str
     repeats: int
@@ -23,10 +23,10 @@ class Task(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A contender: its label, backend and factory, and what it must reach.
+    """A contender: its label, backend and factory, and its targets.
 
-    `reference` is the label that its rate is divided by; `rate` the least such ratio. `memory` is the largest ratio of
-    its memory to that of the entry `memory_reference`.
+    The throughput is divided by that of the entry `reference`; `rate` is the least acceptable ratio. `memory` is the
+    largest acceptable ratio of its memory to that of the entry `memory_reference`.
     """
 
     label: str

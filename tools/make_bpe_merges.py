@@ -22,7 +22,7 @@ def main(argv=None):
     content = Path(file.locate()).read_bytes()
     digest = hashlib.sha256(content).hexdigest()
     if digest != SHA256:
-        raise SystemExit(f"open-clip-torch {wheel.version} has another table. Wanted: {SHA256}. Received: {digest}.")
+        raise SystemExit(f"open-clip-torch {wheel.version} has another table. Expected {SHA256}. Received: {digest}.")
     TARGET.write_bytes(content)
     print(f"{TARGET.name}: {len(content):,} bytes from open-clip-torch {wheel.version}")
 

@@ -59,7 +59,10 @@ def main(argv=None):
     parser.add_argument("names", nargs="+", help="published models, as presets.names() gives them")
     parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=BACKENDS)
     args = parser.parse_args(argv)
-    print("| model | backend | float32 model, MiB | largest tensor, MiB | peak, MiB | peak / (model + largest) | s |")
+    columns = (
+        "model | backend | float32 model, MiB | largest tensor, MiB | peak, MiB | peak / (model + largest) | time, s"
+    )
+    print(f"| {columns} |")
     print("|---|---|---|---|---|---|---|")
     for name in args.names:
         for row in measure(name, args.backends):

@@ -1,88 +1,199 @@
-"""Runs the tests on each backend, one process each, and ends with one line of totals.
+"""Runs the tests in lanes, several processes at a time, and ends with one line of totals.
 
-    python tools/run_tests.py [--backends tensorflow jax torch] [--jobs 1] [pytest's arguments]
+    python tools/run_tests.py [--lanes free tensorflow jax torch demo] [--jobs 1] [pytest's arguments]
 
-With more jobs than one, so many backends run at a time, and what pytest prints comes when it has ended.
-Exits with 1 if any test failed or any process broke, after all backends have run.
+The lane of a backend runs the tests that depend on the backend; `free` runs those that do not, once; `demo` runs the
+long test of the demo beside the others. With more jobs than one, a process that finds no lane left to start joins one
+that still runs: the processes of a lane claim its modules one at a time (see tests/conftest.py), so that all cores are
+busy to the end. What pytest prints is then shown when its process has ended.
+
+The last lines are the ten slowest tests, the modules above the budget of 60 s, and the outcomes of each lane. Exits
+with 1 if any test failed, any process broke or nothing ran, after all lanes have run.
 """
 
 import argparse
 import concurrent.futures
-import functools
 import os
+import re
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
-BACKENDS = ("tensorflow", "jax", "torch")
 REPOSITORY = Path(__file__).resolve().parents[1]
+DEMO = "tests/examples/test_demo.py"
+# The backend of each lane and which tests it selects, in the order in which they start. `free` is last: its modules are
+# short, and its processes load least.
+LANES = {
+    "demo": ("tensorflow", "free"),
+    "tensorflow": ("tensorflow", "backend"),
+    "jax": ("jax", "backend"),
+    "torch": ("torch", "backend"),
+    "free": ("tensorflow", "free"),
+}
 OUTCOMES = ("passed", "failed", "skipped")
+MODULE_BUDGET = 60
+NO_TESTS_COLLECTED = 5
+
+
+@dataclass
+class Process:
+    """One process of pytest: its lane, where it leaves its report, and how it ended."""
+
+    lane: str
+    report: Path
+    status: int | None = None
+
+
+class Schedule:
+    """Says what to start next: a lane that waits, or else one more process for a lane that still runs."""
+
+    def __init__(self, lanes):
+        self._waiting = [lane for lane in LANES if lane in lanes]
+        self._started, self._ended = Counter(), set()
+        self._lock = threading.Lock()
+
+    def next(self):
+        """The lane and the number of its process, from 1; None if nothing is left to start."""
+        with self._lock:
+            # The demo is one module, of which a second process would find nothing to run.
+            open_lanes = [lane for lane in self._started if lane not in self._ended and lane != "demo"]
+            if self._waiting:
+                lane = self._waiting.pop(0)
+            elif open_lanes:
+                lane = min(open_lanes, key=self._started.get)
+            else:
+                return None
+            self._started[lane] += 1
+            return lane, self._started[lane]
+
+    def end(self, lane):
+        """Notes that a process of the lane has ended, which it does when every module of the lane is claimed."""
+        with self._lock:
+            self._ended.add(lane)
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=BACKENDS)
-    parser.add_argument("--jobs", type=int, default=1, help="how many backends run at a time")
+    parser.add_argument("--lanes", nargs="+", choices=LANES, default=tuple(LANES))
+    parser.add_argument("--jobs", type=int, default=1, help="how many processes run at a time")
+    parser.add_argument("--reports", type=Path, default=REPOSITORY / "runs" / "tests", help="folder of JUnit reports")
     args, pytest_arguments = parser.parse_known_args(argv)
+    lanes = set(args.lanes)
+    if any((REPOSITORY / argument.split("::")[0]).exists() for argument in pytest_arguments):
+        # The demo is among the files that were named, or it is not to run.
+        lanes.discard("demo")
     start = time.monotonic()
-    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
-        run = functools.partial(run_tests, arguments=pytest_arguments, jobs=args.jobs)
-        outcomes = dict(zip(args.backends, pool.map(run, args.backends), strict=True))
-    counts = {backend: row for backend, (row, _) in outcomes.items()}
-    broken = [
-        f"{backend} (pytest ended with status {status})"
-        for backend, (row, status) in outcomes.items()
-        if status and not row["failed"]
-    ]
-    print()
-    for backend, row in counts.items():
-        print(f"{backend:10}  {describe(row)}")
-    total = {outcome: sum(row[outcome] for row in counts.values()) for outcome in OUTCOMES}
-    if broken:
-        print(f"broken: {', '.join(broken)}")
-    print(f"{describe(total)} in {time.monotonic() - start:.0f} s", flush=True)
-    return int(bool(total["failed"] or broken))
+    processes = run_lanes(lanes, args.jobs, args.reports, pytest_arguments)
+    return summarize(processes, time.monotonic() - start)
 
 
-def run_tests(backend, arguments, jobs):
-    """Runs pytest beside others; returns the number of tests of each outcome and the exit status."""
+def run_lanes(lanes, jobs, reports, pytest_arguments):
+    """Runs the lanes and returns their processes, which have ended."""
+    reports.mkdir(parents=True, exist_ok=True)
+    for old in reports.glob("*.xml"):
+        old.unlink()
+    schedule, processes = Schedule(lanes), []
+
+    def work():
+        while (following := schedule.next()) is not None:
+            lane, number = following
+            process = Process(lane, reports / f"{lane}-{number}.xml")
+            processes.append(process)
+            run_tests(process, jobs, Path(scratch), pytest_arguments)
+            schedule.end(lane)
+
+    with tempfile.TemporaryDirectory() as scratch, concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        for worker in [pool.submit(work) for _ in range(jobs)]:
+            worker.result()
+    return processes
+
+
+def run_tests(process, jobs, scratch, pytest_arguments):
+    """Runs pytest, beside others if there are several jobs, and notes the exit status."""
+    backend, selection = LANES[process.lane]
     is_alone = jobs == 1
     environment = {**os.environ, "KERAS_BACKEND": backend}
+    # On JAX most of the time goes to compiling, and several tests and their own processes compile the same programs.
+    environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(scratch / "jax"))
+    environment.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    environment.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
     if not is_alone:
-        # Threads of OpenMP that wait for one another on a core that another backend has make small products slow, up to
+        # Threads of OpenMP that wait for one another on a core that another process has make small products slow, up to
         # a hundred times.
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
-    print(f"\n{backend}", flush=True)
-    report = REPOSITORY / "runs" / "tests" / f"{backend}.xml"
-    report.parent.mkdir(parents=True, exist_ok=True)
-    report.unlink(missing_ok=True)
-    process = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}", *arguments],
+    claims = scratch / f"{backend}-{selection}"
+    claims.mkdir(exist_ok=True)
+    files = [DEMO] if process.lane == "demo" else []
+    print(f"\n{process.report.stem}", flush=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", f"--lane={selection}", f"--claims={claims}"]
+        + [f"--junitxml={process.report}", *files, *pytest_arguments],
         cwd=REPOSITORY,
         env=environment,
         stdout=None if is_alone else subprocess.PIPE,
         stderr=None if is_alone else subprocess.STDOUT,
     )
     if not is_alone:
-        print(f"\n{backend}\n{process.stdout.decode(errors='replace')}", end="", flush=True)
-    return count_outcomes(report), process.returncode
+        print(f"\n{process.report.stem}\n{done.stdout.decode(errors='replace')}", end="", flush=True)
+    process.status = done.returncode
+
+
+def summarize(processes, seconds):
+    """Prints what is slow, the outcomes of each lane and the total; returns the exit status."""
+    rows = {lane: Counter() for lane in LANES if any(process.lane == lane for process in processes)}
+    times, broken = [], []
+    for process in processes:
+        row = count_outcomes(process.report)
+        rows[process.lane].update(row)
+        times += [(float(case.get("time", 0)), process.lane, case) for case in cases(process.report)]
+        if process.status not in (0, NO_TESTS_COLLECTED) and not row["failed"]:
+            broken.append(f"{process.report.stem} (pytest ended with status {process.status})")
+    print_slowest(times)
+    print()
+    for lane, row in rows.items():
+        print(f"{lane:10}  {describe(row)} in {sum(time for time, of, _ in times if of == lane):.0f} s of tests")
+    total = sum(rows.values(), Counter())
+    if broken:
+        print(f"broken: {', '.join(broken)}")
+    print(f"{describe(total)} in {seconds:.0f} s", flush=True)
+    return int(bool(total["failed"] or broken or not total))
+
+
+def print_slowest(times):
+    """Prints the ten slowest tests of all lanes, and the modules that take longer than they may."""
+    print("\nslowest tests")
+    for seconds, lane, case in sorted(times, key=lambda row: -row[0])[:10]:
+        print(f"{seconds:7.1f} s  {lane:10}  {case.get('classname')}::{case.get('name')}")
+    modules = Counter()
+    for seconds, lane, case in times:
+        modules[lane, re.match(r"(?:.*?\.)?test_\w+|", case.get("classname") or "").group()] += seconds
+    if above := [entry for entry in modules.most_common() if entry[1] > MODULE_BUDGET]:
+        print(f"\nmodules above {MODULE_BUDGET} s")
+    for (lane, module), seconds in above:
+        print(f"{seconds:7.1f} s  {lane:10}  {module}")
 
 
 def count_outcomes(report):
     """Counts the outcomes in pytest's report; none if the process died before it wrote one."""
-    if not report.exists():
-        return dict.fromkeys(OUTCOMES, 0)
     # A test whose clean-up fails too stands there twice.
     failed = {case_name(case) for tag in ("failure", "error") for case in cases(report, tag)}
     skipped = {case_name(case) for case in cases(report, "skipped")} - failed
-    everything = {case_name(case) for case in ElementTree.parse(report).iter("testcase")}
+    everything = {case_name(case) for case in cases(report)}
     return {"passed": len(everything - failed - skipped), "failed": len(failed), "skipped": len(skipped)}
 
 
-def cases(report, tag):
-    return (case for case in ElementTree.parse(report).iter("testcase") if case.find(tag) is not None)
+def cases(report, tag=None):
+    """The test cases in pytest's report, those alone that have a child of this tag."""
+    if not report.exists():
+        return []
+    every = ElementTree.parse(report).iter("testcase")
+    return [case for case in every if tag is None or case.find(tag) is not None]
 
 
 def case_name(case):

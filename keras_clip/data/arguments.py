@@ -1,21 +1,21 @@
-"""What `image_text_pairs` is given, made whole or refused."""
+"""Checks the arguments of `image_text_pairs` and completes them with defaults."""
 
 from collections.abc import Sequence
 from typing import Any
 
 
 def component(name: str, given: Any, model: Any) -> Any:
-    """The one that is given, else the model's."""
+    """Returns the argument if it is given, otherwise the model's component of this name."""
     component = given if given is not None else getattr(model, name, None)
     if component is None:
         raise ValueError(
-            f"Pairs need a {name}. Received: {name}=None, model={model!r}. Pass {name}=, or a model that has one."
+            f"`{name}` is required. Received: {name}=None, model={model!r}. Pass it, or a model that has one."
         )
     return component
 
 
 def increasing_lengths(lengths: Sequence[int] | None, tokenizer: Any) -> tuple[int, ...]:
-    """The lengths that texts may take."""
+    """Returns the increasing lengths to which texts are padded; by default 16, 32 and the context length."""
     context = getattr(tokenizer, "context_length", None)
     if not callable(tokenizer) or not context:
         raise TypeError(
@@ -50,9 +50,9 @@ def check_numbers(batch_size: int, seed: int, shard: tuple[int, int], crop_scale
 
 
 def check_size(num_samples: int, batch_size: int, training: bool, source: Any) -> None:
-    """Raises a ValueError if there is not even one batch."""
+    """Raises a ValueError if the source does not have at least one batch."""
     if num_samples is not None and num_samples < (batch_size if training else 1):
         raise ValueError(
-            f"There must be at least one batch of samples. Received: batch_size={batch_size}, source={source!r} with "
+            f"The source must have at least one batch. Received: batch_size={batch_size}, source={source!r} with "
             f"{num_samples} samples. Pass a smaller batch_size."
         )

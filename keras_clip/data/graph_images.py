@@ -1,4 +1,4 @@
-"""Image files to pixels inside tf.data, without Python per sample; equal to PIL's, as `images` gives them."""
+"""Decodes and resizes images inside tf.data, without Python per sample, to the same pixels as PIL and `images`."""
 
 import math
 
@@ -8,42 +8,44 @@ from keras_clip.data.graph_resize import resize
 from keras_clip.data.images import MAX_PIXELS, open_image
 from keras_clip.types import Tensor
 
-# Among whose first bytes a file holds its EXIF data, and a PNG file its transparent colour.
+# Leading bytes of a file that are searched for EXIF data and for the transparent colour of a PNG.
 _HEADER = 2**16
-# Lowest and highest width over height of a random crop.
+# Smallest and largest aspect ratio (width / height) of a random crop.
 CROP_RATIO = (3 / 4, 4 / 3)
 
 
 def decode_image(data: Tensor, max_pixels: int = MAX_PIXELS, shortest: float | None = None) -> Tensor:
-    """Decodes JPEG, PNG, GIF (first frame), BMP or WebP, in a graph: in tf.data or a `tf.function`.
+    """Decodes JPEG, PNG, GIF (first frame), BMP or WebP in a graph: in tf.data or a `tf.function`.
 
-    Forms that are rare among photographs, and that TensorFlow decodes wrongly or not at all, go to PIL: GIF, BMP other
-    than of 24 bits, animated WebP, PNG with a transparent colour, and EXIF in other files than JPEG.
+    Rare formats that TensorFlow decodes incorrectly or not at all are decoded by PIL: GIF, BMP with other than 24 bits,
+    animated WebP, PNG with a transparent colour, and files other than JPEG with EXIF data.
 
     Args:
         data: scalar string tensor, the bytes of a file.
-        max_pixels: int. More are refused before decoding.
-        shortest: pixels. A JPEG may come at half, a quarter or an eighth of its size, much quicker since the high
-            frequencies are left out, if its shortest side keeps as many. None: at its size.
+        max_pixels: int. Images with more pixels are rejected before decoding.
+        shortest: pixels or None. A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if its shorter side keeps at least
+            this length; this is much faster, as high frequencies are skipped. None: at full size.
 
     Returns:
-        uint8 tensor (H, W, 3), transparency laid on white.
+        uint8 tensor (H, W, 3), with transparency composited on white.
 
     Raises:
-        RuntimeError: outside a graph, where nested branches can block each other.
-        InvalidArgumentError: when the graph runs: bytes of no known format, too many pixels, a broken file.
+        RuntimeError: an eager call, in which nested branches can deadlock.
+        InvalidArgumentError: at run time, an unknown format, too many pixels, or a corrupt file.
     """
     import tensorflow as tf
 
     if tf.executing_eagerly():
-        raise RuntimeError("decode_image works in a graph only. Received: an eager call. Wrap it in a tf.function.")
+        raise RuntimeError(
+            "`decode_image` must be called in a graph. Received: an eager call. Wrap it in a `tf.function`."
+        )
     branches = {
         b"\xff\xd8": lambda data: _decode_jpeg(data, max_pixels, shortest),
         b"\x89PNG\r\n\x1a\n": lambda data: _decode_png(data, max_pixels),
         b"GIF8": lambda data: _decode_by_pil(data, max_pixels),
         b"RIFF": lambda data: _decode_webp(data, max_pixels),
         b"BM": lambda data: _decode_bmp(data, max_pixels),
-        b"": _refuse,
+        b"": _reject_unknown,
     }
     matches = [tf.strings.substr(data, 0, len(start)) == start for start in list(branches)[:-1]]
     known = tf.cast(tf.stack([*matches, True]), tf.int32)
@@ -51,9 +53,9 @@ def decode_image(data: Tensor, max_pixels: int = MAX_PIXELS, shortest: float | N
 
 
 def _switch(index, branches, *inputs):
-    """The image that the branch of this number makes of the inputs.
+    """Applies the branch of this index to the inputs and returns its image.
 
-    `tf.case` would weave all branches into the graph, whose dead nodes cost more time than the decoding.
+    `tf.case` would inline all branches into the graph, whose dead nodes take more time than the decoding.
     """
     import tensorflow as tf
 
@@ -66,7 +68,7 @@ def _switch(index, branches, *inputs):
 
 
 def _head(data):
-    """The first 32 bytes, as numbers."""
+    """Returns the first 32 bytes as int32 (32,), padded with zeros."""
     import tensorflow as tf
 
     start = tf.cast(tf.io.decode_raw(tf.strings.substr(data, 0, 32), tf.uint8), tf.int32)
@@ -84,7 +86,7 @@ def _within_limit(sides, max_pixels):
     import tensorflow as tf
 
     pixels = tf.reduce_prod(tf.cast(sides, tf.int64))
-    message = f"pixel limit: an image may have {max_pixels} pixels"
+    message = f"pixel limit: an image may have at most {max_pixels} pixels"
     return tf.control_dependencies(
         [tf.debugging.assert_less_equal(pixels, tf.constant(max_pixels, tf.int64), message=message)]
     )
@@ -119,17 +121,17 @@ def _pil_pixels(data, max_pixels):
     return np.asarray(open_image(data, "an image", int(max_pixels)))
 
 
-def _unless(rare, native, data, max_pixels):
-    """What `native` makes of the bytes, or PIL where they are of a rare form."""
+def _native_or_pil(is_rare, native, data, max_pixels):
+    """Decodes the bytes by PIL if their format is rare, otherwise by `native`."""
     import tensorflow as tf
 
-    return _switch(tf.cast(rare, tf.int32), [native, lambda data: _decode_by_pil(data, max_pixels)], data)
+    return _switch(tf.cast(is_rare, tf.int32), [native, lambda data: _decode_by_pil(data, max_pixels)], data)
 
 
 def _contains(data, pattern):
     import tensorflow as tf
 
-    # RE2's \C is any byte.
+    # In RE2, \C matches any byte.
     return tf.strings.regex_full_match(tf.strings.substr(data, 0, _HEADER), rf"\C*{pattern}\C*")
 
 
@@ -137,27 +139,27 @@ def _decode_png(data, max_pixels):
     import tensorflow as tf
 
     start = _head(data)
-    # A transparent colour, which TensorFlow heeds in palettes only, and EXIF.
+    # A transparent colour, which TensorFlow supports in palettes only, or EXIF data.
     is_rare = _contains(data, "(tRNS|eXIf)")
     with _within_limit([_number(start[16:20], big=True), _number(start[20:24], big=True)], max_pixels):
-        return _unless(is_rare, lambda data: _of_any_depth(tf.io.decode_png(data)), data, max_pixels)
+        return _native_or_pil(is_rare, lambda data: _to_three_channels(tf.io.decode_png(data)), data, max_pixels)
 
 
 def _decode_bmp(data, max_pixels):
     import tensorflow as tf
 
     start = _head(data)
-    # TensorFlow gives the numbers of a palette for grey levels, and takes a spare byte for alpha.
+    # TensorFlow decodes palette indices as grey levels, and the unused byte of 32-bit pixels as alpha.
     is_rare = _number(start[28:30]) != 24
     with _within_limit([_number(start[18:22]), tf.abs(_number(start[22:26]))], max_pixels):
-        return _unless(is_rare, lambda data: tf.io.decode_bmp(data, channels=3), data, max_pixels)
+        return _native_or_pil(is_rare, lambda data: tf.io.decode_bmp(data, channels=3), data, max_pixels)
 
 
 def _decode_webp(data, max_pixels):
     import tensorflow as tf
 
     start, form = _head(data), tf.strings.substr(data, 8, 8)
-    is_webp = tf.debugging.Assert(tf.strings.substr(form, 0, 4) == b"WEBP", ["not an image: RIFF, but no WebP"])
+    is_webp = tf.debugging.Assert(tf.strings.substr(form, 0, 4) == b"WEBP", ["not an image: a RIFF file, but not WebP"])
     lossless, extended = _number(start[21:25]), form == b"WEBPVP8X"
     sides = tf.case(
         [
@@ -169,22 +171,22 @@ def _decode_webp(data, max_pixels):
         ],
         default=lambda: tf.stack([_number(start[26:28]) % 2**14, _number(start[28:30]) % 2**14]),
     )
-    # Flags of an animation, which TensorFlow can write past its buffer for, and of EXIF.
+    # The flags of animations, for which TensorFlow can write past its buffer, and of EXIF data.
     is_rare = extended & (tf.bitwise.bitwise_and(start[20], 2 + 8) > 0)
     with tf.control_dependencies([is_webp]), _within_limit(sides, max_pixels):
-        return _unless(is_rare, lambda data: _of_any_depth(tf.image.decode_webp(data)[0]), data, max_pixels)
+        return _native_or_pil(is_rare, lambda data: _to_three_channels(tf.image.decode_webp(data)[0]), data, max_pixels)
 
 
-def _refuse(data):
+def _reject_unknown(data):
     import tensorflow as tf
 
-    message = "not an image: these bytes begin like no JPEG, PNG, GIF, BMP or WebP file"
+    message = "not an image: the bytes do not begin like a JPEG, PNG, GIF, BMP or WebP file"
     with tf.control_dependencies([tf.debugging.Assert(False, [message, tf.strings.length(data)])]):
         return tf.zeros((1, 1, 3), tf.uint8)
 
 
-def _of_any_depth(pixels):
-    """Grey or colour, with alpha or without, to three channels."""
+def _to_three_channels(pixels):
+    """Converts grey or colour pixels, with or without alpha, to three channels."""
     import tensorflow as tf
 
     channels = tf.shape(pixels)[2]
@@ -192,7 +194,7 @@ def _of_any_depth(pixels):
     def on_white():
         colours, alpha = tf.cast(pixels[:, :, :-1], tf.int32), tf.cast(pixels[:, :, -1:], tf.int32)
         total = colours * alpha + 255 * (255 - alpha) + 128
-        # x / 255, rounded, in integers.
+        # Integer arithmetic for x / 255, rounded.
         return tf.cast((total + total // 256) // 256, tf.uint8)
 
     opaque = tf.cond(channels % 2 == 0, on_white, lambda: pixels)
@@ -200,7 +202,7 @@ def _of_any_depth(pixels):
 
 
 def _jpeg_orientation(data):
-    """EXIF orientation, 1 to 8: walks the segments to the EXIF one, then through its first directory."""
+    """Returns the EXIF orientation, 1 to 8, from the first directory of the EXIF segment."""
     import tensorflow as tf
 
     head = tf.cast(tf.io.decode_raw(tf.strings.substr(data, 0, _HEADER), tf.uint8), tf.int32)
@@ -211,7 +213,7 @@ def _jpeg_orientation(data):
         return head[at] * 256 + head[at + 1]
 
     def is_segment(at):
-        # Application segments and comments come first; the tables of the picture end the search.
+        # Application segments and comments come first; the search ends at the tables of the image.
         return (at + 4 < size) & (head[at] == 255) & ((head[at + 1] // 16 == 14) | (head[at + 1] == 254))
 
     def is_exif(at):
@@ -246,7 +248,7 @@ def _oriented(pixels, orientation):
 
     def turned():
         upright = tf.cond(orientation >= 5, lambda: tf.transpose(pixels, (1, 0, 2)), lambda: pixels)
-        # As seen after the transposition: which sides are still mirrored.
+        # The axes that are still mirrored after the transposition.
         rows = tf.reduce_any(orientation == tf.constant([3, 4, 7, 8]))
         columns = tf.reduce_any(orientation == tf.constant([2, 3, 6, 7]))
         upright = tf.cond(rows, lambda: upright[::-1], lambda: upright)
@@ -256,7 +258,7 @@ def _oriented(pixels, orientation):
 
 
 def resize_and_center_crop(image: Tensor, size: int | tuple[int, int]) -> Tensor:
-    """Resizes the shortest side to `size` with PIL's antialiased bicubic, and cuts out the centre.
+    """Resizes the shorter side to `size` with PIL's antialiased bicubic filter, and crops the centre.
 
     Args:
         image: uint8 tensor (H, W, 3).
@@ -275,14 +277,14 @@ def resize_and_center_crop(image: Tensor, size: int | tuple[int, int]) -> Tensor
     height_, width_ = tf.cast(height, tf.float64), tf.cast(width, tf.float64)
     resized_height = tf.where(by_height, sides[0], tf.cast(sides[1] * height_ / width_, tf.int32))
     resized_width = tf.where(by_height, tf.cast(sides[0] * width_ / height_, tf.int32), sides[1])
-    # Ties to even, as Python rounds.
+    # Rounds half to even, as Python does.
     top = tf.cast(tf.round(tf.cast(resized_height - sides[0], tf.float64) / 2), tf.int32)
     left = tf.cast(tf.round(tf.cast(resized_width - sides[1], tf.float64) / 2), tf.int32)
 
     def resized(height_first):
         return lambda image, *place: resize(image, sides, place[:2], place[2:], height_first=height_first)
 
-    # Since version 13, Pillow begins with the height where that loses more than twice the pixels of the width.
+    # Since version 13, Pillow resizes the height first if it loses more than twice as many pixels as the width.
     is_tall = (height > resized_height) & (height - resized_height > 2 * (width - resized_width))
     is_tall &= int(PIL.__version__.partition(".")[0]) >= 13
     order = [resized(height_first=False), resized(height_first=True)]
@@ -297,14 +299,14 @@ def random_resized_crop(
     scale: tuple[float, float] = (0.9, 1.0),
     ratio: tuple[float, float] = CROP_RATIO,
 ) -> Tensor:
-    """Cuts out a random part and resizes it: the only augmentation of the paper (Radford et al., 2021, section 2.4).
+    """Crops a random region and resizes it: the only augmentation of the paper (Radford et al., 2021, section 2.4).
 
     Args:
         image: uint8 tensor (H, W, 3).
         size: int or (height, width), pixels.
-        seed: int tensor (2,). The same seed gives the same crop.
-        scale: lowest and highest share of the image's area.
-        ratio: lowest and highest width over height of the part.
+        seed: int tensor (2,). Equal seeds produce equal crops.
+        scale: smallest and largest fraction of the image's area.
+        ratio: smallest and largest aspect ratio (width / height) of the crop.
 
     Returns:
         uint8 tensor (size, size, 3), bicubic with antialiasing.
@@ -319,12 +321,12 @@ def random_resized_crop(
     aspect = tf.exp(math.log(ratio[0]) + (math.log(ratio[1]) - math.log(ratio[0])) * draws[1])
     heights, widths = tf.round(tf.sqrt(area / aspect)), tf.round(tf.sqrt(area * aspect))
     fits = (heights <= shape[0]) & (widths <= shape[1])
-    # The first try that lies inside; if none does, as much as the ratios allow.
+    # The first draw that fits into the image; if none fits, the largest crop that the ratios allow.
     chosen, inside = tf.argmax(tf.cast(fits, tf.int32)), tf.reduce_any(fits)
     height = tf.where(inside, heights[chosen], tf.minimum(shape[0], tf.round(shape[1] / ratio[0])))
     width = tf.where(inside, widths[chosen], tf.minimum(shape[1], tf.round(shape[0] * ratio[1])))
     height, width = tf.maximum(height, 1.0), tf.maximum(width, 1.0)
     top = tf.cast(tf.floor(draws[2, chosen] * (shape[0] - height + 1)), tf.int32)
     left = tf.cast(tf.floor(draws[3, chosen] * (shape[1] - width + 1)), tf.int32)
-    part = image[top : top + tf.cast(height, tf.int32), left : left + tf.cast(width, tf.int32)]
-    return resize(part, sides, dtype="float32")
+    crop = image[top : top + tf.cast(height, tf.int32), left : left + tf.cast(width, tf.int32)]
+    return resize(crop, sides, dtype="float32")

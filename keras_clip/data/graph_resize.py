@@ -1,13 +1,13 @@
-"""Antialiased bicubic resizing inside tf.data, as PIL does it.
+"""Antialiased bicubic resizing inside tf.data, equal to PIL's.
 
-Each pass multiplies by a banded matrix. It goes through the outputs in blocks, each of which needs few rows of the
-input only: small dense products, at the full speed of the processor.
+Each pass multiplies by a banded matrix. The outputs are computed in blocks, each of which depends on few rows of the
+input, so that the products are small, dense and fast.
 """
 
 from keras_clip.types import Tensor
 
 _BLOCK = 32
-# What PIL's fixed-point weights are multiples of.
+# PIL's fixed-point weights are multiples of this number.
 _PRECISION = 2.0**-22
 
 
@@ -24,11 +24,11 @@ def resize(
     Args:
         image: uint8 tensor (H, W, 3).
         sides: height and width of the result, pixels.
-        full: height and width that the whole image would get, of which the result is a part; None: `sides`.
-        offset: top and left of that part.
-        dtype: "float64" gives PIL's very numbers; "float32", in half the time, differs by a grey level where a sum lies
+        full: height and width of the whole resized image, of which the result is a crop; None: `sides`.
+        offset: top and left of the crop.
+        dtype: "float64" equals PIL exactly; "float32" takes half the time and differs by one grey level where a sum is
             close to a half.
-        height_first: which pass comes first; the numbers differ.
+        height_first: whether to resize the height before the width, which changes the rounding.
 
     Returns:
         uint8 tensor (height, width, 3).
@@ -36,7 +36,7 @@ def resize(
     import tensorflow as tf
 
     full = sides if full is None else full
-    # By planes: both passes are then products of matrices as they lie in memory.
+    # Channels first: both passes are then matrix products without transposition in memory.
     planes = tf.reshape(tf.transpose(tf.reshape(image, (-1, 3))), (3, tf.shape(image)[0], tf.shape(image)[1]))
     for axis in (0, 1) if height_first else (1, 0):
         planes = _resize_planes(planes, axis, full[axis], offset[axis], sides[axis], dtype)
@@ -44,7 +44,7 @@ def resize(
 
 
 def _resize_planes(planes, axis, full, offset, count, dtype):
-    """uint8 (3, H, W) to `count` rows (axis 0) or columns (axis 1)."""
+    """Resizes uint8 planes (3, H, W) to `count` rows (axis 0) or columns (axis 1)."""
     import tensorflow as tf
 
     height, width = tf.shape(planes)[1], tf.shape(planes)[2]
@@ -63,34 +63,34 @@ def _resize_planes(planes, axis, full, offset, count, dtype):
 
 
 def _grey_levels(x):
-    """The nearest uint8; halves go up, as in PIL."""
+    """Rounds to uint8, with halves rounded up as in PIL."""
     import tensorflow as tf
 
     if x.dtype == tf.float64:
         return tf.cast(tf.clip_by_value(x + 0.5, 0.0, 255.0), tf.uint8)
-    # One operation, and so the quickest way, which exists in float32 only.
-    rule = {"mode": "MIN_COMBINED", "round_mode": "HALF_AWAY_FROM_ZERO"}
-    levels = tf.raw_ops.QuantizeV2(input=x, min_range=0.0, max_range=255.0, T=tf.quint8, **rule).output
+    # The fastest way, since it is a single operation, which exists in float32 only.
+    rounding = {"mode": "MIN_COMBINED", "round_mode": "HALF_AWAY_FROM_ZERO"}
+    levels = tf.raw_ops.QuantizeV2(input=x, min_range=0.0, max_range=255.0, T=tf.quint8, **rounding).output
     return tf.bitcast(levels, tf.uint8)
 
 
 def _blocks(length, full, offset, count, dtype):
-    """For each block of outputs the first input that it needs, and its weights, (outputs, inputs)."""
+    """Returns the first input and the weights (outputs, inputs) of each block of outputs."""
     import tensorflow as tf
 
     blocks = -(-count // _BLOCK)
     scale = tf.cast(length, tf.float64) / tf.cast(full, tf.float64)
-    stretch = tf.maximum(scale, 1.0)
+    filter_scale = tf.maximum(scale, 1.0)
     centers = (tf.cast(offset + tf.range(count), tf.float64) + 0.5) * scale
-    # From two stretches before the first center to two behind the last one, and an input for each rounding.
-    needed = tf.cast(tf.math.ceil((_BLOCK - 1) * scale + 4.0 * stretch), tf.int32) + 2
+    # The filter reaches from two scales before the first center to two after the last; each rounding adds one input.
+    needed = tf.cast(tf.math.ceil((_BLOCK - 1) * scale + 4.0 * filter_scale), tf.int32) + 2
     needed = tf.minimum(needed, length)
-    first = tf.cast(tf.floor(centers[::_BLOCK] - 2.0 * stretch), tf.int32)
+    first = tf.cast(tf.floor(centers[::_BLOCK] - 2.0 * filter_scale), tf.int32)
     first = tf.clip_by_value(first, 0, length - needed)
     centers -= tf.repeat(tf.cast(first, tf.float64), _BLOCK)[:count] + 0.5
     inputs = tf.cast(tf.range(needed), tf.float64)
-    x = tf.abs(tf.cast(inputs / stretch, dtype) - tf.cast(centers / stretch, dtype)[:, None])
-    # Keys' cubic with a = -0.5: its outer piece, to which the inner one adds the rest.
+    x = tf.abs(tf.cast(inputs / filter_scale, dtype) - tf.cast(centers / filter_scale, dtype)[:, None])
+    # The cubic kernel of Keys with a = -0.5: the outer piece, plus a correction in the inner interval.
     outer, inner = tf.nn.relu(2.0 - x), tf.nn.relu(1.0 - x)
     weights = 0.5 * (outer - 1.0) * outer * outer + (1.0 - 2.0 * inner) * inner * inner
     weights /= tf.reduce_sum(weights, axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"""Image files to pixels, equal to PIL's, without TensorFlow; `graph_images` does the same inside tf.data."""
+"""Decodes and preprocesses images with PIL, without TensorFlow; `graph_images` does the same inside tf.data."""
 
 import io
 import os
@@ -13,38 +13,39 @@ OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 RESIZE_MODES = ("shortest", "squash", "longest")
 INTERPOLATIONS = ("bicubic", "bilinear")
-# Half a gigabyte once decoded: above every photograph, below what would take a host down.
+# Half a gigabyte once decoded: more than any photograph needs, and safe for the memory of a host.
 MAX_PIXELS = 178_956_970
-# The EXIF tag.
+# The EXIF tag of the orientation.
 _ORIENTATION = 0x0112
 
 
 @keras.saving.register_keras_serializable(package="keras_clip")
 class ImagePreprocessor:
-    """Image files or arrays to the pixels that an image encoder was trained on.
+    """Converts image files or arrays to the normalised images that an image encoder expects.
 
-    Decoded as PIL does, EXIF orientation applied, transparency laid on white, 16 bits scaled to 8; resized with
-    antialiasing, cut to the centre, scaled by mean and standard deviation (Radford et al., 2021, section 2.4).
+    Images are decoded by PIL, with EXIF orientation applied, transparency composited on white, and 16 bits scaled to 8.
+    They are resized with antialiasing, centre-cropped, and normalised by mean and standard deviation (Radford et al.,
+    2021, section 2.4).
 
     Args:
         image_size: int or (height, width), pixels.
         mean: three floats: mean of red, green and blue in [0, 1].
-        std: three floats > 0: their standard deviation.
+        std: three floats > 0: standard deviation of red, green and blue.
         interpolation: "bicubic" or "bilinear".
-        resize_mode: "shortest": the shortest side gets the image size, then the centre is cut out. "squash": both
-            sides get it. "longest": the longest side gets it, and black fills what is missing.
-        max_pixels: int. An image with more is refused before it is decoded: a small file can hold gigabytes.
+        resize_mode: "shortest" resizes the shorter side to the image size and crops the centre, "squash" resizes both
+            sides to it, "longest" resizes the longer side to it and pads with black.
+        max_pixels: int. Images with more pixels are rejected before decoding: a small file can decode to gigabytes.
 
     Call arguments:
-        images: a path, bytes, PIL image or uint8 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); a list of such, in
-            any mixture; or a uint8 array (B, H, W, 3).
+        images: a path, bytes, PIL image or uint8 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); a list of these, of
+            any types; or a uint8 array (B, H, W, 3).
 
     Returns:
         float32 array (B, H, W, 3), normalised.
 
     Raises:
-        ValueError: a broken image, one of too many pixels, or an array of another shape or dtype.
-        FileNotFoundError: no file at a path.
+        ValueError: a corrupt image, an image with too many pixels, or an array of another shape or dtype.
+        FileNotFoundError: a path does not exist.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class ImagePreprocessor:
         self.std = tuple(float(value) for value in std)
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ValueError(
-                "`mean` and `std` must have three numbers, those of `std` above zero. "
+                "`mean` and `std` must have three numbers each, and those of `std` must be positive. "
                 f"Received: mean={self.mean}, std={self.std}."
             )
         if interpolation not in INTERPOLATIONS or resize_mode not in RESIZE_MODES:
@@ -77,14 +78,14 @@ class ImagePreprocessor:
 
     @property
     def sides(self) -> tuple[int, int]:
-        """Height and width of what comes out, in pixels."""
+        """Height and width of the output, in pixels."""
         return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
 
     def __call__(self, images: Any) -> np.ndarray:
         return self.normalize(self.to_uint8(images))
 
     def to_uint8(self, images: Any) -> np.ndarray:
-        """The same before normalisation: uint8 array (B, H, W, 3). `CLIPModel` takes it as it is."""
+        """Returns the images before normalisation, uint8 (B, H, W, 3), which `CLIPModel` also accepts."""
         if isinstance(images, np.ndarray) and images.ndim == 4:
             images = list(images)
         elif not isinstance(images, list | tuple):
@@ -96,7 +97,7 @@ class ImagePreprocessor:
         return pixels
 
     def normalize(self, pixels: np.ndarray) -> np.ndarray:
-        """uint8 (..., 3) to float32: (pixels / 255 - mean) / std."""
+        """Returns (pixels / 255 - mean) / std in float32, for uint8 pixels (..., 3)."""
         scaled = np.asarray(pixels, np.float32) / np.float32(255)
         return (scaled - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
 
@@ -109,8 +110,8 @@ class ImagePreprocessor:
             return image.resize((width, height), filter_)
         resized = resized_sides(image.height, image.width, self.sides, self.resize_mode)
         image = image.resize(resized[::-1], filter_)
-        top, left = (int(round((have - want) / 2)) for have, want in zip(resized, self.sides, strict=True))
-        # PIL fills with black what lies outside.
+        top, left = (int(round((before - after) / 2)) for before, after in zip(resized, self.sides, strict=True))
+        # PIL fills the area outside of the image with black.
         return image.crop((left, top, left + width, top + height))
 
     def __eq__(self, other) -> bool:
@@ -134,20 +135,20 @@ class ImagePreprocessor:
         return cls(**config)
 
 
-def resized_sides(height: int, width: int, wanted: tuple[int, int], resize_mode: str) -> tuple[int, int]:
-    """Height and width before the cut: one side as wanted, the other in proportion and rounded down."""
-    by_height = height * wanted[1] <= width * wanted[0]
+def resized_sides(height: int, width: int, target: tuple[int, int], resize_mode: str) -> tuple[int, int]:
+    """Returns height and width before the crop: one side as in `target`, the other in proportion and rounded down."""
+    by_height = height * target[1] <= width * target[0]
     if (resize_mode == "longest") == by_height:
-        return max(1, int(wanted[1] * height / width)), wanted[1]
-    return wanted[0], max(1, int(wanted[0] * width / height))
+        return max(1, int(target[1] * height / width)), target[1]
+    return target[0], max(1, int(target[0] * width / height))
 
 
 def open_image(image: Any, name: str, max_pixels: int):
-    """Any of the things that `ImagePreprocessor` accepts, as a PIL image in RGB, upright, on white.
+    """Opens any input of `ImagePreprocessor` as an upright PIL image in RGB, composited on white.
 
     Raises:
-        ValueError: no such thing, a broken file, or too many pixels; it calls the image by `name`.
-        FileNotFoundError: no file at that path.
+        ValueError: an unsupported type, a corrupt file, or too many pixels; the message refers to the image by `name`.
+        FileNotFoundError: the path does not exist.
     """
     from PIL import Image
 
@@ -164,18 +165,18 @@ def open_image(image: Any, name: str, max_pixels: int):
             return _to_rgb(upright(image))
     except Image.DecompressionBombError as error:
         raise ValueError(f"{error} Received: {name}. Raise `max_pixels` for images that you trust.") from None
-    except Exception as error:  # a damaged file makes PIL raise whatever it comes to
-        raise ValueError(f"Not an image that can be read: {error}. Received: {name}.") from error
+    except Exception as error:  # PIL raises many types of exceptions for corrupt files.
+        raise ValueError(f"Not an image that PIL can read: {error}. Received: {name}.") from error
     raise ValueError(_too_large(name, image.width, image.height, max_pixels))
 
 
 def upright(image):
-    """A PIL image turned as its EXIF orientation says; as it is, if that cannot be read."""
+    """Applies the EXIF orientation to a PIL image, and returns it unchanged if the EXIF data cannot be read."""
     from PIL import Image
 
     try:
         orientation = image.getexif().get(_ORIENTATION)
-    except Exception:  # PIL's parser of damaged EXIF raises whatever it comes to
+    except Exception:  # PIL raises many types of exceptions for corrupt EXIF data.
         return image
     turn = Image.Transpose
     turns = {
@@ -192,16 +193,16 @@ def upright(image):
 
 def _too_large(name: str, width: int, height: int, max_pixels: int) -> str:
     return (
-        f"An image may have {max_pixels:,} pixels. Received: {name} of {width} x {height}. "
+        f"An image may have at most {max_pixels:,} pixels. Received: {name} of {width} x {height}. "
         "Raise `max_pixels` for images that you trust."
     )
 
 
 def from_array(array, name: str):
-    """A PIL image of a uint8 array.
+    """Converts a uint8 array to a PIL image.
 
     Raises:
-        ValueError: another dtype or shape; it calls the array by `name`.
+        ValueError: another dtype or shape; the message refers to the array by `name`.
     """
     from PIL import Image
 
@@ -209,8 +210,8 @@ def from_array(array, name: str):
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         raise ValueError(
             "An image must be a path, bytes, a PIL image, or a uint8 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4). "
-            f"Received: {name} of dtype {array.dtype}, shape {array.shape}. Floats in [0, 1] become pixels by "
-            "`(255 * image).round().astype('uint8')`; images that are normalised already go to the model as they are."
+            f"Received: {name} of dtype {array.dtype}, shape {array.shape}. Convert floats in [0, 1] by "
+            "`(255 * image).round().astype('uint8')`; pass images that are already normalised directly to the model."
         )
     return Image.fromarray(array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array)
 
@@ -219,11 +220,11 @@ def _to_rgb(image):
     from PIL import Image
 
     if image.mode.startswith("I"):
-        # PIL would cut 16 bits off at 255 instead of scaling them.
+        # PIL would clip 16-bit values at 255 instead of scaling them.
         image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
     if image.mode == "F":
         raise ValueError(
-            f"Images of floating-point pixels have no known scale. Received: an image of mode {image.mode}."
+            "The scale of floating-point pixels is unknown. Received: an image of mode 'F'. Convert it to 8 bits."
         )
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")

@@ -1,7 +1,7 @@
-"""Templates that make a sentence of a class name, from a small grammar or a user's file; and checks of both.
+"""Prompt templates, from a small grammar or a user's file, and validation of templates and class names.
 
-Radford et al. (2021), section 3.1.4: a caption is rarely one word, and an ensemble of sentences names a class better
-than any one of them.
+A caption is rarely a single word, and an ensemble of prompts describes a class better than a single prompt (Radford et
+al., 2021, section 3.1.4).
 """
 
 import json
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 DETERMINERS = ("a", "the", "my", "one", "many")
-# How the picture was taken.
+# Qualities of the photo.
 CAPTURES = (
     "good",
     "bad",
@@ -23,9 +23,9 @@ CAPTURES = (
     "jpeg corrupted",
     "black and white",
 )
-# How the thing looks.
+# Qualities of the object.
 LOOKS = ("clean", "dirty", "cool", "weird", "large", "small", "hard to see")
-# What the picture is, if no photograph; and what the thing is made of, if it is a likeness.
+# Types of images other than photos, and materials of depictions of the object.
 RENDITIONS = ("art", "graffiti", "painting", "drawing", "sketch", "doodle", "sculpture", "tattoo", "rendering")
 MATERIALS = ("origami", "embroidered", "plastic", "plushie", "toy", "cartoon")
 _UNCOUNTED = ("art", "graffiti")
@@ -39,21 +39,21 @@ def templates(
     renditions: Sequence[str] = RENDITIONS,
     materials: Sequence[str] = MATERIALS,
 ) -> tuple[str, ...]:
-    """A family of templates: one plain photo per determiner, then photos, likenesses and pictures with "a" and "the".
+    """Returns a family of templates: one plain photo per determiner, then variants with "a" and "the".
 
-    `templates()` has 71 of them, like the 80 that the paper used for ImageNet. Leave out what your images are not:
-    `templates("a type of pet", renditions=(), materials=())`.
+    `templates()` returns 71, similar to the 80 that the paper used for ImageNet. Omit variants that do not apply to
+    your images: `templates("a type of pet", renditions=(), materials=())`.
 
     Args:
-        domain: what all classes are, such as "a type of pet": said after the name. None: nothing.
+        domain: description of all classes after the name, such as "a type of pet"; None: no description.
         determiners: words before the name.
         captures: qualities of the photo.
-        looks: qualities of the thing.
-        renditions: what else than a photo the picture may be.
-        materials: what the thing may be made of.
+        looks: qualities of the object.
+        renditions: types of images other than photos.
+        materials: materials of depictions of the object.
 
     Returns:
-        Templates with one `{}` each, no two alike, the plainest first.
+        Unique templates with one `{}` each, the plainest first.
     """
     pairs = [determiner for determiner in ("a", "the") if determiner in determiners]
     sentences = [f"a photo of {determiner} {{}}" for determiner in determiners]
@@ -78,27 +78,29 @@ def _the(determiner: str, words: str) -> str:
 
 
 def read(path: str | Path) -> tuple[str, ...]:
-    """Reads a user's own templates.
+    """Reads templates from a file.
 
     Args:
-        path: a .json file with a list of strings, or a text file with one template a line; empty lines and lines that
-            begin with # are left out.
+        path: a .json file with a list of strings, or a text file with one template per line; empty lines and lines that
+            begin with # are ignored.
 
     Returns:
         The templates.
 
     Raises:
-        ValueError: no templates, or one that is not valid (see `validate_templates`).
+        ValueError: no template, or an invalid one (see `validate_templates`).
     """
     text = Path(path).read_text(encoding="utf-8")
     if Path(path).suffix == ".json":
         try:
             found = json.loads(text)
         except json.JSONDecodeError as error:
-            raise ValueError(f"The file must hold a JSON list of templates. Received: path={path}: {error}.") from None
+            raise ValueError(
+                f"The file must contain a JSON list of templates. Received: path={path}: {error}."
+            ) from None
         if not isinstance(found, list):
             raise ValueError(
-                f"The file must hold a JSON list of templates. Received: path={path} with {type(found).__name__}."
+                f"The file must contain a JSON list of templates. Received: path={path} with {type(found).__name__}."
             )
     else:
         lines = (line.strip() for line in text.splitlines())
@@ -110,41 +112,41 @@ def read(path: str | Path) -> tuple[str, ...]:
 
 
 def validate_templates(templates: Sequence[str]) -> tuple[str, ...]:
-    """The templates as a tuple, if each can take a name.
+    """Checks that every template has exactly one place for a name.
 
     Args:
         templates: texts with exactly one `{}`.
 
     Returns:
-        The same, as a tuple.
+        The templates as a tuple.
 
     Raises:
         TypeError: not a sequence of texts.
-        ValueError: none at all, one without exactly one `{}`, or one twice.
+        ValueError: no template, one without exactly one `{}`, or a duplicate.
     """
     if isinstance(templates, str) or not isinstance(templates, Sequence):
         raise TypeError(
             f"`templates` must be a sequence of texts. Received: templates={templates!r}. "
-            "Put a single one into a list: ['a photo of a {}.']."
+            "Pass a single template as a list: ['a photo of a {}.']."
         )
     if not templates:
         raise ValueError(
-            f"At least one template is needed. Received: templates={templates!r}. Try 'a photo of a {{}}.'."
+            f"At least one template is required. Received: templates={templates!r}. Pass ['a photo of a {{}}.']."
         )
     for i, template in enumerate(templates):
         if not isinstance(template, str):
             raise TypeError(f"Templates must be texts. Received: templates[{i}]={template!r}.")
         if template.count("{}") != 1 or template.count("{") != 1 or template.count("}") != 1:
             raise ValueError(
-                "A template must have exactly one {}, where the class name goes. "
+                "A template must have exactly one {}, which the class name replaces. "
                 f"Received: templates[{i}]={template!r}."
             )
-    _refuse_twice("templates", templates)
+    _check_unique("templates", templates)
     return tuple(templates)
 
 
 def validate_class_names(class_names: Sequence[str | Sequence[str]]) -> list[list[str]]:
-    """The names of each class, if every class has one and no two share one.
+    """Checks that every class has a name and that all names are unique.
 
     Args:
         class_names: K items, each a name or a sequence of names of the same class.
@@ -154,52 +156,52 @@ def validate_class_names(class_names: Sequence[str | Sequence[str]]) -> list[lis
 
     Raises:
         TypeError: not a sequence of texts or of sequences of texts.
-        ValueError: no class, a class without a name, an empty name, or a name twice.
+        ValueError: no class, a class without a name, an empty name, or a duplicate name.
     """
     if isinstance(class_names, str) or not isinstance(class_names, Sequence):
         raise TypeError(
             f"`class_names` must be a sequence of names. Received: class_names={class_names!r}. "
-            "Put a single one into a list: ['cat']."
+            "Pass a single name as a list: ['cat']."
         )
     names = [[item] if isinstance(item, str) else item for item in class_names]
     if not names:
-        raise ValueError(f"At least one class is needed. Received: class_names={class_names!r}.")
-    for i, of_class in enumerate(names):
-        if not isinstance(of_class, Sequence) or not all(isinstance(name, str) for name in of_class):
+        raise ValueError(f"At least one class is required. Received: class_names={class_names!r}.")
+    for i, synonyms in enumerate(names):
+        if not isinstance(synonyms, Sequence) or not all(isinstance(name, str) for name in synonyms):
             raise TypeError(
                 f"A class must be a name or a sequence of names. Received: class_names[{i}]={class_names[i]!r}."
             )
-        if not of_class or not all(name.strip() for name in of_class):
-            raise ValueError(f"A class needs a name that is not empty. Received: class_names[{i}]={class_names[i]!r}.")
-    _refuse_twice("class_names", [name for of_class in names for name in of_class])
-    return [list(of_class) for of_class in names]
+        if not synonyms or not all(name.strip() for name in synonyms):
+            raise ValueError(f"A class must have a non-empty name. Received: class_names[{i}]={class_names[i]!r}.")
+    _check_unique("class_names", [name for synonyms in names for name in synonyms])
+    return [list(synonyms) for synonyms in names]
 
 
-def _refuse_twice(what: str, texts: Sequence[str]) -> None:
+def _check_unique(argument: str, texts: Sequence[str]) -> None:
     seen = set()
     for text in texts:
         if text in seen:
-            raise ValueError(f"No two of `{what}` may be the same. Received: {text!r} twice.")
+            raise ValueError(f"`{argument}` must be unique. Received: {text!r} twice.")
         seen.add(text)
 
 
-def _kind(domain: str) -> tuple[str, ...]:
-    """Photographs of things that are all of one kind."""
+def _photo_templates(domain: str) -> tuple[str, ...]:
+    """Returns templates for photos of classes that share one description."""
     return templates(domain, ("a", "the", "my"), ("good", "bad", "close-up", "low resolution"), (), (), ())
 
 
-# What the paper says of the pictures, by their kind (Radford et al., 2021, section 3.1.4): what all classes are, quotes
-# around what is to be read, "satellite photo". The plainest template comes first.
+# Templates by domain, following the paper (Radford et al., 2021, section 3.1.4): a description of all classes, quotes
+# around text in the image, "a satellite photo". The plainest template comes first.
 FAMILIES = {
     "object": templates(),
     "photo": templates(renditions=(), materials=()),
-    "pet": _kind("a type of pet"),
-    "food": _kind("a type of food"),
-    "flower": _kind("a type of flower"),
-    "bird": _kind("a type of bird"),
-    "aircraft": _kind("a type of aircraft"),
-    "car": _kind("a type of car"),
-    "sign": _kind("a type of traffic sign"),
+    "pet": _photo_templates("a type of pet"),
+    "food": _photo_templates("a type of food"),
+    "flower": _photo_templates("a type of flower"),
+    "bird": _photo_templates("a type of bird"),
+    "aircraft": _photo_templates("a type of aircraft"),
+    "car": _photo_templates("a type of car"),
+    "sign": _photo_templates("a type of traffic sign"),
     "scene": ("a photo of a {}.", "a photo of the {}.", "a good photo of a {}.", "a view of a {}.", "inside a {}."),
     "satellite": ("a satellite photo of {}.", "a centered satellite photo of {}.", "an aerial photo of {}."),
     "texture": ("a photo of a {} texture.", "a photo of a {} pattern.", "a photo of a {} thing.", "a {} surface."),

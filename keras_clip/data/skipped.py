@@ -1,20 +1,20 @@
-"""The record of samples that could not be used, and the line between a few of them and a wrong source."""
+"""Counts the samples of a source that cannot be used, and raises an error if there are too many."""
 
 import logging
 from collections import Counter
 
-_NONE_GOOD_AMONG = 1000
-_LARGEST_SHARE = 0.05
-_NAMED = 100
+_MIN_BROKEN_TO_REJECT = 1000
+_MAX_BROKEN_FRACTION = 0.05
+_MAX_EXAMPLES = 100
 
 
 class SkippedSamples:
-    """What the latest epoch of a pipeline has skipped, complete when the epoch is.
+    """The samples that the latest epoch of a pipeline skipped, complete at the end of the epoch.
 
     Attributes:
         counts: `Counter` of samples by reason: "no image", "no caption", "caption not UTF-8", "undecodable image",
             "image too large".
-        examples: the first hundred, each "file: key: reason".
+        examples: the first hundred skipped samples, each as "file: key: reason".
     """
 
     def __init__(self, source: str):
@@ -30,27 +30,27 @@ class SkippedSamples:
         return self.counts.total()
 
     def begin(self) -> None:
-        """Starts the record of another epoch."""
+        """Resets the counts for a new epoch."""
         self.counts, self.examples = Counter(), []
 
     def add(self, name: str, reason: str, detail: str = "") -> None:
         self.counts[reason] += 1
-        if len(self.examples) < _NAMED:
+        if len(self.examples) < _MAX_EXAMPLES:
             self.examples.append(f"{name}: {reason}{detail and f' ({detail})'}")
 
     def check(self, seen: int, expected: int | None, ended: bool) -> None:
-        """Raises if too many samples are broken, `seen` of `expected` (None: unknown) into the epoch."""
-        everything = seen if ended else expected
-        too_many = everything is not None and self.total > _LARGEST_SHARE * everything
-        none_good = self.total == seen and (ended or seen >= _NONE_GOOD_AMONG)
-        if too_many or none_good:
+        """Raises a ValueError if too many of the `seen` of `expected` (None: unknown) samples are broken."""
+        samples = seen if ended else expected
+        too_many = samples is not None and self.total > _MAX_BROKEN_FRACTION * samples
+        all_broken = self.total == seen and (ended or seen >= _MIN_BROKEN_TO_REJECT)
+        if too_many or all_broken:
             raise ValueError(
-                f"At most {_LARGEST_SHARE:.0%} of the samples may be broken, and not all of the first "
-                f"{_NONE_GOOD_AMONG:,}. Received: {self._source}: {self.describe(seen)}"
+                f"At most {_MAX_BROKEN_FRACTION:.0%} of the samples may be broken, and not all of the first "
+                f"{_MIN_BROKEN_TO_REJECT:,}. Received: {self._source}: {self.describe(seen)}"
             )
 
     def finish(self, seen: int) -> None:
-        """Warns of what the epoch has skipped."""
+        """Logs a warning if the epoch skipped samples."""
         if self.total:
             logging.getLogger("keras_clip").warning("skipped %s", self.describe(seen))
 

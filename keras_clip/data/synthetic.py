@@ -1,8 +1,8 @@
-"""Drawn scenes with captions: data without end for trying things out, the same on every machine.
+"""Synthetic scenes with captions: unlimited data for experiments, identical on every machine.
 
-A scene is one to four alike shapes of one colour and size, somewhere on a background, as a shaded photo-like picture or
-as a sketch on paper. What a class name can say, "two small red circles", is its kind: some kinds never occur in
-training, so that a model must have understood the words to name them. Drawing needs NumPy alone.
+A scene shows one to four equal shapes of one colour and size on a background, rendered as a shaded photo or as a sketch
+on paper. Its class (`Kind`) has a name such as "two small red circles". One class in five is held out from training, so
+that classifying its images requires compositional generalisation. Drawing requires NumPy alone.
 """
 
 import functools
@@ -36,16 +36,16 @@ _CENTRES = {
     "on the left": (0.5, 0.3),
     "on the right": (0.5, 0.7),
 }
-# A kind in five is held out, told by its place in the grid so that each word occurs in the others.
+# One class in five is held out, by its position in the grid, so that every word occurs in the training classes.
 _HELD_OUT = 5
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What a class name says of a scene.
+    """The class of a scene.
 
     Attributes:
-        count: 1 to 4.
+        count: int, 1 to 4.
         size: one of `SIZES`.
         colour: one of `COLOURS`.
         shape: one of `SHAPES`.
@@ -58,21 +58,21 @@ class Kind:
 
     @property
     def name(self) -> str:
-        """Such as "two small red circles"."""
+        """The class name, such as "two small red circles"."""
         plural = "" if self.count == 1 else "es" if self.shape == "cross" else "s"
         return f"{COUNTS[self.count - 1]} {self.size} {self.colour} {self.shape}{plural}"
 
 
 @dataclass(frozen=True)
 class Scene:
-    """All that is drawn.
+    """The complete description of a synthetic image and its caption.
 
     Attributes:
-        kind: what is there.
-        position: one of `POSITIONS`, where the group stands.
+        kind: class of the scene.
+        position: position of the group, one of `POSITIONS`.
         background: one of `BACKGROUNDS`.
         rendition: "photo" or "sketch".
-        seed: of the details: exact places, angles, light, paper, and the wording of the caption.
+        seed: int. Seed of the details: exact positions, angles, light, paper, and the wording of the caption.
     """
 
     kind: Kind
@@ -84,18 +84,18 @@ class Scene:
 
 @functools.cache
 def kinds(held_out: bool | None = None) -> tuple[Kind, ...]:
-    """Kinds of scenes, in a fixed order.
+    """Returns the classes of scenes in a fixed order.
 
     Args:
-        held_out: True: the 103 kinds that training never shows. False: the 409 others. None: all 512.
+        held_out: True: the 103 held-out classes. False: the 409 training classes. None: all 512.
 
     Returns:
-        The kinds.
+        The classes.
     """
     grid = itertools.product(range(len(COUNTS)), range(len(SIZES)), range(len(COLOURS)), range(len(SHAPES)))
     chosen = []
     for count, size, colour, shape in grid:
-        # A diagonal through the grid: any two words occur together in kinds that are kept.
+        # Held-out classes form diagonals of the grid: any two words still occur together in training classes.
         is_held_out = (count + 2 * size + colour + 3 * shape) % _HELD_OUT == 0
         if held_out is None or is_held_out == held_out:
             chosen.append(Kind(count + 1, SIZES[size], tuple(COLOURS)[colour], SHAPES[shape]))
@@ -103,12 +103,12 @@ def kinds(held_out: bool | None = None) -> tuple[Kind, ...]:
 
 
 def sample_scene(index: int, seed: int = 0, held_out: bool = False) -> Scene:
-    """The scene with this number: a function of its arguments, whatever was drawn before.
+    """Samples the scene of an index, which depends on the arguments only.
 
     Args:
         index: int >= 0.
-        seed: int >= 0. Another seed, other scenes.
-        held_out: whether to choose among the kinds that training never shows.
+        seed: int >= 0. Different seeds sample different scenes.
+        held_out: whether to sample from the held-out classes.
 
     Returns:
         A scene.
@@ -125,10 +125,10 @@ def sample_scene(index: int, seed: int = 0, held_out: bool = False) -> Scene:
 
 
 def caption(scene: Scene) -> str:
-    """A natural sentence that is true of the scene, and always the same for it.
+    """Returns a natural sentence that describes the scene; equal scenes have equal captions.
 
     Args:
-        scene: what to describe.
+        scene: the scene to describe.
 
     Returns:
         A text such as "a photo of two small red circles on a dark background".
@@ -156,7 +156,7 @@ def caption(scene: Scene) -> str:
 
 
 def captions(count: int, seed: int = 0) -> Iterator[str]:
-    """The captions of the first scenes.
+    """Generates the captions of the first scenes.
 
     Args:
         count: int >= 0.
@@ -169,7 +169,7 @@ def captions(count: int, seed: int = 0) -> Iterator[str]:
 
 
 def _distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Signed distance to the outline of a shape of radius one: negative inside. y points down."""
+    """Returns the signed distance to the outline of a shape of radius one, negative inside; y points down."""
     if shape == "circle":
         return np.hypot(x, y) - 1
     if shape == "ring":
@@ -197,8 +197,8 @@ def _distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.minimum(lobes, tip)
 
 
-def _places(scene: Scene, rng: np.random.Generator) -> tuple[list[tuple[float, float]], float]:
-    """Centres (row, column) in [0, 1] and the common radius: side by side or stacked, never touching."""
+def _centres_and_radius(scene: Scene, rng: np.random.Generator) -> tuple[list[tuple[float, float]], float]:
+    """Returns centres (row, column) in [0, 1] and the common radius of the shapes, which do not touch each other."""
     count = scene.kind.count
     radius = 0.075 if scene.kind.size == "small" else 0.125
     step = 2.5 * radius
@@ -207,31 +207,31 @@ def _places(scene: Scene, rng: np.random.Generator) -> tuple[list[tuple[float, f
     layouts[4] = [[(-0.5, -0.5), (-0.5, 0.5), (0.5, -0.5), (0.5, 0.5)]]
     layout = layouts[count][rng.integers(len(layouts[count]))]
     centre = np.asarray(_CENTRES[scene.position]) + rng.uniform(-0.04, 0.04, 2)
-    # Half of what the group takes, with a margin: no part of it leaves the picture.
+    # Half the extent of the group, with a margin, so that no part of it leaves the image.
     half = step * np.abs(layout).max(axis=0) + 1.25 * radius
     row, column = np.clip(centre, half, 1 - half)
     return [(row + step * dy, column + step * dx) for dy, dx in layout], radius * rng.uniform(0.93, 1.05)
 
 
 def draw(scene: Scene, image_size: int = 64) -> np.ndarray:
-    """Draws a scene; the same scene gives the same pixels.
+    """Draws a scene; equal scenes have equal pixels.
 
     Args:
-        scene: what to draw.
+        scene: the scene to draw.
         image_size: int >= 16, pixels.
 
     Returns:
         uint8 array (image_size, image_size, 3).
 
     Raises:
-        ValueError: too few pixels to see anything.
+        ValueError: `image_size` is below 16.
     """
     if image_size < 16:
-        raise ValueError(f"`image_size` must be 16 or more. Received: image_size={image_size}.")
+        raise ValueError(f"`image_size` must be at least 16. Received: image_size={image_size}.")
     rng = np.random.default_rng((scene.seed, 2))
     grid = (np.arange(image_size, dtype=np.float32) + 0.5) / image_size
     rows, columns = grid[:, None], grid[None, :]
-    centres, radius = _places(scene, rng)
+    centres, radius = _centres_and_radius(scene, rng)
     nearest = np.full((image_size, image_size), 9.0, np.float32)
     shade = np.zeros_like(nearest)
     for row, column in centres:
@@ -277,13 +277,13 @@ def _sketch(nearest, pixel, colour, rng):
 
 
 def sample(index: int, image_size: int = 64, seed: int = 0, held_out: bool = False) -> tuple[np.ndarray, str]:
-    """The picture and the caption of `sample_scene(index, seed, held_out)`.
+    """Returns the image and the caption of `sample_scene(index, seed, held_out)`.
 
     Args:
         index: int >= 0.
         image_size: int, pixels.
         seed: int >= 0.
-        held_out: whether to choose among the kinds that training never shows.
+        held_out: whether to sample from the held-out classes.
 
     Returns:
         uint8 array (image_size, image_size, 3), and a text.
@@ -293,16 +293,16 @@ def sample(index: int, image_size: int = 64, seed: int = 0, held_out: bool = Fal
 
 
 def held_out_set(per_kind: int = 2, image_size: int = 64, seed: int = 1) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Pictures of the held-out kinds, equally many photos and sketches of each.
+    """Returns labelled images of the held-out classes, with equal numbers of photos and sketches of each.
 
     Args:
-        per_kind: int >= 1. Pictures of each rendition.
+        per_kind: int >= 1. Images per class and rendition.
         image_size: int, pixels.
         seed: int >= 0.
 
     Returns:
-        uint8 images (B, image_size, image_size, 3), int labels (B,), and the K names of the held-out kinds; even rows
-        are photos, odd rows sketches.
+        uint8 images (B, image_size, image_size, 3), int labels (B,), and the K names of the held-out classes; even rows
+        are photos, odd rows are sketches.
     """
     chosen = kinds(held_out=True)
     images, labels = [], []
@@ -316,16 +316,16 @@ def held_out_set(per_kind: int = 2, image_size: int = 64, seed: int = 1) -> tupl
 
 
 def pairs(model: Any, batch_size: int = 256, steps: int = 100, seed: int = 0) -> Any:
-    """Batches of drawn pairs for `fit`: drawn as they are needed, on the cores that are free.
+    """Returns a dataset of synthetic pairs for `fit`, which are drawn in parallel when they are needed.
 
     Args:
-        model: anything with `.tokenizer` and `.image_preprocessor`, such as a `CLIPModel`.
+        model: any object with `.tokenizer` and `.image_preprocessor`, such as a `CLIPModel`.
         batch_size: int >= 1.
-        steps: int >= 1. Batches of an epoch; each epoch has other pairs.
+        steps: int >= 1. Batches per epoch; every epoch has new pairs.
         seed: int >= 0.
 
     Returns:
-        `tf.data.Dataset` of {"images": uint8 (B, H, W, 3), "token_ids": int32 (B, L)}, L being `context_length`.
+        `tf.data.Dataset` of {"images": uint8 (B, H, W, 3), "token_ids": int32 (B, L)}, where L is `context_length`.
 
     Raises:
         ImportError: TensorFlow is not installed.
@@ -334,7 +334,7 @@ def pairs(model: Any, batch_size: int = 256, steps: int = 100, seed: int = 0) ->
         import tensorflow as tf
     except ImportError as error:
         raise ImportError(
-            'The input pipeline needs TensorFlow on every backend: pip install "keras_clip[tensorflow]".'
+            'The input pipeline requires TensorFlow on every backend: pip install "keras_clip[tensorflow]".'
         ) from error
     size = model.image_preprocessor.sides[0]
     length = model.tokenizer.context_length

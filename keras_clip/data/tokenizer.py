@@ -1,4 +1,4 @@
-"""CLIP's byte-pair encoding: texts to token ids, equal to the reference's (Radford et al., 2021, section 2.4)."""
+"""CLIP's byte-pair encoding of texts, equal to the reference implementation (Radford et al., 2021, section 2.4)."""
 
 import functools
 import gzip
@@ -14,13 +14,13 @@ import numpy as np
 MERGES = Path(__file__).parent / "bpe_simple_vocab_16e6.txt.gz"
 START, END = "<|startoftext|>", "<|endoftext|>"
 
-# Text that the cleaning below cannot change but for spaces and case: no control character, no HTML entity.
+# ASCII text without control characters and HTML entities, of which cleaning changes only spaces and case.
 _CLEAN_ASCII = re.compile(r"[\t\n\r\x20-\x25\x27-\x7e]*").fullmatch
 _ASCII_WORDS = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d|[a-z]+|[0-9]|[^\sa-z0-9]+").findall
 
 
-def _byte_alphabet() -> dict[int, str]:
-    """A printable character for each byte, as GPT-2 chose them: its own where it has one."""
+def byte_alphabet() -> dict[int, str]:
+    """Maps each byte to a printable character as GPT-2 does: to its own character if that is printable."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(printable)]
     return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
@@ -28,17 +28,17 @@ def _byte_alphabet() -> dict[int, str]:
 
 @functools.cache
 def vocabulary() -> tuple[list[str], list[tuple[str, str]]]:
-    """All tokens in the order of their ids, and the merges in the order of their rank."""
+    """Returns all tokens in the order of their ids, and the merges in the order of their ranks."""
     lines = gzip.decompress(MERGES.read_bytes()).decode("utf-8").split("\n")
     merges = [tuple(line.split()) for line in lines[1 : 49152 - 256 - 2 + 1]]
-    symbols = list(_byte_alphabet().values())
+    symbols = list(byte_alphabet().values())
     tokens = symbols + [symbol + "</w>" for symbol in symbols] + ["".join(merge) for merge in merges] + [START, END]
     return tokens, merges
 
 
 @functools.cache
 def _engine():
-    """The native byte-pair encoder of words. It knows no special tokens, so that no text can become one."""
+    """Returns the native byte-pair encoder of words. It has no special tokens, so that no text is encoded as one."""
     import tokenizers
 
     tokens, merges = vocabulary()
@@ -49,16 +49,16 @@ def _engine():
 
 
 class _WordIds:
-    """The ids of words met before: captions repeat them, and a look-up costs less than the way to the native code."""
+    """Caches the ids of words: captions repeat them, and a lookup is cheaper than a call of the native encoder."""
 
-    largest = 2**17
+    max_words = 2**17
 
     def __init__(self):
         self.known = {}
 
     def __call__(self, texts: list[list[str]]) -> list[list[int]]:
-        if len(self.known) > self.largest:
-            # A new dict: another thread may be reading the old one.
+        if len(self.known) > self.max_words:
+            # Another thread may be reading the old dict, which is therefore not cleared.
             self.known = {}
         known = self.known
         new = list(set(itertools.chain.from_iterable(texts)) - known.keys())
@@ -74,13 +74,13 @@ _word_ids = _WordIds()
 def _unicode_words():
     import regex
 
-    # The reference splits at its special tokens first; here they are text like any other.
+    # The reference splits at its special tokens first; here they are ordinary text.
     pattern = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
     return regex.compile(pattern, regex.IGNORECASE).findall
 
 
 def _words(text: str) -> list[str]:
-    """Cleans a text and cuts it into the words that byte-pair encoding works on."""
+    """Cleans a text and splits it into the words that are encoded by byte pairs."""
     if _CLEAN_ASCII(text):
         return _ASCII_WORDS(text.lower())
     import ftfy
@@ -95,8 +95,8 @@ def _as_text(text, index: int) -> str:
             return text.decode("utf-8")
         except UnicodeDecodeError as error:
             raise ValueError(
-                f"Texts must be UTF-8. Received: texts[{index}]={text[:40]!r}, where {error.reason} at byte "
-                f"{error.start}. Decode it with the encoding it was written in."
+                f"Texts must be UTF-8. Received: texts[{index}]={text[:40]!r} ({error.reason} at byte "
+                f"{error.start}). Decode it with its actual encoding."
             ) from None
     if not isinstance(text, str):
         raise TypeError(
@@ -121,27 +121,28 @@ def _as_list(texts) -> list:
 
 @keras.saving.register_keras_serializable(package="keras_clip")
 class CLIPTokenizer:
-    """Texts to token ids, equal to OpenAI's and open_clip's for every text.
+    """Converts texts to token ids, equal to those of OpenAI and open_clip.
 
-    A text is repaired (ftfy), its HTML entities are resolved, white space collapsed, letters lowered; then it is cut
-    into words, numbers into digits, and each word encoded by byte pairs. One difference: text never becomes a special
-    token, so a caption that holds "<|endoftext|>" cannot end early.
+    Cleaning repairs the encoding of a text (ftfy), resolves HTML entities, collapses white space and lowers the case.
+    The text is then split into words, numbers into digits, and each word is encoded by byte pairs. It differs from the
+    reference in one respect: text is never encoded as a special token, so that a caption that contains
+    "<|endoftext|>" does not end early.
 
     Args:
-        context_length: int >= 3. Tokens of a row, start and end tokens included.
+        context_length: int >= 3. Tokens per row, including start and end tokens.
 
     Call arguments:
         texts: str, or a sequence or array of str (or UTF-8 bytes).
-        truncate: bool. Whether to cut what is too long, the end token staying in the last place. Otherwise it is an
-            error.
-        length: None, "longest" or int. Tokens of a row: `context_length`, the longest of these texts, or as given.
+        truncate: bool. Whether to truncate texts that are too long, with the end token in the last place. If False,
+            they raise an error.
+        length: None, "longest" or int. Tokens per row: `context_length`, the longest of these texts, or this number.
 
     Returns:
         int32 array (B, L): start token, text, end token, zeros.
 
     Raises:
         ValueError: a text that is too long or not UTF-8, or an unknown `length`.
-        TypeError: something that is no text.
+        TypeError: a value that is not a text.
     """
 
     vocabulary_size = 49408
@@ -151,7 +152,7 @@ class CLIPTokenizer:
     def __init__(self, context_length: int = 77):
         if not isinstance(context_length, int) or context_length < 3:
             raise ValueError(
-                "`context_length` must be an int of 3 or more: start token, text, end token. "
+                "`context_length` must be an int of at least 3, for start token, text and end token. "
                 f"Received: context_length={context_length!r}."
             )
         self.context_length = context_length
@@ -172,15 +173,15 @@ class CLIPTokenizer:
         if longest > limit and not truncate:
             index = next(i for i, row in enumerate(rows) if len(row) + 2 > limit)
             raise ValueError(
-                f"A text may have {limit} tokens, start and end included. Received: texts[{index}] with "
-                f"{len(rows[index]) + 2} tokens. Pass `truncate=True` to cut it, or make it shorter."
+                f"A text may have at most {limit} tokens, including start and end. Received: texts[{index}] with "
+                f"{len(rows[index]) + 2} tokens. Pass `truncate=True`, or shorten the text."
             )
         token_ids = np.zeros((len(rows), min(longest, limit) if length == "longest" else limit), np.int32)
         counts = np.minimum(np.fromiter(map(len, rows), np.int64, len(rows)), limit - 2)
         columns = np.arange(token_ids.shape[1])[None]
         text_columns = (columns > 0) & (columns <= counts[:, None])
-        cut = itertools.chain.from_iterable(row[: limit - 2] for row in rows)
-        token_ids[text_columns] = np.fromiter(cut, np.int32, counts.sum())
+        truncated = itertools.chain.from_iterable(row[: limit - 2] for row in rows)
+        token_ids[text_columns] = np.fromiter(truncated, np.int32, counts.sum())
         token_ids[:, 0] = self.start_token_id
         token_ids[np.arange(len(rows)), counts + 1] = self.end_token_id
         return token_ids
@@ -189,17 +190,17 @@ class CLIPTokenizer:
         return _word_ids([_words(_as_text(text, i)) for i, text in enumerate(texts)])
 
     def encode(self, text: str) -> list[int]:
-        """The ids of one text, without start and end tokens, however long it is."""
+        """Returns the ids of one text of any length, without start and end tokens."""
         return self._encode([text])[0]
 
     def decode(self, token_ids: Sequence | np.ndarray) -> str | list[str]:
-        """Turns ids back into text, as far as cleaning left it: lower case, single spaces between words.
+        """Converts ids to the cleaned text, in lower case and with single spaces between words.
 
         Args:
-            token_ids: ints (L,) or (B, L). What follows the first end token is ignored, start tokens are left out.
+            token_ids: ints (L,) or (B, L). Start tokens and tokens after the first end token are ignored.
 
         Returns:
-            str, or a list of B str. Bytes that are no UTF-8 become U+FFFD.
+            str, or a list of B str. Bytes that are not valid UTF-8 become U+FFFD.
 
         Raises:
             ValueError: an id outside the vocabulary.
@@ -219,7 +220,7 @@ class CLIPTokenizer:
                 break
             if token_id != self.start_token_id:
                 kept.append(tokens[token_id])
-        byte_of = {symbol: byte for byte, symbol in _byte_alphabet().items()}
+        byte_of = {symbol: byte for byte, symbol in byte_alphabet().items()}
         pieces = "".join(kept).split("</w>")
         return " ".join(bytes(map(byte_of.get, piece)).decode("utf-8", errors="replace") for piece in pieces).strip()
 

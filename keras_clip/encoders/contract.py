@@ -1,29 +1,29 @@
-"""What a model asks of the encoders it is given, whoever made them."""
+"""The interface that a `CLIPModel` requires of its encoders."""
 
 import keras
 
 from keras_clip.data.images import ImagePreprocessor
 
 
-def features_shape(encoder: keras.layers.Layer, inputs: keras.KerasTensor, wanted: str) -> tuple:
-    """The shape (B, D) of the features that an encoder gives; builds the encoder.
+def features_shape(encoder: keras.layers.Layer, inputs: keras.KerasTensor, argument: str) -> tuple:
+    """Builds an encoder and returns the shape (B, D) of its features.
 
     Args:
         encoder: Keras model or layer.
-        inputs: what it is called with.
-        wanted: the argument it was passed as, for the error.
+        inputs: symbolic input of the encoder.
+        argument: str. Name of the argument that holds the encoder, for the error message.
 
     Returns:
         (None or B, D).
 
     Raises:
-        ValueError: it gives something else.
+        ValueError: the encoder does not return features (B, D).
     """
     features = encoder(inputs)
     shape = tuple(getattr(features, "shape", ()))
     if len(shape) != 2 or shape[-1] is None:
         raise ValueError(
-            f"`{wanted}` must give features (B, D) of known D. Received: {encoder.name!r}, which gives "
+            f"`{argument}` must return features (B, D) of known D. Received: {encoder.name!r}, which returns "
             f"{features if not shape else shape} for an input of shape {inputs.shape}. Pool its output, for instance "
             "with `keras_clip.encoders.wrap(model, pooling='mean')`."
         )
@@ -31,15 +31,15 @@ def features_shape(encoder: keras.layers.Layer, inputs: keras.KerasTensor, wante
 
 
 def attribute(encoder: keras.layers.Layer, name: str, axes: slice) -> int | tuple[int, ...]:
-    """The encoder's own attribute, or what its input shape says.
+    """Returns an attribute of the encoder, or its value from the encoder's input shape.
 
     Args:
         encoder: Keras model or layer.
-        name: of the attribute.
-        axes: the axes of the input shape that have it.
+        name: str. Name of the attribute.
+        axes: axes of the input shape that have the value.
 
     Returns:
-        int, or a tuple of ints where they differ.
+        int, or a tuple of ints if they differ.
 
     Raises:
         ValueError: neither is known.
@@ -50,24 +50,24 @@ def attribute(encoder: keras.layers.Layer, name: str, axes: slice) -> int | tupl
         value = shape[axes] if isinstance(shape, tuple) and None not in shape[axes] else None
         if value is None:
             raise ValueError(
-                f"The encoder does not tell its `{name}`. Received: {encoder.name!r}. Give it an attribute `{name}` or "
-                "an input shape, or wrap it: `keras_clip.encoders.wrap(model, ...)`."
+                f"The encoder must have an attribute `{name}` or an input shape. Received: {encoder.name!r} with "
+                "neither. Add one, or wrap the encoder: `keras_clip.encoders.wrap(model, ...)`."
             )
         value = value[0] if len(set(value)) == 1 else tuple(value)
     return value
 
 
 def preprocessor_for(encoder: keras.layers.Layer) -> ImagePreprocessor:
-    """An `ImagePreprocessor` for the image size and the pixel range that an image encoder tells.
+    """Returns an `ImagePreprocessor` for the image size and the pixel range of an image encoder.
 
     Args:
         encoder: Keras model or layer, images (B, H, W, 3) -> features.
 
     Returns:
-        The preprocessor; with OpenAI's mean and standard deviation where the encoder has none of its own.
+        The preprocessor, with OpenAI's mean and standard deviation if the encoder does not have its own.
 
     Raises:
-        ValueError: it does not tell its image size.
+        ValueError: the image size of the encoder is unknown.
     """
     size = attribute(encoder, "image_size", slice(1, 3))
     known = {"mean": getattr(encoder, "pixel_mean", None), "std": getattr(encoder, "pixel_std", None)}

@@ -36,10 +36,10 @@ def _average_pool(size: int, dtype, name: str) -> keras.layers.AveragePooling2D:
 
 @keras.saving.register_keras_serializable(package="keras_clip")
 class Bottleneck(keras.layers.Layer):
-    """A residual block of three convolutions that strides by average pooling (Zhang, 2019).
+    """A residual block of three convolutions, with anti-aliased strides by average pooling (Zhang, 2019).
 
     Args:
-        filters: int. Channels of the inner convolutions; the block gives 4 times as many.
+        filters: int. Channels of the inner convolutions; the output has 4 times this number.
         stride: int. 1 or 2.
 
     Call arguments:
@@ -64,7 +64,7 @@ class Bottleneck(keras.layers.Layer):
         self.convolution_2 = _convolution(filters, 3, 1, policy, "convolution_2")
         self.norm_2 = _batch_norm(policy, "norm_2")
         self.convolution_3 = _convolution(4 * filters, 1, 1, policy, "convolution_3")
-        # A block starts as the identity.
+        # Zeros initialise the block as the identity.
         self.norm_3 = _batch_norm(policy, "norm_3", gamma="zeros")
         self.pool = _average_pool(self.stride, policy, "pool") if self.stride > 1 else None
         parts = [
@@ -101,19 +101,19 @@ class Bottleneck(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="keras_clip")
 class ModifiedResNet(keras.Model):
-    """Images to features: a ResNet with three stem convolutions, blurred strides and an attention pool.
+    """Encodes images with a ResNet that has three stem convolutions, anti-aliased strides and an attention pool.
 
-    Radford et al. (2021), sections 2.4 and 2.5. The published models' last linear map, inside their attention pool, is
-    the projection head here (with a bias), as in every other model. The weights exist after construction, with the
-    paper's initialisation.
+    Radford et al. (2021), sections 2.4 and 2.5. The output projection of the published attention pool is the projection
+    head here (with a bias), as in every other model. The weights are created at construction with the paper's
+    initialisation.
 
     Args:
         image_size: int or (height, width), pixels; multiples of 32.
-        blocks: four ints. Residual blocks of each stage.
+        blocks: four ints. Number of residual blocks of each stage.
         width: int. Channels of the stem. Features have D = 32 width.
         num_heads: int or None. Heads of the attention pool; None: D / 64.
-        remat: bool. In training, keeps only the inputs of the stem and of each block, and computes the rest again in
-            the backward pass. Statistics of BatchNorm move once.
+        remat: bool. Rematerialisation: in training, stores only the inputs of the stem and of each block, and
+            recomputes other activations in the backward pass. The BatchNorm statistics are updated once.
 
     Call arguments:
         images: float tensor (B, H, W, 3), normalised.
@@ -123,10 +123,10 @@ class ModifiedResNet(keras.Model):
         Features (B, 32 width) in the compute dtype.
 
     Raises:
-        ValueError: sizes that are no multiples of 32, or not four stages.
+        ValueError: sizes that are not multiples of 32, or another number of stages than four.
     """
 
-    # What the published models' projection heads have; `CLIPModel` asks for it.
+    # The projection heads of the published models have a bias; `CLIPModel` reads this attribute.
     projection_bias = True
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The text encoder of CLIP: a causal transformer, read at the end token."""
+"""The text encoder of CLIP: a causal transformer, pooled at the end token."""
 
 import keras
 from keras import ops
@@ -11,24 +11,25 @@ from keras_clip.layers.transformer import TransformerBlock
 
 @keras.saving.register_keras_serializable(package="keras_clip")
 class TextTransformer(keras.Model):
-    """Token ids to features: the row of the first end token after a causal pre-LN transformer.
+    """Encodes texts with a causal pre-LN transformer, pooled at the first end token.
 
-    Radford et al. (2021), section 2.4. As no token sees those after it, a batch may be cut to its longest text: the
-    features are those of the full context. The weights exist after construction, with the paper's initialisation.
+    Radford et al. (2021), section 2.4. As the attention is causal, a batch may be truncated to its longest text without
+    a change of the features. The weights are created at construction with the paper's initialisation.
 
     Args:
         width: int. D, the width of the residual stream and of the features.
-        num_layers: int. Blocks.
+        num_layers: int. Number of blocks.
         num_heads: int. Divides `width`; width / 64 in the published models.
-        context_length: int. The longest text in tokens, start and end tokens included.
+        context_length: int. Maximum text length in tokens, including start and end tokens.
         vocabulary_size: int. V.
         end_token_id: int or None. None: the last id of the vocabulary, as in CLIP's tokenizer.
-        activation: "quick_gelu" (published models) or "gelu". It belongs to the weights: see `presets`.
-        mlp_ratio: float. Hidden width of the MLPs over `width`.
-        remat: bool. In training, keeps of each block only its input and computes the rest again in the backward pass.
+        activation: "quick_gelu" (published models) or "gelu". It must match the weights; see `presets`.
+        mlp_ratio: float. Hidden width of the MLPs divided by `width`.
+        remat: bool. Rematerialisation: in training, stores only the input of each block and recomputes its other
+            activations in the backward pass.
 
     Call arguments:
-        token_ids: int tensor (B, L), L at most `context_length`. A row without the end token is read at its last token.
+        token_ids: int tensor (B, L), L at most `context_length`. A row without end token is pooled at its last token.
         training: bool.
 
     Returns:
@@ -92,7 +93,8 @@ class TextTransformer(keras.Model):
         x = self.token_embedding(token_ids)
         for block in self.blocks[:-1]:
             x = rematerialize(self, block, [block], x) if self.remat and training else block(x)
-        # Only the end token is pooled: the last block computes nothing else, and what it keeps is used up first.
+        # Only the end token is pooled, so the last block computes one row. It is not rematerialised, since the backward
+        # pass uses its activations first.
         ends = end_positions(token_ids, self.end_token_id)[:, None]
         end_rows = ops.take_along_axis(x, ends[:, :, None], axis=1)
         visible = ops.arange(ops.shape(token_ids)[1], dtype="int32")[None, None] <= ends[:, :, None]

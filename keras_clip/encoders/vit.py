@@ -10,22 +10,23 @@ from keras_clip.layers.transformer import TransformerBlock
 
 @keras.saving.register_keras_serializable(package="keras_clip")
 class VisionTransformer(keras.Model):
-    """Images to features: patches, class token, learned positions, pre-LN blocks, the class token's row.
+    """Encodes images with a pre-LN transformer over patches and a class token, pooled at the class token.
 
-    Radford et al. (2021), section 2.4 and table 20. The weights exist after construction, with the paper's
+    Radford et al. (2021), section 2.4 and table 20. The weights are created at construction with the paper's
     initialisation.
 
     Args:
         image_size: int or (height, width), pixels; multiples of `patch_size`.
         patch_size: int, pixels.
         width: int. D, the width of the residual stream and of the features.
-        num_layers: int. Blocks.
+        num_layers: int. Number of blocks.
         num_heads: int. Divides `width`; width / 64 in the published models.
-        activation: "quick_gelu" (published models) or "gelu". It belongs to the weights: see `presets`.
-        mlp_ratio: float. Hidden width of the MLPs over `width`.
-        patch_dropout: float in [0, 1). Share of the patches left out in training (FLIP).
-        seed: int or None. For `patch_dropout`.
-        remat: bool. In training, keeps of each block only its input and computes the rest again in the backward pass.
+        activation: "quick_gelu" (published models) or "gelu". It must match the weights; see `presets`.
+        mlp_ratio: float. Hidden width of the MLPs divided by `width`.
+        patch_dropout: float in [0, 1). Fraction of the patches dropped in training (FLIP).
+        seed: int or None. Seed of the patch dropout.
+        remat: bool. Rematerialisation: in training, stores only the input of each block and recomputes its other
+            activations in the backward pass.
 
     Call arguments:
         images: float tensor (B, H, W, 3), normalised.
@@ -35,7 +36,8 @@ class VisionTransformer(keras.Model):
         Features (B, D) in the compute dtype.
 
     Raises:
-        ValueError: sizes that do not divide, or an unknown activation.
+        ValueError: `patch_size` does not divide the image size, `num_heads` does not divide `width`, or the activation
+            is unknown.
     """
 
     def __init__(
@@ -87,7 +89,8 @@ class VisionTransformer(keras.Model):
         x = self.norm_pre(x)
         for block in self.blocks[:-1]:
             x = rematerialize(self, block, [block], x) if self.remat and training else block(x)
-        # Only the class token is pooled: the last block computes nothing else, and what it keeps is used up first.
+        # Only the class token is pooled, so the last block computes one row. It is not rematerialised, since the
+        # backward pass uses its activations first.
         x = self.blocks[-1](x, queries=x[:, :1])
         return self.norm_post(x[:, 0])
 

@@ -1,7 +1,26 @@
 """How good a model is, and how sure that is."""
 
-from keras_clip.evaluation import ladder, metrics, published, report, sources, suites
-from keras_clip.evaluation.calibration import (
+from keras_clip.evaluation import metrics, report
+from keras_clip.evaluation.callback import EvaluateDuringTraining
+from keras_clip.evaluation.classifiers import zero_shot as ladder
+from keras_clip.evaluation.classifiers.few_shot import (
+    FewShotScore,
+    ShotsToMatch,
+    few_shot_scores,
+    few_shot_subset,
+    shots_to_match,
+)
+from keras_clip.evaluation.classifiers.linear_probe import CSearch, LinearProbe, search_C
+from keras_clip.evaluation.classifiers.nearest_neighbours import NearestNeighbours, tune_nearest_neighbours
+from keras_clip.evaluation.classifiers.ridge import RidgeProbe
+from keras_clip.evaluation.classifiers.tip_adapter import TipAdapter, tune_tip_adapter
+from keras_clip.evaluation.classifiers.tuning import Tuned
+from keras_clip.evaluation.classifiers.wise_ft import WiseFT, tune_wise_ft
+from keras_clip.evaluation.datasets import catalogue, sources
+from keras_clip.evaluation.datasets import catalogue as suites
+from keras_clip.evaluation.datasets.labelled_images import LabelledImages, Sample
+from keras_clip.evaluation.features.store import FeatureStore
+from keras_clip.evaluation.metrics.calibration import (
     ReliabilityCurve,
     calibration_error_interval,
     expected_calibration_error,
@@ -10,25 +29,7 @@ from keras_clip.evaluation.calibration import (
     reliability_curve,
     softmax,
 )
-from keras_clip.evaluation.callbacks import EvaluateDuringTraining
-from keras_clip.evaluation.class_design import Disparity, class_design_rates, class_set_hits, disparity
-from keras_clip.evaluation.closed_form import RidgeProbe
-from keras_clip.evaluation.comparison import Comparison, compare_models, compare_over_datasets
-from keras_clip.evaluation.evaluate import PARTS, compare, evaluate
-from keras_clip.evaluation.few_shot import FewShotScore, ShotsToMatch, few_shot_scores, few_shot_subset, shots_to_match
-from keras_clip.evaluation.gallery import gallery
-from keras_clip.evaluation.heads import (
-    NearestNeighbours,
-    TipAdapter,
-    Tuned,
-    WiseFT,
-    tune_nearest_neighbours,
-    tune_tip_adapter,
-    tune_wise_ft,
-)
-from keras_clip.evaluation.labelled_images import LabelledImages, Sample
-from keras_clip.evaluation.linear_probe import CSearch, LinearProbe, search_C
-from keras_clip.evaluation.metrics import (
+from keras_clip.evaluation.metrics.classification import (
     METRICS,
     accuracy,
     map_11pt,
@@ -38,7 +39,31 @@ from keras_clip.evaluation.metrics import (
     roc_auc,
     top5_accuracy,
 )
-from keras_clip.evaluation.overlap import (
+from keras_clip.evaluation.metrics.comparison import Comparison, compare, compare_models, compare_over_datasets
+from keras_clip.evaluation.metrics.intervals import (
+    LineFit,
+    binomial_test,
+    bonferroni,
+    bootstrap_interval,
+    clopper_pearson_interval,
+    fit_line,
+    holm,
+    mcnemar_test,
+    wilson_interval,
+)
+from keras_clip.evaluation.metrics.retrieval import RetrievalRanks, retrieval_ranks
+from keras_clip.evaluation.report.figure_data import gallery
+from keras_clip.evaluation.results import Results, Score
+from keras_clip.evaluation.run import PARTS, evaluate
+from keras_clip.evaluation.studies import duplicate_detector, overlap, published
+from keras_clip.evaluation.studies import duplicate_detector as overlap_detector
+from keras_clip.evaluation.studies.class_design import Disparity, class_design_rates, class_set_hits, disparity
+from keras_clip.evaluation.studies.duplicate_detector import (
+    DuplicateDetector,
+    recall_on_copies,
+    train_duplicate_detector,
+)
+from keras_clip.evaluation.studies.overlap import (
     Overlap,
     analyse_overlap,
     hash_vectors,
@@ -48,11 +73,8 @@ from keras_clip.evaluation.overlap import (
     pixel_digest,
     recall_at_precision,
 )
-from keras_clip.evaluation.overlap_detector import DuplicateDetector, recall_on_copies, train_duplicate_detector
-from keras_clip.evaluation.published import PublishedDataset
-from keras_clip.evaluation.records import Results, Score
-from keras_clip.evaluation.retrieval import RetrievalRanks, retrieval_ranks
-from keras_clip.evaluation.robustness import (
+from keras_clip.evaluation.studies.published import PublishedDataset
+from keras_clip.evaluation.studies.robustness import (
     SHIFT_LINES,
     ShiftLine,
     adaptation,
@@ -64,7 +86,7 @@ from keras_clip.evaluation.robustness import (
     restrict_to_classes,
     robustness_gaps,
 )
-from keras_clip.evaluation.scaling import (
+from keras_clip.evaluation.studies.scaling import (
     PowerLaw,
     compute_gain,
     compute_to_reach,
@@ -73,20 +95,7 @@ from keras_clip.evaluation.scaling import (
     mean_score,
     scaling_rows,
 )
-from keras_clip.evaluation.statistics import (
-    LineFit,
-    binomial_test,
-    bonferroni,
-    bootstrap_interval,
-    clopper_pearson_interval,
-    fit_line,
-    holm,
-    mcnemar_test,
-    wilson_interval,
-)
-from keras_clip.evaluation.store import FeatureStore
-from keras_clip.evaluation.tasks import Task, captions_of_tars
-from keras_clip.evaluation.transfer import (
+from keras_clip.evaluation.studies.transfer import (
     ShotsSummary,
     Transfer,
     by_dataset,
@@ -96,3 +105,4 @@ from keras_clip.evaluation.transfer import (
     transfer_correlation,
     wins,
 )
+from keras_clip.evaluation.tasks import Task, captions_of_tars

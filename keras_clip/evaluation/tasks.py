@@ -11,10 +11,10 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from keras_clip.data.sources import find_files
-from keras_clip.evaluation.few_shot import SHOTS
-from keras_clip.evaluation.labelled_images import LabelledImages
-from keras_clip.evaluation.metrics import METRICS
-from keras_clip.evaluation.store import FeatureStore
+from keras_clip.evaluation.classifiers.few_shot import SHOTS
+from keras_clip.evaluation.datasets.labelled_images import LabelledImages
+from keras_clip.evaluation.features.store import FeatureStore
+from keras_clip.evaluation.metrics.classification import METRICS
 from keras_clip.model import CLIPModel
 
 Images = LabelledImages | FeatureStore
@@ -66,7 +66,7 @@ class Task:
 
     def __post_init__(self):
         if self.metric not in METRICS:
-            raise ValueError(f"Wanted: a metric of {list(METRICS)}. Received: metric={self.metric!r}.")
+            raise ValueError(f"Expected a metric of {list(METRICS)}. Received: metric={self.metric!r}.")
 
 
 @dataclasses.dataclass(frozen=True)

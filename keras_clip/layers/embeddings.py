@@ -1,4 +1,4 @@
-"""What enters a transformer: patches or tokens, with their learned positions; and the first step on pixels."""
+"""The input layers of the encoders: pixel normalisation, and patch and token embeddings with learned positions."""
 
 import keras
 from keras import ops
@@ -8,20 +8,20 @@ from keras_clip.layers.initialisation import normal, uniform
 
 @keras.saving.register_keras_serializable(package="keras_clip")
 class PixelNormalization(keras.layers.Layer):
-    """Brings uint8 pixels to the scale that an image encoder was trained with.
+    """Normalises uint8 pixels by the mean and standard deviation of an image encoder.
 
-    Pixels travel to the device as bytes, a quarter of their size as floats. Floating-point images are taken as
-    normalised already (`ImagePreprocessor` gives those) and pass unchanged.
+    Pixels are transferred to the device as bytes, a quarter of their size as floats. Floating-point images are assumed
+    to be normalised, as `ImagePreprocessor` returns them, and pass unchanged.
 
     Args:
         mean: three floats in [0, 1]: mean of red, green and blue.
-        std: three floats: their standard deviation.
+        std: three floats: standard deviation of red, green and blue.
 
     Call arguments:
         images: (B, H, W, 3), uint8 in [0, 255] or float.
 
     Returns:
-        Images (B, H, W, 3) in the compute dtype: (images / 255 - mean) / std of uint8.
+        Images (B, H, W, 3) in the compute dtype: (images / 255 - mean) / std for uint8.
     """
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], **kwargs):
@@ -32,7 +32,7 @@ class PixelNormalization(keras.layers.Layer):
     def call(self, images):
         if "float" in keras.backend.standardize_dtype(images.dtype):
             return ops.cast(images, self.compute_dtype)
-        # In float32 also under a mixed policy: bfloat16 cannot tell 255 grey levels apart.
+        # In float32 under a mixed policy too, since bfloat16 cannot distinguish all 256 levels.
         images = ops.cast(images, "float32") / 255.0
         images = (images - ops.convert_to_tensor(self.mean, "float32")) / ops.convert_to_tensor(self.std, "float32")
         return ops.cast(images, self.compute_dtype)
@@ -43,7 +43,7 @@ class PixelNormalization(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="keras_clip")
 class PatchEmbedding(keras.layers.Layer):
-    """Cuts images into patches, maps each to a vector, puts a class token before them and adds positions.
+    """Splits images into patches, projects them linearly, prepends a class token and adds learned positions.
 
     Args:
         image_size: int or (height, width) in pixels. Multiples of `patch_size`.
@@ -54,10 +54,10 @@ class PatchEmbedding(keras.layers.Layer):
         images: float tensor (B, H, W, 3).
 
     Returns:
-        Tensor (B, 1 + N, D) in the compute dtype, the class token first, then the patches row by row.
+        Tensor (B, 1 + N, D) in the compute dtype: the class token, then the patches in row-major order.
 
     Raises:
-        ValueError: the image size is no multiple of the patch size.
+        ValueError: the image size is not a multiple of the patch size.
     """
 
     def __init__(self, image_size: int | tuple[int, int], patch_size: int, width: int, **kwargs):
@@ -109,11 +109,11 @@ class PatchEmbedding(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="keras_clip")
 class TokenEmbedding(keras.layers.Layer):
-    """Looks up each token's vector and adds its position's.
+    """Looks up token embeddings and adds learned positions.
 
     Args:
         vocabulary_size: int. V.
-        context_length: int. The longest text, in tokens.
+        context_length: int. Maximum text length in tokens.
         width: int. D.
 
     Call arguments:
@@ -152,9 +152,9 @@ class TokenEmbedding(keras.layers.Layer):
         length = token_ids.shape[1]
         if length is not None and length > self.context_length:
             raise ValueError(
-                f"`token_ids` must have at most context_length={self.context_length} tokens a row. "
-                f"Received: token_ids.shape={tuple(token_ids.shape)}. Tokenize with `truncate=True`, or give the "
-                "encoder a longer `context_length`."
+                f"`token_ids` must have at most context_length={self.context_length} tokens per row. "
+                f"Received: token_ids.shape={tuple(token_ids.shape)}. Tokenize with `truncate=True`, or increase the "
+                "`context_length` of the encoder."
             )
         positions = self.positions[: ops.shape(token_ids)[1]]
         return self.tokens(token_ids) + ops.cast(positions, self.compute_dtype)

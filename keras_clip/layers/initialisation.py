@@ -1,4 +1,4 @@
-"""The distributions that weights are drawn from, or nothing at all where a checkpoint fills them."""
+"""The distributions that weights are initialised from; zeros where a checkpoint will overwrite them."""
 
 import contextlib
 import contextvars
@@ -6,26 +6,26 @@ from collections.abc import Iterator
 
 import keras
 
-_drawing = contextvars.ContextVar("drawing", default=True)
+_is_skipped = contextvars.ContextVar("is_skipped", default=False)
 
 
 def normal(stddev: float) -> keras.Initializer:
     """A normal distribution, for embeddings and linear layers."""
-    return keras.initializers.RandomNormal(stddev=stddev) if _drawing.get() else keras.initializers.Zeros()
+    return keras.initializers.Zeros() if _is_skipped.get() else keras.initializers.RandomNormal(stddev=stddev)
 
 
 def uniform() -> keras.Initializer:
-    """Uniform in +-fan_in^-0.5, which is how the reference leaves its convolutions."""
-    if not _drawing.get():
+    """Uniform in +-fan_in^-0.5, as PyTorch initialises the convolutions of the reference implementation."""
+    if _is_skipped.get():
         return keras.initializers.Zeros()
     return keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform")
 
 
 @contextlib.contextmanager
-def no_drawing() -> Iterator[None]:
-    """Models made inside start with zeros: to draw the numbers of a large one takes as long as to read them."""
-    token = _drawing.set(False)
+def skip_initialization() -> Iterator[None]:
+    """Models made inside start with zeros: random numbers for a large model take as long as reading its weights."""
+    token = _is_skipped.set(True)
     try:
         yield
     finally:
-        _drawing.reset(token)
+        _is_skipped.reset(token)

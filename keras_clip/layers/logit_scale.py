@@ -10,12 +10,12 @@ LARGEST_LOGIT_SCALE = math.log(100.0)
 
 @keras.saving.register_keras_serializable(package="keras_clip")
 class AtMost(keras.constraints.Constraint):
-    """Keeps a weight at or below a bound, by setting it back after each step.
+    """Constrains a weight to at most a bound, by clipping it after each step.
 
-    A bound inside the model instead would stop the weight's gradient for good once it is passed.
+    Clipping inside the model instead would permanently stop the gradient of the weight once it exceeds the bound.
 
     Args:
-        bound: float.
+        bound: float. Upper bound.
     """
 
     def __init__(self, bound: float):
@@ -32,12 +32,12 @@ def check_temperature(temperature: float) -> None:
     """Raises a ValueError unless 0 < temperature < infinity."""
     if not 0 < temperature < math.inf:
         raise ValueError(
-            f"`temperature` must be positive and finite. Received: temperature={temperature}. The paper starts at 0.07."
+            f"`temperature` must be positive and finite. Received: temperature={temperature}. The paper uses 0.07."
         )
 
 
 def add_logit_scale(layer: keras.layers.Layer, temperature: float) -> keras.Variable:
-    """Gives a layer the weight log(1 / temperature): float32 under every policy, at most ln 100."""
+    """Adds the weight log(1 / temperature) to a layer and returns it: float32 under every policy, at most ln 100."""
     return layer.add_weight(
         name="logit_scale",
         shape=(),
@@ -53,11 +53,11 @@ class LogitScale(keras.layers.Layer):
     """Divides similarities by a learned temperature.
 
     The weight is log(1 / temperature), which keeps the temperature positive; a bound of ln 100 keeps it at 0.01 or more
-    (Radford et al., 2021, section 2.5). For a head of your own; `CLIPModel` uses `ContrastiveLoss`, which does not form
-    the matrix of similarities.
+    (Radford et al., 2021, section 2.5). The layer is for custom heads; `CLIPModel` uses `ContrastiveLoss`, which does
+    not materialise the similarity matrix.
 
     Args:
-        temperature: float > 0. Its value at the start.
+        temperature: float > 0. Initial temperature.
 
     Call arguments:
         similarities: cosines in [-1, 1], float tensor (..., B, K).
@@ -70,7 +70,7 @@ class LogitScale(keras.layers.Layer):
     """
 
     def __init__(self, temperature: float = 0.07, **kwargs):
-        # Under a mixed policy Keras would round the similarities to the compute dtype on their way in.
+        # Under a mixed policy Keras would cast the similarities to the compute dtype before `call`.
         super().__init__(autocast=False, **kwargs)
         check_temperature(temperature)
         self.temperature = temperature

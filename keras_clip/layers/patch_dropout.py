@@ -1,4 +1,4 @@
-"""Leaves out patches while training (FLIP; Li et al., 2022)."""
+"""Patch dropout in training (FLIP; Li et al., 2022)."""
 
 import keras
 from keras import ops
@@ -6,13 +6,13 @@ from keras import ops
 
 @keras.saving.register_keras_serializable(package="keras_clip")
 class PatchDropout(keras.layers.Layer):
-    """Keeps a random part of the patches of each image in training, and all of them otherwise.
+    """Drops a random subset of the patches of each image in training, and none otherwise.
 
-    An encoder that sees half of the patches trains about twice as fast. The class token, row 0, is always kept, and
-    the patches that stay keep their order.
+    Training on half of the patches is about twice as fast. The class token, row 0, is always kept, and the remaining
+    patches keep their order.
 
     Args:
-        rate: float in [0, 1). Share of the patches to leave out.
+        rate: float in [0, 1). Fraction of the patches to drop.
         seed: int or None.
 
     Call arguments:
@@ -45,5 +45,5 @@ class PatchDropout(keras.layers.Layer):
         return ops.concatenate([x[:, :1], chosen], axis=1)
 
     def compute_output_shape(self, x_shape):
-        # As outside of training: how many patches stay depends on a call's argument.
+        # The shape outside of training, as the number of kept patches depends on the argument `training`.
         return x_shape

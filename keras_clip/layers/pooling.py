@@ -1,4 +1,4 @@
-"""From many rows to one: the end token of a text, the attention pool of a feature map."""
+"""Pooling of a sequence at the end token, and of a feature map by attention."""
 
 import keras
 from keras import ops
@@ -8,14 +8,14 @@ from keras_clip.types import Tensor
 
 
 def end_positions(token_ids: Tensor, end_token_id: int) -> Tensor:
-    """Where each text ends.
+    """Returns the position of the first end token of each text.
 
     Args:
         token_ids: int tensor (B, L).
         end_token_id: int.
 
     Returns:
-        int32 tensor (B,): index of the first end token; the last index in a row that has none.
+        int32 tensor (B,): index of the first end token, or the last index if a row has none.
     """
     before_end = ops.cumsum(ops.cast(ops.equal(token_ids, end_token_id), "int32"), axis=1) == 0
     count = ops.sum(ops.cast(before_end, "int32"), axis=1)
@@ -24,16 +24,16 @@ def end_positions(token_ids: Tensor, end_token_id: int) -> Tensor:
 
 @keras.saving.register_keras_serializable(package="keras_clip")
 class AttentionPool(keras.layers.Layer):
-    """Pools a feature map by attention that the mean of the map asks for (Radford et al., 2021, section 2.4).
+    """Pools a feature map by attention, with its mean as the query (Radford et al., 2021, section 2.4).
 
-    The published layer computes a query for every position and keeps one; this computes that one. Its last linear map
-    is the model's projection head, so it is not in here.
+    The published layer computes a query for every position and uses one; this layer computes only that one. The output
+    projection of the published layer is the projection head of the model and not part of this layer.
 
     Args:
         num_heads: int. Must divide the channels D.
 
     Call arguments:
-        x: float tensor (B, H, W, D), H and W as at building.
+        x: float tensor (B, H, W, D), with the H and W of `build`.
 
     Returns:
         Tensor (B, D) in the compute dtype.
@@ -52,7 +52,7 @@ class AttentionPool(keras.layers.Layer):
         _, height, width, channels = x_shape
         if height is None or width is None or channels % self.num_heads:
             raise ValueError(
-                "The attention pool needs a feature map of known size whose channels `num_heads` divides. "
+                "The attention pool requires a feature map of known size with channels divisible by `num_heads`. "
                 f"Received: x.shape={tuple(x_shape)}, num_heads={self.num_heads}."
             )
         stddev = channels**-0.5

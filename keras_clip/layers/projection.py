@@ -1,4 +1,4 @@
-"""The linear map from an encoder's features to the space that images and texts share."""
+"""The linear map from the features of an encoder to the embedding space that images and texts share."""
 
 import keras
 from keras import ops
@@ -7,14 +7,14 @@ from keras_clip import distribution
 from keras_clip.layers.initialisation import normal
 from keras_clip.types import Tensor
 
-# The square of the smallest length that is divided by.
-SHORTEST = 1e-12
-# Numbers in embeddings that take memory worth a thought: 4 MiB.
-LARGE = 2**20
+# The square of the smallest norm that a row is divided by.
+EPSILON_SQUARED = 1e-12
+# Elements of an array, 4 MiB, from which saving a copy of it on JAX is worth a loop.
+LOOP_MIN_ELEMENTS = 2**20
 
 
 def unit_length(x: Tensor) -> Tensor:
-    """Scales rows to length one, in float32; a zero row stays zero.
+    """Normalises rows to unit length, in float32; a zero row stays zero.
 
     Args:
         x: float tensor (..., E).
@@ -27,16 +27,16 @@ def unit_length(x: Tensor) -> Tensor:
 
 @ops.custom_gradient
 def _unit_length(x):
-    """Its gradient asks for what came out, which a loss keeps anyway, and not for what went in."""
-    # The bound lies under the root: bounding the norm itself would leave a zero row with a gradient of NaN.
-    inverse = ops.rsqrt(ops.maximum(ops.sum(ops.square(x), axis=-1, keepdims=True), SHORTEST))
+    """Its gradient uses the output, which a loss keeps anyway, and not the input."""
+    # The bound is inside the root: a bound on the norm itself would give a zero row a gradient of NaN.
+    inverse = ops.rsqrt(ops.maximum(ops.sum(ops.square(x), axis=-1, keepdims=True), EPSILON_SQUARED))
     result = _scaled(x, inverse)
 
     def grad(*args, upstream=None):
         upstream = args[0] if upstream is None else upstream
         along = ops.sum(result * upstream, axis=-1, keepdims=True)
-        # What is shorter than the bound is only multiplied.
-        along = ops.where(inverse < SHORTEST**-0.5, along, 0.0)
+        # Rows shorter than the bound are scaled by a constant, so their gradient has no part along the row.
+        along = ops.where(inverse < EPSILON_SQUARED**-0.5, along, 0.0)
         return inverse * (upstream - along * result)
 
     return result, grad
@@ -45,11 +45,11 @@ def _unit_length(x):
 def _scaled(x, factors):
     """x * factors, where factors are (..., 1)."""
     shards = distribution.row_shards()
-    if keras.backend.backend() != "jax" or x.ndim != 2 or x.size < LARGE or len(x) % (2 * shards):
+    if keras.backend.backend() != "jax" or x.ndim != 2 or x.size < LOOP_MIN_ELEMENTS or len(x) % (2 * shards):
         return x * factors
     import jax
 
-    # XLA would repeat so cheap a product wherever it is read, and keep x for that. A loop is computed once, in place.
+    # XLA recomputes a product this cheap wherever it is read, and keeps x for that. A loop is computed once, in place.
     x, factors = (array.reshape(shards, 2, -1, array.shape[1]) for array in (x, factors))
     scaled = jax.lax.fori_loop(0, 2, lambda i, x: x.at[:, i].multiply(factors[:, i]), x)
     return scaled.reshape(-1, x.shape[-1])

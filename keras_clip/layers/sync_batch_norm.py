@@ -1,20 +1,20 @@
-"""BatchNorm over the global batch."""
+"""BatchNorm whose moments are those of the global batch."""
 
 import math
 
 import keras
 from keras import ops
 
-from keras_clip import distribution
+from keras_clip import compat, distribution
 
 
 @keras.saving.register_keras_serializable(package="keras_clip")
-class SyncBatchNorm(keras.layers.BatchNormalization):
+class SyncBatchNorm(compat.BatchNormMoments):
     """`keras.layers.BatchNormalization` whose moments, in training, are those of all replicas' rows together.
 
-    On TensorFlow it asks the other replicas of a `tf.distribute` strategy, on torch the other processes; on JAX every
-    layer sees the global batch anyway. In micro-batches (`CLIPModel.compile(microbatch_size=...)`) it is the plain
-    layer: a micro-batch sees its own moments.
+    On TensorFlow it communicates with the other replicas of a `tf.distribute` strategy, on torch with the other
+    processes; on JAX every layer sees the global batch anyway. In micro-batches
+    (`CLIPModel.compile(microbatch_size=...)`) it is the plain layer, which uses the moments of the micro-batch.
 
     Args:
         As `keras.layers.BatchNormalization`, without `synchronized`.
@@ -22,7 +22,7 @@ class SyncBatchNorm(keras.layers.BatchNormalization):
     Call arguments:
         x: float tensor (B, ..., C).
         training: bool.
-        mask: not with several replicas.
+        mask: bool tensor or None, as of `keras.layers.BatchNormalization`; None with several replicas.
 
     Returns:
         Tensor of the shape of `x`, in the compute dtype.
@@ -31,15 +31,14 @@ class SyncBatchNorm(keras.layers.BatchNormalization):
         ValueError: a mask, with several replicas.
     """
 
-    def _moments(self, inputs, mask):
+    def moments(self, inputs, axes, mask=None):
         if distribution.replica_count() == 1:
-            return super()._moments(inputs, mask)
+            return super().moments(inputs, axes, mask)
         if mask is not None:
-            raise ValueError("Over several replicas all rows count. Received: a mask. Leave it out.")
-        axes = self._reduction_axes
+            raise ValueError("Masks are not supported over several replicas. Received: a mask. Leave it out.")
         mean, variance = ops.moments(inputs, axes=axes)
         rows = ops.cast(ops.shape(inputs)[0], mean.dtype) * math.prod(inputs.shape[axis] for axis in axes[1:])
-        # Deviations from each replica's own mean: sums of squares would cancel.
+        # Deviations from the mean of each replica: sums of squares would cancel.
         parts = distribution.gather(ops.stack([mean, variance, rows * ops.ones_like(mean)])[None])
         means, variances, shares = parts[:, 0], parts[:, 1], parts[:, 2] / ops.sum(parts[:, 2], axis=0)
         mean = ops.sum(shares * means, axis=0)

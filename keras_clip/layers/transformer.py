@@ -1,6 +1,6 @@
 """The pre-LN residual block of both transformers (Radford et al., 2021, sections 2.4 and 2.5).
 
-Does not do dropout, relative positions or key-value caches: CLIP has none of them.
+It has no dropout, relative positions or key-value cache, none of which CLIP uses.
 """
 
 import keras
@@ -12,7 +12,7 @@ from keras_clip.types import Tensor
 
 @keras.saving.register_keras_serializable(package="keras_clip")
 def quick_gelu(x: Tensor) -> Tensor:
-    """x * sigmoid(1.702 x), the approximate GELU that the published weights were trained with.
+    """Returns x * sigmoid(1.702 x), the approximate GELU with which the published weights were trained.
 
     Args:
         x: float tensor of any shape.
@@ -27,7 +27,7 @@ ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": keras.activations.gelu}
 
 
 def get_activation(name: str):
-    """The function behind an `activation` argument: "quick_gelu" or "gelu" (the exact one)."""
+    """Returns the function of an `activation` argument: "quick_gelu" or "gelu" (exact)."""
     if name not in ACTIVATIONS:
         raise ValueError(
             f"`activation` must be one of {', '.join(map(repr, ACTIVATIONS))}. Received: activation={name!r}. "
@@ -38,21 +38,21 @@ def get_activation(name: str):
 
 @keras.saving.register_keras_serializable(package="keras_clip")
 class SelfAttention(keras.layers.Layer):
-    """Multi-head self-attention, causal or not.
+    """Multi-head self-attention with an optional causal mask.
 
-    Query, key and value are three `Dense` layers, so that a block that is pooled needs the queries of the pooled
-    rows only.
+    Query, key and value are separate `Dense` layers, so that a pooled block computes the queries of the pooled rows
+    only.
 
     Args:
         num_heads: int. Must divide the width D of the inputs.
-        causal: bool. Whether a token attends only to itself and the tokens before it.
-        output_stddev: float or None. Standard deviation of the output projection at the start; None: D^-0.5.
+        causal: bool. Whether a token attends only to itself and the preceding tokens.
+        output_stddev: float or None. Initial standard deviation of the output projection; None: D^-0.5.
 
     Call arguments:
-        x: float tensor (B, L, D). Keys and values come from here.
-        queries: float tensor (B, Q, D) or None. Rows that ask; None: `x`.
-        visible: bool tensor (B, Q, L) or None. Which rows of `x` each query sees; only with `queries`, where it
-            replaces the causal rule. (Keras gives an argument named `mask` a meaning of its own.)
+        x: float tensor (B, L, D). Source of the keys and values.
+        queries: float tensor (B, Q, D) or None. Source of the queries; None: `x`.
+        visible: bool tensor (B, Q, L) or None. True where a query attends to a row of `x`; only with `queries`, where
+            it replaces the causal mask. (In Keras the argument name `mask` has a special meaning.)
 
     Returns:
         Tensor (B, L, D), or (B, Q, D) with `queries`, in the compute dtype.
@@ -93,15 +93,15 @@ class SelfAttention(keras.layers.Layer):
         return ops.reshape(x, (-1, ops.shape(x)[1], self.num_heads, x.shape[-1] // self.num_heads))
 
     def call(self, x, queries=None, visible=None):
-        asking = x if queries is None else queries
+        query_rows = x if queries is None else queries
         attended = ops.dot_product_attention(
-            self._split_heads(self.query(asking)),
+            self._split_heads(self.query(query_rows)),
             self._split_heads(self.key(x)),
             self._split_heads(self.value(x)),
             mask=None if visible is None else ops.expand_dims(visible, 1),
             is_causal=self.causal and queries is None,
         )
-        return self.output_projection(ops.reshape(attended, ops.shape(asking)))
+        return self.output_projection(ops.reshape(attended, ops.shape(query_rows)))
 
     def compute_output_shape(self, x_shape, queries_shape=None, visible_shape=None):
         return queries_shape or x_shape
@@ -109,22 +109,22 @@ class SelfAttention(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="keras_clip")
 class TransformerBlock(keras.layers.Layer):
-    """x + attention(LN(x)), then x + MLP(LN(x)).
+    """A pre-LN transformer block: x + attention(LN(x)), then x + MLP(LN(x)).
 
-    With `queries` the block gives the rows that were asked for and nothing else: the same values as in the full
-    result, without the work for the rows that pooling would throw away.
+    With `queries` the block returns the requested rows only. Their values equal those of the full output, without the
+    computation of rows that pooling would discard.
 
     Args:
         num_heads: int. Must divide the width D of the inputs.
-        num_layers: int. Number of blocks in the transformer: sets the scale of the residual branches at the start.
-        causal: bool. Whether a token sees only itself and the tokens before it.
+        num_layers: int. Number of blocks in the transformer, which sets the initial scale of the residual branches.
+        causal: bool. Whether a token attends only to itself and the preceding tokens.
         activation: "quick_gelu" or "gelu".
-        mlp_ratio: float. Width of the MLP's hidden layer over D.
+        mlp_ratio: float. Width of the MLP's hidden layer divided by D.
 
     Call arguments:
         x: float tensor (B, L, D).
-        queries: float tensor (B, Q, D) or None. Rows of `x`, where only theirs are wanted.
-        visible: bool tensor (B, Q, L) or None. Which rows of `x` each query sees; only with `queries`.
+        queries: float tensor (B, Q, D) or None. Rows of `x` to compute; None: all.
+        visible: bool tensor (B, Q, L) or None. True where a query attends to a row of `x`; only with `queries`.
 
     Returns:
         Tensor (B, L, D), or (B, Q, D) with `queries`, in the compute dtype.
@@ -152,7 +152,7 @@ class TransformerBlock(keras.layers.Layer):
             return
         width = x_shape[-1]
         hidden = int(width * self.mlp_ratio)
-        # The residual branches of all layers together keep the variance of one.
+        # The sum of the residual branches of all layers has the variance of a single unscaled branch.
         branch_stddev = width**-0.5 * (2 * self.num_layers) ** -0.5
         policy = self.dtype_policy
         self.norm_1 = keras.layers.LayerNormalization(epsilon=1e-5, dtype=policy, name="norm_1")

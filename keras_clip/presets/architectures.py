@@ -1,8 +1,8 @@
-"""The nine published models (Radford et al., 2021, tables 19 and 20), and what a description of a model builds."""
+"""The architectures of the nine published models (Radford et al., 2021, tables 19 and 20), and models built of them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from keras_clip.data.images import ImagePreprocessor
 from keras_clip.encoders.resnet import ModifiedResNet
@@ -13,7 +13,7 @@ from keras_clip.model import CLIPModel, ImageEmbedder, TextEmbedder
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a CLIP is built of.
+    """The sizes of a CLIP model.
 
     Attributes:
         image_encoder: arguments of `VisionTransformer`, or without "patch_size" of `ModifiedResNet`.
@@ -37,7 +37,7 @@ class Architecture:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of the image encoder's positions."""
+        """Rows and columns of the position embeddings of the image encoder."""
         size = self.image_size
         sides = (size, size) if isinstance(size, int) else size
         return tuple(side // self.image_encoder.get("patch_size", 32) for side in sides)
@@ -45,7 +45,7 @@ class Architecture:
     def resized(
         self, image_size: int | tuple[int, int] | None = None, context_length: int | None = None
     ) -> "Architecture":
-        """The same for other inputs; None: as it is."""
+        """The same architecture for another image size or context length; None: unchanged."""
         image, text = dict(self.image_encoder), dict(self.text_encoder)
         if image_size is not None:
             image["image_size"] = image_size
@@ -56,12 +56,15 @@ class Architecture:
     def build(
         self, preprocessor: ImagePreprocessor | None = None, encoder: str | None = None, dtype: str | None = None
     ) -> CLIPModel | ImageEmbedder | TextEmbedder:
-        """The model with the paper's initialisation, or half of it.
+        """Builds the model, or half of it, with the paper's initialisation.
 
         Args:
-            preprocessor: None: the published pixel rule at the image size.
+            preprocessor: None: the published preprocessing at the image size.
             encoder: "image" or "text": that half with its projection head; None: the whole model.
-            dtype: dtype policy of all parts; None: Keras' own.
+            dtype: dtype policy of all parts; None: the default policy of Keras.
+
+        Returns:
+            `CLIPModel`; for half of it `ImageEmbedder` or `TextEmbedder`.
         """
         if encoder != "text":
             kind = VisionTransformer if "patch_size" in self.image_encoder else ModifiedResNet
@@ -96,16 +99,25 @@ def _text_transformer(width):
     return {"width": width, "num_layers": 12, "num_heads": width // 64, "context_length": 77}
 
 
-ARCHITECTURES = {
+class Preset(NamedTuple):
+    """A published model: what it is built of, and the repository of the hub with its weights."""
+
+    architecture: Architecture
+    repository: str
+
+
+# One row a preset; its name is the argument of `presets.load`.
+PRESETS = {
     # image size, blocks of the stages, width of the stem, width of the text encoder, E
-    "rn50": _resnet(224, (3, 4, 6, 3), 64, 512, 1024),
-    "rn101": _resnet(224, (3, 4, 23, 3), 64, 512, 512),
-    "rn50x4": _resnet(288, (4, 6, 10, 6), 80, 640, 640),
-    "rn50x16": _resnet(384, (6, 8, 18, 8), 96, 768, 768),
-    "rn50x64": _resnet(448, (3, 15, 36, 10), 128, 1024, 1024),
+    "rn50": Preset(_resnet(224, (3, 4, 6, 3), 64, 512, 1024), "timm/resnet50_clip.openai"),
+    "rn101": Preset(_resnet(224, (3, 4, 23, 3), 64, 512, 512), "timm/resnet101_clip.openai"),
+    "rn50x4": Preset(_resnet(288, (4, 6, 10, 6), 80, 640, 640), "timm/resnet50x4_clip.openai"),
+    "rn50x16": Preset(_resnet(384, (6, 8, 18, 8), 96, 768, 768), "timm/resnet50x16_clip.openai"),
+    "rn50x64": Preset(_resnet(448, (3, 15, 36, 10), 128, 1024, 1024), "timm/resnet50x64_clip.openai"),
     # image size, patch size, width, blocks, width of the text encoder, E
-    "vit_b32": _vision_transformer(224, 32, 768, 12, 512, 512),
-    "vit_b16": _vision_transformer(224, 16, 768, 12, 512, 512),
-    "vit_l14": _vision_transformer(224, 14, 1024, 24, 768, 768),
-    "vit_l14_336": _vision_transformer(336, 14, 1024, 24, 768, 768),
+    "vit_b32": Preset(_vision_transformer(224, 32, 768, 12, 512, 512), "timm/vit_base_patch32_clip_224.openai"),
+    "vit_b16": Preset(_vision_transformer(224, 16, 768, 12, 512, 512), "timm/vit_base_patch16_clip_224.openai"),
+    "vit_l14": Preset(_vision_transformer(224, 14, 1024, 24, 768, 768), "timm/vit_large_patch14_clip_224.openai"),
+    "vit_l14_336": Preset(_vision_transformer(336, 14, 1024, 24, 768, 768), "timm/vit_large_patch14_clip_336.openai"),
 }
+ARCHITECTURES = {name: preset.architecture for name, preset in PRESETS.items()}

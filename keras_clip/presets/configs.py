@@ -1,4 +1,4 @@
-"""The configuration files that lie beside weights, read and written: open_clip's and Hugging Face's."""
+"""Reads and writes the configuration files that come with weights: open_clip's and Hugging Face's."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ _CURE = (
     "keras_clip reads Vision Transformers and modified ResNets with a causal text encoder: load it with its library."
 )
 
-# What open_clip's configurations may say beside the sizes. Another value is another model; None is always the default.
+# Entries of open_clip's configurations beside the sizes, and the value that is supported; None is always the default.
 _ANY = object()
 _OPEN_CLIP_VISION = {
     "attentional_pool": False,
@@ -64,14 +64,17 @@ _RESAMPLING = {2: "bilinear", 3: "bicubic"}
 
 
 def from_open_clip(config: Mapping[str, Any], where: str) -> tuple[Architecture, ImagePreprocessor]:
-    """What an `open_clip_config.json` describes.
+    """The architecture and preprocessing that an `open_clip_config.json` describes.
 
     Args:
-        config: its content.
-        where: its name, for messages.
+        config: content of the file.
+        where: name of the file, for messages.
+
+    Returns:
+        `Architecture` and `ImagePreprocessor`.
 
     Raises:
-        ValueError: another family of models, or a value that is missing.
+        ValueError: another family of models, or a missing value.
     """
     if "model_cfg" not in config:
         raise ValueError(f'open_clip\'s configuration has "model_cfg" and "preprocess_cfg". Received: {where}.')
@@ -101,7 +104,7 @@ def from_open_clip(config: Mapping[str, Any], where: str) -> tuple[Architecture,
         }
     else:
         image |= {"blocks": tuple(layers), "num_heads": 32 * width // head_width}
-        # They say nothing about a ResNet.
+        # A ResNet does not use these.
         for key in ("patch_size", "mlp_ratio", "patch_dropout"):
             vision.pop(key, None)
     text_encoder = {
@@ -128,7 +131,7 @@ def to_open_clip(clip: CLIPModel) -> dict[str, Any]:
     """The content of `open_clip_config.json` for a model.
 
     Raises:
-        ValueError: something that the layout cannot say.
+        ValueError: a property that the layout cannot represent.
     """
     image, text, pixels = clip.image_encoder, clip.text_encoder, clip.image_preprocessor
     _require_last_end_token(text)
@@ -167,15 +170,18 @@ def to_open_clip(clip: CLIPModel) -> dict[str, Any]:
 def from_hugging_face(
     config: Mapping[str, Any], pixels: Mapping[str, Any] | None, where: str
 ) -> tuple[Architecture, ImagePreprocessor]:
-    """What a `config.json` of `CLIPModel` describes, with the image processor's configuration.
+    """The architecture and preprocessing that a `config.json` of `CLIPModel` and its image processor describe.
 
     Args:
         config: content of `config.json`.
-        pixels: content of `preprocessor_config.json`; None: there is none, and OpenAI's rule holds.
-        where: its name, for messages.
+        pixels: content of `preprocessor_config.json`; None: OpenAI's preprocessing.
+        where: name of the file, for messages.
+
+    Returns:
+        `Architecture` and `ImagePreprocessor`.
 
     Raises:
-        ValueError: another family of models, or a value that is missing.
+        ValueError: another family of models, or a missing value.
     """
     family = config.get("model_type")
     if family != "clip":
@@ -198,7 +204,7 @@ def from_hugging_face(
         "context_length": text.get("max_position_embeddings", 77),
         "vocabulary_size": text.get("vocab_size", VOCABULARY_SIZE),
     }
-    # Old configurations say 2 and mean the last token of the vocabulary, where the embedding was always taken.
+    # Old configurations have 2, but transformers then pools at the last token of the vocabulary.
     end = text.get("eos_token_id", VOCABULARY_SIZE - 1)
     text_encoder["end_token_id"] = None if end == 2 else end
     preprocessor = _hugging_face_pixels(pixels or {}, image["image_size"], where)
@@ -209,7 +215,7 @@ def to_hugging_face(clip: CLIPModel) -> tuple[dict[str, Any], dict[str, Any]]:
     """The contents of `config.json` and `preprocessor_config.json` for a model.
 
     Raises:
-        ValueError: something that the layout cannot say.
+        ValueError: a property that the layout cannot represent.
     """
     if clip.logit_bias is not None:
         raise ValueError(
@@ -278,7 +284,7 @@ def to_hugging_face(clip: CLIPModel) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _half(config, name):
-    """Old configurations have a second copy of each half, which wins."""
+    """The configuration of one half; old files have a second copy of it, which takes precedence."""
     return {**(config.get(f"{name}_config") or {}), **(config.get(f"{name}_config_dict") or {})}
 
 
@@ -299,9 +305,7 @@ def _hugging_face_pixels(pixels, image_size, where):
     size, crop = pixels.get("size", {}), pixels.get("do_center_crop", True)
     squash = isinstance(size, Mapping) and "height" in size
     if not squash and not crop:
-        raise ValueError(
-            f"Images must be cropped, or both of their sides resized. Received: {dict(pixels)} in {where}."
-        )
+        raise ValueError(f"Images must be cropped, or resized on both sides. Received: {dict(pixels)} in {where}.")
     number = pixels.get("resample", 3)
     if number not in _RESAMPLING:
         raise ValueError(f"Images are resized by one of PIL's filters {_RESAMPLING}. Received: {number} in {where}.")
@@ -313,7 +317,7 @@ def _hugging_face_pixels(pixels, image_size, where):
 
 
 def _size(value):
-    """Sides that are equal are one number here."""
+    """An int if both sides are equal, else (height, width)."""
     if isinstance(value, int):
         return value
     height, width = value
@@ -334,7 +338,7 @@ def _needed(config, key, where):
 
 
 def _refuse_others(given, allowed, where):
-    """`_ANY` among the allowed values: whatever is said has no effect on the models that are read here."""
+    """Raises a ValueError for unsupported values; `_ANY` allows every value, where it has no effect on the model."""
     for key, value in given.items():
         known = key in allowed and (value is None or allowed[key] is _ANY or value == allowed[key])
         if not known:

@@ -1,4 +1,4 @@
-"""KerasHub's `CLIPBackbone`, both ways: the same weights under other names."""
+"""Converts weights from and to KerasHub's `CLIPBackbone`."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ from keras import ops
 
 from keras_clip.data.images import ImagePreprocessor
 from keras_clip.encoders.vit import VisionTransformer
-from keras_clip.layers.initialisation import no_drawing
+from keras_clip.layers.initialisation import skip_initialization
 from keras_clip.model import CLIPModel
 from keras_clip.presets.architectures import Architecture
 
@@ -19,11 +19,11 @@ def from_keras_hub(backbone: keras.Model, image_preprocessor: ImagePreprocessor 
 
     Args:
         backbone: `keras_hub.models.CLIPBackbone`.
-        image_preprocessor: the pixel rule of its weights; None: OpenAI's, as of all of KerasHub's presets.
+        image_preprocessor: the preprocessing of its weights; None: OpenAI's, as of all presets of KerasHub.
 
     Returns:
-        A model that trains and classifies. Its text embeddings are those of the original weights: KerasHub's own last
-        LayerNorm has an epsilon of 1e-6, where the weights were trained with 1e-5.
+        A `CLIPModel`. Its text embeddings are those of the original weights: the last LayerNorm of KerasHub has an
+        epsilon of 1e-6, where the weights were trained with 1e-5.
     """
     image, text = backbone.vision_encoder, backbone.text_encoder
     architecture = Architecture(
@@ -31,7 +31,7 @@ def from_keras_hub(backbone: keras.Model, image_preprocessor: ImagePreprocessor 
         {"vocabulary_size": text.vocabulary_size, "context_length": text.max_sequence_length, **_sizes(text)},
         backbone.projection_dim,
     )
-    with no_drawing():
+    with skip_initialization():
         clip = architecture.build(image_preprocessor)
     for ours, theirs in _pairs(clip, backbone):
         ours.assign(ops.reshape(theirs, ours.shape))
@@ -45,7 +45,7 @@ def to_keras_hub(clip: CLIPModel) -> keras.Model:
         clip: of `VisionTransformer` and `TextTransformer`, for square images.
 
     Returns:
-        `keras_hub.models.CLIPBackbone`. It has neither tokenizer nor pixel rule.
+        `keras_hub.models.CLIPBackbone`. It has neither a tokenizer nor an image preprocessor.
 
     Raises:
         TypeError: another image encoder.
@@ -71,7 +71,7 @@ def to_keras_hub(clip: CLIPModel) -> keras.Model:
             "intermediate_activation": encoder.activation,
         }
 
-    # Channels last, as our kernels are, whatever Keras is set to.
+    # Channels last, as our kernels are, whatever `keras.config.image_data_format()` says.
     vision_encoder = CLIPVisionEncoder(
         patch_size=image.patch_size,
         image_shape=(image.image_size, image.image_size, 3),
@@ -84,9 +84,9 @@ def to_keras_hub(clip: CLIPModel) -> keras.Model:
     backbone = CLIPBackbone(vision_encoder, text_encoder, clip.embed_dim)
     for ours, theirs in _pairs(clip, backbone):
         theirs.assign(ops.reshape(ours, theirs.shape))
-    # They start as zeros there, which would give every patch the same place.
-    places = vision_encoder.embedding.position_ids
-    places.assign(ops.reshape(ops.arange(places.shape[1], dtype=places.dtype), places.shape))
+    # KerasHub initialises the position ids to zeros, and sets them when it loads a preset.
+    position_ids = vision_encoder.embedding.position_ids
+    position_ids.assign(ops.reshape(ops.arange(position_ids.shape[1], dtype=position_ids.dtype), position_ids.shape))
     return backbone
 
 
@@ -101,7 +101,7 @@ def _sizes(encoder):
 
 
 def _pairs(clip: CLIPModel, backbone) -> Iterator[tuple[keras.Variable, keras.Variable]]:
-    """Our variables with theirs, which differ in shape where theirs have an axis for the heads."""
+    """Pairs of our variables and theirs, which have an axis for the heads where ours do not."""
     image, their_image = clip.image_encoder, backbone.vision_encoder
     patches, their_patches = image.patch_embedding, their_image.embedding
     yield patches.projection.kernel, their_patches.patch_embedding.kernel

@@ -1,4 +1,4 @@
-"""Which tensor of a checkpoint is which weight, in the layout of open_clip (and OpenAI) and in Hugging Face's."""
+"""Maps weights to the tensors of checkpoints, in the layouts of open_clip (and OpenAI) and of Hugging Face."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -13,7 +13,7 @@ from keras_clip.encoders.vit import VisionTransformer
 from keras_clip.model import CLIPModel, ImageEmbedder, TextEmbedder
 from keras_clip.presets.positions import resize_positions, row_count
 
-# Order of the stored axes in ours.
+# The stored axis of each axis of a variable.
 _LINEAR = (1, 0)
 _CONVOLUTION = (2, 3, 1, 0)
 _QUERY_KEY_VALUE = ("query", "key", "value")
@@ -21,15 +21,15 @@ _QUERY_KEY_VALUE = ("query", "key", "value")
 
 @dataclass(frozen=True)
 class Slot:
-    """The place that a weight has in a checkpoint.
+    """Where and how a weight is stored in a checkpoint.
 
     Attributes:
         variable: Keras variable.
         key: name of the stored tensor.
-        axes: which stored axis each of ours is; None: as they are.
-        part: which third of the stored tensor's first axis, where queries, keys and values are one; None: all of it.
-        sides: of a table of positions: rows and columns of its grid, or (L,); else None.
-        trained_sides: those of the stored table; None: the same.
+        axes: the stored axis of each axis of the variable; None: the same order.
+        part: the third of the first stored axis, where queries, keys and values are one tensor; None: all of it.
+        sides: rows and columns of the grid of position embeddings, or (L,); None for other weights.
+        trained_sides: the sides of the stored position embeddings; None: the same.
     """
 
     variable: keras.Variable
@@ -51,11 +51,11 @@ class Slot:
 
     @property
     def is_stored_as_it_is(self) -> bool:
-        """Whether rows of the stored tensor are rows of the variable."""
+        """Whether the rows of the stored tensor are the rows of the variable."""
         return self.axes is None and self.part is None and self.trained_sides is None and len(self.variable.shape) > 1
 
     def from_stored(self, tensor: np.ndarray) -> np.ndarray:
-        """What the variable takes of a stored tensor of `stored_shape`."""
+        """The value of the variable, from a stored tensor of `stored_shape`."""
         if self.trained_sides is not None:
             return resize_positions(tensor, self.trained_sides, self.sides)
         if self.part is not None:
@@ -63,7 +63,7 @@ class Slot:
         return tensor if self.axes is None else tensor.transpose(self.axes)
 
     def to_stored(self) -> np.ndarray:
-        """The variable's value as it is stored; of a third, that third."""
+        """The value of the variable as it is stored; with `part`, that third of the stored tensor."""
         array = keras.ops.convert_to_numpy(self.variable)
         return np.asarray(array if self.axes is None else array.transpose(np.argsort(self.axes)), order="C")
 
@@ -78,7 +78,7 @@ def open_clip_slots(model: CLIPModel | ImageEmbedder | TextEmbedder) -> list[Slo
         One slot for each weight, statistics of BatchNorm included.
 
     Raises:
-        TypeError: an encoder that the layout has no names for.
+        TypeError: an encoder that the layout does not cover.
     """
     image = model if isinstance(model, ImageEmbedder) else getattr(model, "image_embedder", None)
     text = model if isinstance(model, TextEmbedder) else getattr(model, "text_embedder", None)
@@ -114,7 +114,7 @@ def by_key(slots: Iterable[Slot]) -> dict[str, list[Slot]]:
 def _require(encoder, kinds):
     if type(encoder) not in kinds:
         raise TypeError(
-            f"The layout has names for the weights of {' and '.join(kind.__name__ for kind in kinds)} only. "
+            f"The layout covers the weights of {' and '.join(kind.__name__ for kind in kinds)} only. "
             f'Received: {encoder.name!r} of type {type(encoder).__name__}. Save in the layout "keras".'
         )
     return kinds[type(encoder)]
@@ -196,7 +196,7 @@ def _norm(layer, key) -> Iterator[Slot]:
         yield Slot(layer.moving_variance, f"{key}.running_var")
 
 
-# open_clip's names of a block's parts, and of what is outside of blocks, in Hugging Face's words.
+# The names of open_clip for the parts of a block, and outside of blocks, and those of Hugging Face.
 _IN_BLOCKS = {
     "ln_1": "layer_norm1",
     "ln_2": "layer_norm2",
@@ -213,7 +213,7 @@ _OUTSIDE = {
     "visual.class_embedding": "vision_model.embeddings.class_embedding",
     "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
     "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
-    # Spelt so.
+    # The misspelling is theirs.
     "visual.ln_pre.weight": "vision_model.pre_layrnorm.weight",
     "visual.ln_pre.bias": "vision_model.pre_layrnorm.bias",
     "visual.ln_post.weight": "vision_model.post_layernorm.weight",

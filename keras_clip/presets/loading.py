@@ -1,4 +1,4 @@
-"""`load`: a model and its published, fine-tuned or own weights from one name."""
+"""`load`: a model with published, fine-tuned or your own weights, by name."""
 
 import functools
 import re
@@ -10,37 +10,26 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_clip.layers.initialisation import no_drawing
+from keras_clip.layers.initialisation import skip_initialization
 from keras_clip.model import CLIPModel, ImageEmbedder, TextEmbedder
-from keras_clip.presets.architectures import ARCHITECTURES, Architecture
-from keras_clip.presets.checkpoint import OPENAI_SHA256, TORCH_SUFFIXES, Checkpoint, read_json, sha256
+from keras_clip.presets.architectures import ARCHITECTURES, PRESETS, Architecture
 from keras_clip.presets.configs import VOCABULARY_SIZE, from_hugging_face, from_open_clip
-from keras_clip.presets.filling import fill_by_rows
-from keras_clip.presets.hub import Folder, HubRepository
+from keras_clip.presets.in_place import assign_in_place
 from keras_clip.presets.layouts import Slot, by_key, hugging_face_slots, open_clip_slots
+from keras_clip.presets.locations import Folder, HubRepository
+from keras_clip.presets.tensor_files import OPENAI_SHA256, TORCH_SUFFIXES, TensorFiles, read_json, sha256
 
 KERAS_FILE = "clip.keras"
 OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 HUGGING_FACE_CONFIG, HUGGING_FACE_WEIGHTS = "config.json", "model.safetensors"
 HUGGING_FACE_PIXELS = "preprocessor_config.json"
-REPOSITORIES = {
-    "rn50": "timm/resnet50_clip.openai",
-    "rn101": "timm/resnet101_clip.openai",
-    "rn50x4": "timm/resnet50x4_clip.openai",
-    "rn50x16": "timm/resnet50x16_clip.openai",
-    "rn50x64": "timm/resnet50x64_clip.openai",
-    "vit_b32": "timm/vit_base_patch32_clip_224.openai",
-    "vit_b16": "timm/vit_base_patch16_clip_224.openai",
-    "vit_l14": "timm/vit_large_patch14_clip_224.openai",
-    "vit_l14_336": "timm/vit_large_patch14_clip_336.openai",
-}
-# Tensors that files hold beside the weights: counters, and sizes that the weights' shapes say.
+# Tensors in files that are not weights: counters, and sizes that follow from the shapes of the weights.
 _NO_WEIGHTS = re.compile(r"(.*\.)?(position_ids|num_batches_tracked)|input_resolution|context_length|vocab_size")
 
 
 def names() -> tuple[str, ...]:
     """The names of the published models."""
-    return tuple(ARCHITECTURES)
+    return tuple(PRESETS)
 
 
 def load(
@@ -52,23 +41,26 @@ def load(
     dtype: str | None = None,
     activation: str | None = None,
 ) -> CLIPModel | ImageEmbedder | TextEmbedder:
-    """A model with its weights, and with the tokenizer and the pixel rule that they were trained with.
+    """Loads a model with its weights, and the tokenizer and image preprocessing that they were trained with.
 
-    Tensors are read one by one from safetensors files; nothing in a file is executed. Files of the hub stay in the
-    hub's cache and are verified each time.
+    Tensors are read one by one from safetensors files; nothing in a file is executed. Files of the hub are kept in the
+    hub's cache and verified at each load.
 
     Args:
-        name: a published model (`presets.names()`); "hf://organisation/repository", with "@revision" if you like; a
+        name: a published model (`presets.names()`); "hf://organisation/repository", optionally with "@revision"; a
             directory in the layout of open_clip, of Hugging Face's `CLIPModel` or of `presets.save`; or one file, if
-            its digest is that of a file of OpenAI, if its configuration lies beside it, or if it ends in ".keras".
-        weights: "default": those that the name means. None: the paper's initialisation, of a published model only. A
-            file: those tensors, in either layout, for the published architecture of that name.
-        encoder: "image" or "text": only that half, with its projection head, is made and read. None: both.
-        image_size: pixels, another than the weights' own: positions are resized (see `resize_positions`).
-        context_length: tokens, another than the weights' own: positions are cut or stretched.
-        dtype: dtype policy, such as "bfloat16" or "mixed_bfloat16"; None: Keras' own.
-        activation: "quick_gelu" or "gelu": which of the two `weights` from a file were trained with. The shapes do not
-            say it.
+            its digest is that of a file of OpenAI, if its configuration is in the same directory, or if it ends in
+            ".keras".
+        weights: "default": those of the name. None: the paper's initialisation, for a published model only. A file:
+            those tensors, in either layout, for the published architecture of that name.
+        encoder: "image" or "text": only that half, with its projection head, is built and read. None: both.
+        image_size: int or (height, width), pixels, if it differs from that of the weights: position embeddings are
+            resized (see `resize_positions`).
+        context_length: int, tokens, if it differs from that of the weights: position embeddings are cut or
+            interpolated.
+        dtype: dtype policy, such as "bfloat16" or "mixed_bfloat16"; None: the default policy of Keras.
+        activation: "quick_gelu" or "gelu": the one that the `weights` of a file were trained with, which their shapes
+            do not say.
 
     Returns:
         `CLIPModel`; for half of it `ImageEmbedder` or `TextEmbedder`.
@@ -86,7 +78,7 @@ def load(
         return _load_preset(name, weights, activation, options)
     if weights != "default" or activation is not None:
         raise ValueError(
-            "`weights` and `activation` go with the name of a published model, whose architecture they complete. "
+            "`weights` and `activation` can only be passed with the name of a published model. "
             f"Received: name={str(name)!r}, weights={weights!r}, activation={activation!r}. "
             f"The names: {', '.join(names())}."
         )
@@ -107,23 +99,23 @@ def load(
 
 
 def load_weights(model: CLIPModel | ImageEmbedder | TextEmbedder, path: str | Path) -> None:
-    """Gives a model that you have built the weights of a file, in either layout.
+    """Loads the weights of a file, in either layout, into a model that you have built.
 
     Args:
         model: of `VisionTransformer` or `ModifiedResNet`, and `TextTransformer`; or half of it.
-        path: safetensors file, or one of torch where torch is installed.
+        path: safetensors file, or torch file if torch is installed.
 
     Raises:
-        ValueError: a missing or unexpected key, a wrong shape or dtype, a damaged file. The model is as it was then.
+        ValueError: a missing or unexpected key, a wrong shape or dtype, a damaged file. The model is unchanged then.
         FileNotFoundError: no such file.
     """
-    _assign(model, Checkpoint([_existing(path)]), ())
+    _assign(model, TensorFiles([_existing(path)]), ())
 
 
 def _existing(path):
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"The weights must be in a file. Received: {path}, which is none.")
+        raise FileNotFoundError(f"The file of weights must exist. Received: {path}.")
     return path
 
 
@@ -132,7 +124,7 @@ def _load_preset(name, weights, activation, options):
     if weights is None:
         return _build(architecture, None, options, activation)
     if weights == "default":
-        folder = HubRepository(REPOSITORIES[name])
+        folder = HubRepository(PRESETS[name].repository)
         path = folder.find(OPEN_CLIP_WEIGHTS)
         if path is None:
             raise folder.missing(OPEN_CLIP_WEIGHTS)
@@ -146,7 +138,7 @@ def _load_preset(name, weights, activation, options):
                 '`activation` must be "quick_gelu" (OpenAI\'s) or "gelu" (most weights trained since): the tensors of '
                 f"a file do not say it. Received: weights={str(path)!r} of unknown digest, activation=None."
             )
-    return _read(architecture, None, Checkpoint([path]), options, activation)
+    return _read(architecture, None, TensorFiles([path]), options, activation)
 
 
 def _load_file(path, options):
@@ -154,7 +146,7 @@ def _load_file(path, options):
         return _load_keras(path, options)
     folder = Folder(path.parent)
     if folder.find(OPEN_CLIP_CONFIG) or folder.find(HUGGING_FACE_CONFIG):
-        return _read(*_described(folder), Checkpoint([path]), options)
+        return _read(*_described(folder), TensorFiles([path]), options)
     known = OPENAI_SHA256.get(sha256(path)) if path.suffix in TORCH_SUFFIXES else None
     if known is None:
         raise ValueError(
@@ -163,14 +155,14 @@ def _load_file(path, options):
             f'`presets.load("vit_b32", weights="{path.name}", activation="gelu")`. For another one, build the '
             "`CLIPModel` and call `presets.load_weights(model, path)`."
         )
-    return _read(ARCHITECTURES[known], None, Checkpoint([path]), options)
+    return _read(ARCHITECTURES[known], None, TensorFiles([path]), options)
 
 
 def _load_folder(folder, options):
     if isinstance(folder, Folder) and (path := folder.find(KERAS_FILE)):
         return _load_keras(path, options)
     architecture, preprocessor = _described(folder)
-    return _read(architecture, preprocessor, Checkpoint(_weight_files(folder)), options)
+    return _read(architecture, preprocessor, TensorFiles(_weight_files(folder)), options)
 
 
 def _described(folder):
@@ -188,7 +180,7 @@ def _described(folder):
 def _weight_files(folder) -> list[Path]:
     wanted = [HUGGING_FACE_WEIGHTS, f"{HUGGING_FACE_WEIGHTS}.index.json", "pytorch_model.bin"]
     if folder.find(OPEN_CLIP_CONFIG):
-        # Repositories of one layout may hold the other as well.
+        # A repository may hold both layouts.
         wanted = [OPEN_CLIP_WEIGHTS, "open_clip_pytorch_model.bin"]
     for filename in wanted:
         path = folder.find(filename)
@@ -202,7 +194,9 @@ def _parts(folder, index) -> list[Path]:
     paths = []
     for filename in filenames:
         if filename != Path(filename).name:
-            raise ValueError(f"The parts of a checkpoint lie beside their index. Received: {filename!r} in {index}.")
+            raise ValueError(
+                f"The parts of a checkpoint must be in the directory of their index. Received: {filename!r} in {index}."
+            )
         path = folder.find(filename)
         if path is None:
             raise folder.missing(filename)
@@ -249,18 +243,18 @@ def _build(architecture: Architecture, preprocessor, options, activation=None):
 
 
 def _read(architecture, preprocessor, checkpoint, options, activation=None):
-    with no_drawing():
+    with skip_initialization():
         model = _build(architecture, preprocessor, options, activation)
     _assign(model, checkpoint, (architecture.grid, (architecture.context_length,)), is_new=True)
     return model
 
 
-def _assign(model, checkpoint: Checkpoint, trained_sides: Iterable[tuple[int, ...]], is_new: bool = False) -> None:
+def _assign(model, checkpoint: TensorFiles, trained_sides: Iterable[tuple[int, ...]], is_new: bool = False) -> None:
     """Checks all keys and shapes, then reads tensor by tensor.
 
     Args:
-        trained_sides: the sides of the tables of positions in the checkpoint; of those left out, the model's own.
-        is_new: whether nobody else can hold the values that the weights have now.
+        trained_sides: the sides of the position embeddings in the checkpoint; by default those of the model.
+        is_new: whether the model was just built, so that nothing else holds the values of its weights.
     """
     slots_of = hugging_face_slots if any(".embeddings." in key for key in checkpoint.shapes) else open_clip_slots
     trained = {len(sides): sides for sides in trained_sides}
@@ -273,11 +267,11 @@ def _assign(model, checkpoint: Checkpoint, trained_sides: Iterable[tuple[int, ..
     checkpoint.require_floats(wanted)
     for key, group in by_key(slots).items():
         if is_new and group[0].is_stored_as_it_is:
-            fill_by_rows(group[0].variable, functools.partial(checkpoint.read, key))
+            assign_in_place(group[0].variable, functools.partial(checkpoint.read, key))
             continue
         tensor = checkpoint.read(key)
         for slot in group:
-            # Converted here: the backends would keep what is stored, a copy of it and what it becomes, all at a time.
+            # Converted here: the backends would hold the stored tensor, a copy and the converted one at the same time.
             slot.variable.assign(np.asarray(slot.from_stored(tensor), np.float32, order="C"))
 
 

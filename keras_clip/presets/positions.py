@@ -1,4 +1,4 @@
-"""Position tables for other image sizes and context lengths than those they were trained for."""
+"""Resizes position embeddings to other image sizes and context lengths than they were trained for."""
 
 import math
 
@@ -6,20 +6,20 @@ import numpy as np
 
 
 def resize_positions(table: np.ndarray, trained: tuple[int, ...], wanted: tuple[int, ...]) -> np.ndarray:
-    """The positions of another grid, or of longer or shorter texts.
+    """Resizes the position embeddings of a grid of patches, or of a text.
 
-    Those of a grid are resized as an image is, bicubic (a = -0.5) with antialiasing; the first row, of the class token
-    or of the mean token, stays. This is open_clip's rule for Vision Transformers; here the attention pool of a ResNet
-    follows it too. Those of a text are cut at the end, so that short texts keep their exact embeddings, or stretched
-    linearly.
+    A grid is resized like an image, bicubic (a = -0.5) with antialiasing; the first row, of the class token or of the
+    mean token, is unchanged. open_clip does the same for Vision Transformers; here it also applies to the attention
+    pool of a ResNet. Those of a text are cut at the end, so that short texts keep their exact embeddings, or
+    interpolated linearly.
 
     Args:
         table: (1 + rows * columns, D), or (L, D).
-        trained: rows and columns of the table's grid, or (L,).
-        wanted: the same of the result.
+        trained: rows and columns of the grid of `table`, or (L,).
+        wanted: rows and columns of the grid of the result, or (L,).
 
     Returns:
-        float32 array of as many rows as `wanted` needs, or `table` itself where nothing changes.
+        float32 array (1 + rows * columns, D), or (L, D); `table` itself if the sizes are equal.
     """
     if trained == wanted:
         return table
@@ -30,12 +30,12 @@ def resize_positions(table: np.ndarray, trained: tuple[int, ...], wanted: tuple[
 
 
 def row_count(sides: tuple[int, ...]) -> int:
-    """Rows of the table of a grid, or of a text."""
+    """The number of position embeddings of a grid, which has one for a class token, or of a text."""
     return math.prod(sides) + (len(sides) == 2)
 
 
 def _stretched(table, length):
-    # Positions are centres of intervals of equal length.
+    # Positions are at the centres of intervals of equal length.
     places = (np.arange(length) + 0.5) * len(table) / length - 0.5
     places = places.clip(0, len(table) - 1)
     left = np.minimum(places.astype(np.int64), len(table) - 2)

@@ -1,4 +1,4 @@
-"""`save`: a model as its own library, open_clip or Hugging Face reads it."""
+"""`save`: writes a model in the layout of Keras, of open_clip or of Hugging Face."""
 
 import json
 from pathlib import Path
@@ -15,18 +15,18 @@ LAYOUTS = ("keras", "open_clip", "hugging_face")
 
 
 def save(model: CLIPModel | ImageEmbedder | TextEmbedder, directory: str | Path, layout: str = "keras") -> None:
-    """Writes a model into a directory that `presets.load` reads, and that library too.
+    """Writes a model into a directory, for `presets.load` and for the library of the layout.
 
     Args:
-        model: for the layouts of others a `CLIPModel` of `VisionTransformer` or `ModifiedResNet` (open_clip only), and
-            `TextTransformer`.
-        directory: made if it does not exist; files of these names are overwritten.
+        model: any model for "keras"; for the other layouts a `CLIPModel` of `VisionTransformer` or `ModifiedResNet`
+            (open_clip only), and `TextTransformer`.
+        directory: made if it does not exist; existing files are overwritten.
         layout: "keras": everything, with optimizer, in one .keras file. "open_clip": for
             `open_clip.create_model_from_pretrained("local-dir:...")`. "hugging_face": for `CLIPModel.from_pretrained`.
 
     Raises:
-        ValueError: an unknown layout, or something that the layout cannot say.
-        TypeError: an encoder that the layout has no names for.
+        ValueError: an unknown layout, or a property of the model that the layout cannot represent.
+        TypeError: an encoder that the layout does not cover.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"`layout` must be one of {LAYOUTS}. Received: layout={layout!r}.")
@@ -37,17 +37,16 @@ def save(model: CLIPModel | ImageEmbedder | TextEmbedder, directory: str | Path,
         return
     if not isinstance(model, CLIPModel):
         raise TypeError(
-            f"A whole CLIPModel is saved in the layout {layout!r}. Received: a {type(model).__name__}. "
-            'Save it in "keras".'
+            f'The layout {layout!r} is for a whole CLIPModel. Received: a {type(model).__name__}. Save it in "keras".'
         )
     if type(model.tokenizer) is not CLIPTokenizer:
         raise TypeError(
-            f"The layout {layout!r} comes with CLIP's tokenizer. Received: a {type(model.tokenizer).__name__}. "
+            f"The layout {layout!r} implies CLIP's tokenizer. Received: a {type(model.tokenizer).__name__}. "
             'Save in "keras".'
         )
     if model.image_embedder.quantization or model.text_embedder.quantization:
         raise TypeError(
-            f"The layout {layout!r} holds floats. Received: a quantised model. "
+            f"The layout {layout!r} stores floats. Received: a quantised model. "
             'Save it in "keras", or before it is quantised.'
         )
     if layout == "open_clip":
@@ -67,7 +66,7 @@ def save(model: CLIPModel | ImageEmbedder | TextEmbedder, directory: str | Path,
         if key.endswith("running_var"):
             tensors[key.replace("running_var", "num_batches_tracked")] = np.zeros((), np.int64)
     directory.mkdir(parents=True, exist_ok=True)
-    # Others tell by this what wrote the tensors' axes.
+    # transformers reads this entry to know the order of the axes.
     save_file(tensors, directory / weights, metadata={"format": "pt"})
     for filename, config in configs.items():
         (directory / filename).write_text(json.dumps(config, indent=2) + "\n")

@@ -3,7 +3,7 @@
 from keras_clip.training.checkpoints import Checkpoints
 from keras_clip.training.lora import enable_lora
 from keras_clip.training.optimizer import AdamW, adamw
-from keras_clip.training.recipe import Recipe, recipe
+from keras_clip.training.recipes import Recipe, recipe
 from keras_clip.training.sharding import layout_map
 from keras_clip.training.skipped_steps import StopOnSkippedSteps
 from keras_clip.training.strategies import Part, own_part, strategy

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_clip import compat
 from keras_clip.training import checkpoint_file, state
 
 _NAME = re.compile(r"step-(\d{9,})\.safetensors")
@@ -98,7 +99,7 @@ class Checkpoints(keras.callbacks.Callback):
             return
         self._has_begun = True
         # Keras would begin the next `fit` there too.
-        self.model._initial_epoch = None
+        compat.set_initial_epoch(self.model, None)
         index = state.each_process(0, self.model).index
         broken = self._resumed["broken"][index] if self._resumed else 0
         self._epochs.start_at(epoch, step, broken)
@@ -125,7 +126,7 @@ class Checkpoints(keras.callbacks.Callback):
 
     def on_train_end(self, logs: dict | None = None) -> None:
         """Gives back the history of a run that had ended before."""
-        self.model._initial_epoch = None
+        compat.set_initial_epoch(self.model, None)
         if not self._has_begun:
             self._restore_history()
 
@@ -167,7 +168,7 @@ class Checkpoints(keras.callbacks.Callback):
         chosen = [number for number, variable in enumerate(variables) if id(variable) in metrics]
         self._metrics = [variables[number] for number in chosen], [np.array(arrays[number]) for number in chosen]
         # Keras looks at this after the callbacks have begun, as for its own `BackupAndRestore`.
-        self.model._initial_epoch = record["epoch"]
+        compat.set_initial_epoch(self.model, record["epoch"])
 
     def _refuse_another(self, path, identity, entries):
         own, differing = self._identity(), []

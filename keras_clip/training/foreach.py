@@ -9,6 +9,8 @@ import itertools
 
 import keras
 
+from keras_clip import compat
+
 # Elements that are updated at a time in low precision, which needs them in float32 for so long.
 _PART = 2**24
 
@@ -29,13 +31,13 @@ def step(optimizer, gradients, variables, learning_rate) -> None:
     """
     import torch
 
-    indices = [optimizer._get_variable_index(variable) for variable in variables]
+    indices = [compat.variable_index(optimizer, variable) for variable in variables]
     factors = [optimizer._factors[i] for i in indices] if optimizer.layer_decay is not None else None
     with torch.no_grad():
         if factors and optimizer.weight_decay:
             _decay(optimizer, variables, factors, learning_rate)
         values = [variable.value for variable in variables]
-        moments = [[group[i].value for i in indices] for group in (optimizer._momentums, optimizer._velocities)]
+        moments = [[group[i].value for i in indices] for group in compat.adam_moments(optimizer)]
         rate = keras.ops.cast(learning_rate, values[0].dtype)
         local_step = keras.ops.cast(optimizer.iterations + 1, values[0].dtype)
         # A tensor to the power of a tensor, as in Keras: another order would be another rounding.
@@ -49,35 +51,30 @@ def step(optimizer, gradients, variables, learning_rate) -> None:
 
 
 def _decay(optimizer, variables, factors, learning_rate):
-    import torch
-
     groups = {}
     for variable, factor in zip(variables, factors, strict=True):
         if optimizer._use_weight_decay(variable):
             groups.setdefault(factor, []).append(variable.value)
     for factor, values in groups.items():
-        torch._foreach_mul_(values, 1 - optimizer.weight_decay * factor * learning_rate)
+        compat.list_operations().mul_(values, 1 - optimizer.weight_decay * factor * learning_rate)
 
 
 def _update(optimizer, values, gradients, momentums, velocities, alpha, factors):
-    import torch
-
-    torch._foreach_mul_(momentums, optimizer.beta_1)
-    torch._foreach_add_(momentums, gradients, alpha=1 - optimizer.beta_1)
-    torch._foreach_mul_(velocities, optimizer.beta_2)
-    torch._foreach_add_(velocities, torch._foreach_mul(gradients, gradients), alpha=1 - optimizer.beta_2)
-    updates = torch._foreach_div(
-        torch._foreach_mul(momentums, alpha), torch._foreach_add(torch._foreach_sqrt(velocities), optimizer.epsilon)
-    )
+    lists = compat.list_operations()
+    lists.mul_(momentums, optimizer.beta_1)
+    lists.add_(momentums, gradients, alpha=1 - optimizer.beta_1)
+    lists.mul_(velocities, optimizer.beta_2)
+    lists.add_(velocities, lists.mul(gradients, gradients), alpha=1 - optimizer.beta_2)
+    updates = lists.div(lists.mul(momentums, alpha), lists.add(lists.sqrt(velocities), optimizer.epsilon))
     if factors:
-        torch._foreach_mul_(updates, factors)
-    torch._foreach_add_(values, updates, alpha=-1)
+        lists.mul_(updates, factors)
+    lists.add_(values, updates, alpha=-1)
 
 
 def _update_rounded(optimizer, values, gradients, momentums, velocities, alpha, factors):
     import torch
 
-    device = values[0].device
+    lists, device = compat.list_operations(), values[0].device
     # A function of the step alone: resuming repeats it, and all processes draw the same.
     generator = torch.Generator(device).manual_seed(int(optimizer.iterations))
     for begin, end in _parts([value.numel() for value in values]):
@@ -90,13 +87,13 @@ def _update_rounded(optimizer, values, gradients, momentums, velocities, alpha, 
         v.lerp_(g.square_(), 1 - optimizer.beta_2)
         updates = _as_parts(m * alpha / v.sqrt().add_(optimizer.epsilon), part)
         if factors:
-            torch._foreach_mul_(updates, factors[begin:end])
-        torch._foreach_sub_(part, [update.to(value.dtype) for update, value in zip(updates, part, strict=True)])
+            lists.mul_(updates, factors[begin:end])
+        lists.sub_(part, [update.to(value.dtype) for update, value in zip(updates, part, strict=True)])
         noise = torch.randint(2**16, m.shape, dtype=torch.int32, device=device, generator=generator)
         for rounded, stored in ((m, momentums), (v, velocities)):
             # Carries into the half that bfloat16 keeps as often as the other half is large.
             rounded.view(torch.int32).add_(noise).bitwise_and_(-(2**16))
-            torch._foreach_copy_(stored[begin:end], _as_parts(rounded, part))
+            lists.copy_(stored[begin:end], _as_parts(rounded, part))
 
 
 def _parts(sizes):

@@ -1,8 +1,8 @@
-"""Numbers kept in bfloat16 that do not lose what is too small for it.
+"""Stochastic rounding to bfloat16.
 
-bfloat16 has eight bits of precision. An average that moves by less than 1/256 of itself in a step would never move,
-were it rounded to the nearest: with `beta_2=0.999` the second moment of Adam could not fall. Rounded up as often as it
-is close to the upper neighbour, it moves rightly on average.
+bfloat16 has eight bits of precision. Under rounding to nearest, an average that changes by less than 1/256 of its value
+per step would never change: with `beta_2=0.999` the second moment of Adam could not decrease. Stochastic rounding is
+unbiased, so that such an average is correct in expectation.
 """
 
 import keras
@@ -16,16 +16,16 @@ _PRECISION = 2.0**-7
 
 
 def round_to_bfloat16(x: Tensor, noise: Tensor) -> Tensor:
-    """Rounds to one of the two neighbours, to the nearer one more often, so that the mean over the noise is `x`.
+    """Rounds stochastically to one of the two neighbouring values, so that the mean over the noise is `x`.
 
     Args:
         x: float32 tensor.
-        noise: float32 tensor of its shape, uniform in [0, 1).
+        noise: float32 tensor of the same shape, uniform in [0, 1).
 
     Returns:
-        bfloat16 tensor of its shape.
+        bfloat16 tensor of the same shape.
     """
-    # By floats where it can be: TensorFlow adds int32 on the host, wherever the tensors are.
+    # Uses float operations where possible: TensorFlow adds int32 on the host, even for tensors on a device.
     bits = ops.view(x, "int32")
     inner = ops.view(ops.bitwise_and(bits, _UPPER_HALF), "float32")
     gap = ops.view(ops.bitwise_and(bits, _EXPONENT), "float32") * _PRECISION
@@ -34,16 +34,16 @@ def round_to_bfloat16(x: Tensor, noise: Tensor) -> Tensor:
 
 
 class StepSeed(keras.random.SeedGenerator):
-    """The seed of one weight at one step: a function of both, so that it needs no state and resuming repeats it.
+    """A seed generator that depends on a step and a weight only, so that it is stateless and a resumed run repeats it.
 
     Args:
         step: int tensor, ().
-        index: int. Of the weight.
+        index: int. Index of the weight.
     """
 
     def __init__(self, step: Tensor, index: int):
         self._seed = ops.stack([ops.cast(step, "uint32"), ops.convert_to_tensor(index, "uint32")])
 
     def next(self, ordered: bool = True) -> Tensor:
-        """The seed, uint32 (2,), each time the same."""
+        """Returns the seed, uint32 (2,), which is the same at every call."""
         return self._seed

@@ -1,14 +1,14 @@
-"""Which axis of which weight goes over which devices, for models that do not fit on one."""
+"""Sharding of the weights over devices, for models that do not fit on one device."""
 
 import keras
 
 
 def layout_map(device_mesh: keras.distribution.DeviceMesh, axis: str = "model") -> keras.distribution.LayoutMap:
-    """How to cut the weights of a CLIP over one axis of a device mesh, on the JAX backend.
+    """Returns a layout that shards the weights of a CLIP over one axis of a device mesh, on the JAX backend.
 
-    Attention is cut by heads and MLPs by hidden units, so that a block needs two sums over the devices (Shoeybi et al.,
-    2019); the token table and convolutions are cut by channels. What it does not name is on every device. The number of
-    devices on the axis must divide widths and heads.
+    Attention is sharded by heads and MLPs by hidden units, so that a block needs two all-reduces (Shoeybi et al.,
+    2019); token embeddings and convolutions are sharded by channels. All other weights are replicated. The number of
+    devices on the axis must divide the widths and the numbers of heads.
 
         mesh = keras.distribution.DeviceMesh((4, 2), ("batch", "model"), keras.distribution.list_devices())
         layout = keras_clip.training.layout_map(mesh)
@@ -16,11 +16,11 @@ def layout_map(device_mesh: keras.distribution.DeviceMesh, axis: str = "model") 
             keras.distribution.ModelParallel(layout_map=layout, batch_dim_name="batch")
         )
 
-    Call it before the model is built.
+    Set the distribution before the model is built.
 
     Args:
         device_mesh: `keras.distribution.DeviceMesh`.
-        axis: the name of the mesh's axis to cut over.
+        axis: name of the mesh axis over which the weights are sharded.
 
     Returns:
         `keras.distribution.LayoutMap`.

@@ -2,7 +2,7 @@
 
 import keras
 
-from keras_clip.training import state
+from keras_clip import compat
 
 
 class StopOnSkippedSteps(keras.callbacks.Callback):
@@ -57,7 +57,7 @@ class StopOnSkippedSteps(keras.callbacks.Callback):
         self._before += skipped
 
     def _skipped(self):
-        state.synchronise(self.model)
+        compat.synchronize_variables(self.model)
         return float(keras.ops.convert_to_numpy(self.model.skipped_steps.result()))
 
     def _look(self, skipped):

@@ -8,14 +8,8 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from keras_clip.trainer import keras_repairs
+from keras_clip import compat, distribution
 from keras_clip.training.checkpoint_file import Entry
-
-
-def synchronise(model: keras.Model) -> None:
-    """Lets the variables of a model in `fit` have the values after the last step; on JAX they lag behind."""
-    if keras.backend.backend() == "jax":
-        model.jax_state_sync()
 
 
 def variables(model: keras.Model) -> list[keras.Variable]:
@@ -38,7 +32,7 @@ def entries(model: keras.Model) -> list[Entry]:
 
 def values(model: keras.Model) -> Iterator[np.ndarray]:
     """The variables as arrays, one after the other, summed or joined over replicas: all processes must ask alike."""
-    synchronise(model)
+    compat.synchronize_variables(model)
     read = _read_jax if keras.backend.backend() == "jax" else _read
     yield from map(read, variables(model))
 
@@ -98,8 +92,8 @@ def each_process(number: int, model: keras.Model) -> Processes:
 def _each_tensorflow(number, model):
     import tensorflow as tf
 
-    strategy = keras_repairs.strategy_of(model)
-    if not keras_repairs.is_multi_worker(strategy):
+    strategy = distribution.strategy_of(model)
+    if not distribution.is_multi_worker(strategy):
         return Processes(0, [number])
     replicas = []
 

@@ -1,4 +1,4 @@
-"""Joins the processes and devices of a training, by each backend's own engine."""
+"""Data-parallel training over devices and processes, by the distribution API of each backend."""
 
 import contextlib
 import json
@@ -10,7 +10,7 @@ import keras
 
 from keras_clip.types import Tensor
 
-# The backend that each runs on.
+# The backend of each strategy.
 STRATEGIES = {
     "mirrored": "tensorflow",
     "multi_worker": "tensorflow",
@@ -20,11 +20,11 @@ STRATEGIES = {
 
 
 class Part(NamedTuple):
-    """Which part of the data this process reads: the `shard` of `image_text_pairs`.
+    """The part of the data that this process reads: the `shard` argument of `image_text_pairs`.
 
     Attributes:
-        index: int. This process.
-        count: int. Processes.
+        index: int. Index of this process.
+        count: int. Number of processes.
     """
 
     index: int
@@ -33,17 +33,19 @@ class Part(NamedTuple):
 
 @contextlib.contextmanager
 def strategy(name: str | None) -> Iterator[Part]:
-    """Inside, models are built and trained over several devices or processes, as one step of the global batch.
+    """Returns a context in which models are built and trained over several devices or processes.
 
         with keras_clip.training.strategy("torch_ddp") as part:
             model = ...
             pairs = keras_clip.data.image_text_pairs(source, model, batch_size // part.count, shard=part)
 
-    - "mirrored": all GPUs of this host, on TensorFlow; batches are of all of them together.
-    - "multi_worker": several hosts, on TensorFlow, as the environment variable TF_CONFIG says, one device each; see
-      `own_part`.
-    - "jax_data_parallel": all devices of all hosts, on JAX. Over several processes the environment variables
-      MASTER_ADDR, MASTER_PORT, WORLD_SIZE and RANK tell each its place, as for torch. Text lengths must be one there:
+    Each step trains on one global batch, which is split over the devices.
+
+    - "mirrored": all GPUs of this host, on TensorFlow; `fit` takes global batches.
+    - "multi_worker": several hosts with one device each, on TensorFlow, configured by the environment variable
+      TF_CONFIG; see `own_part`.
+    - "jax_data_parallel": all devices of all hosts, on JAX. Several processes are configured by the environment
+      variables MASTER_ADDR, MASTER_PORT, WORLD_SIZE and RANK, as for torch, and require a single text length:
       `text_lengths=(context_length,)`.
     - "torch_ddp": the processes that `torchrun` starts, each on the GPU of its LOCAL_RANK.
 
@@ -51,7 +53,7 @@ def strategy(name: str | None) -> Iterator[Part]:
         name: one of these, or None: one device.
 
     Returns:
-        A context that gives this process's `Part`.
+        A context manager that yields the `Part` of this process.
 
     Raises:
         ValueError: an unknown name, or one of another backend.
@@ -63,8 +65,8 @@ def strategy(name: str | None) -> Iterator[Part]:
             f"{keras.backend.backend()}. Set the environment variable KERAS_BACKEND"
             f"={STRATEGIES.get(name, 'tensorflow')}."
         )
-    joined = {None: _single, "mirrored": _mirrored, "multi_worker": _multi_worker, "torch_ddp": _torch}.get(name, _jax)
-    with joined() as part:
+    contexts = {None: _single, "mirrored": _mirrored, "multi_worker": _multi_worker, "torch_ddp": _torch}
+    with contexts.get(name, _jax)() as part:
         yield part
 
 
@@ -86,7 +88,7 @@ def _mirrored():
 def _multi_worker():
     import tensorflow as tf
 
-    _require("TF_CONFIG", "multi_worker", "Set it to the cluster and the task of each worker: see docs/scale.md.")
+    _require("TF_CONFIG", "multi_worker", "Set it to the cluster and the task of each worker; see docs/scale.md.")
     config = json.loads(os.environ["TF_CONFIG"])
     with tf.distribute.MultiWorkerMirroredStrategy().scope():
         yield Part(config["task"]["index"], len(config["cluster"]["worker"]))
@@ -123,16 +125,19 @@ def _torch():
 
 def _require(variable, name, cure):
     if variable not in os.environ:
-        raise RuntimeError(f"The strategy {name!r} needs the environment variable {variable}. Received: none. {cure}")
+        raise RuntimeError(
+            f"The strategy {name!r} requires the environment variable {variable}. Received: none. {cure}"
+        )
 
 
 def own_part(pairs: Tensor) -> Tensor:
-    """What `fit` takes where each worker of "multi_worker" reads its own part, as it is, epoch after epoch.
+    """Returns the dataset for `fit` on a worker of "multi_worker" that reads its own part of the data.
 
-    Pass `steps_per_epoch=len(pairs)` to `fit`: the steps that all workers have agreed on.
+    The dataset is not sharded again and repeats without end. Pass `steps_per_epoch=len(pairs)` to `fit`, the number of
+    steps that all workers have agreed on.
 
     Args:
-        pairs: `tf.data.Dataset` of this worker's part, in batches of one replica.
+        pairs: `tf.data.Dataset` of this worker's part, in batches for one replica.
 
     Returns:
         `tf.distribute.DistributedDataset`.

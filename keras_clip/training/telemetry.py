@@ -1,4 +1,4 @@
-"""How fast a training runs, and what it waits for: to the progress bar, to TensorBoard and to a CSV file."""
+"""Measures the throughput of training and its waiting for data, for the progress bar, TensorBoard and a CSV file."""
 
 import csv as csv_files
 import os
@@ -10,12 +10,11 @@ from pathlib import Path
 
 import keras
 
-from keras_clip import flops
-from keras_clip.trainer import watching
+from keras_clip import compat, distribution, flops
 
 
 class _Totals:
-    """Sums over some steps."""
+    """Sums over several steps."""
 
     def __init__(self):
         self.steps = self.pairs = self.flops = 0
@@ -28,54 +27,51 @@ class _Totals:
         self.waited += waited
         self.flops += flops
 
-    def figures(self, peak):
-        """What is shown of them; `peak` is the FLOP/s of all devices, or None."""
-        figures = {
+    def metrics(self, peak):
+        """Returns the logged metrics; `peak` is the peak FLOP/s of all devices, or None."""
+        metrics = {
             "pairs_per_second": self.pairs / self.seconds,
             "step_seconds": self.seconds / self.steps,
             "data_wait": self.waited / self.seconds,
         }
-        return figures if peak is None else {**figures, "mfu": self.flops / self.seconds / peak}
+        return metrics if peak is None else {**metrics, "mfu": self.flops / self.seconds / peak}
 
 
-class Telemetry(keras.callbacks.Callback):
-    """Measures the steps of `fit`. Give it to the process that shows the progress, with any strategy.
+class Telemetry(compat.AsyncCallback):
+    """Measures the steps of `fit`. With any strategy, pass it in the process that shows the progress bar.
 
-    The progress bar and `History` get:
+    It adds to the progress bar and to `History`:
 
-    - "pairs_per_second": pairs of the global batches, over all replicas and processes;
-    - "step_seconds": from the end of one step on the device to the end of the next;
-    - "data_wait": share of the time, in [0, 1], in which the device had nothing to do because a batch was still being
-      read;
-    - "mfu": floating-point operations really done (texts as long as they were cut, recomputation of micro-batches and
-      of rematerialised blocks included; see `keras_clip.flops`) over what the devices could do at their peak.
+    - "pairs_per_second": pairs of the global batches per second, over all replicas and processes;
+    - "step_seconds": time from the end of one step on the device to the end of the next;
+    - "data_wait": fraction of the time, in [0, 1], in which the device is idle because a batch is still being read;
+    - "mfu": the executed FLOPs (at the text length of each batch, including the recomputation of micro-batches and of
+      rematerialised blocks; see `keras_clip.flops`) divided by the peak FLOPs of the devices in the same time.
 
-    Steps show the mean over the last `every` steps, epochs that over all of their steps, those that compiled included.
-    Files get a row every `every` steps, and at the end of an epoch; beside these figures what the model logs: loss,
-    "logit_scale", "gradient_norm", accuracies, "skipped_steps". A training that goes on in the middle keeps the rows of
-    the CSV file up to there.
+    The logs of a step are means over the last `every` steps; those of an epoch are means over all its steps, including
+    steps that compile. The files get a row every `every` steps and at the end of an epoch, which also has the logs of
+    the model: loss, "logit_scale", "gradient_norm", accuracies, "skipped_steps". A run that is resumed at a step keeps
+    the rows of the CSV file up to that step.
 
-    Nothing is read from the device that Keras does not read for its logs, and no step waits for it. Put it before
-    callbacks that keep logs, such as `Checkpoints` and `CSVLogger`. On torch, where Keras reads batches out of sight,
-    their time counts as waiting for data.
+    The callback reads nothing from the device in addition to the logs of Keras, and no step waits for it. Put it before
+    callbacks that store logs, such as `Checkpoints` and `CSVLogger`. On torch the time to read a batch always counts as
+    waiting for data, since Keras reads batches internally.
 
     Args:
         csv: path of a CSV file, or None.
         tensorboard: folder for TensorBoard's event files, or None.
-        every: int > 0. Steps.
-        peak_flops: float or None. FLOP/s of one device at best, in the dtype that computes, such as 989e12 for bfloat16
-            on an H100. None: no "mfu".
-        step_flops: function of (pairs, tokens of the texts), the FLOPs of a step, for encoders that `keras_clip.flops`
-            cannot count. None: `keras_clip.flops.train_step`.
+        every: int > 0. Number of steps per row.
+        peak_flops: float or None. Peak FLOP/s of one device in the compute dtype, such as 989e12 for bfloat16 on an
+            H100. None: no "mfu".
+        step_flops: function (pairs, tokens per text) -> FLOPs of a step, for encoders that are unknown to
+            `keras_clip.flops`. None: `keras_clip.flops.train_step`.
 
     Raises:
-        ValueError: a number is not positive or, when `fit` begins, "mfu" is asked for and the encoders have no count.
-        TypeError: when `fit` begins, the model is no `CLIPModel`.
-        ImportError: `tensorboard` was given, and nothing that could write it is installed.
+        ValueError: a number is not positive or, when `fit` begins, `peak_flops` is given and the FLOPs of the encoders
+            are unknown.
+        TypeError: when `fit` begins, the model is not a `CLIPModel`.
+        ImportError: `tensorboard` is given, and neither TensorFlow nor the package tensorboard is installed.
     """
-
-    # Keras then calls it from a thread that has waited for the step, while the main thread goes on.
-    async_safe = True
 
     def __init__(
         self,
@@ -97,28 +93,28 @@ class Telemetry(keras.callbacks.Callback):
         self._lock = threading.Lock()
 
     def on_train_begin(self, logs: dict | None = None) -> None:
-        """Begins to listen to what the model reads."""
+        """Registers the listener for the batches that the model reads."""
         if not hasattr(self.model, "batch_listener"):
-            raise TypeError(f"`Telemetry` measures a `CLIPModel`. Received: {type(self.model).__name__}.")
+            raise TypeError(f"`Telemetry` requires a `CLIPModel`. Received: {type(self.model).__name__}.")
         if self.peak_flops is not None and self.step_flops is None and flops.train_step(self.model, 1) is None:
             encoders = [self.model.image_encoder.name, self.model.text_encoder.name]
             raise ValueError(
-                f"Only this library's own encoders can be counted. Received: encoders {encoders}, peak_flops="
-                f"{self.peak_flops}. Pass `step_flops`, a function of (pairs, tokens) that gives the operations of a "
-                "step, or leave `peak_flops` out."
+                f"The FLOPs are known for the encoders of this library only. Received: encoders {encoders}, peak_flops="
+                f"{self.peak_flops}. Pass `step_flops`, a function (pairs, tokens per text) -> FLOPs of a step, or "
+                "omit `peak_flops`."
             )
-        # On JAX each look at `self.model` fetches its state, which would stop the steps.
-        self._model_itself = self.model
-        self._replicas, devices = watching.replicas_and_devices(self.model)
+        # On JAX each access to `self.model` fetches its state, which would block the steps.
+        self._measured_model = self.model
+        self._replicas, devices = distribution.replicas_and_devices(self.model)
         self._peak = None if self.peak_flops is None else devices * self.peak_flops
         self._reads = deque()
         self._step = None
         self.model.batch_listener = self._reads.append
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
-        """Starts the clock. Arguments as of `keras.callbacks.Callback`."""
+        """Starts the clock. Arguments as in `keras.callbacks.Callback`."""
         if self._step is None:
-            # Later it would have to be fetched from the device.
+            # Counted on the host from here on, as reading it later would wait for the device.
             iterations = keras.ops.convert_to_tensor(self.model.optimizer.iterations)
             self._step = int(keras.ops.convert_to_numpy(iterations))
             if self._csv is not None:
@@ -130,31 +126,31 @@ class Telemetry(keras.callbacks.Callback):
         self._last_end = time.perf_counter()
 
     def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
-        """Notes where the epoch begins, which need not be its first batch. Arguments as of Keras' callbacks."""
+        """Stores the first batch of the epoch, which a resumed run enters later. Arguments as in Keras' callbacks."""
         if self._next is None:
-            self._next = batch + self._model_itself.steps_per_execution - 1
+            self._next = batch + self._measured_model.steps_per_execution - 1
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
-        """Adds the figures to `logs`. Arguments as of `keras.callbacks.Callback`."""
+        """Adds the metrics to `logs`. Arguments as in `keras.callbacks.Callback`."""
         now = time.perf_counter()
         with self._lock:
             self._ends[batch] = now, dict(logs or {})
             while self._next in self._ends:
-                # Threads may overtake each other: a step ended before any later one did.
+                # Threads may report out of order, but no step ends later than its successors.
                 end = min(end for end, _ in self._ends.values())
                 self._add(end, self._ends.pop(self._next)[1])
-                self._next += self._model_itself.steps_per_execution
+                self._next += self._measured_model.steps_per_execution
             if logs is not None:
-                logs.update(self._shown or self._recent_figures())
+                logs.update(self._shown or self._recent_metrics())
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        """Adds the epoch's figures to `logs`. Arguments as of `keras.callbacks.Callback`."""
+        """Adds the metrics of the epoch to `logs`. Arguments as in `keras.callbacks.Callback`."""
         if not self._in_epoch.steps:
             return
         if self._recent.seconds > 0:
             self._write({key: value for key, value in (logs or {}).items() if not key.startswith("val_")})
         if logs is not None:
-            logs.update(self._in_epoch.figures(self._peak))
+            logs.update(self._in_epoch.metrics(self._peak))
 
     def on_train_end(self, logs: dict | None = None) -> None:
         """Closes the files."""
@@ -180,15 +176,15 @@ class Telemetry(keras.callbacks.Callback):
             if self.step_flops is not None:
                 self._known_flops[key] = self.step_flops(pairs, length)
             else:
-                self._known_flops[key] = flops.train_step(self._model_itself, pairs, length, self._replicas)
+                self._known_flops[key] = flops.train_step(self._measured_model, pairs, length, self._replicas)
         return self._known_flops[key]
 
-    def _recent_figures(self):
-        return self._recent.figures(self._peak) if self._recent.seconds > 0 else {}
+    def _recent_metrics(self):
+        return self._recent.metrics(self._peak) if self._recent.seconds > 0 else {}
 
     def _write(self, logs):
-        """A row of the steps since the last one."""
-        self._shown = self._recent_figures()
+        """Writes a row for the steps since the last row."""
+        self._shown = self._recent_metrics()
         self._recent = _Totals()
         row = {**logs, **self._shown}
         if self._csv is not None:
@@ -198,37 +194,37 @@ class Telemetry(keras.callbacks.Callback):
 
 
 class _CsvFile:
-    """Rows that are there as soon as they are written. It is not begun anew where a training goes on."""
+    """A CSV file that is flushed after every row, and continued by a resumed run."""
 
     def __init__(self, path):
         self._path = path
         self._file = self._writer = None
 
     def open(self, step):
-        """Keeps the rows up to a step; none, if it is the first."""
+        """Opens the file and keeps its rows up to `step`; none, if that is 0."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         rows, names = [], None
         if step and self._path.exists():
             with open(self._path, newline="", encoding="utf-8") as file:
                 reader = csv_files.DictReader(file)
-                # A row that was cut off when the process was killed has no step, or not all of its numbers.
+                # A row that was truncated when the process was killed lacks some of its values.
                 rows = [row for row in reader if None not in row.values() and int(row["step"]) <= step]
                 names = reader.fieldnames
         temporary = self._path.with_name(f"{self._path.name}.new")
         self._file = open(temporary, "w", newline="", encoding="utf-8")
         if names:
-            self._begin(names)
+            self._write_header(names)
             self._writer.writerows(rows)
             self._file.flush()
         os.replace(temporary, self._path)
 
-    def _begin(self, names):
+    def _write_header(self, names):
         self._writer = csv_files.DictWriter(self._file, names, extrasaction="ignore", restval="")
         self._writer.writeheader()
 
     def write(self, row):
         if self._writer is None:
-            self._begin(list(row))
+            self._write_header(list(row))
         self._writer.writerow(row)
         self._file.flush()
 
@@ -278,13 +274,13 @@ class _TorchEvents:
 
 
 def _event_file(folder):
-    for kind in (_TensorFlowEvents, _TorchEvents):
+    for event_file in (_TensorFlowEvents, _TorchEvents):
         try:
-            return kind(folder)
+            return event_file(folder)
         except ImportError:
             continue
     raise ImportError(
-        "TensorBoard's files are written by TensorFlow, or by torch with the package tensorboard. Received: "
-        f"tensorboard='{folder}', and neither is installed. Install `tensorflow` or `tensorboard`, or leave "
-        "`tensorboard` out: `csv` needs nothing."
+        "TensorBoard files require TensorFlow, or torch with the package tensorboard. Received: "
+        f"tensorboard='{folder}', with neither installed. Install `tensorflow` or `tensorboard`, or use `csv`, which "
+        "requires neither."
     )

@@ -1,70 +1,72 @@
-"""The last phase of a training with patch dropout: all patches, as the model will see them in use."""
+"""Disables patch dropout in the final phase of training, so that it matches inference."""
 
 import keras
 
+from keras_clip import compat
 from keras_clip.layers.patch_dropout import PatchDropout
 
 
 class Unmask(keras.callbacks.Callback):
-    """Shows all patches in the last epochs of `fit`, where `VisionTransformer(patch_dropout=...)` left some out.
+    """Disables the patch dropout of `VisionTransformer(patch_dropout=...)` in the last epochs of `fit`.
 
-    Li et al. (2022), section 3: a short unmasked phase closes most of the gap between training on parts of images and
-    testing on whole ones. Steps of that phase take the time and memory of a training without patch dropout.
+    A short unmasked phase closes most of the gap between training on part of the patches and testing on all of them (Li
+    et al., 2022, section 3). Its steps take the time and memory of training without patch dropout.
 
-    The phase is counted from the end of `fit(epochs=...)`, so a run that is resumed by `initial_epoch` enters it where
-    it would have. Rates are zero within its epochs only: what is saved at the end of an epoch has the rate that it was
-    made with, if this callback comes before the one that saves, and another `fit` leaves patches out again.
+    The phase is counted from the end of `fit(epochs=...)`, so that a run resumed with `initial_epoch` enters it at the
+    same epoch as an uninterrupted run. The rates are zero within the epochs of the phase only: a model saved at the end
+    of an epoch has its original rates if this callback comes before the one that saves, and another `fit` applies
+    patch dropout again.
 
     Args:
-        epochs: int > 0. How many epochs at the end.
+        epochs: int > 0. Number of final epochs without patch dropout.
 
     Raises:
-        ValueError: `epochs` is not positive or, when `fit` begins, no part of the model that learns leaves patches out.
+        ValueError: `epochs` is not positive or, when `fit` begins, the model has no patch dropout.
     """
 
     def __init__(self, epochs: int = 1):
         super().__init__()
         if epochs < 1:
-            raise ValueError(f"`epochs` must be positive. Received: epochs={epochs}. Leave the callback out for none.")
+            raise ValueError(f"`epochs` must be positive. Received: epochs={epochs}. Omit the callback for no epochs.")
         self.epochs = epochs
         self._rates = {}
         self._has_begun = False
 
     def on_train_begin(self, logs: dict | None = None) -> None:
-        """Notes the rates."""
+        """Stores the rates of all patch dropout layers."""
         if self._has_begun:
-            # That `fit` was interrupted in its last epochs. This one has its compiled step already.
+            # The previous `fit` was interrupted in its last epochs, and this one would use its compiled step.
             self._restore()
             self._has_begun = False
-            self.model.make_train_function(force=True)
-        layers = self.model._flatten_layers(include_self=False)
+            compat.retrace_step(self.model)
+        layers = compat.all_layers(self.model, include_self=False)
         self._rates = {layer: layer.rate for layer in layers if isinstance(layer, PatchDropout) and layer.rate > 0}
         if not self._rates:
             raise ValueError(
-                f"`Unmask` needs an encoder that leaves patches out. Received: model={self.model.name!r} without such. "
-                "Make its image encoder with `patch_dropout=0.5`, or leave the callback out."
+                f"`Unmask` requires an encoder with patch dropout. Received: model={self.model.name!r} without it. "
+                "Pass `patch_dropout=0.5` to the image encoder, or omit the callback."
             )
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
-        """Arguments as of `keras.callbacks.Callback`."""
+        """Sets the rates to zero in the last epochs. Arguments as in `keras.callbacks.Callback`."""
         if epoch < self.params["epochs"] - self.epochs:
             return
         for layer in self._rates:
             layer.rate = 0.0
         if not self._has_begun:
-            # What is compiled has the rate in it. `fit` looks the function up at every step.
-            self.model.make_train_function(force=True)
+            # The compiled step contains the rates as constants. `fit` looks the function up at every step.
+            compat.retrace_step(self.model)
             self._has_begun = True
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        """Arguments as of `keras.callbacks.Callback`."""
+        """Restores the rates. Arguments as in `keras.callbacks.Callback`."""
         self._restore()
 
     def on_train_end(self, logs: dict | None = None) -> None:
-        """Leaves no compiled step behind that shows all patches."""
+        """Discards the compiled step without patch dropout."""
         if self._has_begun:
             self._has_begun = False
-            self.model.train_function = None
+            compat.forget_step(self.model)
 
     def _restore(self):
         for layer, rate in self._rates.items():

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from numbered_pairs import COLUMNS, NumberTokenizer, numbered, write_shards
+from numbered_pairs import COLUMNS, NumberTokenizer, decode_one_colour, numbered, write_shards
 
 import keras_clip
 
@@ -35,8 +35,9 @@ SOURCES = {"tars": tars, "stream": stream, "one of two parts": half}
 
 
 @pytest.fixture(params=SOURCES.values(), ids=SOURCES)
-def read(request, tmp_path):
+def read(request, tmp_path, monkeypatch):
     """Makes the same dataset each time."""
+    decode_one_colour(monkeypatch)
     samples = numbered(SAMPLES)
     for number in BROKEN:
         samples[number] = (samples[number][0], b"broken", samples[number][2])

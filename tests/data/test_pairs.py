@@ -14,6 +14,8 @@ from numbered_pairs import (
     COLUMNS,
     SOURCES,
     NumberTokenizer,
+    decode_one_colour,
+    draw_from_the_crop_seed,
     image_file,
     numbered,
     numbers,
@@ -26,7 +28,9 @@ from numbered_pairs import (
 from PIL import Image
 
 from keras_clip.data import image_text_pairs
+from keras_clip.data.arguments import increasing_lengths
 from keras_clip.data.images import ImagePreprocessor
+from keras_clip.data.pairs import _tokenize_with
 from keras_clip.data.tokenizer import CLIPTokenizer
 
 backend_free = pytest.mark.backend_free
@@ -35,6 +39,9 @@ training_then_evaluation = pytest.mark.parametrize(
     "training", [pytest.param(True, id="training"), pytest.param(False, id="evaluation", marks=slow)]
 )
 COUNT = 50
+GOOD_AMONG_BROKEN = 240
+# Crops are cut in the same way whatever the source is: it is enough that a stream passes their seeds on.
+DECODERS = {"tars": None, "tf.data of files": "crop_seeds"}
 # What may stand for one sample among good ones: (image file, caption) and the reason it is skipped for.
 BROKEN = {
     "truncated png": (image_file(1, (200, 200))[:100], b"1", "undecodable image"),
@@ -61,11 +68,28 @@ def shards(tmp_path):
     return write_shards(tmp_path, numbered(COUNT))
 
 
+@pytest.fixture
+def one_colour(monkeypatch):
+    decode_one_colour(monkeypatch)
+
+
+@pytest.fixture
+def crop_seeds(monkeypatch):
+    draw_from_the_crop_seed(monkeypatch)
+
+
+# Tests of what is not decoding: order, parts, captions, lengths, sources and what their errors do.
+not_of_decoding = pytest.mark.usefixtures("one_colour")
+
+
 @backend_free
 class TestSources:
     @training_then_evaluation
-    @pytest.mark.parametrize("store, mapping", SOURCES.values(), ids=SOURCES)
-    def test_every_pair_comes_once(self, store, mapping, training, tmp_path):
+    @pytest.mark.parametrize("source", SOURCES)
+    def test_every_pair_comes_once(self, source, training, tmp_path, request):
+        store, mapping = SOURCES[source]
+        if source not in ("tars", "tf.data of arrays"):
+            request.getfixturevalue("one_colour")
         dataset = pairs(store(tmp_path, numbered(COUNT)), mapping=mapping, training=training)
         assert dataset.element_spec["images"].shape.as_list() == [5 if training else None, 16, 16, 3]
         epochs = [numbers(dataset) for _ in range(2)]
@@ -73,14 +97,17 @@ class TestSources:
         assert (epochs[0] == epochs[1]) == (not training)
         assert dataset.skipped.total == 0
 
+    @not_of_decoding
     def test_evaluation_keeps_the_order_of_the_shards_and_the_last_batch(self, shards):
         found = list(pairs(shards, 8, training=False))
         assert [len(batch["images"]) for batch in found] == [8] * 6 + [2]
         assert numbers(found) == [*range(0, COUNT, 3), *range(1, COUNT, 3), *range(2, COUNT, 3)]
 
+    @not_of_decoding
     def test_training_drops_the_last_batch(self, shards):
         assert [len(batch["images"]) for batch in pairs(shards, 8)] == [8] * 6
 
+    @not_of_decoding
     def test_number_of_samples(self, shards, tmp_path):
         stream = SOURCES["tf.data of files"][0](tmp_path, numbered(9))
         unknown = stream.filter(lambda row: True)
@@ -105,20 +132,24 @@ class TestSources:
 
 @backend_free
 class TestChance:
-    @pytest.mark.parametrize("source", ["tars", "tf.data of files"])
-    def test_the_seed_and_the_epoch_decide_everything(self, source, tmp_path):
+    @pytest.mark.parametrize("source, decoder", DECODERS.items(), ids=DECODERS)
+    def test_the_seed_and_the_epoch_decide_everything(self, source, decoder, tmp_path, request):
         store, mapping = SOURCES[source]
         stored = store(tmp_path, noisy(40))
+        if decoder:
+            request.getfixturevalue(decoder)
         first, again, other = (pairs(stored, mapping=mapping, seed=seed) for seed in (0, 0, 1))
         epochs = [contents(first), contents(first)]
         assert epochs == [contents(again), contents(again)]
         assert epochs[0] != epochs[1]
         assert contents(other) not in epochs
 
-    @pytest.mark.parametrize("source", ["tars", "tf.data of files"])
-    def test_a_global_seed_changes_nothing(self, source, tmp_path):
+    @pytest.mark.parametrize("source, decoder", DECODERS.items(), ids=DECODERS)
+    def test_a_global_seed_changes_nothing(self, source, decoder, tmp_path, request):
         store, mapping = SOURCES[source]
         stored = store(tmp_path, noisy(40))
+        if decoder:
+            request.getfixturevalue(decoder)
         epochs = []
         for seed in (0, 5):
             keras.utils.set_random_seed(seed)
@@ -160,11 +191,13 @@ class TestChance:
             contents(dataset) == contents(dataset) == contents(pairs(str(tmp_path / "a.tar"), training=False, seed=3))
         )
 
+    @not_of_decoding
     def test_shuffling_goes_across_shards(self, shards):
         found = np.array(numbers(pairs(shards, 50)))
         # In the first third there is about a third of each of the three shards.
         assert np.bincount(found[:18] % 3, minlength=3).min() >= 2
 
+    @not_of_decoding
     @pytest.mark.parametrize(
         "form", ["json", pytest.param("TFRecord", marks=slow), "function", pytest.param("tf.data", marks=slow)]
     )
@@ -197,6 +230,7 @@ class TestChance:
 
 
 @backend_free
+@not_of_decoding
 class TestParts:
     @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
     def test_parts_are_disjoint_and_complete(self, shards, training):
@@ -222,6 +256,7 @@ class TestParts:
 
 
 @backend_free
+@not_of_decoding
 class TestTexts:
     @pytest.mark.parametrize(
         "words, lengths, expected",
@@ -237,15 +272,27 @@ class TestTexts:
             (3, (77,), 77),
         ],
     )
-    def test_length(self, words, lengths, expected, tmp_path):
-        caption = " ".join(["5"] * words).encode()
-        source = write_tar(tmp_path / "a.tar", tar_members([("a", image_file(5), caption), ("b", image_file(5), b"5")]))
-        (batch,) = pairs(source, 2, training=False, text_lengths=lengths)
+    def test_length(self, words, lengths, expected):
+        import tensorflow as tf
+
+        tokenizer = NumberTokenizer()
+        to_batch = _tokenize_with(tokenizer, increasing_lengths(lengths, tokenizer))
+        place, batch = to_batch("place", tf.zeros((2, 1)), tf.constant([" ".join(["5"] * words), "5"]))
         token_ids = batch["token_ids"].numpy()
-        assert token_ids.shape == (2, expected)
+        assert place == "place" and batch["images"].shape == (2, 1)
+        assert token_ids.dtype == np.int32 and token_ids.shape == (2, expected)
         size = min(words + 2, expected)
         assert token_ids[0].tolist() == [1000] + [5] * (size - 2) + [1001] + [0] * (expected - size)
         assert token_ids[1].tolist() == [1000, 5, 1001] + [0] * (expected - 3)
+
+    @pytest.mark.parametrize("lengths, expected", [(None, [16, 32]), ((24, 40), [24, 24]), ((40,), [40, 40])], ids=str)
+    def test_lengths_of_batches(self, lengths, expected, tmp_path):
+        """The pipeline rounds the longest text of each batch up, one length being known before."""
+        samples = [(f"{k}", image_file(5), b"5 " * words) for k, words in enumerate((3, 2, 4, 20))]
+        source = write_tar(tmp_path / "a.tar", tar_members(samples))
+        dataset = pairs(source, 2, training=False, text_lengths=lengths)
+        assert [batch["token_ids"].shape[1] for batch in dataset] == expected
+        assert dataset.element_spec["token_ids"].shape[1] == (40 if lengths == (40,) else None)
 
     def test_a_short_context_bounds_the_lengths(self, tmp_path):
         tokenizer = NumberTokenizer()
@@ -258,23 +305,30 @@ class TestTexts:
 @backend_free
 class TestBrokenSamples:
     @training_then_evaluation
-    @pytest.mark.parametrize("image, caption, reason", BROKEN.values(), ids=BROKEN)
-    def test_only_it_is_skipped_counted_and_named(self, image, caption, reason, training, tmp_path, caplog):
-        samples = numbered(COUNT)
-        samples[13] = ("broken", image, caption)
-        source = write_tar(tmp_path / "shard.tar", [*tar_members(samples), ("broken.cls", b"1")])
+    def test_only_they_are_skipped_counted_and_named(self, training, tmp_path, caplog):
+        """One sample of each kind of `BROKEN` in one shard, with 24 good ones after each."""
+        members, good = [], numbered(GOOD_AMONG_BROKEN)
+        for place, (name, (image, caption, _)) in enumerate(BROKEN.items()):
+            members += [*tar_members([(f"broken {name}", image, caption)]), (f"broken {name}.cls", b"1")]
+            members += tar_members(good[24 * place : 24 * (place + 1)])
+        source = write_tar(tmp_path / "shard.tar", members)
         dataset = pairs(source, 1, training=training)
         for epoch in range(2):
             with caplog.at_level(logging.WARNING, "keras_clip"):
                 found = numbers(dataset)
-            assert set(found) == {*range(COUNT)} - {13}
-            # In training one of the others stands in for it.
-            assert len(found) == (COUNT if training else COUNT - 1)
-            assert dataset.skipped.counts == {reason: 1}
-            assert dataset.skipped.examples[0].startswith(f"{source}: broken: {reason}")
-            assert len(caplog.records) == epoch + 1 and f"1 of {COUNT} samples: {reason} 1" in caplog.text
+            assert set(found) == set(range(GOOD_AMONG_BROKEN))
+            # In training others stand in for them.
+            assert len(found) == GOOD_AMONG_BROKEN + (len(BROKEN) if training else 0)
+            reasons = [reason for *_, reason in BROKEN.values()]
+            assert dataset.skipped.counts == {reason: reasons.count(reason) for reason in reasons}
+            expected = sorted(f"{source}: broken {name}: {reason}" for name, (*_, reason) in BROKEN.items())
+            assert sorted(example.partition(" (")[0] for example in dataset.skipped.examples) == expected
+            assert len(caplog.records) == epoch + 1 and "10 of 250 samples: " in caplog.text
+            for reason in reasons:
+                assert f"{reason} {reasons.count(reason)}" in caplog.records[epoch].getMessage()
 
     @pytest.mark.parametrize("place", [0, 24, COUNT - 1])
+    @not_of_decoding
     def test_wherever_it_is(self, place, tmp_path):
         samples = numbered(COUNT)
         samples[place] = ("broken", b"?", b"1")
@@ -283,7 +337,9 @@ class TestBrokenSamples:
         assert dataset.skipped.total == 1
 
     @pytest.mark.parametrize("source", ["TFRecords", "csv", "folder", "list of dicts", "tf.data of files"])
-    def test_in_every_source(self, source, tmp_path):
+    def test_in_every_source(self, source, tmp_path, request):
+        if source != "tf.data of files":
+            request.getfixturevalue("one_colour")
         samples = numbered(COUNT)
         samples[12] = (samples[12][0], b"no image at all", b"12")
         samples[15] = (samples[15][0], samples[15][1], b" ")
@@ -296,6 +352,7 @@ class TestBrokenSamples:
         assert sorted(numbers(dataset)) == [k for k in range(COUNT) if k not in (12, 15)]
         assert dataset.skipped.counts == {"undecodable image": 1, "no caption": 1}
 
+    @not_of_decoding
     def test_a_missing_file_of_a_table(self, tmp_path):
         table = write_table(tmp_path / "pairs.csv", numbered(COUNT))
         (tmp_path / "007.png").unlink()
@@ -303,6 +360,7 @@ class TestBrokenSamples:
         assert sorted(numbers(dataset)) == [k for k in range(COUNT) if k != 7]
         assert dataset.skipped.examples == [f"{tmp_path}/007.png: no image"]
 
+    @not_of_decoding
     def test_a_twentieth_may_be_broken_and_no_more(self, tmp_path):
         samples = [(f"{k:03d}", b"?" if k < 5 else image_file(k), str(k).encode()) for k in range(100)]
         dataset = pairs(write_tar(tmp_path / "a.tar", tar_members(samples)), 10)
@@ -315,12 +373,14 @@ class TestBrokenSamples:
             list(dataset)
 
     @pytest.mark.parametrize("source", ["tars", "tf.data of files"])
+    @not_of_decoding
     def test_none_good(self, source, tmp_path):
         samples = [(f"{k:03d}", b"<html>", b"1") for k in range(20)]
         store, mapping = SOURCES[source]
         with pytest.raises(Exception, match="2 of 2 samples: undecodable image 2.*begin with b'<html>'"):
             list(pairs(store(tmp_path, samples), 1, mapping=mapping))
 
+    @not_of_decoding
     def test_none_good_among_the_first_thousand_ends_the_epoch_there(self):
         asked = []
 
@@ -336,6 +396,7 @@ class TestBrokenSamples:
             next(iter(pairs(Endless(), mapping=lambda pair: pair)))
         assert len(asked) < 3000
 
+    @not_of_decoding
     def test_too_many_end_the_epoch_as_soon_as_they_are(self):
         class Source:
             def __len__(self):
@@ -347,6 +408,7 @@ class TestBrokenSamples:
         with pytest.raises(Exception, match="201 of 402 samples"):
             list(pairs(Source(), mapping=lambda pair: pair, training=False))
 
+    @not_of_decoding
     def test_an_error_of_the_source_is_not_a_broken_sample(self, tmp_path):
         def failing(row):
             raise KeyError("no such column")
@@ -354,6 +416,7 @@ class TestBrokenSamples:
         with pytest.raises(Exception, match="no such column"):
             list(pairs([1, 2, 3], 1, mapping=failing))
 
+    @not_of_decoding
     def test_a_moment_without_the_disk_is_not_a_broken_sample(self, tmp_path, monkeypatch):
         dataset = pairs(write_tar(tmp_path / "a.tar", tar_members(numbered(200))), 1, training=False)
         original, calls = os.pread, []
@@ -379,6 +442,7 @@ class TestBrokenSamples:
         assert dataset.skipped.counts == {"undecodable image": 1}
         assert dataset.skipped.examples[0].startswith("element 7: undecodable image")
 
+    @not_of_decoding
     def test_a_damaged_record_upstream_is_not_swallowed(self, tmp_path):
         import tensorflow as tf
 
@@ -390,6 +454,7 @@ class TestBrokenSamples:
         with pytest.raises(tf.errors.DataLossError):
             list(pairs(stream, 1, mapping=("image", "text")))
 
+    @not_of_decoding
     def test_a_shard_that_changes_meanwhile(self, tmp_path):
         source = write_tar(tmp_path / "a.tar", tar_members(numbered(200)))
         dataset = pairs(source, 1, training=False)
@@ -398,6 +463,7 @@ class TestBrokenSamples:
         with pytest.raises(Exception, match="A shard must stay as it is.*a.tar"):
             list(dataset)
 
+    @not_of_decoding
     def test_an_iterator_that_was_given_up_does_not_count(self, tmp_path):
         samples = numbered(COUNT)
         samples[3] = ("broken", b"?", b"1")
@@ -408,6 +474,7 @@ class TestBrokenSamples:
 
 
 @backend_free
+@not_of_decoding
 class TestRefusals:
     @pytest.mark.parametrize(
         "options, error, message",
@@ -438,7 +505,7 @@ class TestRefusals:
             image_preprocessor = ImagePreprocessor(image_size=16)
 
         setattr(Model, missing, None)
-        with pytest.raises(ValueError, match=f"Pairs need a {missing}"):
+        with pytest.raises(ValueError, match=f"`{missing}` is required"):
             image_text_pairs(shards, Model(), batch_size=2)
 
     def test_another_way_to_resize(self, shards):
@@ -504,6 +571,7 @@ def test_fit_takes_it_on_every_backend(tmp_path, recwarn):
     assert not [str(warning.message) for warning in recwarn if "ran out of data" in str(warning.message)]
 
 
+@not_of_decoding
 def test_fit_ends_where_too_many_are_broken(tmp_path):
     samples = [(f"{k:03d}", b"?" if k % 11 == 5 else image_file(k), str(k).encode()) for k in range(100)]
     dataset = pairs(write_tar(tmp_path / "a.tar", tar_members(samples)), 30, text_lengths=(8,))

@@ -70,7 +70,7 @@ def test_bad_files_are_named(name, tmp_path):
 
 
 BAD_TEMPLATES = {
-    "a text": ("a {}", TypeError, "Put a single one into a list"),
+    "a text": ("a {}", TypeError, "Pass a single template as a list"),
     "nothing": ([], ValueError, "At least one"),
     "no place": (["a {}", "a photo"], ValueError, r"templates\[1\]='a photo'"),
     "two places": (["{} and {}"], ValueError, "exactly one"),
@@ -92,7 +92,7 @@ def test_class_names_become_lists():
 
 
 BAD_NAMES = {
-    "a text": ("cat", TypeError, "Put a single one into a list"),
+    "a text": ("cat", TypeError, "Pass a single name as a list"),
     "nothing": ([], ValueError, "At least one class"),
     "empty": (["cat", " "], ValueError, r"class_names\[1\]=' '"),
     "no name": (["cat", []], ValueError, r"class_names\[1\]=\[\]"),

@@ -15,7 +15,7 @@ def plain(x):
 
 @pytest.fixture
 def large(monkeypatch):
-    monkeypatch.setattr(projection, "LARGE", 1)
+    monkeypatch.setattr(projection, "LOOP_MIN_ELEMENTS", 1)
 
 
 @pytest.mark.parametrize("shape", [(1, 3), (4, 3), (5, 3), (2, 4, 3), (3,)])

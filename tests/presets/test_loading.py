@@ -286,7 +286,7 @@ def test_other_families_and_architectures_are_refused(change, message, copied):
         (("hf://nowhere",), ValueError, "hf://organisation/name"),
         (("vit_b32", "/nowhere/x.safetensors"), FileNotFoundError, "Received: /nowhere"),
         (("vit_b32", None, "both"), ValueError, "Received: encoder='both'"),
-        (("hf://a/b", None), ValueError, "go with the name of a published model"),
+        (("hf://a/b", None), ValueError, "with the name of a published model"),
     ],
 )
 def test_names_that_mean_nothing(arguments, error, message):

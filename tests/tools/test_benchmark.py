@@ -1,4 +1,4 @@
-"""The benchmark's tables, and one small run of it."""
+"""`tools/benchmark.py`: its tables, its refusals, and one small run."""
 
 import importlib.util
 import json
@@ -12,7 +12,7 @@ SCRIPT = REPOSITORY / "tools" / "benchmark.py"
 
 
 def load():
-    # As a script it finds its neighbours.
+    # A script finds the modules in its own folder.
     sys.path.insert(0, str(SCRIPT.parent))
     spec = importlib.util.spec_from_file_location("benchmark", SCRIPT)
     module = importlib.util.module_from_spec(spec)
@@ -47,11 +47,16 @@ def test_tables_show_the_newest_of_each_task(tmp_path):
     assert text.startswith("head\n") and text.endswith("tail\n") and "old" not in text
     assert "| keras_clip | 650.0 | 640.0 to 660.0 | 6.50 x open_clip | 1.5 |" in text
     assert text.count("### ") == 2 and "### pipeline\n\nkept\n" in text
-    assert "Target 5 x: reached (6.50 x)." in text and "2026-01-02" in text and "2026-01-01" not in text
+    assert (
+        "The target of 5 x the peer's throughput is met (6.50 x)." in text
+        and "2026-01-02" in text
+        and "2026-01-01" not in text
+    )
 
 
 def test_a_missed_target_is_called_missed():
-    assert "Target 5 x: missed (2.00 x)." in load().table(tokenizer_record([200.0, 200.0, 200.0]), run("now"))
+    table = load().table(tokenizer_record([200.0, 200.0, 200.0]), run("now"))
+    assert "The target of 5 x the peer's throughput is missed (2.00 x)." in table
 
 
 def test_each_contender_may_have_its_targets():
@@ -65,13 +70,13 @@ def test_each_contender_may_have_its_targets():
     ]
     lines = list(load().verdicts({"task": "remat", "target": None, "results": results}))
     assert lines == [
-        "- few: target 0.70 x the rate: reached (0.70 x).",
-        "- many: target 0.70 x the rate: missed (0.69 x).",
-        "- many: 1.18 x the memory of 'few', target at most 1.15 x: missed.",
-        "- peer: MiB by pairs: 10: 1, 20: 2.",
+        "- `few` reaches 0.70 x the throughput of `direct`; the target of at least 0.70 x is met.",
+        "- `many` reaches 0.69 x the throughput of `direct`; the target of at least 0.70 x is missed.",
+        "- `many` needs 1.18 x the memory of `few`; the target of at most 1.15 x is missed.",
+        "- Memory per step of `peer` by number of pairs, in MiB: 10: 1, 20: 2.",
     ]
     text = load().table({"task": "remat", "unit": "pairs/s", "target": None, "results": results}, run("now"))
-    assert "| compile, s | memory of a step, MiB | MFU |\n|---|---|---|---|---|---|---|\n" in text
+    assert "| warm-up, s | memory per step, MiB | MFU |\n|---|---|---|---|---|---|---|\n" in text
     assert "| peer | 1.0 | 1.0 to 1.0 |  | 1.5 |  | 25.0% |" in text
 
 
@@ -79,7 +84,7 @@ def test_toy_sizes_do_not_get_into_the_tables(tmp_path):
     file, page = tmp_path / "run.json", tmp_path / "page.md"
     file.write_text(json.dumps({**run("now", tokenizer_record([1.0, 1.0, 1.0])), "is_tiny": True}))
     page.write_text("untouched")
-    with pytest.raises(SystemExit, match="tells no speed"):
+    with pytest.raises(SystemExit, match="does not measure speed"):
         load().render(page, [file])
     assert page.read_text() == "untouched"
 
@@ -89,8 +94,8 @@ def test_what_needs_an_accelerator_says_so(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(benchmark.benchmark_scale, "has_accelerator", lambda: False)
     benchmark.main(["bf16_vit_b32", "bf16_vit_b32_32768_pairs", "--out", str(tmp_path)])
     printed = capsys.readouterr().out
-    assert "bf16_vit_b32: left out, no accelerator here" in printed
-    assert "bf16_vit_b32_32768_pairs: left out, no accelerator here" in printed
+    assert "bf16_vit_b32: skipped, no accelerator is available" in printed
+    assert "bf16_vit_b32_32768_pairs: skipped, no accelerator is available" in printed
     (path,) = tmp_path.glob("*.json")
     assert json.loads(path.read_text())["tasks"] == []
 
@@ -108,7 +113,7 @@ def test_every_task_has_contenders_with_references_that_race():
 def test_unknown_tasks_are_refused(capsys):
     with pytest.raises(SystemExit):
         load().main(["pipelines"])
-    assert "no such task: pipelines; there are tokenizer, pipeline" in capsys.readouterr().err
+    assert "unknown tasks: pipelines; the tasks are tokenizer, pipeline" in capsys.readouterr().err
 
 
 @pytest.mark.slow

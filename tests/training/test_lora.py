@@ -70,5 +70,5 @@ def test_what_makes_no_sense(arguments, message):
 def test_other_encoders():
     pixels = keras.Input((8, 8, 3))
     other = keras.Model(pixels, keras.layers.GlobalAveragePooling2D()(pixels))
-    with pytest.raises(ValueError, match="must have attention of keras_clip. Received"):
+    with pytest.raises(ValueError, match="must have attention layers of keras_clip. Received"):
         enable_lora(other)

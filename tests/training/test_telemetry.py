@@ -13,7 +13,7 @@ import small_clip
 
 import keras_clip
 from keras_clip import distribution, flops
-from keras_clip.trainer.watching import BatchRead
+from keras_clip.step.batch_timing import BatchRead
 from keras_clip.training import telemetry
 
 FIGURES = ("pairs_per_second", "step_seconds", "data_wait", "mfu")
@@ -214,7 +214,7 @@ def test_what_cannot_be_done_is_refused(clip, tmp_path, monkeypatch):
         telemetry.Telemetry(peak_flops=-1)
     callback = telemetry.Telemetry()
     callback.set_model(keras.Sequential([keras.Input((2,))]))
-    with pytest.raises(TypeError, match="measures a `CLIPModel`. Received: Sequential"):
+    with pytest.raises(TypeError, match="requires a `CLIPModel`. Received: Sequential"):
         callback.on_train_begin()
     callback = telemetry.Telemetry(peak_flops=1e12)
     callback.set_model(clip)

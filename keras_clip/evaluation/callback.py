@@ -1,0 +1,118 @@
+"""Evaluation while a model trains: zero-shot and a probe in closed form, on a few images held in memory."""
+
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+
+from keras_clip.evaluation.classifiers.ridge import RidgeProbe
+from keras_clip.evaluation.features.draft import features_and_embeddings
+from keras_clip.evaluation.metrics.classification import accuracy
+from keras_clip.zero_shot import embed_classes
+
+
+class EvaluateDuringTraining(keras.callbacks.Callback):
+    """Measures a `CLIPModel` every so many steps of `fit`: zero-shot accuracy and that of a ridge probe on features.
+
+    The numbers go into the logs of the step and of the epoch, as "zero_shot_accuracy" and "probe_accuracy": so the
+    progress bar shows them, and `keras.callbacks.CSVLogger` and `keras.callbacks.TensorBoard` write them, if they come
+    after this one in the list of callbacks. `history` has them by step. Before the first measurement they are NaN.
+
+    Training is not disturbed: weights, metrics, random numbers and the compiled step are as without the callback.
+
+    Args:
+        images: uint8 (N, H, W, 3), as `image_preprocessor.to_uint8` gives them.
+        labels: class indices (N,).
+        class_names: K names; a class of several names is a list of them.
+        templates: texts with one `{}` each.
+        train_images: uint8 (M, H, W, 3) with `train_labels`, for the probe. None: no probe.
+        train_labels: class indices (M,).
+        every: int > 0. Steps between two measurements.
+        batch_size: int. Images per step of the encoder.
+
+    Raises:
+        ValueError: labels that do not match images or names, or `every` that is not positive.
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: Sequence[int],
+        class_names: Sequence[str | Sequence[str]],
+        templates: Sequence[str] = ("a photo of a {}.",),
+        train_images: np.ndarray | None = None,
+        train_labels: Sequence[int] | None = None,
+        every: int = 100,
+        batch_size: int = 64,
+    ):
+        super().__init__()
+        if every < 1:
+            raise ValueError(f"`every` must be positive. Received: every={every}.")
+        self.images, self.labels = _checked(images, labels, len(class_names))
+        self.train_images, self.train_labels = None, None
+        if train_images is not None:
+            self.train_images, self.train_labels = _checked(train_images, train_labels, len(class_names))
+        self.class_names, self.templates = class_names, templates
+        self.every, self.batch_size = every, batch_size
+        self.history: list[dict[str, float]] = []
+        self._steps_before, self._steps = 0, 0
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        """Begins to count steps."""
+        self._steps_before, self._steps, self.history = 0, 0, []
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        """Arguments as of `keras.callbacks.Callback`."""
+        self._steps_before = self._steps
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        """Measures, if it is time. Arguments as of `keras.callbacks.Callback`."""
+        before, self._steps = self._steps, self._steps_before + batch + 1
+        # `steps_per_execution` may pass over the very step.
+        if self._steps // self.every > before // self.every:
+            self.history.append({"step": self._steps, **self._measure()})
+        self._write(logs)
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Puts the last measurement into the logs of the epoch. Arguments as of `keras.callbacks.Callback`."""
+        self._write(logs)
+
+    def _write(self, logs):
+        names = ["zero_shot_accuracy"] + ["probe_accuracy"] * (self.train_images is not None)
+        latest = self.history[-1] if self.history else dict.fromkeys(names, np.nan)
+        if logs is not None:
+            logs.update({name: latest[name] for name in names})
+
+    def _measure(self) -> dict[str, float]:
+        # On JAX, the attribute `model` also puts the latest weights into the model's variables.
+        clip = self.model
+        encoder = features_and_embeddings(clip.image_embedder)
+        features, embeddings = self._encode(encoder, self.images)
+        class_embeddings = embed_classes(clip.text_embedder, self.class_names, self.templates)
+        measured = {"zero_shot_accuracy": accuracy(embeddings @ class_embeddings.T, self.labels)}
+        if self.train_images is not None:
+            probe = RidgeProbe().fit(
+                self._encode(encoder, self.train_images)[0], self.train_labels, len(self.class_names)
+            )
+            measured["probe_accuracy"] = accuracy(probe.decision_function(features), self.labels)
+        return measured
+
+    def _encode(self, encoder: keras.Model, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Features (N, D) and embeddings (N, E), in batches of one size, so that the encoder compiles once."""
+        size, parts = self.batch_size, []
+        for start in range(0, len(images), size):
+            rows = np.arange(start, min(start + size, len(images)))
+            outputs = encoder.predict_on_batch(images[np.resize(rows, size)])
+            parts.append([np.asarray(output)[: len(rows)] for output in outputs])
+        return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
+
+
+def _checked(images, labels, num_classes):
+    images, labels = np.asarray(images), np.asarray(labels)
+    fits = images.dtype == np.uint8 and images.ndim == 4 and labels.shape == (len(images),) and len(labels)
+    if not fits or labels.min() < 0 or labels.max() >= num_classes:
+        raise ValueError(
+            f"Expected images uint8 (N, H, W, 3), and for each a label below {num_classes}. Received: images "
+            f"{images.dtype} {images.shape}, labels {labels.shape}. `image_preprocessor.to_uint8` makes images."
+        )
+    return images, labels

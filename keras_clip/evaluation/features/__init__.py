@@ -1,0 +1,1 @@
+"""Image features and embeddings, encoded once and kept on disk."""

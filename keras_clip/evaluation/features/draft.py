@@ -1,0 +1,252 @@
+"""A feature store under construction: it survives a killed process and becomes a store in one atomic step."""
+
+import itertools
+import json
+import os
+import time
+import weakref
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_clip.data.images import ImagePreprocessor
+from keras_clip.data.skipped import SkippedSamples
+from keras_clip.evaluation.datasets.labelled_images import LabelledImages, require_images_of_all
+from keras_clip.evaluation.features.key import Key
+from keras_clip.model import ImageEmbedder
+
+MANIFEST = "store.json"
+DRAFT_SUFFIX = ".building"
+# Exists in a draft only: the number of encoded images.
+_PROGRESS = "progress.json"
+# At most this much work is lost when the process is killed.
+_SECONDS_BETWEEN_NOTES = 5
+# Batches decoded ahead of the encoder.
+_AHEAD = 2
+# Rows per copy.
+_ROWS = 65536
+
+
+class _FeaturesAndEmbeddings(keras.Model):
+    """Features and embeddings from one pass through the encoder. It holds the embedder's layers, not the embedder."""
+
+    def __init__(self, embedder: ImageEmbedder):
+        super().__init__(dtype=embedder.dtype_policy, name="features_and_embeddings")
+        self.pixels, self.encoder, self.projection = embedder.pixels, embedder.encoder, embedder.projection
+        self.quantization = embedder.quantization
+        self.built = True
+
+    def call(self, images, training=False):
+        features = self.encoder(self.pixels(images), training=False)
+        return ops.cast(features, "float32"), self.projection(features)
+
+
+# All stores of a model share its compiled function.
+_COMPILED: "weakref.WeakKeyDictionary[ImageEmbedder, _FeaturesAndEmbeddings]" = weakref.WeakKeyDictionary()
+
+
+def features_and_embeddings(embedder: ImageEmbedder) -> keras.Model:
+    """Returns the model that maps images to float32 features (B, D) and embeddings (B, E)."""
+    model = _COMPILED.get(embedder)
+    if model is None or model.encoder is not embedder.encoder or model.quantization != embedder.quantization:
+        model = _COMPILED[embedder] = _FeaturesAndEmbeddings(embedder)
+    return model
+
+
+class Draft:
+    """The folder `<folder>.building`: one row per image of the source, and the number of finished rows.
+
+    Args:
+        folder: folder of the finished store.
+        key: key of the finished store.
+        images: the images to encode.
+
+    Raises:
+        ValueError: the draft belongs to another model or dataset.
+    """
+
+    def __init__(self, folder: Path, key: Key, images: LabelledImages):
+        self._folder, self._place = folder, Path(f"{folder}{DRAFT_SUFFIX}")
+        self._key, self._images = key, images
+        self._done, self._is_broken = 0, np.zeros(len(images), bool)
+        self._skipped = SkippedSamples(f"{images.name}/{images.split}")
+        self._columns: dict[str, np.ndarray] = {}
+        self._place.mkdir(parents=True, exist_ok=True)
+        if (self._place / _PROGRESS).exists():
+            self._resume()
+
+    def _resume(self) -> None:
+        note = json.loads((self._place / _PROGRESS).read_text(encoding="utf-8"))
+        Key(note["key_parts"]).require_equal(self._key, self._place)
+        self._done = note["done"]
+        self._is_broken[note["broken"]] = True
+        self._skipped.counts.update(note["skipped"]["counts"])
+        self._skipped.examples.extend(note["skipped"]["examples"])
+        for name in ("features", "embeddings"):
+            self._columns[name] = np.lib.format.open_memmap(self._place / f"{name}.npy", mode="r+")
+
+    def _note(self) -> None:
+        for column in self._columns.values():
+            column.flush()
+        note = {"key_parts": self._key.parts, "done": self._done, "broken": np.flatnonzero(self._is_broken).tolist()}
+        write_json(self._place / _PROGRESS, note | {"skipped": self._record()})
+
+    def _record(self) -> dict:
+        return {"counts": dict(self._skipped.counts), "examples": self._skipped.examples}
+
+    def encode(self, embedder: ImageEmbedder, batch_size: int) -> None:
+        """Encodes the images that are not encoded yet.
+
+        Args:
+            embedder: `ImageEmbedder`.
+            batch_size: int.
+
+        Raises:
+            ValueError: NaN among the features; too many broken images.
+        """
+        from tqdm import tqdm
+
+        model, noted = features_and_embeddings(embedder), time.monotonic()
+        total = len(self._images)
+        bar = tqdm(total=total, initial=self._done, desc=f"Encoding {self._images.name}/{self._images.split}")
+        with bar:
+            batches = _decoded(iter(self._images.read(self._done)), embedder.image_preprocessor, batch_size)
+            for decoded in batches:
+                self._encode(model, decoded, batch_size)
+                bar.update(len(decoded))
+                if time.monotonic() - noted >= _SECONDS_BETWEEN_NOTES:
+                    self._note()
+                    noted = time.monotonic()
+        if self._done != total:
+            raise ValueError(
+                f"The source must yield the {total} images that it has labels for. Received: {self._done} of "
+                f"{self._images.name}/{self._images.split}."
+            )
+        self._skipped.check(total, total, ended=True)
+        self._skipped.finish(total)
+        self._note()
+
+    def _encode(self, model: keras.Model, decoded: list, batch_size: int) -> None:
+        first = self._done
+        good = [row for row, pixels in enumerate(decoded) if isinstance(pixels, np.ndarray)]
+        for row in sorted(set(range(len(decoded))) - set(good)):
+            self._is_broken[first + row] = True
+            self._skipped.add(self._images.ids[first + row], *decoded[row])
+            self._skipped.check(first + row + 1, len(self._images), ended=False)
+        if good:
+            # One batch shape means one compilation, so an incomplete batch is padded with its own images.
+            filled = np.stack([decoded[row] for row in np.resize(good, batch_size)])
+            outputs = model.predict_on_batch(filled)
+            rows = first + np.array(good)
+            for name, output in zip(("features", "embeddings"), outputs, strict=True):
+                self._write(name, rows, np.asarray(output, np.float32)[: len(good)])
+        self._done += len(decoded)
+
+    def _write(self, name: str, rows: np.ndarray, values: np.ndarray) -> None:
+        if not np.isfinite(values).all():
+            row = rows[~np.isfinite(values).all(axis=1)][0]
+            raise ValueError(
+                f"The model must return finite {name}. "
+                f"Received: NaN or infinity for image {self._images.ids[row]!r} of "
+                f"{self._images.name}/{self._images.split}. Try float32, or check the model's weights."
+            )
+        if name not in self._columns:
+            shape = (len(self._images), values.shape[1])
+            path = self._place / f"{name}.npy"
+            self._columns[name] = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+        self._columns[name][rows] = values
+
+    def finish(self, logit_scale: float | None) -> None:
+        """Turns the draft into the store, without the rows of broken images.
+
+        Args:
+            logit_scale: logit scale of the model.
+
+        Raises:
+            ValueError: all images of a class are broken.
+        """
+        images, kept = self._images, np.flatnonzero(~self._is_broken)
+        self._require_all_classes(kept)
+        for name, column in self._columns.items():
+            # If an earlier call was killed after this step, the column is compact already.
+            if len(column) > len(kept):
+                self._compact(name, column, kept)
+        self._columns.clear()
+        _save(self._place / "labels.npy", images.labels[kept])
+        _save(self._place / "ids.npy", np.array(images.ids, str)[kept])
+        _save(self._place / "groups.npy", np.array(images.groups, str)[kept])
+        manifest = {
+            "key_parts": self._key.parts,
+            "name": images.name,
+            "split": images.split,
+            "class_names": images.class_names,
+            "logit_scale": logit_scale,
+            "skipped": self._record(),
+        }
+        write_json(self._place / MANIFEST, manifest)
+        os.replace(self._place, self._folder)
+        (self._folder / _PROGRESS).unlink()
+
+    def _require_all_classes(self, kept: np.ndarray) -> None:
+        labels, names = self._images.labels, self._images.class_names
+        if names is None:
+            return
+        counts = np.bincount(labels, minlength=len(names)) if labels.ndim == 1 else (labels == 1).sum(axis=0)
+        has_images = counts > 0
+        labels = labels[kept][:, has_images] if labels.ndim == 2 else (np.cumsum(has_images) - 1)[labels[kept]]
+        names = [name for name, has in zip(names, has_images, strict=True) if has]
+        require_images_of_all(labels, names, f"{self._images.name}/{self._images.split}, as decoded")
+
+    def _compact(self, name: str, column: np.ndarray, kept: np.ndarray) -> None:
+        path, part = self._place / f"{name}.npy", self._place / f"{name}.npy.part"
+        shape = (len(kept), column.shape[1])
+        compact = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=shape)
+        for start in range(0, len(kept), _ROWS):
+            compact[start : start + _ROWS] = column[kept[start : start + _ROWS]]
+        compact.flush()
+        os.replace(part, path)
+
+
+def _decoded(images: Iterator, preprocessor: ImagePreprocessor, batch_size: int) -> Iterator[list]:
+    """Yields batches: pixels uint8 (H, W, 3) for each image, or (reason, detail) if it is broken."""
+
+    def decode(image):
+        if isinstance(image, bytes) and not image:
+            return "no image", ""
+        try:
+            return preprocessor.to_uint8(image)[0]
+        except FileNotFoundError:
+            return "no image", ""
+        except ValueError as error:
+            return "image too large" if "max_pixels" in str(error) else "undecodable image", str(error)
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with ThreadPoolExecutor(cores) as pool:
+        waiting = []
+        while batch := list(itertools.islice(images, batch_size)):
+            waiting.append([pool.submit(decode, image) for image in batch])
+            if len(waiting) > _AHEAD:
+                yield [future.result() for future in waiting.pop(0)]
+        for futures in waiting:
+            yield [future.result() for future in futures]
+
+
+def write_json(path: Path, value: dict) -> None:
+    """Writes a file atomically."""
+    part = path.with_suffix(".part")
+    with open(part, "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    with open(path, "wb") as file:
+        np.save(file, array, allow_pickle=False)
+        file.flush()
+        os.fsync(file.fileno())

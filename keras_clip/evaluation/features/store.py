@@ -1,0 +1,267 @@
+"""Features and embeddings of a dataset, computed once and stored, so that evaluations on them take seconds."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_clip.data.skipped import SkippedSamples
+from keras_clip.evaluation.datasets.labelled_images import LabelledImages, require_class_names, require_images_of_all
+from keras_clip.evaluation.features.draft import DRAFT_SUFFIX, MANIFEST, Draft
+from keras_clip.evaluation.features.key import Key, model_parts
+from keras_clip.model import CLIPModel, ImageEmbedder
+
+_COLUMNS = ("features", "embeddings", "labels", "ids", "groups")
+
+
+class FeatureStore:
+    """Features, embeddings and labels of the images of one split, in memory-mapped files.
+
+    Create it with `FeatureStore.build`, open it with `FeatureStore.open`, or wrap arrays with
+    `FeatureStore.from_arrays`; these check their inputs.
+
+    Args:
+        columns: the attributes that are arrays, by name.
+        manifest: the other attributes, as in `store.json`.
+
+    Attributes:
+        features: float32 (N, D), before the projection: the input of linear probes (Radford et al., 2021, appendix
+            A.3).
+        embeddings: float32 (N, E) of unit length.
+        labels: int64 (N,); of images of several classes uint8 (N, K) with 0, 1 and `metrics.IGNORED`.
+        ids: str (N,), stable and unique.
+        groups: str (N,), "" for none.
+        class_names: K names, or None.
+        name: name of the dataset.
+        split: split of the dataset.
+        logit_scale: float, log(1 / temperature), of the model; None: unknown.
+        key: hex digest of everything that the numbers depend on; "" for arrays.
+        skipped: `SkippedSamples`, the images that could not be read; they are not among the N.
+    """
+
+    def __init__(self, columns: dict[str, np.ndarray], manifest: dict[str, Any]):
+        self.features, self.embeddings, self.labels, self.ids, self.groups = (columns[name] for name in _COLUMNS)
+        class_names = manifest["class_names"]
+        self.class_names = None if class_names is None else tuple(class_names)
+        self.name, self.split = manifest["name"], manifest["split"]
+        self.logit_scale: float | None = manifest["logit_scale"]
+        self._key = Key(manifest["key_parts"]) if manifest["key_parts"] else None
+        self.skipped = SkippedSamples(f"{self.name}/{self.split}")
+        self.skipped.counts.update(manifest["skipped"]["counts"])
+        self.skipped.examples.extend(manifest["skipped"]["examples"])
+
+    @property
+    def key(self) -> str:
+        """Hex digest of the model, its preprocessing, and the images and labels of the dataset."""
+        return self._key.digest() if self._key else ""
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may have several classes."""
+        return self.labels.ndim == 2
+
+    def __len__(self) -> int:
+        return len(self.embeddings)
+
+    def __repr__(self) -> str:
+        return f"FeatureStore({self.name}/{self.split}: {len(self)} images)"
+
+    @classmethod
+    def build(
+        cls,
+        clip: CLIPModel | ImageEmbedder,
+        images: LabelledImages,
+        folder: str | os.PathLike,
+        batch_size: int = 64,
+    ) -> "FeatureStore":
+        """Encodes images, or opens the store if it exists.
+
+        Every image is read once for the digest. If the process is interrupted or killed, the next call resumes. Images
+        that cannot be decoded are skipped, counted and named in `skipped`, with a warning; more than 5 % is an error.
+        PIL decodes them, with one thread per core.
+
+        Args:
+            clip: `CLIPModel` or `ImageEmbedder`.
+            images: the images to encode.
+            folder: folder of the store, which must be empty or new. The draft is kept in `<folder>.building`.
+            batch_size: int. Images per step; all batches have this size, so that the encoder compiles once.
+
+        Returns:
+            The store.
+
+        Raises:
+            ValueError: the folder holds a store of another model, preprocessing or dataset; the model returns NaN; too
+                many images, or all images of a class, are broken.
+        """
+        folder, embedder = Path(folder), getattr(clip, "image_embedder", clip)
+        logit_scale = _logit_scale(clip)
+        dataset = {"name": images.name, "split": images.split, "images": images.digest()}
+        key = Key({**model_parts(embedder, logit_scale), "data set": dataset})
+        if (folder / MANIFEST).exists():
+            store = cls.open(folder)
+            store._key.require_equal(key, folder)
+            return store
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ValueError(f"`folder` must be empty, new, or a store. Received: folder={folder}, with other files.")
+        draft = Draft(folder, key, images)
+        draft.encode(embedder, batch_size)
+        draft.finish(logit_scale)
+        return cls.open(folder)
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike, clip: CLIPModel | ImageEmbedder | None = None) -> "FeatureStore":
+        """Opens a store without a model.
+
+        Args:
+            folder: the folder passed to `build`.
+            clip: if given, the model that must have computed the store.
+
+        Returns:
+            The store.
+
+        Raises:
+            FileNotFoundError: the store does not exist or is not finished.
+            ValueError: a store of another model, of another version of this format, or damaged.
+        """
+        folder = Path(folder)
+        if not (folder / MANIFEST).exists():
+            begun = Path(f"{folder}{DRAFT_SUFFIX}").exists()
+            state = (
+                "a store that is not finished; call `build` again to resume" if begun else "no store; `build` makes one"
+            )
+            raise FileNotFoundError(f"There must be a feature store. Received: folder={folder}, with {state}.")
+        try:
+            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            columns = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _COLUMNS}
+            store = cls(columns, manifest)
+        except (OSError, EOFError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"A store must be complete. Received: folder={folder}: {error}. Build it again."
+            ) from error
+        store._key.require_format(folder)
+        _check_columns(columns, store.class_names, f"{folder}")
+        if clip is not None:
+            store.require_model(clip)
+        return store
+
+    @classmethod
+    def from_arrays(
+        cls,
+        features: np.ndarray,
+        embeddings: np.ndarray,
+        labels: np.ndarray,
+        class_names: Sequence[str] | None = None,
+        *,
+        ids: Sequence[str] | None = None,
+        groups: Sequence[str] | None = None,
+        name: str = "arrays",
+        split: str = "test",
+        logit_scale: float | None = None,
+    ) -> "FeatureStore":
+        """Wraps existing arrays as a store; writes nothing.
+
+        Args:
+            features: floats (N, D).
+            embeddings: floats (N, E) of unit length.
+            labels: integers (N,) below K, or (N, K) of 0, 1 and `metrics.IGNORED`.
+            class_names: K names, in the order of the labels. None: classes without names.
+            ids: N unique names. None: row numbers.
+            groups: N names. None: no groups.
+            name: name of the dataset.
+            split: split of the dataset.
+            logit_scale: float, log(1 / temperature), of the model that gave the embeddings. None: unknown.
+
+        Returns:
+            The store.
+
+        Raises:
+            ValueError: arrays of unequal length, NaN, embeddings that are not of unit length, labels that do not fit
+                the names, a class without an image, fewer than two classes, or ids that are not unique.
+        """
+        labels = np.asarray(labels)
+        if labels.dtype.kind not in "iub":
+            raise ValueError(f"`labels` must be integers. Received: labels of dtype {labels.dtype}.")
+        columns = {
+            "features": np.asarray(features, np.float32),
+            "embeddings": np.asarray(embeddings, np.float32),
+            "labels": labels.astype(np.int64 if labels.ndim == 1 else np.uint8),
+            "ids": np.array([str(i) for i in range(len(labels))] if ids is None else list(ids), str),
+            "groups": np.array([""] * len(labels) if groups is None else list(groups), str),
+        }
+        class_names = None if class_names is None else list(class_names)
+        _check_columns(columns, class_names, name)
+        _check_values(columns, class_names, name)
+        manifest = {"class_names": class_names, "name": name, "split": split, "logit_scale": logit_scale}
+        return cls(columns, {**manifest, "key_parts": None, "skipped": {"counts": {}, "examples": []}})
+
+    def require_model(self, clip: CLIPModel | ImageEmbedder) -> None:
+        """Raises a ValueError if another model computed the store; stores of arrays are not checked."""
+        if self._key is not None:
+            embedder = getattr(clip, "image_embedder", clip)
+            self._key.require_model(model_parts(embedder, _logit_scale(clip)), repr(self))
+
+    def take(self, rows: np.ndarray) -> "FeatureStore":
+        """Selects images, in memory.
+
+        Args:
+            rows: indices or bool (N,).
+
+        Returns:
+            A store with the same classes.
+        """
+        store = object.__new__(FeatureStore)
+        store.__dict__.update(self.__dict__)
+        for name in _COLUMNS:
+            setattr(store, name, np.asarray(getattr(self, name))[rows])
+        return store
+
+
+def _logit_scale(clip) -> float | None:
+    import keras
+
+    weight = getattr(clip, "logit_scale", None)
+    return None if weight is None else float(keras.ops.convert_to_numpy(keras.ops.convert_to_tensor(weight)))
+
+
+def _check_columns(columns: dict[str, np.ndarray], class_names: Sequence[str] | None, where: str) -> None:
+    shapes = {name: column.shape for name, column in columns.items()}
+    size = len(columns["labels"])
+    dimensions = {name: len(shape) for name, shape in shapes.items()}
+    several = dimensions.pop("labels") == 2
+    right = dimensions == {"features": 2, "embeddings": 2, "ids": 1, "groups": 1}
+    if several and class_names is not None:
+        right = right and shapes["labels"][1] == len(class_names)
+    if not size or not right or any(shape[0] != size for shape in shapes.values()):
+        raise ValueError(
+            "A store must have features (N, D), embeddings (N, E), labels (N,) or (N, K), ids (N,) and groups (N,), "
+            f"and N >= 1. Received: {where!r} with {shapes}"
+            + (f" and {len(class_names)} class names." if class_names is not None else ".")
+        )
+
+
+def _check_values(columns: dict[str, np.ndarray], class_names: Sequence[str] | None, where: str) -> None:
+    for name in ("features", "embeddings"):
+        if not np.isfinite(columns[name]).all():
+            row = columns["ids"][~np.isfinite(columns[name]).all(axis=1)][0]
+            raise ValueError(f"`{name}` must be finite. Received: {where!r} with NaN or infinity for image {row!r}.")
+    lengths = np.linalg.norm(columns["embeddings"], axis=1)
+    if not np.allclose(lengths, 1, atol=1e-3):
+        raise ValueError(
+            f"`embeddings` must be of unit length. Received: {where!r} with lengths from {lengths.min():.4g} to "
+            f"{lengths.max():.4g}. Normalise them."
+        )
+    if len(set(columns["ids"].tolist())) < len(columns["ids"]):
+        raise ValueError(f"No two images may have the same id. Received: {where!r} with some ids twice.")
+    if class_names is None:
+        return
+    require_class_names(class_names, where)
+    labels = columns["labels"]
+    if labels.ndim == 1 and not 0 <= labels.min() <= labels.max() < len(class_names):
+        raise ValueError(
+            f"Labels must be numbers of the {len(class_names)} class names. "
+            f"Received: {where!r} with labels from {labels.min()} to {labels.max()}."
+        )
+    require_images_of_all(labels, class_names, where)

@@ -1,0 +1,15 @@
+"""Scores and their uncertainty: metrics of classification, retrieval and calibration, intervals, paired tests."""
+
+from keras_clip.evaluation.metrics.classification import (
+    IGNORED,
+    METRICS,
+    accuracy,
+    correct,
+    interval,
+    map_11pt,
+    mean_over_folds,
+    mean_per_class,
+    mean_top1_top5,
+    roc_auc,
+    top5_accuracy,
+)

@@ -1,0 +1,13 @@
+"""The part `linear_probe` of an evaluation."""
+
+from keras_clip.evaluation.parts.case import Case
+from keras_clip.evaluation.parts.part import Part
+
+
+def run(case: Case) -> None:
+    """The probe with the C of the search."""
+    scores = case.probe.probe.decision_function(case.splits.test.features)
+    case.add("linear_probe", scores, case.trained_protocol(case.splits.train), C=case.probe.C)
+
+
+PART = Part("linear_probe", "`train`", lambda splits, _: splits.train is not None, run)

@@ -1,0 +1,50 @@
+"""The part `robustness` of an evaluation."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from keras_clip.evaluation import metrics
+from keras_clip.evaluation.parts.case import Case
+from keras_clip.evaluation.parts.part import Part
+from keras_clip.evaluation.results import Score
+from keras_clip.evaluation.studies.robustness import SHIFT_LINES, effective_robustness, restrict_to_classes
+
+
+def run(case: Case) -> None:
+    """Accuracy on each shift beside that on the test split's images of the same classes."""
+    rows = case.results.tables.setdefault("robustness", [])
+    for method, details, scores in _classifiers(case):
+        reference = scores[0]
+        for (name, shift), shifted in zip(case.splits.shifts.items(), scores[1:], strict=True):
+            columns = case.columns(shift)
+            shifted = shifted[:, columns]
+            of_test, labels, _ = restrict_to_classes(reference, case.splits.test.labels, columns)
+            pair = metrics.accuracy(of_test, labels), metrics.accuracy(shifted, shift.labels)
+            low, high = metrics.interval("accuracy", shifted, shift.labels)
+            protocol = case.protocol(f"shift {shift.name}/{shift.split}, {len(columns)} classes")
+            score = Score(
+                name, f"shift/{method}", "accuracy", pair[1], low, high, len(shift), protocol, details=details
+            )
+            case.results.add(score, metrics.correct(shifted, shift.labels))
+            row = {"reference": case.name, "shift": name, "method": method, **details, "n": len(shift)}
+            row |= {"reference_accuracy": pair[0], "accuracy": pair[1], "low": low, "high": high}
+            if name in SHIFT_LINES and 0 < pair[0] < 1:
+                row["effective_robustness"] = effective_robustness(name, *pair)
+            rows.append(row)
+
+
+def _classifiers(case: Case) -> Iterator[tuple[str, dict, list[np.ndarray]]]:
+    """(method, details, scores of each of `case.scored`) of zero-shot and, where there is training data, of probes."""
+    yield "zero_shot/family", {}, [case.zero_shot(store) for store in case.scored]
+    if case.splits.train is None:
+        return
+    ends = np.cumsum([len(store) for store in case.scored])[:-1]
+    for found in case.few_shot:
+        if found.shots is not None:
+            yield f"few_shot/{found.shots}", {"seed": found.seed}, np.split(found.scores, ends)
+    probe = case.probe.probe
+    yield "linear_probe", {"C": probe.C}, [probe.decision_function(store.features) for store in case.scored]
+
+
+PART = Part("robustness", "`shifts`", lambda splits, _: bool(splits.shifts), run, tables=("robustness",))

@@ -1,0 +1,112 @@
+"""What the figures are drawn with: an empty sheet, bars, labels beside points, and one set of colours.
+
+Own values are blue and filled, the paper's are grey and hollow, in every figure.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+OWN, SECOND, PUBLISHED = "#1f5fa8", "#c8501e", "#8a8a8a"
+COLORS = (OWN, SECOND, "#3a8a4d", "#8256a8", "#b08a1e")
+MARKERS = ("o", "s", "^", "D", "v")
+ROW_HEIGHT = 0.2
+
+
+def sheet(width: float, height: float, panels: int = 1) -> tuple[Any, Any]:
+    """An empty figure that needs no window and no global state, and its axes (one, or an array of several)."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(1, panels)
+    for one in np.ravel(axes):
+        one.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def bars(
+    own: Mapping[str, float],
+    published: Mapping[str, float],
+    label: str,
+    title: str,
+    intervals: Mapping[str, tuple[float, float]] | None = None,
+    form: Callable[[float], str] = "{:+.1f}".format,
+) -> tuple[Any, Any]:
+    """Bars of data sets, largest first, the published value of each as a hollow bar beside the own one."""
+    names = sorted({**published, **own}, key=lambda name: own.get(name, published.get(name)))
+    shared = set(own) & set(published)
+    figure, axes = sheet(7.5, 1.2 + ROW_HEIGHT * (len(names) * 1.1 + 0.5 * len(shared)))
+    for values, side in ((own, 0.2), (published, -0.2)):
+        for row, name in enumerate(names):
+            if name not in values:
+                continue
+            value = values[name]
+            place, height = (row + side, 0.36) if name in shared else (row, 0.72)
+            color = (OWN if value >= 0 else SECOND) if values is own else "white"
+            axes.barh([place], [value], height, color=color, edgecolor=color if values is own else PUBLISHED)
+            low, high = (intervals or {}).get(name, (value, value)) if values is own else (value, value)
+            if high > low:
+                axes.plot([low, high], [place, place], color="black", linewidth=1, marker="|", markersize=4)
+            end = max(value, high) if value >= 0 else min(value, low)
+            axes.annotate(
+                form(value),
+                (end, place),
+                xytext=(3 if value >= 0 else -3, 0),
+                textcoords="offset points",
+                ha="left" if value >= 0 else "right",
+                va="center",
+                fontsize=7,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
+            )
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set_ylim(-0.7, len(names) - 0.3)
+    axes.margins(x=0.12)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set(xlabel=label)
+    axes.set_title(title, fontsize=10)
+    axes.legend(handles=sources_legend(own, published), fontsize=8, loc="lower right", frameon=False)
+    return figure, axes
+
+
+def sources_legend(own, published):
+    from matplotlib.patches import Patch
+
+    handles = [Patch(color=OWN, label="here")] if own else []
+    return handles + ([Patch(facecolor="white", edgecolor=PUBLISHED, label="paper")] if published else [])
+
+
+def label_points(axes, points: Sequence[tuple[float, float, str]], size: float = 7) -> None:
+    """Names beside points, each on the side where it covers least of what is there already."""
+    figure = axes.figure
+    figure.draw_without_rendering()
+    anchors = np.array([axes.transData.transform((x, y)) for x, y, _ in points])
+    unit = figure.dpi / 72 * size
+    taken = [(x - 3, y - 3, x + 3, y + 3) for x, y in anchors]
+    frame = axes.bbox.bounds
+    for (_, _, name), (px, py) in sorted(zip(points, anchors, strict=True), key=lambda item: item[1][0]):
+        width = 0.62 * unit * len(name)
+        best = None
+        for dx, dy in ((1, 0), (-1, 0), (1, 1), (1, -1), (-1, 1), (-1, -1), (0, 1.3), (0, -1.3), (1, 2.2), (-1, -2.2)):
+            left = px + dx * 0.8 * unit - (width if dx < 0 else width / 2 if dx == 0 else 0)
+            bottom = py + (1.4 * dy - 0.7) * unit
+            box = (left, bottom, left + width, bottom + 1.4 * unit)
+            outside = box[0] < frame[0] or box[2] > frame[0] + frame[2] or box[1] < frame[1]
+            cost = sum(_overlap(box, other) for other in taken) + 1e6 * outside
+            if best is None or cost < best[0]:
+                best = (cost, box)
+        box = best[1]
+        taken.append(box)
+        at = axes.transData.inverted().transform((box[0], (box[1] + box[3]) / 2))
+        axes.text(*at, name, fontsize=size, va="center", ha="left", color="#333333")
+
+
+def _overlap(box, other):
+    width = min(box[2], other[2]) - max(box[0], other[0])
+    height = min(box[3], other[3]) - max(box[1], other[1])
+    return max(width, 0) * max(height, 0)
+
+
+def percent(values) -> np.ndarray:
+    """Shares as percentages."""
+    return 100 * np.asarray(values, float)

@@ -1,0 +1,263 @@
+"""Which figures an evaluation fills, and with what: `Results` in, figures out."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from keras_clip.evaluation.metrics.comparison import compare_models
+from keras_clip.evaluation.report import figures
+from keras_clip.evaluation.results import Results
+from keras_clip.evaluation.studies import published, scaling
+from keras_clip.evaluation.studies.robustness import SHIFT_LINES, adaptation
+from keras_clip.evaluation.studies.transfer import few_shot_curve
+
+# The zero-shot score that stands for the model, in the order of preference.
+ZERO_SHOT = ("zero_shot/family", "zero_shot/one_template", "zero_shot/bare_name")
+PROBE = "linear_probe"
+# What the paper compares CLIP's features with in figure 11.
+PEER = "efficientnet_ns_l2_475"
+
+
+def headline(results: Results, dataset: str) -> Any:
+    """The zero-shot `Score` that stands for the model on a data set, or None."""
+    for method in ZERO_SHOT:
+        for score in results.select(dataset, method):
+            if score.metric != "expected_calibration_error":
+                return score
+    return None
+
+
+def probe(results: Results, dataset: str) -> Any:
+    """The linear probe's `Score` on a data set, or None."""
+    return next((s for s in results.select(dataset, PROBE) if s.metric != "expected_calibration_error"), None)
+
+
+def gallery(results: Results, other: Results | None = None) -> dict[str, Any]:
+    """Every figure that there are results for.
+
+    Args:
+        results: `Results`.
+        other: `Results` of the model to compare features with in figure 11; None: the paper's EfficientNet, on the
+            paper's data sets.
+
+    Returns:
+        {name: matplotlib figure}: "figure_2" ... "figure_15" as in the paper, "reliability", "confusion/<data set>".
+    """
+    drawn = {
+        "figure_2": _figure_2(results),
+        "figure_4": _figure_4(results),
+        "figure_5": _figure_5(results),
+        "figure_6": _figure_6(results),
+        "figure_7": _figure_7(results),
+        "figure_8": _figure_8(results),
+        "figure_9": _figure_9(results),
+        "figure_10": _figure_10(results),
+        "figure_11": _figure_11(results, other),
+        **_shift_figures(results),
+        **_error_figures(results),
+    }
+    return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+def _figure_2(results):
+    curves = {}
+    for row in results.tables.get("efficiency", ()):
+        curves.setdefault(row["objective"], []).append((row["images"], row["accuracy"]))
+    return figures.efficiency(curves) if curves else None
+
+
+def _means(results, *methods):
+    """The mean of each method over the data sets that have all of them; None where none has."""
+    found = [[next(iter(results.select(name, method)), None) for method in methods] for name in results.datasets]
+    rows = [[score.value for score in row] for row in found if None not in row]
+    return np.mean(rows, axis=0) if rows else None
+
+
+def _gflops(results):
+    return results.info.get("gflops_per_image")
+
+
+def _sets(values):
+    return f"{len(values)} set{'s' if len(values) != 1 else ''}"
+
+
+def _model(results):
+    return str(results.info.get("model", "here"))
+
+
+def _figure_4(results):
+    means = _means(results, "zero_shot/bare_name", "zero_shot/family")
+    if means is None or _gflops(results) is None:
+        return None
+    own = {"name": _model(results), "gflops": _gflops(results), "bare": means[0], "ensemble": means[1]}
+    rows = scaling.scaling_rows({name: published.zero_shot(name) for name in scaling.RESNETS})
+    return figures.prompt_ensembling([own], [{**row, "ensemble": row["score"]} for row in rows])
+
+
+def _pairs(results):
+    """{data set: (linear probe, zero-shot)} of those that have both."""
+    found = {name: (probe(results, name), headline(results, name)) for name in results.datasets}
+    return {name: (a.value, b.value) for name, (a, b) in found.items() if a and b}
+
+
+def _figure_5(results):
+    pairs = _pairs(results)
+    if not pairs:
+        return None
+    intervals = {}
+    for name in pairs:
+        keys = (f"{name}/{PROBE}", f"{name}/{headline(results, name).method}")
+        if all(key in results.correct for key in keys) and headline(results, name).metric == "accuracy":
+            found = compare_models(*(results.correct[key] for key in keys))
+            intervals[name] = (100 * found.low, 100 * found.high)
+    own = {name: 100 * (zero_shot - of_probe) for name, (of_probe, zero_shot) in pairs.items()}
+    paper = {name: 100 * gain for name, gain in published.zero_shot_gain().items()}
+    return figures.zero_shot_against_probe(own, paper, intervals)
+
+
+def _figure_6(results):
+    try:
+        curve = few_shot_curve(results.scores)
+    except ValueError:  # no data set has all numbers of shots
+        return None
+    zero_shot = [score.value for name in _few_shot_sets(results) if (score := headline(results, name))]
+    points = {"linear probe": [(k, mean) for k, mean, _, _ in curve]}
+    return figures.few_shot(points, {"zero-shot": float(np.mean(zero_shot))} if zero_shot else None)
+
+
+def _few_shot_sets(results):
+    return list(dict.fromkeys(score.dataset for score in results.select(method="few_shot")))
+
+
+def _figure_7(results):
+    own = {row["dataset"]: _number(row["shots"]) for row in results.tables.get("shots_to_match", ())}
+    return figures.data_efficiency(own, published.shots_to_match()) if own else None
+
+
+def _number(shots):
+    """JSON has no infinity: there it is null."""
+    return math.inf if shots is None else float(shots)
+
+
+def _figure_8(results):
+    pairs = _pairs(results)
+    zero_shot, probes = published.zero_shot(), published.linear_probe()
+    return figures.correlation(pairs, {n: (probes[n], zero_shot[n]) for n in zero_shot}) if pairs else None
+
+
+def _figure_9(results):
+    values = [headline(results, name).value for name in results.datasets if headline(results, name)]
+    if not values or _gflops(results) is None:
+        return None
+    tables = [published.zero_shot(model) for model in scaling.RESNETS]
+    errors = {dataset: [1 - table[dataset] for table in tables] for dataset in published.datasets()}
+    compute = [scaling.gflops_per_image(model) for model in scaling.RESNETS]
+    own = {f"{_model(results)}, {_sets(values)} here": (_gflops(results), 1 - float(np.mean(values)))}
+    return figures.zero_shot_scaling(compute, errors, own)
+
+
+def _figure_10(results):
+    values = [probe(results, name).value for name in results.datasets if probe(results, name)]
+    if not values or _gflops(results) is None:
+        return None
+    here = (_gflops(results), float(np.mean(values)), f"{_model(results)}, {_sets(values)} here")
+    panels = {}
+    for suite, title in (("kornblith12", "12 data sets of Kornblith et al."), ("all", "27 data sets")):
+        tables = {model: published.linear_probe(model) for model in published.models("linear_probe")}
+        rows = scaling.scaling_rows(tables, published.datasets(suite))
+        points = {row["name"]: (row["gflops"], row["score"], row["name"]) for row in rows}
+        panels[title] = {
+            "CLIP ResNets (paper)": [points.pop(name) for name in scaling.RESNETS],
+            "CLIP ViTs (paper)": [points.pop(name) for name in scaling.VISION_TRANSFORMERS],
+            "others": list(points.values()),
+            "here": [here],
+        }
+    return figures.probe_scaling(panels)
+
+
+def _figure_11(results, other):
+    own = {name: probe(results, name).value for name in results.datasets if probe(results, name)}
+    peers = published.linear_probe(PEER)
+    paper = {name: 100 * (value - peers[name]) for name, value in published.linear_probe().items()}
+    if other is not None:
+        peers = {name: probe(other, name).value for name in other.datasets if probe(other, name)}
+    lead = {name: 100 * (value - peers[name]) for name, value in own.items() if name in peers}
+    peer = PEER if other is None else f"{_model(other)} (paper: {PEER})"
+    return figures.probe_against_peer(lead, paper, peer) if lead else None
+
+
+def _by_method(rows) -> dict[str, dict[str, tuple[float, float]]]:
+    """{method: {shift: (accuracy on the reference, under shift)}}, few-shot seeds averaged."""
+    found: dict[str, dict[str, list]] = {}
+    for row in rows:
+        pair = (row["reference_accuracy"], row["accuracy"])
+        found.setdefault(row["method"], {}).setdefault(row["shift"], []).append(pair)
+    return {
+        method: {shift: tuple(np.mean(pairs, axis=0).tolist()) for shift, pairs in shifts.items()}
+        for method, shifts in found.items()
+    }
+
+
+def _shift_figures(results) -> dict[str, Any]:
+    rows = results.tables.get("robustness", ())
+    methods = _by_method(rows)
+    if not methods:
+        return {}
+    reference = rows[0]["reference"]
+    paper = {}
+    for model in ("resnet101", "zero_shot_clip"):
+        accuracies = dict(published.robustness_matched(model))
+        imagenet = accuracies.pop("ImageNet")
+        paper[model] = {shift: (imagenet, accuracy) for shift, accuracy in accuracies.items()}
+    line = SHIFT_LINES.get(rows[0]["shift"]) if len({row["shift"] for row in rows}) == 1 else None
+    standard = (line.slope, line.intercept) if line else None
+    shown = {method: shifts for method, shifts in methods.items() if not method.startswith("few_shot")}
+    drawn = {"figure_13": figures.robustness(shown, paper, standard)}
+    zero_shot = next((method for method in ZERO_SHOT if method in methods), None)
+    if zero_shot and PROBE in methods:
+        changes = _changes(methods[zero_shot], methods[PROBE], reference)
+        drawn["figure_14"] = figures.adaptation(changes, _published_adaptation())
+    if zero_shot and len(methods) > 1:
+        drawn["figure_15"] = figures.few_shot_robustness({"probe": _path(methods, zero_shot)})
+    return drawn
+
+
+def _changes(before, after, reference):
+    """{reference or shift: points by which `after` is above `before`}."""
+    shifts = [shift for shift in before if shift in after]
+    changes = {shift: 100 * (after[shift][1] - before[shift][1]) for shift in shifts}
+    gain = np.mean([after[shift][0] - before[shift][0] for shift in shifts])
+    return {reference: 100 * float(gain), **changes}
+
+
+def _published_adaptation() -> Mapping[str, float]:
+    changes = adaptation(published.robustness("zero_shot_clip"), published.robustness("linear_probe_clip"))
+    return {name: 100 * change for name, change in changes.items()}
+
+
+def _path(methods, zero_shot):
+    """From zero-shot over the few-shot probes to the one on all labels: (shots, reference, mean under shift)."""
+    shots = {0.0: zero_shot, **{float(m.rsplit("/", 1)[1]): m for m in methods if m.startswith("few_shot/")}}
+    if PROBE in methods:
+        shots[math.inf] = PROBE
+    return [(k, *np.mean(list(methods[shots[k]].values()), axis=0).tolist()) for k in sorted(shots)]
+
+
+def _error_figures(results) -> dict[str, Any]:
+    drawn = {}
+    curves: dict[str, list] = {}
+    for row in results.tables.get("reliability", ()):
+        point = (row["confidence"], row["accuracy"], row["images"])
+        curves.setdefault(f"{row['dataset']}, {row['method']}", []).append(point)
+    if curves:
+        drawn["reliability"] = figures.reliability(curves)
+    for table, rows in results.tables.items():
+        if table.startswith("confusion/") and rows:
+            names = list(dict.fromkeys(results.info["class_names"][table.removeprefix("confusion/")]))
+            counts = np.zeros((len(names), len(names)))
+            for row in rows:
+                counts[names.index(row["class"]), names.index(row["named"])] = row["images"]
+            drawn[table] = figures.confusion(counts, names)
+    return drawn

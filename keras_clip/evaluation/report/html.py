@@ -1,0 +1,255 @@
+"""Writes an evaluation as one HTML file that loads nothing else, and the same numbers as JSON and CSV.
+
+The page is static: its styles and pictures are inside the file, and it has no script. `template.html.j2` lays it out.
+Jinja2 escapes every text of users (names, captions, ids).
+"""
+
+import base64
+import io
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from keras_clip.evaluation.metrics.comparison import compare
+from keras_clip.evaluation.report.figure_data import gallery
+from keras_clip.evaluation.results import Results, Score
+
+
+class Cell(str):
+    """The text of a number, which a table aligns to the right."""
+
+
+class Table(NamedTuple):
+    """Headings of the columns, and rows of (text, is_number)."""
+
+    columns: list[str]
+    rows: list[list[tuple[str, bool]]]
+
+
+class Picture(NamedTuple):
+    """A PNG as a data URL, its description for screen readers, and its caption ("" for none)."""
+
+    url: str | None
+    description: str = ""
+    caption: str = ""
+
+
+class Block(NamedTuple):
+    """A part of a section: a heading, a table, pictures and notes, each of which may be empty."""
+
+    heading: str = ""
+    table: Table | None = None
+    pictures: Sequence[Picture] = ()
+    notes: Sequence[str] = ()
+    style: str = ""
+
+
+class Section(NamedTuple):
+    """A heading of the page, its blocks, and a note above them."""
+
+    heading: str
+    blocks: Sequence[Block]
+    note: str = ""
+
+
+def write(
+    results: Results, folder: str | os.PathLike, other: Results | None = None, title: str = "Evaluation of a CLIP model"
+) -> Path:
+    """Writes report.html, results.json and results.csv.
+
+    Each file is complete at any time: it is written under another name and then renamed.
+
+    Args:
+        results: `Results`.
+        folder: output folder; it is created. Files of these names in it are replaced.
+        other: `Results` of a second model to compare with: see `evaluation.compare`.
+        title: str. Heading of the page.
+
+    Returns:
+        Path of report.html.
+
+    Raises:
+        ValueError: no scores.
+        ImportError: matplotlib or Jinja2 is not installed (extra `evaluation`).
+    """
+    if not results.scores:
+        raise ValueError("A report needs at least one score. Received: results without scores.")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    page = render(results, other, title)
+    for name, text in (("report.html", page), ("results.json", results.to_json()), ("results.csv", results.to_csv())):
+        _write_atomically(folder / name, text)
+    return folder / "report.html"
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def render(results: Results, other: Results | None = None, title: str = "Evaluation of a CLIP model") -> str:
+    """The page that `write` writes, as HTML; arguments as of `write`."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    sections = [section for section in _sections(results, other) if section.blocks]
+    return environment.get_template("template.html.j2").render(title=title, facts=_facts(results), sections=sections)
+
+
+def _sections(results: Results, other: Results | None) -> list[Section]:
+    """The sections of the page in their order; those that the results do not fill have no blocks."""
+    pictures = {name: Picture(_png_url(figure), _words(name)) for name, figure in gallery(results, other).items()}
+    comparison = [Block(table=as_table(compare(results, other)))] if other else []
+    return [
+        Section("Scores", [_scores_of(results, dataset) for dataset in results.datasets]),
+        Section("Figures of the paper", _drawn(pictures, "figure_"), _FIGURES_NOTE),
+        Section("Calibration", _tables(results, "calibration") + _drawn(pictures, "reliability"), _CALIBRATION_NOTE),
+        Section("Robustness", _tables(results, "robustness")),
+        Section("Shots needed to match zero-shot", _tables(results, "shots_to_match"), _SHOTS_NOTE),
+        Section("Confusion matrices", _drawn(pictures, "confusion/")),
+        Section("Most confident errors", [_errors(*of_one) for of_one in _by_dataset(results, "errors/")]),
+        Section(
+            "Class design",
+            [Block(dataset, as_table(rows)) for dataset, rows in _by_dataset(results, "class_design/")],
+            _DESIGN_NOTE,
+        ),
+        Section("Comparison of two models", comparison, _COMPARISON_NOTE),
+        Section("Overlap with the training data", _tables(results, "overlap")),
+        Section("Score against compute", _tables(results, "scaling")),
+        Section("Prompts", _tables(results, "templates")),
+    ]
+
+
+_FIGURES_NOTE = (
+    "Values of this evaluation are blue and filled, those of the paper are grey and hollow. Figures are numbered as in "
+    "Radford et al. (2021). Datasets, splits and prompts differ from the paper's unless they have the paper's names."
+)
+_CALIBRATION_NOTE = (
+    "The temperature was fitted on the validation data, or on the training data where there is no validation data."
+)
+_SHOTS_NOTE = (
+    "Labelled images per class with which a linear probe on the same features reaches the zero-shot score (figure 7)."
+)
+_DESIGN_NOTE = "How often each group is assigned one of the watched labels, for several class sets on the same images."
+_COMPARISON_NOTE = (
+    "McNemar's exact test on the images that exactly one of the two models classifies correctly, with Holm's "
+    "correction over all rows. The difference is the second model's score minus the first model's."
+)
+
+
+def _facts(results: Results) -> Table | None:
+    facts = {name: value for name, value in results.info.items() if not isinstance(value, Mapping)}
+    return as_table([{"": _words(name), " ": value} for name, value in facts.items()])
+
+
+def _scores_of(results: Results, dataset: str) -> Block:
+    """The scores of a dataset: method, metric, value with interval, n, the paper's value, and numbered protocols."""
+    scores = results.select(dataset)
+    protocols = list(dict.fromkeys(score.protocol for score in scores))
+    notes = ["Protocols:", *(f"{i}: {protocol}" for i, protocol in enumerate(protocols, 1))]
+    return Block(dataset, as_table([_score_row(score, protocols) for score in scores]), notes=notes)
+
+
+def _score_row(score: Score, protocols: Sequence[str]) -> dict[str, Any]:
+    show = _percent if score.unit == "fraction" else _number
+    return {
+        "method": score.method,
+        "metric": score.metric,
+        "value": Cell(show(score.value)),
+        "95 % interval": Cell(f"{show(score.low)} to {show(score.high)}" if math.isfinite(score.low) else ""),
+        "n": Cell(f"{score.n:,}"),
+        "paper": Cell("" if score.published is None else show(score.published)),
+        "protocol": Cell(str(1 + protocols.index(score.protocol))),
+        "details": ", ".join(f"{name}: {_text(value)}" for name, value in score.details.items()),
+    }
+
+
+def _errors(dataset: str, rows: Sequence[Mapping[str, Any]]) -> Block:
+    """The misclassified images with the highest confidence."""
+    pictures = [
+        Picture(
+            f"data:image/png;base64,{row['thumbnail']}" if row.get("thumbnail") else None,
+            caption=f"predicted {row['named']} ({100 * row['confidence']:.0f} %), true {row['class']}; {row['id']}",
+        )
+        for row in rows
+    ]
+    return Block(dataset, pictures=pictures, style="errors")
+
+
+def as_table(rows: Sequence[Mapping[str, Any]]) -> Table | None:
+    """A table of rows. Its columns are the keys in the order in which they first occur; empty columns are left out.
+
+    Args:
+        rows: dicts of what JSON allows, or of `Cell`s.
+
+    Returns:
+        `Table`, or None of no rows.
+    """
+    if not rows:
+        return None
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    columns = [column for column in columns if any(row.get(column) not in (None, "") for row in rows)]
+    cells = [[(_text(value), _is_number(value)) for value in map(row.get, columns)] for row in rows]
+    return Table(list(map(_words, columns)), cells)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Cell | int | float) and not isinstance(value, bool)
+
+
+def _tables(results: Results, name: str) -> list[Block]:
+    rows = results.tables.get(name)
+    return [Block(table=as_table(rows))] if rows else []
+
+
+def _by_dataset(results: Results, prefix: str) -> list[tuple[str, Sequence[Mapping[str, Any]]]]:
+    """(dataset, rows) of the tables of that prefix."""
+    return [
+        (name.removeprefix(prefix), rows) for name, rows in results.tables.items() if name.startswith(prefix) and rows
+    ]
+
+
+def _drawn(pictures: Mapping[str, Picture], prefix: str) -> list[Block]:
+    """A block of the pictures of that prefix; where the prefix is a folder, the rest of the name is the caption."""
+    found = {name: picture for name, picture in pictures.items() if name.startswith(prefix)}
+    if prefix.endswith("/"):
+        found = {name: picture._replace(caption=name.removeprefix(prefix)) for name, picture in found.items()}
+    return [Block(pictures=list(found.values()))] if found else []
+
+
+def _png_url(figure: Any) -> str:
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=100)
+    return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f} %" if math.isfinite(fraction) else "none"
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}" if math.isfinite(value) else "none"
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return _number(value)
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_text, value))
+    return "" if value is None else str(value)

@@ -1,0 +1,78 @@
+"""What `compile` refuses: options that would train another objective, or fail later under several replicas."""
+
+import warnings
+
+import keras
+
+from keras_clip import compat, distribution
+from keras_clip.layers.sync_batch_norm import SyncBatchNorm
+
+
+def check_compile_arguments(model: keras.Model, optimizer, options: dict) -> None:
+    """Raises a ValueError for arguments of `compile` that would train another objective, or fail later."""
+    if options.get("loss") is not None:
+        raise ValueError(
+            f"The loss is the model's own. Received: loss={options['loss']!r}. Leave it out; "
+            "`CLIPModel(loss='sigmoid')` chooses the other one."
+        )
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    steps = getattr(inner, "gradient_accumulation_steps", None)
+    if steps:
+        raise ValueError(
+            "Accumulating gradients is another objective for a contrastive loss: each part would be contrasted with "
+            f"itself only. Received: optimizer with gradient_accumulation_steps={steps}. Pass `microbatch_size` to "
+            "`compile` for an exact step over a large batch in the memory of a small one."
+        )
+    strategy = distribution.strategy_of(model)
+    if strategy is not None:
+        if options.get("steps_per_execution", 1) != 1:
+            raise ValueError(
+                "Keras cannot run several steps at once under a strategy. "
+                f"Received: steps_per_execution={options['steps_per_execution']}. Leave it at 1."
+            )
+        if getattr(inner, "ema_overwrite_frequency", None):
+            raise ValueError(
+                "Keras cannot overwrite weights by their averages under a strategy. Received: optimizer with "
+                f"ema_overwrite_frequency={inner.ema_overwrite_frequency}. Leave it at None: with `use_ema=True` alone "
+                "the averages become the weights when `fit` ends."
+            )
+
+
+def warn_of_separate_moments(model: keras.Model) -> None:
+    """Warns of BatchNorm layers whose moments are those of each replica alone, so that the step is not exact."""
+    if keras.backend.backend() == "jax" or distribution.replicas_and_devices(model)[0] == 1:
+        return
+    separate = [
+        layer.name
+        for layer in compat.all_layers(model)
+        if isinstance(layer, keras.layers.BatchNormalization)
+        and layer.trainable
+        and not (isinstance(layer, SyncBatchNorm) or getattr(layer, "synchronized", False))
+    ]
+    if separate:
+        warnings.warn(
+            f"BatchNorm should use the moments of the global batch. Received: {len(separate)} layers, such as "
+            f"{separate[0]!r}, that use those of each replica alone. Use `keras_clip.layers.SyncBatchNorm`, or lock "
+            "the encoder with `trainable = False`.",
+            stacklevel=3,
+        )
+
+
+def check_processes() -> None:
+    """Raises a RuntimeError if several processes or devices would each train a model of their own."""
+    backend, layout = keras.backend.backend(), keras.distribution.distribution()
+    if backend == "torch" and layout is not None:
+        raise RuntimeError(
+            "`keras.distribution` does nothing on torch: each process would train alone. Received: "
+            f"distribution={type(layout).__name__}. Call `keras.distribution.set_distribution(None)`, start the "
+            "processes with `torchrun` and call `torch.distributed.init_process_group` in each."
+        )
+    if backend == "jax" and layout is None:
+        import jax
+
+        if jax.process_count() > 1:
+            raise RuntimeError(
+                "Without a distribution each process would train alone. Received: "
+                f"{jax.process_count()} processes. Call "
+                "`keras.distribution.set_distribution(keras.distribution.DataParallel())` before the model is built."
+            )

@@ -1,0 +1,186 @@
+"""A Keras model whose training step is that of the global batch, however the batch is divided.
+
+`fit`, `evaluate` and all callbacks are Keras' own. The step differs from Keras' in three points: gradients are summed
+over replicas before they are clipped; a step whose loss or gradient is not finite changes nothing; and a batch may be
+encoded in micro-batches.
+"""
+
+from typing import NamedTuple
+
+import keras
+from keras import ops
+
+from keras_clip import compat, distribution
+from keras_clip.step import backend_steps, batch_timing, compile_checks, microbatches
+from keras_clip.types import Tensor
+
+
+@keras.saving.register_keras_serializable(package="keras_clip")
+class Latest(keras.metrics.Metric):
+    """The last value, which is the same on all replicas.
+
+    Keras sums the variables of metrics over replicas, so the sum is divided by their number.
+    """
+
+    def __init__(self, name: str = "latest", **kwargs):
+        super().__init__(name=name, **kwargs)
+        self.latest = self.add_variable((), "zeros", name="latest")
+        self.replicas = self.add_variable((), "zeros", name="replicas")
+
+    def update_state(self, value: Tensor, sample_weight=None):
+        self.latest.assign(ops.cast(value, self.dtype))
+        self.replicas.assign(1.0)
+
+    def result(self):
+        return self.latest / ops.maximum(self.replicas, 1.0)
+
+
+class Branch(NamedTuple):
+    """One input of a `GlobalBatchTrainer`, and the model that embeds it.
+
+    Attributes:
+        input_name: str. Key of the input, a tensor (B, ...), in a batch.
+        embedder: Keras model of the input, gives float32 embeddings (B, E).
+        output_name: str. Key of the embeddings in what the trainer's `call` returns.
+        has_tokens: whether the input is token ids (B, L), whose length `Telemetry` counts.
+    """
+
+    input_name: str
+    embedder: keras.Model
+    output_name: str
+    has_tokens: bool = False
+
+
+class GlobalBatchTrainer(compat.FitHooks):
+    """Base of models whose loss compares embeddings of several inputs, such as `CLIPModel`.
+
+    A subclass has the property `branches` and the method `compute_loss`, and calls `add_step_metrics` in its
+    constructor. Everything is built by the constructor.
+    """
+
+    microbatch_size: int | None = None
+    # Called with a `batch_timing.BatchRead` after each batch that `fit` reads, if it is set.
+    batch_listener = None
+    _compiles_embedders = False
+
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        """The inputs and their embedders. The number of rows of a batch is that of the first input."""
+        raise NotImplementedError(
+            f"A `GlobalBatchTrainer` must declare its inputs. Received: {type(self).__name__} without the property "
+            "`branches`. Return a tuple of `keras_clip.step.trainer.Branch`."
+        )
+
+    def call(self, inputs, training=False):
+        return {
+            branch.output_name: branch.embedder(inputs[branch.input_name], training=training)
+            for branch in self.branches
+        }
+
+    def add_step_metrics(self) -> None:
+        """Adds two metrics of `fit`: the norm of the last gradient, and the number of skipped steps of the epoch."""
+        self.gradient_norm = Latest("gradient_norm")
+        self.skipped_steps = Latest("skipped_steps")
+
+    def compile(
+        self,
+        optimizer: keras.optimizers.Optimizer | str = "rmsprop",
+        *,
+        microbatch_size: int | None = None,
+        jit_compile: bool | str = "auto",
+        **options,
+    ) -> None:
+        """Configures training. The loss is the model's own.
+
+        With `microbatch_size` a step over a batch of any size takes the memory of `microbatch_size` pairs, and 4/3 of
+        the time. It is the exact step of the whole batch, except for BatchNorm in training mode, which uses the moments
+        of each micro-batch and updates its statistics by their mean.
+
+        Args:
+            optimizer: see `keras_clip.training.adamw`. Its clipping applies to the gradient of the global batch.
+            microbatch_size: int > 0 or None. Pairs that a device encodes at a time; None: its whole part of the batch.
+            jit_compile: as of `keras.Model.compile`. Under a `tf.distribute` strategy, where Keras cannot compile the
+                step, True compiles the encoders.
+            options: other arguments of `keras.Model.compile`, such as `run_eagerly`.
+
+        Raises:
+            ValueError: a loss, accumulated gradients, or, under a strategy, options that Keras does not support there.
+            RuntimeError: processes or devices that would each train alone.
+        """
+        if microbatch_size is not None and (not isinstance(microbatch_size, int) or microbatch_size < 1):
+            raise ValueError(
+                f"`microbatch_size` must be a positive integer or None. Received: microbatch_size={microbatch_size!r}. "
+                "It counts the pairs that one device encodes at a time."
+            )
+        optimizer = keras.optimizers.get(optimizer)
+        compile_checks.check_compile_arguments(self, optimizer, options)
+        compile_checks.check_processes()
+        compile_checks.warn_of_separate_moments(self)
+        strategy = distribution.strategy_of(self)
+        self._compiles_embedders = strategy is not None and jit_compile is True
+        super().compile(optimizer, jit_compile=jit_compile if strategy is None else False, **options)
+        if strategy is not None:
+            compat.disable_gradient_sum(self.optimizer)
+        self.microbatch_size = microbatch_size
+        self._compile_options = {**options, "jit_compile": jit_compile, "microbatch_size": microbatch_size}
+
+    def get_compile_config(self):
+        if not self.compiled:
+            return {}
+        config = {"optimizer": self.optimizer, **self._compile_options}
+        return {key: keras.saving.serialize_keras_object(value) for key, value in config.items()}
+
+    def compile_from_config(self, config):
+        config = {key: keras.saving.deserialize_keras_object(value) for key, value in config.items()}
+        self.compile(**config)
+        self.optimizer.build(self.trainable_variables)
+
+    def embed(self, x: dict, training: bool) -> dict:
+        """Computes what `call` returns, in micro-batches or with compiled encoders where `compile` asked for it.
+
+        Args:
+            x: dict of the inputs, as `call` takes it.
+            training: bool.
+
+        Returns:
+            The dict that `call` returns. In micro-batches, or with compiled encoders, it also has a "penalty": a
+            float32 scalar, the sum of the losses that layers added, which are not in `losses` then.
+        """
+        size, rows = self.microbatch_size, x[self.branches[0].input_name].shape[0]
+        if size is not None and rows is not None and rows <= size * distribution.row_shards():
+            size = None
+        if size is None and not self._compiles_embedders:
+            return self(x, training=training)
+        options = {"size": size, "training": training, "compiled": self._compiles_embedders}
+        outputs, penalties = {}, []
+        for branch in self.branches:
+            rows = ops.convert_to_tensor(x[branch.input_name])
+            outputs[branch.output_name], penalty = microbatches.embed(branch.embedder, rows, **options)
+            penalties.append(penalty)
+        return {**outputs, "penalty": sum(penalties)}
+
+    def prepare_training(self, is_first):
+        # The variables of the optimizer must exist before the step is traced.
+        if not self.optimizer.built:
+            self._build_optimizer()
+        if is_first:
+            distribution.share_first([*self.variables, *self.optimizer.variables])
+
+    def wrap_train_function(self, function):
+        return batch_timing.timed(self, function)
+
+    def _build_optimizer(self):
+        strategy = distribution.strategy_of(self)
+        if strategy is None:
+            self.optimizer.build(self.trainable_variables)
+        else:
+            with strategy.scope():
+                self.optimizer.build(self.trainable_variables)
+
+    def train_step(self, *args):
+        """A step of `fit`; on JAX of (state, data), elsewhere of data."""
+        return backend_steps.TRAIN[keras.backend.backend()](self, *args)
+
+    def test_step(self, *args):
+        """A step of `evaluate`; on JAX of (state, data), elsewhere of data."""
+        return backend_steps.TEST[keras.backend.backend()](self, *args)

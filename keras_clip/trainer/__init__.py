@@ -1,1 +1,0 @@
-"""How one step is made: the exact step of the global batch, under Keras' own `fit`."""

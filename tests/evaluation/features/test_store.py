@@ -1,0 +1,421 @@
+"""`FeatureStore`: the model's own numbers, a key that changes with all they depend on, and a build that resumes."""
+
+import gc
+import io
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import small_clip
+from PIL import Image
+from subprocesses import REPOSITORY
+
+import keras_clip
+from keras_clip.evaluation import FeatureStore, ladder, sources
+from keras_clip.evaluation.datasets.labelled_images import LabelledImages
+from keras_clip.evaluation.features import draft
+from keras_clip.evaluation.features.key import model_parts
+
+SIZE = 21
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return small_clip.build()
+
+
+def png(number):
+    pixels = np.random.default_rng(number).integers(0, 256, size=(20 + number % 3, 24, 3)).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+FILES = [png(number) for number in range(SIZE)]
+
+
+def make(files=FILES, **changes):
+    arguments = {
+        "labels": [("cat", "dog", "cow")[number % 3] for number in range(len(files))],
+        "ids": [f"image {number}" for number in range(len(files))],
+        "class_names": ("dog", "cat", "cow"),
+        "groups": ["left", "right", ""] * (len(files) // 3),
+        "name": "animals",
+    }
+    return LabelledImages(lambda start: iter(files[start:]), **{**arguments, **changes})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Of `store`. Nobody writes into it."""
+    return tmp_path_factory.mktemp("stores") / "animals"
+
+
+@pytest.fixture(scope="module")
+def store(clip, folder):
+    return FeatureStore.build(clip, make(), folder, batch_size=8)
+
+
+def test_the_numbers_are_the_model_s(clip, store):
+    pixels = clip.image_preprocessor(FILES)
+    embeddings = keras.ops.convert_to_numpy(clip.encode_image(pixels))
+    features = keras.ops.convert_to_numpy(clip.image_encoder(pixels, training=False))
+    np.testing.assert_allclose(store.embeddings, embeddings, atol=2e-6)
+    np.testing.assert_allclose(store.features, features, atol=2e-5)
+    assert store.embeddings.dtype == store.features.dtype == np.float32
+    assert isinstance(store.features, np.memmap)
+    assert store.logit_scale == pytest.approx(np.log(1 / 0.07))
+
+
+@pytest.mark.backend_free
+def test_labels_are_looked_up_by_name(store):
+    assert store.labels.tolist() == [1, 0, 2] * 7
+    assert store.class_names == ("dog", "cat", "cow")
+    assert store.ids[:2].tolist() == ["image 0", "image 1"]
+    assert store.groups[:3].tolist() == ["left", "right", ""]
+    assert (store.name, store.split, len(store), store.multi_label) == ("animals", "test", SIZE, False)
+
+
+@pytest.mark.backend_free
+def test_it_opens_without_a_model_and_builds_once(clip, store, folder, monkeypatch):
+    monkeypatch.setattr(draft.Draft, "encode", lambda *_: pytest.fail("encoded a second time"))
+    again = FeatureStore.build(clip, make(), folder)
+    assert again.key == FeatureStore.open(folder).key == store.key
+    assert [path.name for path in folder.parent.iterdir()] == ["animals"]
+    assert {path.name for path in folder.iterdir()} == {
+        *(f"{name}.npy" for name in ("features", "embeddings", "labels", "ids", "groups")),
+        "store.json",
+    }
+
+
+def changed_weight():
+    clip = small_clip.build()
+    weight = clip.image_projection.weights[0]
+    weight.assign(weight + np.eye(*weight.shape) * 1e-6)
+    return clip
+
+
+def changed_temperature():
+    clip = small_clip.build()
+    clip.logit_scale.assign(2.0)
+    return clip
+
+
+def changed_preprocessing():
+    clip = small_clip.build()
+    clip.image_preprocessor.interpolation = "bilinear"
+    return clip
+
+
+def changed_activation():
+    clip = small_clip.build()
+    config = clip.image_encoder.get_config()
+    encoder = type(clip.image_encoder).from_config({**config, "activation": "gelu"})
+    encoder.set_weights(clip.image_encoder.get_weights())
+    other = type(clip)(encoder, clip.text_encoder, 16, tokenizer=clip.tokenizer)
+    other.image_projection.set_weights(clip.image_projection.get_weights())
+    return other
+
+
+def changed_policy():
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        return small_clip.build()
+    finally:
+        keras.config.set_dtype_policy(policy)
+
+
+MODELS = {
+    "weights": changed_weight,
+    "logit scale": changed_temperature,
+    "preprocessing": changed_preprocessing,
+    "architecture": changed_activation,
+    "architecture ": changed_policy,
+}
+DATA = {
+    "an image": {"files": [png(99), *FILES[1:]]},
+    "a label": {"labels": ["dog"] + ["cat", "dog", "cow"] * 6 + ["dog", "cow"]},
+    "an id": {"ids": ["other", *(f"image {number}" for number in range(1, SIZE))]},
+    "the order of the classes": {"class_names": ("cat", "dog", "cow")},
+    "a group": {"groups": [""] * SIZE},
+    "the split": {"split": "train"},
+    "the name": {"name": "beasts"},
+}
+
+
+@pytest.mark.backend_free
+def test_the_same_model_made_anew_is_the_same(clip):
+    assert model_parts(small_clip.build().image_embedder, 1.0) == model_parts(clip.image_embedder, 1.0)
+
+
+@pytest.mark.backend_free
+@pytest.mark.parametrize("part, change", MODELS.items(), ids=[*MODELS][:-1] + ["dtype policy"])
+def test_a_store_of_another_model_is_refused(store, folder, part, change):
+    other = change()
+    with pytest.raises(ValueError, match=f"which differs in {part.strip()}. Pass another folder"):
+        FeatureStore.build(other, make(), folder)
+    with pytest.raises(ValueError, match=f"which differs in {part.strip()}. Build a store with this model"):
+        FeatureStore.open(folder, other)
+
+
+@pytest.mark.backend_free
+def test_a_store_of_this_model_is_accepted(clip, store):
+    store.require_model(clip)
+
+
+@pytest.mark.backend_free
+@pytest.mark.parametrize("change", DATA.values(), ids=DATA)
+def test_other_data_is_refused(clip, store, folder, change):
+    with pytest.raises(ValueError, match="differs in data set"):
+        FeatureStore.build(clip, make(**change), folder)
+
+
+class Killed(BaseException):
+    """Nothing catches it, as nothing catches a SIGKILL."""
+
+
+def interrupted(files, after):
+    """Images that stop the build after so many."""
+
+    def read(start):
+        for number in range(start, len(files)):
+            if number >= after:
+                raise Killed
+            yield files[number]
+
+    images = make(files)
+    content = images.digest()
+    images.read = read
+    assert images.digest() == content
+    return images
+
+
+def test_an_interrupted_build_goes_on(clip, store, tmp_path, monkeypatch):
+    folder = tmp_path / "store"
+    monkeypatch.setattr(draft, "_SECONDS_BETWEEN_NOTES", 0)
+    monkeypatch.setattr(draft, "_AHEAD", 0)
+    with pytest.raises(Killed):
+        FeatureStore.build(clip, interrupted(FILES, after=18), folder, batch_size=8)
+    with pytest.raises(FileNotFoundError, match="not finished"):
+        FeatureStore.open(folder)
+    asked = []
+    images = make()
+    images.digest()
+    images.read = lambda start: asked.append(start) or iter(FILES[start:])
+    resumed = FeatureStore.build(clip, images, folder, batch_size=8)
+    assert asked == [16]
+    np.testing.assert_array_equal(resumed.embeddings, store.embeddings)
+    np.testing.assert_array_equal(resumed.features, store.features)
+    assert resumed.key == store.key
+
+
+def test_a_draft_of_another_model_is_refused(clip, tmp_path, monkeypatch):
+    monkeypatch.setattr(draft, "_SECONDS_BETWEEN_NOTES", 0)
+    monkeypatch.setattr(draft, "_AHEAD", 0)
+    with pytest.raises(Killed):
+        FeatureStore.build(clip, interrupted(FILES, after=18), tmp_path / "store", batch_size=8)
+    with pytest.raises(ValueError, match="store.building, which differs in weights"):
+        FeatureStore.build(changed_weight(), make(), tmp_path / "store", batch_size=8)
+
+
+BUILD = """
+import sys
+import small_clip
+from evaluation.features.test_store import FILES, make
+from keras_clip.evaluation import FeatureStore
+from keras_clip.evaluation.features import draft
+
+draft._SECONDS_BETWEEN_NOTES, draft._AHEAD = 0, 0
+
+def read(start):
+    for number, file in enumerate(FILES[start:], start):
+        if number == 12:
+            print("half way", flush=True)
+            sys.stdin.read()
+        yield file
+
+images = make()
+images.digest()
+images.read = read
+FeatureStore.build(small_clip.build(), images, sys.argv[1], batch_size=4)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.backend_free
+def test_a_killed_build_goes_on(clip, store, tmp_path):
+    paths = os.pathsep.join(map(str, (REPOSITORY, REPOSITORY / "tests")))
+    process = subprocess.Popen(
+        [sys.executable, "-c", BUILD, str(tmp_path / "store")],
+        env={**os.environ, "PYTHONPATH": paths},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "half way\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdin.close()
+    process.stdout.close()
+    note = json.loads((tmp_path / "store.building" / "progress.json").read_text())
+    assert 0 < note["done"] <= 12
+    resumed = FeatureStore.build(clip, make(), tmp_path / "store", batch_size=4)
+    np.testing.assert_allclose(resumed.embeddings, store.embeddings, atol=2e-6)
+
+
+def test_broken_images_are_left_out_and_named(clip, store, tmp_path, caplog, monkeypatch):
+    files = FILES * 2
+    files[3], files[10] = b"no image at all", b""
+    images = make(files)
+    # What was broken before an interruption is not forgotten after it.
+    monkeypatch.setattr(draft, "_SECONDS_BETWEEN_NOTES", 0)
+    monkeypatch.setattr(draft, "_AHEAD", 0)
+    with pytest.raises(Killed):
+        FeatureStore.build(clip, interrupted(files, after=12), tmp_path / "store", batch_size=8)
+    with caplog.at_level(logging.WARNING, "keras_clip"):
+        found = FeatureStore.build(clip, images, tmp_path / "store", batch_size=8)
+    kept = [row for row in range(len(files)) if row not in (3, 10)]
+    assert len(found) == 40
+    assert found.ids.tolist() == [images.ids[row] for row in kept]
+    assert found.labels.tolist() == images.labels[kept].tolist()
+    np.testing.assert_allclose(found.embeddings, np.tile(store.embeddings, (2, 1))[kept], atol=2e-6)
+    assert found.skipped.counts == {"undecodable image": 1, "no image": 1}
+    assert found.skipped.examples[0].startswith("image 3: undecodable image")
+    assert "skipped 2 of 42 samples" in caplog.text
+
+
+@pytest.mark.backend_free
+def test_many_broken_images_are_an_error(clip, tmp_path):
+    with pytest.raises(ValueError, match="At most 5% of the samples may be broken"):
+        FeatureStore.build(clip, make([b"broken", b"too", *FILES[2:]]), tmp_path / "store", batch_size=8)
+
+
+@pytest.mark.backend_free
+def test_a_class_of_broken_images_is_an_error(clip, tmp_path):
+    labels = ["cow"] + ["cat", "dog"] * 10
+    with pytest.raises(ValueError, match="animals/test, as decoded' with none of \\['cow'\\]"):
+        FeatureStore.build(clip, make([b"broken", *FILES[1:]], labels=labels), tmp_path / "store", batch_size=8)
+
+
+@pytest.mark.backend_free
+def test_nan_is_refused(tmp_path):
+    clip = small_clip.build()
+    clip.image_projection.weights[0].assign(np.full(clip.image_projection.weights[0].shape, np.nan))
+    with pytest.raises(ValueError, match="finite embeddings. Received: NaN or infinity for image 'image 0'"):
+        FeatureStore.build(clip, make(), tmp_path / "store")
+
+
+@pytest.mark.backend_free
+def test_a_source_that_gives_too_few_is_refused(clip, tmp_path):
+    images = make()
+    images.digest()
+    images.read = lambda start: iter(FILES[start:-1])
+    with pytest.raises(ValueError, match="the 21 images .* Received: 20"):
+        FeatureStore.build(clip, images, tmp_path / "store", batch_size=8)
+
+
+@pytest.mark.backend_free
+def test_places_that_are_no_store(clip, store, folder, tmp_path):
+    store_folder = folder
+    with pytest.raises(FileNotFoundError, match="with no store"):
+        FeatureStore.open(tmp_path / "nowhere")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "letter.txt").write_text("dear")
+    with pytest.raises(ValueError, match="must be empty, new, or a store"):
+        FeatureStore.build(clip, make(), tmp_path / "full", batch_size=8)
+    folder = tmp_path / "store"
+    shutil.copytree(store_folder, folder)
+    manifest = json.loads((folder / "store.json").read_text())
+    manifest["key_parts"]["format"] = 0
+    (folder / "store.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="of format 0"):
+        FeatureStore.open(folder)
+    np.save(folder / "labels.npy", np.zeros(3, np.int64))
+    manifest["key_parts"]["format"] = 1
+    (folder / "store.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="A store must have features"):
+        FeatureStore.open(folder)
+    (folder / "labels.npy").write_bytes(b"")
+    with pytest.raises(ValueError, match="must be complete"):
+        FeatureStore.open(folder)
+
+
+def arrays(**changes):
+    features = np.arange(12.0).reshape(4, 3)
+    embeddings = np.tile([0.6, 0.8], (4, 1))
+    whole = {"features": features, "embeddings": embeddings, "labels": [0, 1, 1, 0], "class_names": ["a", "b"]}
+    return FeatureStore.from_arrays(**{**whole, **changes})
+
+
+REFUSED = {
+    "labels beyond the names": ({"labels": [0, 1, 2, 0]}, "numbers of the 2 class names"),
+    "negative labels": ({"labels": [0, 1, -1, 0]}, "numbers of the 2 class names"),
+    "labels that are floats": ({"labels": [0.0, 1.0, 1.0, 0.0]}, "must be integers"),
+    "an empty class": ({"class_names": ["a", "b", "c"]}, r"none of \['c'\]"),
+    "one class": ({"class_names": ["a"], "labels": [0, 0, 0, 0]}, "at least two classes"),
+    "a name twice": ({"class_names": ["a", "a"]}, "names that differ"),
+    "NaN features": ({"features": np.full((4, 3), np.nan)}, "`features` must be finite"),
+    "long embeddings": ({"embeddings": np.ones((4, 2))}, "unit length"),
+    "too few labels": ({"labels": [0, 1]}, "A store must have"),
+    "no image": ({"features": np.zeros((0, 3)), "embeddings": np.zeros((0, 2)), "labels": np.zeros(0, int)}, "N >= 1"),
+    "an id twice": ({"ids": ["x", "y", "x", "z"]}, "same id"),
+    "a column for no class": ({"labels": np.eye(4, 3, dtype=int) + 0}, "2 class names"),
+}
+
+
+@pytest.mark.backend_free
+@pytest.mark.parametrize("changes, message", REFUSED.values(), ids=REFUSED)
+def test_arrays_that_do_not_fit_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        arrays(**changes)
+
+
+@pytest.mark.backend_free
+def test_arrays_and_parts_of_them():
+    whole = arrays(groups=["g", "h", "g", "h"])
+    assert (whole.key, whole.ids.tolist(), whole.logit_scale) == ("", ["0", "1", "2", "3"], None)
+    part = whole.take(np.array([True, False, False, True]))
+    assert (part.ids.tolist(), part.groups.tolist(), part.labels.tolist()) == (["0", "3"], ["g", "h"], [0, 0])
+    assert len(part) == 2 and len(whole) == 4 and part.class_names == ("a", "b")
+
+
+def test_digits_end_to_end(tmp_path):
+    # Prompts need the whole vocabulary.
+    clip = small_clip.build(vocabulary_size=49408)
+    images = sources.digits("test")
+    store = FeatureStore.build(clip, images, tmp_path / "digits", batch_size=64)
+    pixels = clip.image_preprocessor([sample.image for sample in images][-64:])
+    classifier = keras_clip.ZeroShotClassifier(clip, list("0123456789"), ("a photo of a {}.",))
+    rung = ladder.ladder(clip, store, ("a photo of a {}.",))["zero_shot/family"]
+    scores = ladder.zero_shot_scores(store, rung.class_embeddings)
+    expected = keras.ops.convert_to_numpy(classifier.logits(pixels))
+    np.testing.assert_allclose(scores[-64:], expected, atol=1e-4)
+    assert scores.shape == (597, 10)
+    assert store.labels.tolist() == images.labels.tolist()
+
+
+def test_what_is_compiled_is_shared_and_follows_the_weights(tmp_path):
+    clip = small_clip.build()
+    first = FeatureStore.build(clip, make(), tmp_path / "first", batch_size=8)
+    compiled = draft._COMPILED[clip.image_embedder]
+    weight = clip.image_projection.weights[0]
+    weight.assign(-weight)
+    second = FeatureStore.build(clip, make(), tmp_path / "second", batch_size=8)
+    assert draft._COMPILED[clip.image_embedder] is compiled
+    np.testing.assert_allclose(second.embeddings, -first.embeddings, atol=2e-6)
+    clip.image_embedder.quantize("int8")
+    FeatureStore.build(clip, make(), tmp_path / "third", batch_size=8)
+    assert draft._COMPILED[clip.image_embedder] is not compiled
+    del compiled
+    held = len(draft._COMPILED)
+    del clip, weight
+    gc.collect()
+    assert len(draft._COMPILED) < held

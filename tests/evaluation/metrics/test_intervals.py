@@ -1,0 +1,228 @@
+"""Intervals, tests, bootstraps and lines: published values, SciPy's, those worked by hand, extremes, refusals."""
+
+import sys
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from keras_clip.evaluation import (
+    binomial_test,
+    bonferroni,
+    bootstrap_interval,
+    clopper_pearson_interval,
+    fit_line,
+    holm,
+    mcnemar_test,
+    wilson_interval,
+)
+from keras_clip.evaluation.metrics.intervals import student_quantile
+
+pytestmark = pytest.mark.backend_free
+# (correct, total, confidence): Newcombe (1998), table I, method 3.
+PUBLISHED = {
+    (81, 263, 0.95): (0.2553, 0.3662),
+    (15, 148, 0.95): (0.0624, 0.1605),
+    (0, 20, 0.95): (0.0, 0.1611),
+    (1, 29, 0.95): (0.0061, 0.1718),
+}
+COUNTS = [(0, 1), (1, 1), (0, 20), (20, 20), (3, 10), (81, 263), (499, 500), (38100, 50000)]
+
+
+@pytest.mark.parametrize("counts", PUBLISHED, ids=str)
+def test_published(counts):
+    assert wilson_interval(*counts) == pytest.approx(PUBLISHED[counts], abs=5e-5)
+
+
+def test_symmetric():
+    low, high = wilson_interval(3, 10)
+    assert wilson_interval(7, 10) == pytest.approx((1 - high, 1 - low))
+
+
+@pytest.mark.parametrize("interval", [wilson_interval, clopper_pearson_interval])
+def test_more_confidence_is_wider(interval):
+    narrow, wide = interval(5, 10, 0.9), interval(5, 10, 0.99)
+    assert wide[0] < narrow[0] < 0.5 < narrow[1] < wide[1]
+
+
+def test_all_right():
+    low, high = wilson_interval(10, 10)
+    assert high == 1 and 0.7 < low < 0.75
+
+
+@pytest.mark.parametrize("interval", [wilson_interval, clopper_pearson_interval])
+@pytest.mark.parametrize("arguments", [(1, 0), (-1, 5), (6, 5), (1, 5, 1.0), (1, 5, 0.0)])
+def test_refusals(interval, arguments):
+    with pytest.raises(ValueError, match="Received"):
+        interval(*arguments)
+
+
+@pytest.mark.parametrize("confidence", [0.8, 0.95, 0.995])
+@pytest.mark.parametrize("counts", COUNTS, ids=str)
+def test_intervals_equal_scipy(counts, confidence):
+    peer = stats.binomtest(*counts)
+    for method, own in (("wilson", wilson_interval), ("exact", clopper_pearson_interval)):
+        expected = peer.proportion_ci(confidence, method)
+        assert own(*counts, confidence) == pytest.approx((expected.low, expected.high), abs=1e-10)
+
+
+def test_clopper_pearson_by_hand():
+    # None of 3: (1 - p)^3 = 0.025. All of 3: p^3 = 0.025.
+    assert clopper_pearson_interval(0, 3) == pytest.approx((0, 1 - 0.025 ** (1 / 3)))
+    assert clopper_pearson_interval(3, 3) == pytest.approx((0.025 ** (1 / 3), 1))
+
+
+@pytest.mark.parametrize("alternative", ["greater", "less"])
+@pytest.mark.parametrize("counts", COUNTS, ids=str)
+def test_binomial_test_equals_scipy(counts, alternative):
+    for share in (0.0, 0.1, 0.762, 1.0):
+        expected = stats.binomtest(*counts, share, alternative).pvalue
+        assert binomial_test(*counts, share, alternative) == pytest.approx(expected, rel=1e-8, abs=1e-300)
+
+
+def test_binomial_test_by_hand():
+    assert binomial_test(2, 2, 0.5) == pytest.approx(0.25)
+    assert binomial_test(2, 2, 0.5, "less") == pytest.approx(1)
+    with pytest.raises(ValueError, match="alternative='two-sided'"):
+        binomial_test(2, 2, 0.5, "two-sided")
+    with pytest.raises(ValueError, match="share=1.5"):
+        binomial_test(2, 2, 1.5)
+
+
+@pytest.mark.parametrize("correct, expected", [(0, 1), (1, 0.875), (2, 0.5), (3, 0.125)])
+def test_three_coins(correct, expected):
+    assert binomial_test(correct, 3, 0.5) == pytest.approx(expected, abs=1e-14)
+
+
+def test_far_tail_keeps_its_digits():
+    assert binomial_test(100, 100, 0.01) == pytest.approx(1e-200, rel=1e-10)
+
+
+@pytest.mark.parametrize("counts", [(0, 0), (1, 0), (0, 5), (3, 4), (10, 25), (60, 2), (400, 460)], ids=str)
+def test_mcnemar_equals_scipy(counts):
+    expected = stats.binomtest(counts[0], sum(counts)).pvalue if sum(counts) else 1.0
+    assert mcnemar_test(*counts) == pytest.approx(expected, rel=1e-9)
+    assert mcnemar_test(*counts) == mcnemar_test(*counts[::-1])
+
+
+def test_mcnemar_by_hand():
+    # All five on one side: 2 / 2^5.
+    assert mcnemar_test(0, 5) == pytest.approx(1 / 16)
+    with pytest.raises(ValueError, match="only_first=-1"):
+        mcnemar_test(-1, 5)
+
+
+def test_bonferroni_and_holm_by_hand():
+    p_values = [0.01, 0.04, 0.03, 0.5]
+    assert bonferroni(p_values) == pytest.approx([0.04, 0.16, 0.12, 1.0])
+    # 4 x 0.01; 3 x 0.03; 2 x 0.04 = 0.08 is raised to the 0.09 before it; 0.5.
+    assert holm(p_values) == pytest.approx([0.04, 0.09, 0.09, 0.5])
+    assert holm([]).shape == (0,)
+
+
+@pytest.mark.parametrize("adjust", [bonferroni, holm])
+@pytest.mark.parametrize("p_values", [[1.1], [-0.1], [np.nan], [[0.5]]], ids=str)
+def test_p_values_that_cannot_be(adjust, p_values):
+    with pytest.raises(ValueError, match="Received"):
+        adjust(p_values)
+
+
+def test_bootstrap_of_a_mean_is_as_wide_as_theory_says(rng):
+    x = rng.normal(size=400)
+    low, high = bootstrap_interval(lambda drawn: drawn @ x / drawn.sum(), 400, resamples=4000)
+    half = 1.96 * x.std() / 20
+    assert (low, high) == pytest.approx((x.mean() - half, x.mean() + half), abs=0.1 * half)
+
+
+def test_bootstrap_draws_groups_together(rng):
+    # Each value four times: as sure as 100 values, not as 400.
+    x, groups = np.repeat(rng.normal(size=100), 4), np.repeat(np.arange(100), 4)
+    order = rng.permutation(400)
+    x, groups = x[order], groups[order]
+    low, high = bootstrap_interval(lambda drawn: drawn @ x / drawn.sum(), 400, groups=groups, resamples=4000)
+    assert (high - low) / 2 == pytest.approx(1.96 * x.std() / 10, rel=0.1)
+
+
+def test_bootstrap_keeps_the_size_of_each_stratum():
+    strata = np.array(["b", "a", "b", "b", "c", "a"])
+    seen = []
+
+    def statistic(drawn):
+        seen.append(drawn)
+        return 0.0
+
+    bootstrap_interval(statistic, 6, strata=strata, resamples=50)
+    for drawn in seen:
+        assert [int(drawn[strata == name].sum()) for name in "abc"] == [2, 3, 1]
+    assert len({tuple(drawn) for drawn in seen}) > 10
+
+
+def test_bootstrap_is_reproducible():
+    statistic = lambda drawn: drawn @ np.arange(30.0)  # noqa: E731
+    first, again, other = (bootstrap_interval(statistic, 30, seed=seed) for seed in (1, 1, 2))
+    assert first == again != other
+    assert bootstrap_interval(statistic, 30, confidence=0.5)[0] > first[0]
+
+
+BAD_BOOTSTRAPS = {
+    "no examples": {"size": 0},
+    "both": {"groups": [0, 1, 2], "strata": [0, 1, 2]},
+    "length": {"groups": [0, 1]},
+    "confidence": {"confidence": 1.0},
+    "no resamples": {"resamples": 0},
+}
+
+
+@pytest.mark.parametrize("change", BAD_BOOTSTRAPS.values(), ids=BAD_BOOTSTRAPS)
+def test_bootstrap_refusals(change):
+    with pytest.raises(ValueError, match="Received"):
+        bootstrap_interval(**{"statistic": lambda drawn: 0.0, "size": 3, **change})
+
+
+def test_bootstrap_refuses_nan():
+    with pytest.raises(ValueError, match="NaN on 10 of 10. Give the classes as `strata`"):
+        bootstrap_interval(lambda drawn: float("nan"), 3, resamples=10)
+
+
+def test_line_equals_scipy(rng):
+    x = rng.normal(size=12)
+    y = 2 - 3 * x + rng.normal(size=12)
+    fit, peer = fit_line(x, y, 0.9), stats.linregress(x, y)
+    assert (fit.slope, fit.intercept, fit.r) == pytest.approx((peer.slope, peer.intercept, peer.rvalue), rel=1e-10)
+    half = stats.t.ppf(0.95, 10) * peer.stderr
+    assert (fit.slope_low, fit.slope_high) == pytest.approx((peer.slope - half, peer.slope + half), rel=1e-10)
+    assert fit.residual == pytest.approx(np.sqrt(((y - peer.intercept - peer.slope * x) ** 2).sum() / 10))
+    assert fit.n == 12 and fit.r2 == pytest.approx(peer.rvalue**2)
+
+
+def test_line_by_hand():
+    fit = fit_line([0, 1, 2], [1, 3, 5])
+    assert (fit.slope, fit.intercept, fit.r, fit.residual) == pytest.approx((2, 1, 1, 0))
+    assert fit.predict(10) == 21
+    assert fit_line([0, 1, 2], [4, 4, 4]).r == 0
+
+
+@pytest.mark.parametrize(
+    "x, y", [([0, 1], [0, 1]), ([1, 1, 1], [0, 1, 2]), ([0, 1, 2], [0, 1]), ([0, 1, np.nan], [0, 1, 2])], ids=str
+)
+def test_line_refusals(x, y):
+    with pytest.raises(ValueError, match="three finite points"):
+        fit_line(x, y)
+
+
+# Tables of Student's t: 97.5 % and 95 %.
+@pytest.mark.parametrize(
+    "probability, degrees, expected", [(0.975, 1, 12.7062), (0.975, 3, 3.1824), (0.95, 10, 1.8125)]
+)
+def test_student_quantile(probability, degrees, expected):
+    assert student_quantile(probability, degrees) == pytest.approx(expected, abs=5e-5)
+
+
+def test_student_median():
+    assert student_quantile(0.5, 4) == pytest.approx(0, abs=1e-7)
+
+
+def test_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    with pytest.raises(ImportError, match=r"keras_clip\[evaluation\]"):
+        binomial_test(1, 2, 0.5)

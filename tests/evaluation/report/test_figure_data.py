@@ -1,0 +1,79 @@
+"""The gallery finds for every figure what the results hold, and draws none without results."""
+
+import math
+
+import numpy as np
+import pytest
+from evaluation import own_results
+
+from keras_clip.evaluation import Results, Score
+from keras_clip.evaluation.report.figure_data import gallery
+
+pytestmark = pytest.mark.backend_free
+
+PAPER = [f"figure_{number}" for number in (2, 4, 5, 6, 7, 8, 9, 10, 11, 13, 14, 15)]
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    return gallery(own_results.results())
+
+
+def points(axes, label):
+    return next(line.get_xydata() for line in axes.lines if line.get_label() == label)
+
+
+def bar(axes, name):
+    row = [label.get_text() for label in axes.get_yticklabels()].index(name)
+    return [patch.get_width() for patch in axes.patches if round(patch.get_y() + patch.get_height() / 2) == row]
+
+
+def test_all_figures_are_drawn(drawn):
+    assert set(drawn) == {*PAPER, "reliability", "confusion/digits", "confusion/Food101"}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_each_has_points_of_its_own_and_a_title(drawn, name):
+    axes = drawn[name].axes
+    shown = sum(len(one.lines) + len(one.patches) for one in axes)
+    assert shown > 1 and any(one.get_title() for one in axes) or drawn[name].get_suptitle()
+
+
+def test_nothing_is_drawn_of_nothing():
+    assert gallery(Results()) == {}
+    # Zero-shot alone, without compute, is no figure of the paper.
+    assert gallery(Results([Score("digits", "zero_shot/family", "accuracy", 0.5, 0.4, 0.6, 9, "test")])) == {}
+
+
+def test_numbers_reach_the_figures(drawn):
+    # digits: zero-shot 50 against a probe of 80; Food101: 55 against 80, and the paper's own bar.
+    assert bar(drawn["figure_5"].axes[0], "digits") == [pytest.approx(-30)]
+    assert bar(drawn["figure_5"].axes[0], "Food101") == [pytest.approx(-25), pytest.approx(22.5)]
+    np.testing.assert_allclose(points(drawn["figure_4"].axes[0], "here: bare names"), [[1.5, 30]])
+    np.testing.assert_allclose(points(drawn["figure_4"].axes[0], "here: prompts"), [[1.5, 52.5]])
+    curve = points(drawn["figure_6"].axes[0], "linear probe")
+    np.testing.assert_allclose(curve, [[1, 30], [2, 40], [3, 50], [4, 60], [5, 70]])
+    np.testing.assert_allclose(points(drawn["figure_8"].axes[0], "here, 2 sets"), [[80, 50], [80, 55]])
+    np.testing.assert_allclose(points(drawn["figure_9"].axes[0], "tiny <1>, 2 sets here"), [[1.5, 47.5]])
+    np.testing.assert_allclose(points(drawn["figure_10"].axes[0], "here"), [[1.5, 80]])
+    assert bar(drawn["figure_7"].axes[0], "digits") == [2.5] and bar(drawn["figure_7"].axes[0], "Food101")[0] == 256
+    # The published EfficientNet has 91.6 % there.
+    assert bar(drawn["figure_11"].axes[0], "Food101")[0] == pytest.approx(80 - 91.6)
+
+
+def test_shifts_reach_the_figures(drawn):
+    logit = lambda share: math.log(share / (1 - share))  # noqa: E731
+    left = drawn["figure_13"].axes[0]
+    np.testing.assert_allclose(points(left, "zero_shot/family"), [[logit(0.5), logit(0.35)]])
+    assert not any("few_shot" in line.get_label() for line in left.lines)
+    assert bar(drawn["figure_14"].axes[0], "digits") == [pytest.approx(30)]
+    assert bar(drawn["figure_14"].axes[0], "blur") == [pytest.approx(25)]
+    path = points(drawn["figure_15"].axes[0], "probe")
+    np.testing.assert_allclose(path[0], [logit(0.5), logit(0.35)])
+    np.testing.assert_allclose(path[1], [logit(0.4), logit(0.2)])
+    np.testing.assert_allclose(path[2], [logit(0.8), logit(0.6)])
+
+
+def test_another_model_is_the_peer():
+    figure = gallery(own_results.results(), own_results.results(right=0.4))["figure_11"]
+    assert bar(figure.axes[0], "digits") == [pytest.approx(10)]
