@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 import keras_clip
+from keras_clip import compat
 from keras_clip.layers.sync_batch_norm import SyncBatchNorm
 
 ROWS, LENGTH, SIDE = 48, 8, 32
@@ -104,7 +105,7 @@ def sgd(learning_rate=0.1, **options):
 
 
 def freeze_norms(clip):
-    for layer in clip._flatten_layers():
+    for layer in compat.all_layers(clip):
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.trainable = False
     return clip

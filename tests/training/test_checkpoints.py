@@ -193,11 +193,8 @@ def start(source, folder, *kills, **env):
     folder.mkdir(exist_ok=True)
     paths = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
     # JAX compiles the same step again after each kill, unless it finds it in a folder that outlives the process.
-    cache = {
-        "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    environment = {**os.environ, "PYTHONPATH": paths, **cache, **env}
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(folder.parent / "jax"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    environment = {**cache, **os.environ, "PYTHONPATH": paths, **env}
     command = [sys.executable, resumable.__file__, source, str(folder), *kills]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
