@@ -1,4 +1,4 @@
-"""Evaluation while a model trains: zero-shot and a probe in closed form, on a few images held in memory."""
+"""Evaluation during training: zero-shot accuracy and a closed-form linear probe, on a few images in memory."""
 
 from collections.abc import Sequence
 
@@ -12,22 +12,23 @@ from keras_clip.zero_shot import embed_classes
 
 
 class EvaluateDuringTraining(keras.callbacks.Callback):
-    """Measures a `CLIPModel` every so many steps of `fit`: zero-shot accuracy and that of a ridge probe on features.
+    """Evaluates a `CLIPModel` at regular steps of `fit`: zero-shot accuracy, and the accuracy of a ridge probe.
 
-    The numbers go into the logs of the step and of the epoch, as "zero_shot_accuracy" and "probe_accuracy": so the
-    progress bar shows them, and `keras.callbacks.CSVLogger` and `keras.callbacks.TensorBoard` write them, if they come
-    after this one in the list of callbacks. `history` has them by step. Before the first measurement they are NaN.
+    The values are added to the logs of the step and of the epoch as "zero_shot_accuracy" and "probe_accuracy", so that
+    the progress bar shows them, and `keras.callbacks.CSVLogger` and `keras.callbacks.TensorBoard` write them if they
+    follow this callback in the list. `history` holds the values by step. Before the first measurement they are NaN.
 
-    Training is not disturbed: weights, metrics, random numbers and the compiled step are as without the callback.
+    Training is not affected: weights, metrics, random states and the compiled step are the same as without the
+    callback.
 
     Args:
-        images: uint8 (N, H, W, 3), as `image_preprocessor.to_uint8` gives them.
+        images: uint8 (N, H, W, 3), as `image_preprocessor.to_uint8` returns them.
         labels: class indices (N,).
-        class_names: K names; a class of several names is a list of them.
+        class_names: K names; a class with several names is a list of names.
         templates: texts with one `{}` each.
         train_images: uint8 (M, H, W, 3) with `train_labels`, for the probe. None: no probe.
         train_labels: class indices (M,).
-        every: int > 0. Steps between two measurements.
+        every: int > 0. Number of steps between two measurements.
         batch_size: int. Images per step of the encoder.
 
     Raises:
@@ -58,23 +59,23 @@ class EvaluateDuringTraining(keras.callbacks.Callback):
         self._steps_before, self._steps = 0, 0
 
     def on_train_begin(self, logs: dict | None = None) -> None:
-        """Begins to count steps."""
+        """Resets the step counter and the history."""
         self._steps_before, self._steps, self.history = 0, 0, []
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
-        """Arguments as of `keras.callbacks.Callback`."""
+        """Stores the number of steps before the epoch. The arguments are those of `keras.callbacks.Callback`."""
         self._steps_before = self._steps
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
-        """Measures, if it is time. Arguments as of `keras.callbacks.Callback`."""
+        """Evaluates the model if `every` steps have passed. The arguments are those of `keras.callbacks.Callback`."""
         before, self._steps = self._steps, self._steps_before + batch + 1
-        # `steps_per_execution` may pass over the very step.
+        # With `steps_per_execution`, this may not be called at the exact multiple of `every`.
         if self._steps // self.every > before // self.every:
             self.history.append({"step": self._steps, **self._measure()})
         self._write(logs)
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        """Puts the last measurement into the logs of the epoch. Arguments as of `keras.callbacks.Callback`."""
+        """Adds the last measurement to the logs of the epoch. The arguments are those of `keras.callbacks.Callback`."""
         self._write(logs)
 
     def _write(self, logs):
@@ -84,7 +85,7 @@ class EvaluateDuringTraining(keras.callbacks.Callback):
             logs.update({name: latest[name] for name in names})
 
     def _measure(self) -> dict[str, float]:
-        # On JAX, the attribute `model` also puts the latest weights into the model's variables.
+        # On JAX, access to the property `model` also writes the latest weights to the variables of the model.
         clip = self.model
         encoder = features_and_embeddings(clip.image_embedder)
         features, embeddings = self._encode(encoder, self.images)
@@ -98,7 +99,8 @@ class EvaluateDuringTraining(keras.callbacks.Callback):
         return measured
 
     def _encode(self, encoder: keras.Model, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Features (N, D) and embeddings (N, E), in batches of one size, so that the encoder compiles once."""
+        """Returns features (N, D) and embeddings (N, E)."""
+        # Batches have a constant size, so that the encoder compiles once.
         size, parts = self.batch_size, []
         for start in range(0, len(images), size):
             rows = np.arange(start, min(start + size, len(images)))
@@ -109,10 +111,10 @@ class EvaluateDuringTraining(keras.callbacks.Callback):
 
 def _checked(images, labels, num_classes):
     images, labels = np.asarray(images), np.asarray(labels)
-    fits = images.dtype == np.uint8 and images.ndim == 4 and labels.shape == (len(images),) and len(labels)
-    if not fits or labels.min() < 0 or labels.max() >= num_classes:
+    valid = images.dtype == np.uint8 and images.ndim == 4 and labels.shape == (len(images),) and len(labels)
+    if not valid or labels.min() < 0 or labels.max() >= num_classes:
         raise ValueError(
-            f"Expected images uint8 (N, H, W, 3), and for each a label below {num_classes}. Received: images "
-            f"{images.dtype} {images.shape}, labels {labels.shape}. `image_preprocessor.to_uint8` makes images."
+            f"Expected images uint8 (N, H, W, 3), and a label in [0, {num_classes}) for each. Received: images "
+            f"{images.dtype} {images.shape}, labels {labels.shape}. `image_preprocessor.to_uint8` returns such images."
         )
     return images, labels

@@ -1,4 +1,4 @@
-"""What a measurement comes to: scores with their intervals, plain tables, and who was right on which example."""
+"""Results of an evaluation: scores with intervals, tables, and the correctness of each prediction."""
 
 import base64
 import csv
@@ -16,23 +16,24 @@ FORMAT = "keras_clip.evaluation/1"
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """One number that was measured, with all that is needed to read it.
+    """One measured value with its interval, protocol and unit.
 
     Args:
-        dataset: str. Name of the data set, as in the paper's tables where it has one.
+        dataset: str. Name of the dataset, as in the paper's tables if they contain it.
         method: str, a path: "zero_shot/bare_name", "linear_probe", "few_shot/4", "retrieval/image_to_text".
-        metric: str, a key of `METRICS`, or the name of another measure ("recall_at_1", "ece").
+        metric: str, a key of `METRICS`, or the name of another metric ("recall_at_1", "median_rank").
         value: float, in `unit`.
-        low: float, lower end of the 95 % interval; NaN where there is none.
-        high: float, upper end.
-        n: int >= 1. Examples that were measured.
-        protocol: str. What else the number depends on: split, resize rule, prompts. Two scores compare where it agrees.
-        published: float or None. The paper's value for the same model, if it reports one.
-        details: more, as JSON allows: seed, C, notes.
-        unit: str. "fraction" for values in [0, 1], which reports show as percentages; else such as "rank".
+        low: float, lower bound of the 95 % interval; NaN if there is no interval.
+        high: float, upper bound.
+        n: int >= 1. Number of examples.
+        protocol: str. The other conditions of the measurement: split, image size, prompts. Two scores are comparable
+            if their protocols are equal.
+        published: float or None. The value that the paper reports for the same model.
+        details: further JSON values, such as the seed or C.
+        unit: str. "fraction" for values in [0, 1], which reports show as percentages; "rank", for instance, otherwise.
 
     Raises:
-        ValueError: no examples, or a name or method that is empty.
+        ValueError: no examples, or an empty name of dataset, method or metric.
     """
 
     dataset: str
@@ -50,7 +51,7 @@ class Score:
     def __post_init__(self):
         if self.n < 1 or not (self.dataset and self.method and self.metric):
             raise ValueError(
-                "A score wants at least one example, and names of data set, method and metric. "
+                "A score requires at least one example, and names of dataset, method and metric. "
                 f"Received: n={self.n}, dataset={self.dataset!r}, method={self.method!r}, metric={self.metric!r}."
             )
 
@@ -63,12 +64,12 @@ class Results:
 
     Args:
         scores: `Score`s.
-        tables: {name: rows}; a row is a dict of what JSON allows.
-        correct: {"dataset/method": bool (N,)}, in the order of the data set's examples.
-        info: what holds for all: the model's name, its parameters, dates, GFLOPs per image.
+        tables: {name: rows}; a row is a dict of JSON values.
+        correct: {"dataset/method": bool (N,)}, in the order of the dataset's examples.
+        info: properties of the evaluation: the model's name, number of parameters, GFLOPs per image.
 
     Raises:
-        ValueError: correctness that is no vector of booleans.
+        ValueError: correctness that is not a vector of booleans.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class Results:
         self.info = dict(info or {})
 
     def add(self, score: Score, correct: np.ndarray | None = None) -> None:
-        """Takes a score, and which of its examples were right.
+        """Adds a score, and which of its examples were classified correctly.
 
         Args:
             score: `Score`.
@@ -96,15 +97,15 @@ class Results:
             self.correct[key] = _booleans(key, correct)
 
     def select(self, dataset: str | None = None, method: str | None = None, metric: str | None = None) -> list[Score]:
-        """The scores of a data set, a method, a metric.
+        """Returns the scores of a dataset, a method and a metric.
 
         Args:
             dataset: str, or None for all.
-            method: str: the method itself, or the beginning of its path ("few_shot" for "few_shot/4"). None for all.
+            method: str, the method or the first components of its path ("few_shot" for "few_shot/4"). None for all.
             metric: str, or None for all.
 
         Returns:
-            List of `Score`, in the order in which they came.
+            List of `Score`, in the order in which they were added.
         """
         return [
             score
@@ -116,11 +117,11 @@ class Results:
 
     @property
     def datasets(self) -> list[str]:
-        """Names of the data sets, in the order in which they came."""
+        """Names of the datasets, in the order in which they were added."""
         return list(dict.fromkeys(score.dataset for score in self.scores))
 
     def to_json(self) -> str:
-        """All of it as JSON; numbers that are not finite become null."""
+        """Returns the results as JSON; numbers that are not finite become null."""
         content = {
             "format": FORMAT,
             "info": self.info,
@@ -135,16 +136,16 @@ class Results:
 
     @classmethod
     def from_json(cls, text: str) -> "Results":
-        """What `to_json` wrote.
+        """Reads results that `to_json` wrote.
 
         Args:
             text: str, JSON.
 
         Returns:
-            `Results` equal to those that were written; a null among a score's numbers is NaN.
+            `Results` equal to those written; null in a score's value or bounds becomes NaN.
 
         Raises:
-            ValueError: text of another format.
+            ValueError: JSON of a different format.
         """
         content = json.loads(text)
         if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -168,7 +169,7 @@ class Results:
         return cls(scores, content["tables"], correct, content["info"])
 
     def to_csv(self) -> str:
-        """The scores as CSV, one a line; `details` as JSON in its cell."""
+        """Returns the scores as CSV, one per line; `details` is JSON in its cell."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(COLUMNS)
@@ -193,7 +194,7 @@ def _booleans(name: str, values) -> np.ndarray:
 
 
 def _plain(value):
-    """The same of Python's own types, as JSON has them."""
+    """Returns the value converted to the Python types that JSON supports."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, np.ndarray):

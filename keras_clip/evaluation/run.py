@@ -1,4 +1,4 @@
-"""One call from a model and data sets to all results (Radford et al., 2021, section 3)."""
+"""Evaluation of a model on datasets in one call (Radford et al., 2021, section 3)."""
 
 import hashlib
 import os
@@ -50,40 +50,40 @@ def evaluate(
     batch_size: int = 64,
     verbose: int = 1,
 ) -> Results:
-    """Measures a model on data sets: all of the paper's section 3 that the data allow, each number with its interval.
+    """Evaluates a model on datasets by the methods of the paper's section 3; each score has a confidence interval.
 
-    Images go through the image encoder once; what comes out is kept in `folder`, so that a second call takes seconds.
+    Images are encoded once; their features are stored in `folder`, so that a second call takes seconds.
 
     Args:
         clip: `CLIPModel`.
-        tasks: a `Task`, or several; images alone are the test split of a task that asks for nothing else.
-        folder: of the feature stores. Not needed where all splits are stores.
-        parts: names out of `evaluation.PARTS`: "zero_shot", "linear_probe", "few_shot", "heads", "calibration",
-            "robustness", "retrieval", "class_design" and "errors". None: every part that the task has the data for.
-        model: str. What the report calls the model.
+        tasks: a `Task`, or several; images alone are the test split of a task with default options.
+        folder: folder of the feature stores. Not needed if all splits are stores.
+        parts: names from `evaluation.PARTS`: "zero_shot", "linear_probe", "few_shot", "heads", "calibration",
+            "robustness", "retrieval", "class_design" and "errors". None: every part for which the task has the data.
+        model: str. The name of the model in the report.
         batch_size: int. Images per step of the encoder.
         verbose: int. 0 hides the progress bars.
 
     Returns:
-        `Results`. `report.write` makes a page of it.
+        `Results`. `report.write` writes them as an HTML page.
 
     Raises:
-        ValueError: no task, two data sets of one name, an unknown part, a part without its data, a store of another
-            model, or splits that do not match.
+        ValueError: no task, two datasets with the same name, an unknown part, a part without its data, a store of
+            another model, or splits that do not match.
     """
     from tqdm import tqdm
 
     tasks = [tasks] if isinstance(tasks, Images) or isinstance(tasks, Task) else list(tasks)
     tasks = [task if isinstance(task, Task) else Task(task) for task in tasks]
     if not tasks or not set(parts or ()) <= set(PARTS):
-        raise ValueError(f"Expected a task, and parts of {list(PARTS)}. Received: {len(tasks)} tasks, parts={parts}.")
+        raise ValueError(f"Expected a task, and parts from {list(PARTS)}. Received: {len(tasks)} tasks, parts={parts}.")
     results = Results(info=_describe(clip, model))
     cases = [Case(clip, task, encode(clip, task, folder, batch_size), results, verbose) for task in tasks]
     names = [case.name for case in cases]
     if len(set(names)) < len(names):
-        raise ValueError(f"Data sets want different names. Received: {names}. Give their sources a `name`.")
-    todo = [(case, part) for case in cases for part in _chosen(case, parts)]
-    with tqdm(todo, desc="Evaluating", disable=not verbose, leave=False) as bar:
+        raise ValueError(f"Expected datasets with different names. Received: {names}. Pass `name` to their sources.")
+    runs = [(case, part) for case in cases for part in _selected(case, parts)]
+    with tqdm(runs, desc="Evaluating", disable=not verbose, leave=False) as bar:
         for case, part in bar:
             bar.set_postfix_str(f"{case.name}: {part}")
             _PARTS[part].run(case)
@@ -92,19 +92,19 @@ def evaluate(
     return results
 
 
-def _chosen(case: Case, parts: Sequence[str] | None) -> list[str]:
-    chosen = []
+def _selected(case: Case, parts: Sequence[str] | None) -> list[str]:
+    selected = []
     for name, part in _PARTS.items():
         if parts is not None and name not in parts:
             continue
         if part.is_possible(case.splits, case.task):
-            chosen.append(name)
+            selected.append(name)
         elif parts is not None:
             raise ValueError(
-                f"{name!r} wants {part.needs}. Received: a task of {case.splits.test} without. Give it, or leave the "
-                "part out."
+                f"The part {name!r} requires {part.needs}. Received: a task on {case.splits.test} without this. Add "
+                "the data to the task, or remove the part."
             )
-    return chosen
+    return selected
 
 
 def _digest(ids) -> str:
@@ -117,6 +117,6 @@ def _describe(clip: CLIPModel, model: str) -> dict[str, Any]:
     if isinstance(encoder, VisionTransformer | ModifiedResNet):
         operations = flops.image_encoder(encoder.get_config(), whole=True)
         operations += flops.projection(clip.image_projection.dense.kernel.shape[0], clip.embed_dim)
-        # As the paper's figures have it: a multiply-add is one.
+        # As in the paper's figures, a multiply-add counts as one operation.
         info["gflops_per_image"] = operations / 2e9
     return info

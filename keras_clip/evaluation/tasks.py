@@ -1,4 +1,4 @@
-"""What is evaluated: a data set with its splits, its names and prompts, and what more is asked of it."""
+"""Evaluation tasks: a dataset with its splits, class names, prompts and options; encoding and held-out splits."""
 
 import dataclasses
 import hashlib
@@ -18,32 +18,32 @@ from keras_clip.evaluation.metrics.classification import METRICS
 from keras_clip.model import CLIPModel
 
 Images = LabelledImages | FeatureStore
-# Of the training split, where nothing else is there to choose C and other numbers on.
+# Fraction of the training split that is held out to select hyperparameters if the task has no validation split.
 VALIDATION_SHARE = 0.2
 _LONGEST_CAPTION = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A data set to evaluate a model on. Only `test` is needed; what is missing is not measured.
+    """A dataset to evaluate a model on. Only `test` is required; parts whose data are missing are skipped.
 
     Splits are images, which are encoded once, or `FeatureStore`s. All splits have the same classes in the same order.
 
     Args:
-        test: images that all scores are measured on.
-        train: images for probes and other heads.
-        validation: images to choose C, templates and temperature on. None: a fifth of `train`, drawn by the ids.
-        templates: texts with one `{}` each, the plainest first. The rung "one template" is the first one.
+        test: images on which all scores are measured.
+        train: images to train probes and other heads on.
+        validation: images to select C, templates and temperature on. None: a fifth of `train`, selected by image ids.
+        templates: texts with one `{}` each. The method "zero_shot/one_template" uses the first one.
         names: {class name of the labels: name or names to write into prompts}. None: the class names.
         metric: key of `METRICS`.
-        shifts: {name: images of the same classes, or of some of them, from elsewhere}.
+        shifts: {name: images of the same classes, or of some of them, from another distribution}.
         captions: {id of an image of `test`: its captions}, for retrieval. `captions_of_tars` reads them.
-        class_sets: {name: class names that may be named}, for the class-design probe.
-        watched: class names of `class_sets` that are counted, by group.
-        shots: images per class of the few-shot probes.
-        seeds: of their subsets, each of which is measured.
+        class_sets: {name: class names to choose from}, for the class-design probe.
+        watched: class names of `class_sets` whose rate of prediction is measured for each group.
+        shots: numbers of images per class of the few-shot probes.
+        seeds: seeds of the random few-shot subsets.
         published: {method: the paper's score}.
-        protocol: what the scores depend on beside split, image size and number of prompts.
+        protocol: conditions of the scores other than split, image size and number of prompts.
 
     Raises:
         ValueError: an unknown metric.
@@ -66,12 +66,12 @@ class Task:
 
     def __post_init__(self):
         if self.metric not in METRICS:
-            raise ValueError(f"Expected a metric of {list(METRICS)}. Received: metric={self.metric!r}.")
+            raise ValueError(f"Expected one of the metrics {list(METRICS)}. Received: metric={self.metric!r}.")
 
 
 @dataclasses.dataclass(frozen=True)
 class Splits:
-    """The stores of a task."""
+    """The feature stores of a task, by split."""
 
     test: FeatureStore
     train: FeatureStore | None
@@ -80,19 +80,19 @@ class Splits:
 
 
 def encode(clip: CLIPModel, task: Task, folder: str | os.PathLike | None, batch_size: int = 64) -> Splits:
-    """Makes or opens the stores of a task, and checks that they belong together.
+    """Builds or opens the feature stores of a task, and checks that their classes match.
 
     Args:
         clip: `CLIPModel`.
         task: `Task`.
-        folder: where stores are kept, a folder for each data set and split. Not needed where all splits are stores.
+        folder: folder of the stores, with a subfolder for each dataset and split. Not needed if all splits are stores.
         batch_size: int. Images per step of the encoder.
 
     Returns:
         `Splits`.
 
     Raises:
-        ValueError: a store of another model, splits of different classes, images without a folder for their store.
+        ValueError: a store of another model, splits with different classes, or images without a folder for their store.
     """
 
     def store_of(images: Images | None) -> FeatureStore | None:
@@ -102,7 +102,10 @@ def encode(clip: CLIPModel, task: Task, folder: str | os.PathLike | None, batch_
             images.require_model(clip)
             return images
         if folder is None:
-            raise ValueError(f"Images want a folder for their store. Received: folder=None, {images.name!r}.")
+            raise ValueError(
+                f"Images require a folder for their feature store. Received: folder=None, images of {images.name!r}. "
+                "Pass `folder`."
+            )
         name = re.sub(r"[^\w.-]+", "_", f"{images.name}-{images.split}")
         return FeatureStore.build(clip, images, Path(folder) / name, batch_size)
 
@@ -111,64 +114,67 @@ def encode(clip: CLIPModel, task: Task, folder: str | os.PathLike | None, batch_
     for split in filter(None, (train, validation)):
         if split.class_names != test.class_names or split.multi_label != test.multi_label:
             raise ValueError(
-                "All splits must have the same classes in the same order. "
-                f"Received: {split} with {_some(split)}; {test} with {_some(test)}. Give both `class_names`."
+                "Expected all splits to have the same classes in the same order. "
+                f"Received: {split} with {_class_names(split)}; {test} with {_class_names(test)}. Pass `class_names` to "
+                "both."
             )
     for name, shift in shifts.items():
         if test.class_names is None or not set(shift.class_names or [None]) <= set(test.class_names):
             raise ValueError(
-                f"A shift must have classes of the data set. Received: {name!r} with {_some(shift)}; {_some(test)}."
+                f"Expected the classes of a shift to be classes of the dataset. Received: {name!r} with "
+                f"{_class_names(shift)}; {test} with {_class_names(test)}."
             )
     if train is not None and validation is None:
         train, validation = hold_out(train)
     return Splits(test, train, validation, shifts)
 
 
-def _some(store):
+def _class_names(store):
     return "no class names" if store.class_names is None else f"{list(store.class_names[:4])} ..."
 
 
 def hold_out(store: FeatureStore, share: float = VALIDATION_SHARE) -> tuple[FeatureStore, FeatureStore]:
-    """Parts a split in two, the same way in every run: by the digest of each image's id, class by class.
+    """Splits a store in two, stratified by class and deterministically by the hash of each image's id.
 
     Args:
-        store: images with one class each, or several.
-        share: float in (0, 1). Of each class, rounded down, that goes to the second part. At least one stays.
+        store: images with one or several classes each.
+        share: float in (0, 1). Fraction of each class, rounded down, that is held out. At least one image of each class
+            remains.
 
     Returns:
-        What is left, and what is held out.
+        The remaining store, and the held-out store.
 
     Raises:
-        ValueError: no class has images enough to hold one out.
+        ValueError: no class has enough images to hold one out.
     """
     digests = [hashlib.sha256(f"hold out {i}".encode()).digest() for i in store.ids]
     order = np.array(sorted(range(len(store)), key=digests.__getitem__))
     classes = np.zeros(len(store), int) if store.multi_label else store.labels
     held = np.zeros(len(store), bool)
     for label in np.unique(classes):
-        of_class = order[classes[order] == label]
-        held[of_class[: int(share * len(of_class))]] = True
+        members = order[classes[order] == label]
+        held[members[: int(share * len(members))]] = True
     if not held.any():
         raise ValueError(
-            f"A fifth of each class is held out to choose on. Received: {store}, whose classes have fewer than "
-            f"{int(1 / share)} images each. Give `validation`, or more images."
+            f"Expected enough images to hold out a fraction of {share:g} of each class for validation. Received: "
+            f"{store}, whose classes have fewer than {int(1 / share)} images each. Pass `validation`, or more images."
         )
     return store.take(~held), store.take(held)
 
 
 def captions_of_tars(shards: str | os.PathLike | Sequence) -> dict[str, list[str]]:
-    """The captions of WebDataset tars, `<key>.txt`, one a line.
+    """Reads the captions of WebDataset tars from `<key>.txt`, one per line.
 
     Args:
-        shards: as of `sources.tars`.
+        shards: as in `sources.tars`.
 
     Returns:
-        {key: captions}, keys as the ids that `sources.tars` gives.
+        {key: captions}; the keys are the ids that `sources.tars` returns.
 
     Raises:
-        FileNotFoundError: no such shard.
+        FileNotFoundError: a shard that does not exist.
     """
-    found = {}
+    captions = {}
     for path in find_files(shards):
         with tarfile.open(path, "r:") as tar:
             for member in tar:
@@ -176,5 +182,5 @@ def captions_of_tars(shards: str | os.PathLike | Sequence) -> dict[str, list[str
                 key, _, extension = name.name.partition(".")
                 if extension.lower() == "txt" and member.isfile() and member.size <= _LONGEST_CAPTION:
                     text = tar.extractfile(member).read().decode("utf-8", errors="replace")
-                    found[str(name.with_name(key))] = [line for line in text.splitlines() if line.strip()]
-    return {key: lines for key, lines in found.items() if lines}
+                    captions[str(name.with_name(key))] = [line for line in text.splitlines() if line.strip()]
+    return {key: lines for key, lines in captions.items() if lines}

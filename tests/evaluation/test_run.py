@@ -174,11 +174,11 @@ def test_two_models_are_compared_by_method(results):
 
 def test_what_does_not_fit_is_refused(clip, folder, tmp_path):
     task = make_task()
-    with pytest.raises(ValueError, match="'retrieval' wants `captions`"):
+    with pytest.raises(ValueError, match="'retrieval' requires `captions`"):
         evaluate(clip, task.test, folder, parts=["retrieval"], verbose=0)
-    with pytest.raises(ValueError, match="parts of .*Received: 1 tasks, parts=.'probe'"):
+    with pytest.raises(ValueError, match="parts from .*Received: 1 tasks, parts=.'probe'"):
         evaluate(clip, task, folder, parts=["probe"])
-    with pytest.raises(ValueError, match="want a folder"):
+    with pytest.raises(ValueError, match="require a folder"):
         evaluate(clip, task)
     with pytest.raises(ValueError, match="different names"):
         evaluate(clip, [task.test, task.test], folder, verbose=0)

@@ -1,4 +1,4 @@
-"""Scores and their uncertainty: metrics of classification, retrieval and calibration, intervals, paired tests."""
+"""Metrics of classification, retrieval and calibration, confidence intervals, and paired tests."""
 
 from keras_clip.evaluation.metrics.classification import (
     IGNORED,

@@ -1,4 +1,4 @@
-"""Whether a classifier's probabilities can be believed: reliability curve, calibration error, temperature."""
+"""Calibration of a classifier's probabilities: reliability curve, expected calibration error, temperature scaling."""
 
 from dataclasses import dataclass
 
@@ -10,13 +10,13 @@ from keras_clip.evaluation.metrics.intervals import bootstrap_interval
 
 @dataclass(frozen=True)
 class ReliabilityCurve:
-    """Images put into bins by the probability of their predicted class.
+    """Accuracy and mean confidence of images, binned by confidence: the probability of the predicted class.
 
     Args:
-        edges: floats (bins + 1,). A bin holds the confidences above its lower edge, up to its upper one.
-        confidence: floats (bins,). Mean confidence of each bin; NaN where it is empty.
-        accuracy: floats (bins,). Share of each bin's images that are right; NaN where it is empty.
-        count: int64 (bins,). Images of each bin.
+        edges: floats (bins + 1,). A bin contains the confidences in (lower edge, upper edge].
+        confidence: floats (bins,). Mean confidence of each bin; NaN where the bin is empty.
+        accuracy: floats (bins,). Accuracy on the images of each bin; NaN where the bin is empty.
+        count: int64 (bins,). Number of images in each bin.
     """
 
     edges: np.ndarray
@@ -26,7 +26,7 @@ class ReliabilityCurve:
 
 
 def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
-    """Probabilities of logits divided by a temperature.
+    """Returns the softmax of the logits divided by a temperature.
 
     Args:
         logits: floats (N, K).
@@ -41,10 +41,10 @@ def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
 
 
 def reliability_curve(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> ReliabilityCurve:
-    """Accuracy against confidence, in bins of equal width (Guo et al., 2017).
+    """Returns accuracy and mean confidence in bins of equal width (Guo et al., 2017).
 
     Args:
-        probabilities: floats (N, K); each row sums to 1. `softmax` makes them of logits.
+        probabilities: floats (N, K); each row sums to 1. `softmax` computes them from logits.
         labels: class indices (N,).
         bins: int >= 1.
 
@@ -54,18 +54,19 @@ def reliability_curve(probabilities: np.ndarray, labels: np.ndarray, bins: int =
     Raises:
         ValueError: rows that do not sum to 1, or labels that do not match.
     """
-    confidence, right, place = _binned(probabilities, labels, bins)
-    count = np.bincount(place, minlength=bins)
+    confidence, hits, bin_index = _binned(probabilities, labels, bins)
+    count = np.bincount(bin_index, minlength=bins)
     with np.errstate(invalid="ignore"):
-        mean_confidence = np.bincount(place, confidence, bins) / count
-        accuracy = np.bincount(place, right, bins) / count
+        mean_confidence = np.bincount(bin_index, confidence, bins) / count
+        accuracy = np.bincount(bin_index, hits, bins) / count
     return ReliabilityCurve(np.linspace(0, 1, bins + 1), mean_confidence, accuracy, count)
 
 
 def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
-    """The mean over images of how far their bin's confidence is from its accuracy (Guo et al., 2017).
+    """Returns the mean over bins, weighted by their images, of |accuracy - mean confidence| (Guo et al., 2017).
 
-    It is above 0 by chance even for a perfectly calibrated model, the more the fewer images a bin has.
+    The estimate is biased upwards: it is above 0 even for a perfectly calibrated model, and more so with few images
+    per bin.
 
     Args:
         probabilities: floats (N, K); each row sums to 1.
@@ -78,8 +79,8 @@ def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bi
     Raises:
         ValueError: rows that do not sum to 1, or labels that do not match.
     """
-    confidence, right, place = _binned(probabilities, labels, bins)
-    return _error(confidence - right, place, bins)
+    confidence, hits, bin_index = _binned(probabilities, labels, bins)
+    return _error(confidence - hits, bin_index, bins)
 
 
 def calibration_error_interval(
@@ -90,23 +91,26 @@ def calibration_error_interval(
     resamples: int = 1000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """The bootstrap interval of `expected_calibration_error`, over images.
+    """Returns the bootstrap interval of `expected_calibration_error`, with images resampled.
 
     Args:
         probabilities: floats (N, K); each row sums to 1.
         labels: class indices (N,).
         bins: int >= 1.
         confidence: float in (0, 1).
-        resamples: int.
-        seed: int.
+        resamples: int. Number of bootstrap resamples.
+        seed: int. Seed of the bootstrap.
 
     Returns:
         Lower and upper bound.
+
+    Raises:
+        ValueError: rows that do not sum to 1, or labels that do not match.
     """
-    predicted, right, place = _binned(probabilities, labels, bins)
+    predicted, hits, bin_index = _binned(probabilities, labels, bins)
     return bootstrap_interval(
-        lambda drawn: _error(drawn * (predicted - right), place, bins),
-        len(right),
+        lambda weights: _error(weights * (predicted - hits), bin_index, bins),
+        len(hits),
         confidence=confidence,
         resamples=resamples,
         seed=seed,
@@ -114,7 +118,7 @@ def calibration_error_interval(
 
 
 def negative_log_likelihood(logits: np.ndarray, labels: np.ndarray, temperature: float = 1.0) -> float:
-    """The mean of -log of the probability that a softmax gives to the right class.
+    """Returns the mean over images of -log p, where p is the softmax probability of the true class.
 
     Args:
         logits: floats (N, K).
@@ -135,10 +139,11 @@ def negative_log_likelihood(logits: np.ndarray, labels: np.ndarray, temperature:
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray, bounds: tuple[float, float] = (1e-3, 1e3)) -> float:
-    """The temperature at which the logits are likeliest, to be found on images other than those tested on.
+    """Returns the temperature that minimizes the negative log-likelihood (temperature scaling, Guo et al., 2017).
 
-    The likelihood has one optimum in 1 / temperature, found by Newton's steps. Where all images are right it is at
-    0, and where the logits say less than nothing at infinity: then the nearer bound is returned.
+    It must be fitted on images other than the test images. The negative log-likelihood is convex in 1 / temperature;
+    a safeguarded Newton iteration finds its minimum. The optimal temperature is 0 if all images are classified
+    correctly, and infinite if the logits are no better than a uniform prediction: then the nearer bound is returned.
 
     Args:
         logits: floats (N, K), such as the zero-shot logits with the model's own scale.
@@ -146,7 +151,7 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray, bounds: tuple[float,
         bounds: the lowest and the highest temperature.
 
     Returns:
-        The temperature to divide the logits by: above 1 if the model is too sure.
+        The temperature by which to divide the logits: above 1 if the model is overconfident.
 
     Raises:
         ValueError: NaN, labels that do not match, or bounds in the wrong order.
@@ -160,7 +165,7 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray, bounds: tuple[float,
         slope, curvature = _slope(logits, labels, inverse)
         low, high = (inverse, high) if slope < 0 else (low, inverse)
         newton = inverse - slope / curvature if curvature else np.inf
-        # Newton's step, unless it leaves the bracket: then the middle of it, by orders of magnitude.
+        # If Newton's step leaves the bracket, the geometric mean of the bracket replaces it.
         before, inverse = inverse, newton if low < newton < high else np.sqrt(low * high)
         if abs(inverse - before) <= 1e-12 * inverse:
             break
@@ -168,39 +173,42 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray, bounds: tuple[float,
 
 
 def _slope(logits, labels, inverse, block=2**18):
-    """First and second derivative of the negative log-likelihood in 1 / temperature, over blocks of rows."""
+    """Returns the first and second derivative of the negative log-likelihood with respect to 1 / temperature.
+
+    The sums run over blocks of rows, which bounds the memory of the float64 copies.
+    """
     slope = curvature = 0.0
     rows = max(1, block // logits.shape[1])
     for start in range(0, len(logits), rows):
         part = logits[start : start + rows].astype("float64")
         part -= part[np.arange(len(part)), labels[start : start + rows]][:, None]
-        share = softmax(part, 1 / inverse)
-        mean = (share * part).sum(1)
+        probabilities = softmax(part, 1 / inverse)
+        mean = (probabilities * part).sum(1)
         slope += mean.sum()
-        curvature += ((share * part**2).sum(1) - mean**2).sum()
+        curvature += ((probabilities * part**2).sum(1) - mean**2).sum()
     return slope / len(logits), curvature / len(logits)
 
 
 def _binned(probabilities, labels, bins):
-    """Confidence of each image, whether it is right, and its bin."""
+    """Returns the confidence of each image, whether it is classified correctly, and the index of its bin."""
     probabilities = np.asarray(probabilities)
-    right = correct(probabilities, labels)
+    hits = correct(probabilities, labels)
     if np.ndim(labels) != 1 or bins < 1 or (probabilities < 0).any() or (abs(probabilities.sum(1) - 1) > 1e-3).any():
         raise ValueError(
             "Expected probabilities (N, K) whose rows sum to 1, one label per image, and bins >= 1. Received: "
-            f"shape {probabilities.shape}, bins={bins}. `evaluation.softmax` makes probabilities of logits."
+            f"shape {probabilities.shape}, bins={bins}. `evaluation.softmax` converts logits to probabilities."
         )
     confidence = np.minimum(probabilities.max(1).astype("float64"), 1)
-    place = np.searchsorted(np.linspace(0, 1, bins + 1), confidence, side="left") - 1
-    return confidence, right, place
+    bin_index = np.searchsorted(np.linspace(0, 1, bins + 1), confidence, side="left") - 1
+    return confidence, hits, bin_index
 
 
-def _error(excess, place, bins):
-    return float(abs(np.bincount(place, excess, bins)).sum() / len(place))
+def _error(excess, bin_index, bins):
+    return float(abs(np.bincount(bin_index, excess, bins)).sum() / len(bin_index))
 
 
 def _check(logits, labels):
-    correct(logits, labels)  # refuses what does not match
+    correct(logits, labels)  # Raises a ValueError for inputs that do not match.
     if np.ndim(labels) != 1:
         raise ValueError(f"Expected one class index per image, labels (N,). Received: shape {np.shape(labels)}.")
     return np.asarray(logits), np.asarray(labels)

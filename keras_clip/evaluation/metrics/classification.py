@@ -1,11 +1,12 @@
-"""The metrics of the paper's 27 data sets (Radford et al., 2021, table 9), each with an interval.
+"""The metrics of the paper's 27 datasets (Radford et al., 2021, table 9), each with a confidence interval.
 
-Scores are (N, K), the higher the likelier: logits, cosines or probabilities. Labels are class indices (N,), or where an
-image has several classes 0 and 1 (N, K), with `IGNORED` for a class that is neither right nor wrong there, such as the
-objects that VOC 2007 calls difficult.
+Scores are an array (N, K) in which a higher value means a likelier class: logits, cosines or probabilities. Labels are
+class indices (N,), or for multi-label datasets 0 and 1 (N, K), with `IGNORED` for a class that counts neither as
+present nor as absent, such as the objects that VOC 2007 marks as difficult.
 
-Of classes with equal scores the first is predicted, as by `argmax`: a model that cannot tell classes apart gets the
-share of the first one. The areas under curves let all images of equal score pass at once, as scikit-learn does.
+Ties between classes are resolved as `argmax` does, in favour of the first class: a model with constant scores reaches
+the frequency of the first class. Areas under curves treat images with equal scores as one point of the curve, as
+scikit-learn does.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,19 +20,19 @@ IGNORED = 255
 
 
 def correct(scores: np.ndarray, labels: np.ndarray, k: int = 1) -> np.ndarray:
-    """Which images are classified rightly: what tests between models and tables of errors are made of.
+    """Returns which images are classified correctly, the input of paired tests and of tables of errors.
 
     Args:
         scores: floats (N, K).
-        labels: class indices (N,); or 0, 1 and `IGNORED` (N, K): then an image is right whose highest score is that of
-            one of its classes.
-        k: int. An image is right if its class is among the `k` highest.
+        labels: class indices (N,); or 0, 1 and `IGNORED` (N, K). With several labels per image, an image is classified
+            correctly if its highest score belongs to one of its classes.
+        k: int. An image is classified correctly if its class is among the `k` highest scores.
 
     Returns:
         bool (N,).
 
     Raises:
-        ValueError: NaN, shapes or labels that do not match, `k` > 1 for several labels.
+        ValueError: NaN, shapes or labels that do not match, `k` > 1 with several labels per image.
     """
     scores, labels = _check(scores, labels)
     if labels.ndim == 1:
@@ -42,57 +43,60 @@ def correct(scores: np.ndarray, labels: np.ndarray, k: int = 1) -> np.ndarray:
 
 
 def accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
-    """The share of images whose class has the highest score.
+    """Returns the fraction of images whose class has the highest score.
 
     Args:
         scores: floats (N, K).
         labels: class indices (N,).
 
     Returns:
-        Share in [0, 1].
+        Fraction in [0, 1].
     """
     return float(correct(scores, _single(labels)).mean())
 
 
 def top5_accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
-    """The share of images whose class is among the five highest; arguments as `accuracy`, at least five classes."""
+    """Returns the fraction of images whose class is among the five highest scores.
+
+    The arguments are those of `accuracy`; there must be at least five classes.
+    """
     return float(_in_top5(scores, labels).mean())
 
 
 def mean_top1_top5(scores: np.ndarray, labels: np.ndarray) -> float:
-    """The mean of `accuracy` and `top5_accuracy`, Kinetics' metric; arguments as there."""
+    """Returns the mean of `accuracy` and `top5_accuracy`, the metric of Kinetics; the arguments are the same."""
     return (accuracy(scores, labels) + top5_accuracy(scores, labels)) / 2
 
 
 def mean_per_class(scores: np.ndarray, labels: np.ndarray) -> float:
-    """The mean over classes of the share of its images that are right, so that rare classes weigh as much.
+    """Returns the mean over classes of the per-class accuracy, in which rare and frequent classes weigh the same.
 
     Args:
         scores: floats (N, K).
-        labels: class indices (N,). Every class has an image.
+        labels: class indices (N,). Every class must have an image.
 
     Returns:
-        Share in [0, 1].
+        Fraction in [0, 1].
 
     Raises:
         ValueError: a class without an image.
     """
-    right, counts = _per_class(scores, labels)
-    return float((right / counts).mean())
+    hits, counts = _per_class(scores, labels)
+    return float((hits / counts).mean())
 
 
 def map_11pt(scores: np.ndarray, labels: np.ndarray) -> float:
-    """The mean over classes of the 11-point average precision (VOC 2007).
+    """Returns the mean over classes of the 11-point interpolated average precision (VOC 2007).
 
-    A class' average precision is the mean over the recalls 0, 0.1 ... 1 of the highest precision at that recall or a
-    higher one.
+    The average precision of a class is the mean over the recalls 0, 0.1 ... 1 of the highest precision at that recall
+    or a higher one.
 
     Args:
         scores: floats (N, K).
-        labels: 0, 1 and `IGNORED` (N, K). Every class has a positive image.
+        labels: 0, 1 and `IGNORED` (N, K). Every class must have a positive image.
 
     Returns:
-        Share in [0, 1].
+        Mean average precision in [0, 1].
 
     Raises:
         ValueError: a class without a positive image.
@@ -101,29 +105,32 @@ def map_11pt(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def roc_auc(scores: np.ndarray, labels: np.ndarray) -> float:
-    """The area under the ROC curve of two classes (Hateful Memes): how often a positive is above a negative.
+    """Returns the area under the ROC curve of two classes (the metric of Hateful Memes).
+
+    It is the probability that a random positive image has a higher score than a random negative one.
 
     Args:
         scores: floats (N, 2), or (N,) for class 1 alone.
-        labels: 0 or 1 (N,). Both occur.
+        labels: 0 or 1 (N,). Both classes must occur.
 
     Returns:
-        Share in [0, 1]; a tie counts one half.
+        Area in [0, 1]; a tie counts one half.
 
     Raises:
-        ValueError: other than two classes, or one that does not occur.
+        ValueError: a number of classes other than two, or a class that does not occur.
     """
     return _binary_curve(scores, labels).roc_auc()
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A score of classification with its interval: one entry of `METRICS`.
+    """A classification metric with its confidence interval: one entry of `METRICS`.
 
-    `metric(scores, labels)` is the score. To add a metric, write its two functions and one line of the table below.
+    `metric(scores, labels)` returns the score. To add a metric, write its two functions and add one line to the table
+    `METRICS`.
 
     Args:
-        name: str. Its key in `METRICS`, in `Task.metric` and in results.
+        name: str. The key of the metric in `METRICS`, in `Task.metric` and in results.
         score: function of (scores, labels) that returns a float.
         interval: function of (scores, labels, confidence, resamples, seed) that returns the lower and the upper bound.
         unit: str. "fraction" for values in [0, 1], which reports show as percentages; another word for other values.
@@ -146,15 +153,16 @@ def interval(
     resamples: int = 1000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """The confidence interval of a metric over a random draw of the images.
+    """Returns the confidence interval of a metric, for the uncertainty that comes from the sample of test images.
 
-    Fractions of images have Wilson's interval. The mean per class has it too, at the number of images that gives the
-    variance of the delta method. Areas under curves are bootstrapped over images, within classes.
+    Fractions of images have Wilson's interval. The mean per class has Wilson's interval too, at the effective number
+    of images that has the variance of the delta method. Areas under curves have a bootstrap interval over images,
+    stratified by class.
 
     Args:
         metric: key of `METRICS`.
-        scores: floats (N, K), as the metric takes them.
-        labels: as the metric takes them.
+        scores: floats (N, K), in the form that the metric expects.
+        labels: in the form that the metric expects.
         confidence: float in (0, 1).
         resamples: int. Number of bootstrap resamples.
         seed: int. Seed of the bootstrap.
@@ -163,7 +171,7 @@ def interval(
         Lower and upper bound, in the unit of the metric.
 
     Raises:
-        ValueError: an unknown metric, or scores and labels that the metric refuses.
+        ValueError: an unknown metric, or scores and labels for which the metric is undefined.
     """
     if metric not in METRICS:
         raise ValueError(f"`metric` must be one of {list(METRICS)}. Received: metric={metric!r}.")
@@ -179,7 +187,7 @@ def _top5_interval(scores, labels, confidence, resamples, seed):
 
 
 def _top1_top5_interval(scores, labels, confidence, resamples, seed):
-    # The mean of the bounds: exact where the two are fully correlated, too wide otherwise.
+    # The mean of the bounds is exact if the two accuracies are fully correlated, and conservative otherwise.
     hits = correct(scores, _single(labels)), _in_top5(scores, labels)
     return mean_over_folds([_wilson(hit, confidence) for hit in hits])
 
@@ -192,31 +200,32 @@ def _mean_per_class_interval(scores, labels, confidence, resamples, seed):
     return _class_counts_interval(*_per_class(scores, labels), confidence)
 
 
-def _class_counts_interval(right, counts, confidence):
-    """Wilson's interval at the number of images whose plain accuracy would vary as much as the mean per class does."""
-    # Half a right and half a wrong image more: a class of few images, all right, leaves some uncertainty.
-    fractions = (right + 0.5) / (counts + 1)
+def _class_counts_interval(hits, counts, confidence):
+    """Returns Wilson's interval at the number of images at which plain accuracy has the variance of the class mean."""
+    # Half a correct and half a wrong image are added to each class, since a small class without errors would otherwise
+    # have variance 0.
+    fractions = (hits + 0.5) / (counts + 1)
     variance = (fractions * (1 - fractions) / counts).sum() / len(counts) ** 2
     total = max(1.0, fractions.mean() * (1 - fractions.mean()) / variance)
-    return wilson_interval((right / counts).mean() * total, total, confidence)
+    return wilson_interval((hits / counts).mean() * total, total, confidence)
 
 
 def _map_11pt_interval(scores, labels, confidence, resamples, seed):
     curves = _class_curves(scores, labels)
 
-    def mean_average_precision(drawn):
-        return np.mean([curve.average_precision(drawn) for curve in curves])
+    def mean_average_precision(weights):
+        return np.mean([curve.average_precision(weights) for curve in curves])
 
-    draws = {"confidence": confidence, "resamples": resamples, "seed": seed}
-    bounds = bootstrap_interval(mean_average_precision, len(labels), strata=_rarest_positive(labels), **draws)
-    return _widened(bounds, sum(int(curve.positive.sum()) for curve in curves), confidence)
+    bootstrap = {"confidence": confidence, "resamples": resamples, "seed": seed}
+    bounds = bootstrap_interval(mean_average_precision, len(labels), strata=_rarest_positive(labels), **bootstrap)
+    return _wilson_if_degenerate(bounds, sum(int(curve.positive.sum()) for curve in curves), confidence)
 
 
 def _roc_auc_interval(scores, labels, confidence, resamples, seed):
     curve = _binary_curve(scores, labels)
-    draws = {"confidence": confidence, "resamples": resamples, "seed": seed}
-    bounds = bootstrap_interval(curve.roc_auc, len(labels), strata=labels, **draws)
-    return _widened(bounds, min(int(curve.positive.sum()), int((~curve.positive).sum())), confidence)
+    bootstrap = {"confidence": confidence, "resamples": resamples, "seed": seed}
+    bounds = bootstrap_interval(curve.roc_auc, len(labels), strata=labels, **bootstrap)
+    return _wilson_if_degenerate(bounds, min(int(curve.positive.sum()), int((~curve.positive).sum())), confidence)
 
 
 METRICS: Mapping[str, Metric] = {
@@ -233,32 +242,32 @@ METRICS: Mapping[str, Metric] = {
 
 
 def mean_over_folds(values: Sequence) -> float | tuple[float, ...]:
-    """The mean over the folds of STL-10 or the splits of UCF101.
+    """Returns the mean over folds, such as those of STL-10 or the splits of UCF101.
 
     Args:
         values: one value per fold; or one tuple per fold, such as (value, low, high). The mean of the folds' bounds
-            holds for folds tested on the same images, and is too wide where they are tested on others.
+            is valid for folds tested on the same images, and conservative for folds tested on different images.
 
     Returns:
         A float, or a tuple of floats.
 
     Raises:
-        ValueError: no fold, or folds of other forms.
+        ValueError: no fold, or folds whose values differ in form.
     """
     folds = np.asarray(values, "float64") if len({np.shape(value) for value in values}) == 1 else np.empty(())
     if folds.ndim not in (1, 2):
         raise ValueError(
-            f"Expected a float, or a tuple of as many, for each of the folds. Received: values={values!r}."
+            f"Expected one float per fold, or one tuple per fold, all of the same length. Received: values={values!r}."
         )
     mean = folds.mean(0)
     return float(mean) if folds.ndim == 1 else tuple(map(float, mean))
 
 
 def _ranks(scores, labels):
-    """How many classes come before the label's: those with a higher score, and of equal ones those before it."""
-    own = scores[np.arange(len(labels)), labels][:, None]
+    """Returns the rank of each image's true class, from 0; of classes with equal scores the first ranks higher."""
+    true_scores = scores[np.arange(len(labels)), labels][:, None]
     before = np.arange(scores.shape[1]) < labels[:, None]
-    return ((scores > own) | ((scores == own) & before)).sum(1)
+    return ((scores > true_scores) | ((scores == true_scores) & before)).sum(1)
 
 
 def _in_top5(scores, labels):
@@ -268,51 +277,57 @@ def _in_top5(scores, labels):
 
 
 def _per_class(scores, labels):
-    """How many images of each class are right, and how many there are."""
-    right = correct(scores, _single(labels))
+    """Returns the number of correctly classified images of each class, and the number of images of each class."""
+    hits = correct(scores, _single(labels))
     classes = np.shape(scores)[1]
     counts = np.bincount(labels, minlength=classes)
     if not counts.all():
         raise ValueError(
-            f"Expected an image of each of {classes} classes for the mean per class. Received: none of "
-            f"{np.flatnonzero(counts == 0).tolist()[:10]}. Leave these classes out of scores and labels."
+            f"Expected at least one image of each of {classes} classes for the mean per class. Received: none of the "
+            f"classes {np.flatnonzero(counts == 0).tolist()[:10]}. Remove these classes from scores and labels."
         )
-    return np.bincount(labels, right, classes), counts
+    return np.bincount(labels, hits, classes), counts
 
 
-def _widened(bounds, images, confidence):
-    """A bootstrap's bounds, or where no resample differed, as at perfect scores, Wilson's for that number of images."""
+def _wilson_if_degenerate(bounds, images, confidence):
+    """Returns the bootstrap bounds, or Wilson's interval for `images` images where all resamples agree.
+
+    All resamples agree at a perfect score, for instance, where the bootstrap would claim certainty.
+    """
     low, high = bounds
     return wilson_interval(low * images, images, confidence) if low == high else (low, high)
 
 
 class _Curve:
-    """Images by falling score: precision and recall at each score, for images counted as often as they were drawn."""
+    """Precision, recall and ROC of one class over images sorted by decreasing score.
+
+    Each curve can be evaluated on a bootstrap resample, given as the number of times that each image was sampled.
+    """
 
     def __init__(self, scores, positive, indices):
         order = np.argsort(-scores, kind="stable")
         self.indices = indices[order]
         self.positive = positive[order]
-        # All images of one score pass together: only the last of them is a point of the curve.
+        # Images with equal scores cross the threshold together, so that only the last of them is a point of the curve.
         self.last = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)
         self.rises = self.last[np.unique(np.searchsorted(self.last, np.flatnonzero(self.positive)))]
 
-    def average_precision(self, drawn=None):
-        drawn = self._drawn(drawn)
-        # Precision is highest where a positive image passes: no other point of the curve matters.
-        hits, passed = np.cumsum(drawn * self.positive)[self.rises], np.cumsum(drawn)[self.rises]
-        best = np.maximum.accumulate((hits / np.maximum(passed, 1))[::-1])[::-1]
-        # In whole numbers, since 0.1 * 3 is above 0.3.
+    def average_precision(self, weights=None):
+        weights = self._sorted(weights)
+        # Precision has its local maxima at positive images; no other point of the curve matters.
+        hits, retrieved = np.cumsum(weights * self.positive)[self.rises], np.cumsum(weights)[self.rises]
+        best = np.maximum.accumulate((hits / np.maximum(retrieved, 1))[::-1])[::-1]
+        # Recalls are compared as integers, since 0.1 * 3 > 0.3 in floating point.
         return best[np.searchsorted(hits * 10, np.arange(11) * hits[-1])].mean()
 
-    def roc_auc(self, drawn=None):
-        drawn = self._drawn(drawn)
-        hits, misses = (np.cumsum(drawn * kind)[self.last] for kind in (self.positive, ~self.positive))
-        steps = np.diff(misses, prepend=0)
-        return float((steps * (hits - np.diff(hits, prepend=0) / 2)).sum() / (hits[-1] * misses[-1]))
+    def roc_auc(self, weights=None):
+        weights = self._sorted(weights)
+        hits, false_alarms = (np.cumsum(weights * mask)[self.last] for mask in (self.positive, ~self.positive))
+        steps = np.diff(false_alarms, prepend=0)
+        return float((steps * (hits - np.diff(hits, prepend=0) / 2)).sum() / (hits[-1] * false_alarms[-1]))
 
-    def _drawn(self, drawn):
-        return np.ones(len(self.indices), "int64") if drawn is None else drawn[self.indices]
+    def _sorted(self, weights):
+        return np.ones(len(self.indices), "int64") if weights is None else weights[self.indices]
 
 
 def _class_curves(scores, labels):
@@ -322,15 +337,15 @@ def _class_curves(scores, labels):
     empty = np.flatnonzero(~(labels == 1).any(0))
     if len(empty):
         raise ValueError(
-            f"Expected a positive image of every class for map_11pt. Received: none of {empty.tolist()[:10]}. "
-            "Leave these classes out of scores and labels."
+            "Expected a positive image of every class for map_11pt. Received: none of the classes "
+            f"{empty.tolist()[:10]}. Remove these classes from scores and labels."
         )
-    seen = [np.flatnonzero(labels[:, k] != IGNORED) for k in range(labels.shape[1])]
-    return [_Curve(scores[rows, k], labels[rows, k] == 1, rows) for k, rows in enumerate(seen)]
+    counted = [np.flatnonzero(labels[:, k] != IGNORED) for k in range(labels.shape[1])]
+    return [_Curve(scores[rows, k], labels[rows, k] == 1, rows) for k, rows in enumerate(counted)]
 
 
 def _rarest_positive(labels):
-    """For each image the rarest of its classes: drawn within these, hardly any class loses all of its images."""
+    """Returns the rarest class of each image; as bootstrap strata, these keep images of nearly every class."""
     positive = np.asarray(labels) == 1
     return np.where(positive, positive.sum(0), len(positive) + 1).argmin(1)
 
@@ -340,7 +355,7 @@ def _binary_curve(scores, labels):
     two = np.stack([np.zeros(len(scores)), scores], 1) if scores.ndim == 1 else scores
     if np.shape(two)[1:] != (2,) or len(np.unique(labels)) != 2:
         raise ValueError(
-            "Expected scores (N, 2) or (N,), and labels of which some are 0 and some are 1. "
+            "Expected scores (N, 2) or (N,), and labels in which both 0 and 1 occur. "
             f"Received: scores of shape {scores.shape}, labels {np.unique(labels).tolist()[:10]}."
         )
     two, labels = _check(two, _single(labels))
@@ -354,17 +369,19 @@ def _single(labels):
 
 
 def _check(scores, labels):
-    """Both as arrays; refuses what no metric is defined for."""
+    """Returns both as arrays; raises a ValueError for inputs that no metric is defined for."""
     scores, labels = np.asarray(scores), np.asarray(labels)
-    wanted = "Expected finite scores (N, K) with N > 0, and labels: indices below K (N,), or 0, 1 and 255 (N, K). "
+    expected = "Expected finite scores (N, K) with N > 0, and labels: indices below K (N,), or 0, 1 and 255 (N, K). "
     if scores.ndim != 2 or not scores.size or labels.shape not in (scores.shape[:1], scores.shape):
-        raise ValueError(f"{wanted}Received: scores of shape {scores.shape}, labels of shape {labels.shape}.")
+        raise ValueError(f"{expected}Received: scores of shape {scores.shape}, labels of shape {labels.shape}.")
     if not np.isfinite(scores).all():
         rows = np.flatnonzero(~np.isfinite(scores).all(1))
-        raise ValueError(f"{wanted}Received: NaN or infinity in {len(rows)} rows, the first is {rows[0]}.")
+        raise ValueError(f"{expected}Received: NaN or infinity in {len(rows)} rows; the first is row {rows[0]}.")
     if not (np.issubdtype(labels.dtype, np.integer) or labels.dtype == bool):
-        raise ValueError(f"{wanted}Received: labels of dtype {labels.dtype}.")
+        raise ValueError(f"{expected}Received: labels of dtype {labels.dtype}.")
     allowed = np.isin(labels, (0, 1, IGNORED)) if labels.ndim == 2 else (labels >= 0) & (labels < scores.shape[1])
     if not allowed.all():
-        raise ValueError(f"{wanted}Received: labels {np.unique(labels[~allowed]).tolist()[:10]}, K={scores.shape[1]}.")
+        raise ValueError(
+            f"{expected}Received: labels {np.unique(labels[~allowed]).tolist()[:10]}, K={scores.shape[1]}."
+        )
     return scores, labels.astype("int64")

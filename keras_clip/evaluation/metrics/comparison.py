@@ -1,6 +1,7 @@
-"""Two models on the same images: is one better, by how much, and does it hold over many data sets?
+"""Comparison of two models on the same images: difference in accuracy, its interval, and a test of significance.
 
-The test is McNemar's exact one, on the images that just one of the two has right; over data sets Holm's correction.
+The test is McNemar's exact test on the images that only one of the two models classifies correctly; p-values over
+several datasets have Holm's correction.
 """
 
 import math
@@ -17,19 +18,19 @@ from keras_clip.evaluation.results import Results
 
 @dataclass(frozen=True)
 class Comparison:
-    """How two models differ on one set of images.
+    """The difference in accuracy between two models on the same images.
 
     Args:
-        n: int. Images.
-        first: share that the first model has right.
-        second: share that the second model has right.
+        n: int. Number of images.
+        first: accuracy of the first model, in [0, 1].
+        second: accuracy of the second model, in [0, 1].
         difference: `second - first`.
-        low: lower bound of the difference, by default at 95 %.
+        low: lower bound of the difference, by default at 95 % confidence.
         high: upper bound of the difference.
-        only_first: int. Images that the first alone has right.
-        only_second: int. Images that the second alone has right.
-        p_value: McNemar's, exact and two-sided.
-        adjusted_p_value: the same after Holm's correction over the data sets; of one data set, `p_value`.
+        only_first: int. Number of images that only the first model classifies correctly.
+        only_second: int. Number of images that only the second model classifies correctly.
+        p_value: p-value of McNemar's test, exact and two-sided.
+        adjusted_p_value: p-value after Holm's correction over the datasets; equal to `p_value` for one dataset.
     """
 
     n: int
@@ -45,25 +46,26 @@ class Comparison:
 
 
 def compare_models(first: np.ndarray, second: np.ndarray, confidence: float = 0.95) -> Comparison:
-    """Compares two models by which images each has right.
+    """Compares two models by the images that each classifies correctly.
 
-    The interval is Agresti and Min's (2005) for paired shares: half an image is added to each of the four cells.
+    The interval is that of Agresti and Min (2005) for paired proportions, which adds half an image to each of the four
+    cells of the table.
 
     Args:
         first: bool (N,). `metrics.correct` of the first model.
-        second: bool (N,). That of the second, for the same images in the same order.
+        second: bool (N,). `metrics.correct` of the second model, for the same images in the same order.
         confidence: float in (0, 1).
 
     Returns:
         A `Comparison`.
 
     Raises:
-        ValueError: other than two vectors of booleans of one length.
+        ValueError: inputs that are not two boolean vectors of the same length.
     """
     first, second = np.asarray(first), np.asarray(second)
     if first.dtype != bool or second.dtype != bool or first.ndim != 1 or first.shape != second.shape or not len(first):
         raise ValueError(
-            "Expected for each model which of the same images are right, bool (N,) with N > 0. "
+            "Expected for each model which of the images it classifies correctly, bool (N,) with N > 0. "
             f"Received: first: {first.dtype} {first.shape}, second: {second.dtype} {second.shape}."
         )
     n, only_first, only_second = len(first), int((first & ~second).sum()), int((second & ~first).sum())
@@ -87,23 +89,23 @@ def compare_models(first: np.ndarray, second: np.ndarray, confidence: float = 0.
 def compare_over_datasets(
     first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray], confidence: float = 0.95
 ) -> dict[str, Comparison]:
-    """Compares two models on several data sets, with Holm's correction for having looked at several.
+    """Compares two models on several datasets, with Holm's correction for multiple tests.
 
     Args:
-        first: {data set: bool (N,)}, such as `Results.correct` of the first model.
-        second: the same of the second model.
-        confidence: float in (0, 1). Of each interval by itself.
+        first: {dataset: bool (N,)}, such as `Results.correct` of the first model.
+        second: {dataset: bool (N,)} of the second model.
+        confidence: float in (0, 1). Confidence of each interval; the intervals are not corrected.
 
     Returns:
-        {data set: `Comparison`}.
+        {dataset: `Comparison`}.
 
     Raises:
-        ValueError: data sets that only one of the two has.
+        ValueError: no dataset, or datasets that only one of the two models has.
     """
     if not first or set(first) != set(second):
         raise ValueError(
-            "Expected the same data sets for both models, at least one. "
-            f"Received: only one of the two has {sorted(set(first) ^ set(second))}."
+            "Expected the same datasets for both models, at least one. "
+            f"Received: only one of the two models has {sorted(set(first) ^ set(second))}."
         )
     compared = {name: compare_models(first[name], second[name], confidence) for name in first}
     adjusted = holm([comparison.p_value for comparison in compared.values()])
@@ -114,35 +116,36 @@ def compare_over_datasets(
 
 
 def compare(first: Results, second: Results) -> list[dict[str, Any]]:
-    """Two models on the same images, by every method of both, with McNemar's test and Holm's correction.
+    """Compares two models on the same images by every method that both have, with McNemar's test and Holm's correction.
 
     Args:
-        first: `Results` of one model.
-        second: those of the other.
+        first: `Results` of the first model.
+        second: `Results` of the second model.
 
     Returns:
-        Rows: "dataset", "method", "n", "first", "second" (shares of right answers), "difference" (second - first),
-        "low", "high", "p_value", "adjusted_p_value".
+        One dict for each dataset and method: "dataset", "method", "n", "first", "second" (accuracies), "difference"
+        (second - first), "low", "high", "only_first", "only_second", "p_value", "adjusted_p_value".
 
     Raises:
-        ValueError: nothing in common, or data sets of one name with other images.
+        ValueError: no dataset and method in common, or datasets of the same name with different images.
     """
     pairs = {key: (first.correct[key], second.correct[key]) for key in first.correct if key in second.correct}
     if not pairs:
         raise ValueError(
-            "Expected a data set and a method that both results have. "
+            "Expected at least one dataset and method that both results have. "
             f"Received: {list(first.correct)[:5]} and {list(second.correct)[:5]}."
         )
-    ours, theirs = (results.info.get("images", {}) for results in (first, second))
-    if differing := [name for name in ours if name in theirs and ours[name] != theirs[name]]:
+    first_images, second_images = (results.info.get("images", {}) for results in (first, second))
+    both = [name for name in first_images if name in second_images]
+    if differing := [name for name in both if first_images[name] != second_images[name]]:
         raise ValueError(
-            f"Expected the same images in the same order for both models. Received: others of {differing}. Evaluate "
-            "both on one data set."
+            "Expected the same images in the same order for both models. Received: different images in the datasets "
+            f"{differing}. Evaluate both models on the same dataset."
         )
     compared = compare_over_datasets(*({key: pair[i] for key, pair in pairs.items()} for i in (0, 1)))
     rows = []
-    for key, found in compared.items():
-        # Names of data sets may have the slash that stands before the method.
+    for key, comparison in compared.items():
+        # A dataset's name may contain a slash, which is also the separator before the method.
         dataset = max((name for name in first.datasets if key.startswith(f"{name}/")), key=len)
-        rows.append({"dataset": dataset, "method": key.removeprefix(f"{dataset}/"), **vars(found)})
+        rows.append({"dataset": dataset, "method": key.removeprefix(f"{dataset}/"), **vars(comparison)})
     return rows

@@ -1,7 +1,7 @@
-"""Intervals and tests for what was counted or averaged, and the straight line through points.
+"""Confidence intervals and tests for proportions, the bootstrap, corrections for multiple tests, and linear regression.
 
-Shares are in [0, 1]. Wilson's interval is for display; Clopper and Pearson's, which never promises too much, for the
-paper's claims (Radford et al., 2021, section 5 and appendix C). Tails, quantiles and the line are SciPy's.
+Proportions are in [0, 1]. Wilson's interval is for display; the conservative interval of Clopper and Pearson is for
+the paper's claims (Radford et al., 2021, section 5 and appendix C). Exact tests, quantiles and regression use SciPy.
 """
 
 import math
@@ -13,29 +13,31 @@ import numpy as np
 
 
 def wilson_interval(correct: float, total: float, confidence: float = 0.95) -> tuple[float, float]:
-    """The interval of a proportion (Wilson, 1927): never outside of [0, 1], and sound for small counts.
+    """Returns the score interval of a proportion (Wilson, 1927), which stays in [0, 1] and is valid for small counts.
 
     Args:
-        correct: int, 0 to `total`; or a float, where the counts are effective ones.
-        total: int >= 1, or float.
+        correct: int, 0 to `total`; or a float for effective counts.
+        total: int >= 1; or a float >= 1 for effective counts.
         confidence: float in (0, 1).
 
     Returns:
         Lower and upper bound of the proportion.
 
     Raises:
-        ValueError: counts that cannot be, or a confidence outside (0, 1).
+        ValueError: impossible counts, or a confidence outside (0, 1).
     """
     _check_counts(correct, total, confidence)
     z = NormalDist().inv_cdf((1 + confidence) / 2)
-    share, spread = correct / total, z * z / total
-    centre = (share + spread / 2) / (1 + spread)
-    half = z * math.sqrt(share * (1 - share) / total + spread / (4 * total)) / (1 + spread)
+    fraction, spread = correct / total, z * z / total
+    centre = (fraction + spread / 2) / (1 + spread)
+    half = z * math.sqrt(fraction * (1 - fraction) / total + spread / (4 * total)) / (1 + spread)
     return float(max(0.0, centre - half)), float(min(1.0, centre + half))
 
 
 def clopper_pearson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The exact interval of a proportion (Clopper and Pearson, 1934): it covers at least as often as it says.
+    """Returns the exact interval of a proportion (Clopper and Pearson, 1934).
+
+    Its coverage is at least the nominal confidence.
 
     Args:
         correct: int, 0 to `total`.
@@ -46,30 +48,32 @@ def clopper_pearson_interval(correct: int, total: int, confidence: float = 0.95)
         Lower and upper bound of the proportion.
 
     Raises:
-        ValueError: counts that cannot be, or a confidence outside (0, 1).
+        ValueError: impossible counts, or a confidence outside (0, 1).
     """
     _check_counts(correct, total, confidence)
-    rest = (1 - confidence) / 2
+    tail = (1 - confidence) / 2
     beta = _scipy_stats().beta
-    low = beta.ppf(rest, correct, total - correct + 1) if correct else 0.0
-    high = beta.isf(rest, correct + 1, total - correct) if correct < total else 1.0
+    low = beta.ppf(tail, correct, total - correct + 1) if correct else 0.0
+    high = beta.isf(tail, correct + 1, total - correct) if correct < total else 1.0
     return float(low), float(high)
 
 
 def binomial_test(correct: int, total: int, share: float, alternative: str = "greater") -> float:
-    """The exact one-sided test of a count against a known share (the paper's appendix C: overlap against clean).
+    """Returns the p-value of the exact one-sided binomial test of a count against a known fraction.
+
+    The paper uses it to compare the accuracy on overlapping images with that on clean ones (appendix C).
 
     Args:
         correct: int, 0 to `total`.
         total: int >= 1.
-        share: float in [0, 1]. What the count is held against.
+        share: float in [0, 1]. The probability of success under the null hypothesis.
         alternative: "greater" or "less".
 
     Returns:
-        The p-value: how probable so many (or so few) are under `share`.
+        The p-value: the probability of a count at least as large (or as small) under the null hypothesis.
 
     Raises:
-        ValueError: counts or a share that cannot be, an unknown alternative.
+        ValueError: impossible counts, a `share` outside [0, 1], or an unknown alternative.
     """
     _check_counts(correct, total)
     if alternative not in ("greater", "less") or not 0 <= share <= 1:
@@ -81,14 +85,16 @@ def binomial_test(correct: int, total: int, share: float, alternative: str = "gr
 
 
 def mcnemar_test(only_first: int, only_second: int) -> float:
-    """The exact two-sided test whether two models that saw the same images are equally good (McNemar, 1947).
+    """Returns the p-value of the exact two-sided test that two models have the same accuracy (McNemar, 1947).
+
+    Both models must have been evaluated on the same images.
 
     Args:
-        only_first: int. Images that the first model alone has right.
-        only_second: int. Images that the second model alone has right.
+        only_first: int. Number of images that only the first model classifies correctly.
+        only_second: int. Number of images that only the second model classifies correctly.
 
     Returns:
-        The p-value; 1 where the two never differ.
+        The p-value; 1 if the two models are correct on the same images.
 
     Raises:
         ValueError: a negative count.
@@ -102,7 +108,7 @@ def mcnemar_test(only_first: int, only_second: int) -> float:
 
 
 def bonferroni(p_values: Sequence[float]) -> np.ndarray:
-    """P-values made larger for the number of tests, so that any false alarm among them is as rare as one was.
+    """Returns p-values adjusted by Bonferroni's correction, which controls the family-wise error rate.
 
     Args:
         p_values: sequence of n floats in [0, 1].
@@ -118,13 +124,15 @@ def bonferroni(p_values: Sequence[float]) -> np.ndarray:
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
-    """`bonferroni` in steps (Holm, 1979): keeps the same promise and finds more.
+    """Returns p-values adjusted by Holm's step-down correction (1979).
+
+    It controls the family-wise error rate, as `bonferroni` does, and is more powerful.
 
     Args:
         p_values: sequence of n floats in [0, 1].
 
     Returns:
-        Adjusted p-values (n,), float64, in the order given.
+        Adjusted p-values (n,), float64, in the order of the input.
 
     Raises:
         ValueError: a value outside [0, 1].
@@ -146,17 +154,18 @@ def bootstrap_interval(
     resamples: int = 1000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """The percentile bootstrap (Efron, 1979): what the statistic is on examples drawn anew from those at hand.
+    """Returns the percentile bootstrap interval of a statistic (Efron, 1979).
 
     Args:
-        statistic: from how often each example was drawn, int64 (N,), to a float. `lambda drawn: (drawn * x).sum() /
-            drawn.sum()` is the mean of x.
-        size: int, N.
-        groups: N values. Examples of one group are drawn together: the captions of an image, the frames of a video.
-        strata: N values. The draw is made within each stratum, so that none comes out empty: the classes.
+        statistic: function that returns a float for the number of times that each example was sampled, int64 (N,).
+            `lambda counts: (counts * x).sum() / counts.sum()` is the mean of x.
+        size: int, N. Number of examples.
+        groups: N values. Examples of one group are sampled together, such as the captions of an image or the frames
+            of a video.
+        strata: N values. Examples are resampled within each stratum, such as a class, so that no stratum is empty.
         confidence: float in (0, 1).
-        resamples: int >= 1.
-        seed: int.
+        resamples: int >= 1. Number of bootstrap resamples.
+        seed: int. Seed of the random number generator.
 
     Returns:
         Lower and upper bound of the statistic.
@@ -169,19 +178,19 @@ def bootstrap_interval(
             "Expected size >= 1, 0 < confidence < 1, resamples >= 1, and groups or strata but not both. "
             f"Received: size={size}, confidence={confidence}, resamples={resamples}."
         )
-    draw = _drawer(size, groups, strata, np.random.default_rng(seed))
-    values = np.array([statistic(draw()) for _ in range(resamples)], "float64")
+    resample = _resampler(size, groups, strata, np.random.default_rng(seed))
+    values = np.array([statistic(resample()) for _ in range(resamples)], "float64")
     if np.isnan(values).any():
         raise ValueError(
             "Expected a statistic that is a number on every resample. Received: NaN on "
-            f"{np.isnan(values).sum()} of {resamples}. Give the classes as `strata`, so that none can be missing."
+            f"{np.isnan(values).sum()} of {resamples}. Pass the classes as `strata`, so that none can be missing."
         )
     low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
 
 
-def _drawer(size, groups, strata, generator):
-    """A function that draws as many units as there are, with replacement, and counts each example."""
+def _resampler(size, groups, strata, generator):
+    """Returns a function that samples examples or groups with replacement and returns the count of each example."""
     if groups is None and strata is None:
         return lambda: np.bincount(generator.integers(0, size, size), minlength=size)
     names, members = np.unique(np.asarray(groups if strata is None else strata), return_inverse=True)
@@ -196,16 +205,16 @@ def _drawer(size, groups, strata, generator):
 
 @dataclass(frozen=True)
 class LineFit:
-    """The straight line of least squares through points.
+    """A linear regression by ordinary least squares.
 
     Args:
         slope: float.
         intercept: float.
-        slope_low: lower bound of the slope, by Student's t.
+        slope_low: lower bound of the slope, by Student's t distribution.
         slope_high: upper bound of the slope.
         r: Pearson's correlation, in [-1, 1].
-        residual: standard deviation around the line, with n - 2 degrees of freedom.
-        n: int. How many points.
+        residual: residual standard deviation, with n - 2 degrees of freedom.
+        n: int. Number of points.
     """
 
     slope: float
@@ -217,12 +226,12 @@ class LineFit:
     n: int
 
     def predict(self, x: float) -> float:
-        """The height of the line at x, a float or an array."""
+        """Returns the predicted value at x, a float or an array."""
         return self.intercept + self.slope * x
 
     @property
     def r2(self) -> float:
-        """The share of the variance that the line explains."""
+        """The fraction of the variance that the line explains."""
         return self.r**2
 
 
@@ -232,13 +241,13 @@ def fit_line(x: Sequence[float], y: Sequence[float], confidence: float = 0.95) -
     Args:
         x: sequence of n >= 3 floats, not all equal.
         y: sequence of n floats.
-        confidence: float in (0, 1). That of the slope's bounds.
+        confidence: float in (0, 1). Confidence of the bounds of the slope.
 
     Returns:
         A `LineFit`.
 
     Raises:
-        ValueError: fewer than three points, equal x, lengths that differ, or NaN.
+        ValueError: fewer than three points, values of x that are all equal, lengths that differ, or NaN.
     """
     x, y = np.asarray(x, "float64"), np.asarray(y, "float64")
     if x.ndim != 1 or x.shape != y.shape or len(x) < 3 or not np.isfinite([x, y]).all() or np.ptp(x) == 0:
@@ -246,15 +255,15 @@ def fit_line(x: Sequence[float], y: Sequence[float], confidence: float = 0.95) -
             f"Expected at least three finite points with different x. Received: x={x.tolist()}, y={y.tolist()}."
         )
     fit = _scipy_stats().linregress(x, y)
-    rest = y - fit.intercept - fit.slope * x
-    residual = math.sqrt(rest @ rest / (len(x) - 2))
+    errors = y - fit.intercept - fit.slope * x
+    residual = math.sqrt(errors @ errors / (len(x) - 2))
     half = student_quantile((1 + confidence) / 2, len(x) - 2) * residual / math.sqrt(((x - x.mean()) ** 2).sum())
     return LineFit(
         slope=float(fit.slope),
         intercept=float(fit.intercept),
         slope_low=float(fit.slope - half),
         slope_high=float(fit.slope + half),
-        # Points on a level have no correlation.
+        # The correlation with a constant y is undefined.
         r=float(fit.rvalue) if np.ptp(y) else 0.0,
         residual=residual,
         n=len(x),
@@ -262,14 +271,14 @@ def fit_line(x: Sequence[float], y: Sequence[float], confidence: float = 0.95) -
 
 
 def student_quantile(probability: float, degrees: float) -> float:
-    """The quantile of Student's t.
+    """Returns a quantile of Student's t distribution.
 
     Args:
         probability: float in (0, 1).
         degrees: float > 0. Degrees of freedom.
 
     Returns:
-        The value that t is below with that probability.
+        The value below which t lies with that probability.
     """
     return float(_scipy_stats().t.ppf(probability, degrees))
 
@@ -278,7 +287,9 @@ def _scipy_stats():
     try:
         from scipy import stats
     except ImportError as error:
-        raise ImportError('Exact tests and lines need SciPy: pip install "keras_clip[evaluation]".') from error
+        raise ImportError(
+            'Exact tests and linear regression require SciPy: pip install "keras_clip[evaluation]".'
+        ) from error
     return stats
 
 

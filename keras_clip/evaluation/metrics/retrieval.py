@@ -1,8 +1,9 @@
-"""Image and text retrieval: recall at 1, 5 and 10 and the median rank, both ways, with several captions per image.
+"""Image-to-text and text-to-image retrieval: recall at 1, 5 and 10 and median rank, with several captions per image.
 
-As in the paper's table 13. An image finds a text if any of its captions ranks high enough; a text finds the one image
-that it describes. Wrong items that are as similar as the right one rank before it, so that a model that gives all the
-same embedding finds nothing. "a photo of" put before the captions gains 1 to 2 points.
+The protocol is that of the paper's table 13. An image query is a hit if any of its captions ranks high enough; a text
+query is a hit if the one image that it describes does. Ties are resolved against the model: wrong items with the same
+similarity as the correct item rank before it, so that a model with constant embeddings has recall 0. The prefix
+"a photo of" before the captions improves recall by 1 to 2 points.
 """
 
 from collections.abc import Sequence
@@ -19,13 +20,13 @@ DIRECTIONS = ("image_to_text", "text_to_image")
 
 @dataclass(frozen=True)
 class RetrievalRanks:
-    """Where the right item came for each query; 1 is the best.
+    """The rank of the correct item for each query, from 1 (the best).
 
     Args:
-        image_to_text: int64 (M,). For each image, the rank of the best of its captions.
+        image_to_text: int64 (M,). For each image, the rank of its best-ranked caption.
         text_to_image: int64 (N,). For each text, the rank of its image.
-        image_of_text: int64 (N,). The image of each text.
-        ties: int. Queries of both ways whose right item a wrong one equals.
+        image_of_text: int64 (N,). The index of the image that each text describes.
+        ties: int. Number of queries, in both directions, for which a wrong item has the similarity of the correct one.
     """
 
     image_to_text: np.ndarray
@@ -34,19 +35,19 @@ class RetrievalRanks:
     ties: int
 
     def recall(self, direction: str, k: int) -> float:
-        """The share of queries whose right item is among the first k.
+        """Returns recall at k: the fraction of queries whose correct item is among the first k.
 
         Args:
             direction: "image_to_text" or "text_to_image".
             k: int >= 1.
 
         Returns:
-            Share in [0, 1].
+            Fraction in [0, 1].
         """
         return float((self._ranks(direction) <= k).mean())
 
     def median_rank(self, direction: str) -> float:
-        """The median over queries of the right item's rank.
+        """Returns the median over queries of the rank of the correct item.
 
         Args:
             direction: "image_to_text" or "text_to_image".
@@ -59,36 +60,36 @@ class RetrievalRanks:
     def recall_interval(
         self, direction: str, k: int, confidence: float = 0.95, resamples: int = 1000, seed: int = 0
     ) -> tuple[float, float]:
-        """How sure a recall is: a bootstrap over images, since the captions of one image are not independent.
+        """Returns the bootstrap interval of `recall`, over images, since captions of one image are not independent.
 
         Args:
             direction: "image_to_text" or "text_to_image".
             k: int >= 1.
             confidence: float in (0, 1).
-            resamples: int.
-            seed: int.
+            resamples: int. Number of bootstrap resamples.
+            seed: int. Seed of the bootstrap.
 
         Returns:
             Lower and upper bound in [0, 1].
         """
         hits = self._ranks(direction) <= k
         if hits.all() or not hits.any():
-            # No resample would differ: the number of images says how sure that is.
+            # All resamples would agree; Wilson's interval is not degenerate there.
             images = len(self.image_to_text)
             return wilson_interval(images if hits.all() else 0, images, confidence)
-        statistic = lambda drawn: (drawn @ hits) / drawn.sum()  # noqa: E731
+        statistic = lambda weights: (weights @ hits) / weights.sum()  # noqa: E731
         return self._bootstrap(direction, statistic, confidence, resamples, seed)
 
     def median_rank_interval(
         self, direction: str, confidence: float = 0.95, resamples: int = 1000, seed: int = 0
     ) -> tuple[float, float]:
-        """How sure the median rank is, as `recall_interval`.
+        """Returns the bootstrap interval of `median_rank`, over images as in `recall_interval`.
 
         Args:
             direction: "image_to_text" or "text_to_image".
             confidence: float in (0, 1).
-            resamples: int.
-            seed: int.
+            resamples: int. Number of bootstrap resamples.
+            seed: int. Seed of the bootstrap.
 
         Returns:
             Lower and upper bound.
@@ -96,25 +97,25 @@ class RetrievalRanks:
         ranks = self._ranks(direction)
         order = np.argsort(ranks, kind="stable")
 
-        def median(drawn):
-            passed = np.cumsum(drawn[order])
-            middle = np.searchsorted(passed, [(passed[-1] - 1) // 2, passed[-1] // 2], side="right")
+        def median(weights):
+            cumulative = np.cumsum(weights[order])
+            middle = np.searchsorted(cumulative, [(cumulative[-1] - 1) // 2, cumulative[-1] // 2], side="right")
             return ranks[order[middle]].mean()
 
         return self._bootstrap(direction, median, confidence, resamples, seed)
 
     def scores(self, dataset: str, protocol: str, seed: int = 0) -> list[Score]:
-        """Recalls at 1, 5 and 10 and the median rank, both ways, as records for a report.
+        """Returns recall at 1, 5 and 10 and the median rank in both directions, as records for a report.
 
         Args:
-            dataset: str. Name of the data set.
-            protocol: str. Which split and which captions.
-            seed: int. Of the bootstrap.
+            dataset: str. Name of the dataset.
+            protocol: str. Description of the split and the captions.
+            seed: int. Seed of the bootstrap.
 
         Returns:
             List of eight `Score`, methods "retrieval/image_to_text" and "retrieval/text_to_image".
         """
-        found = []
+        scores = []
         for direction in DIRECTIONS:
             values = {
                 f"recall_at_{k}": (self.recall(direction, k), self.recall_interval(direction, k, seed=seed))
@@ -123,7 +124,7 @@ class RetrievalRanks:
             values["median_rank"] = self.median_rank(direction), self.median_rank_interval(direction, seed=seed)
             details = {"images": len(self.image_to_text), "texts": len(self.text_to_image), "ties": self.ties}
             n = len(self._ranks(direction))
-            found += [
+            scores += [
                 Score(
                     dataset,
                     f"retrieval/{direction}",
@@ -138,11 +139,11 @@ class RetrievalRanks:
                 )
                 for metric, (value, (low, high)) in values.items()
             ]
-        return found
+        return scores
 
     def _ranks(self, direction):
         if direction not in DIRECTIONS:
-            raise ValueError(f"Expected a direction of {DIRECTIONS}. Received: direction={direction!r}.")
+            raise ValueError(f"Expected one of the directions {DIRECTIONS}. Received: direction={direction!r}.")
         return getattr(self, direction)
 
     def _bootstrap(self, direction, statistic, confidence, resamples, seed):
@@ -158,20 +159,20 @@ def retrieval_ranks(
     tile: int = 2**24,
     verbose: bool = False,
 ) -> RetrievalRanks:
-    """Ranks all texts for each image and all images for each text, by cosine.
+    """Ranks all texts for each image and all images for each text by cosine similarity.
 
     Args:
         image_embeddings: floats (M, E), unit length.
         text_embeddings: floats (N, E), unit length.
-        image_of_text: ints (N,). The image that each text describes; None: text i describes image i.
-        tile: int. Similarities held at once, at most: memory stays at some ten bytes for each, whatever M and N.
-        verbose: bool. Shows progress.
+        image_of_text: ints (N,). The index of the image that each text describes; None: text i describes image i.
+        tile: int. Maximum number of similarities in memory at once, at about ten bytes each, for any M and N.
+        verbose: bool. Whether to show a progress bar.
 
     Returns:
-        `RetrievalRanks`.
+        A `RetrievalRanks`.
 
     Raises:
-        ValueError: shapes that do not match, NaN, a text of no image, or an image without a text.
+        ValueError: shapes that do not match, NaN, a text without an image, or an image without a text.
     """
     images, texts = np.asarray(image_embeddings, "float32"), np.asarray(text_embeddings, "float32")
     image_of_text = np.arange(len(texts)) if image_of_text is None else np.asarray(image_of_text)
@@ -183,15 +184,15 @@ def retrieval_ranks(
 
 
 def _ranks(queries, items, image_of_query, image_of_item, tile, progress):
-    """The rank of the best item that shows a query's image, and how many queries have a wrong item that equals it."""
+    """Returns the rank of each query's best correct item, and the number of queries with a wrong item tied with it."""
     ranks, ties = np.empty(len(queries), "int64"), 0
     rows = max(1, tile // len(items))
     for start in range(0, len(queries), rows):
         block = slice(start, start + rows)
         similarities = queries[block] @ items.T
-        own = image_of_query[block, None] == image_of_item
-        best = np.where(own, similarities, -np.inf).max(1, keepdims=True)
-        similarities[own] = -np.inf
+        correct = image_of_query[block, None] == image_of_item
+        best = np.where(correct, similarities, -np.inf).max(1, keepdims=True)
+        similarities[correct] = -np.inf
         ranks[block] = 1 + (similarities >= best).sum(1)
         ties += int((similarities == best).any(1).sum())
         progress.update(len(best))
@@ -207,13 +208,14 @@ def _check(images, texts, image_of_text):
         raise ValueError("Expected finite embeddings. Received: NaN or infinity.")
     if image_of_text.shape != (len(texts),) or not np.issubdtype(image_of_text.dtype, np.integer):
         raise ValueError(
-            f"Expected image_of_text, an image index for each of {len(texts)} texts. "
+            f"Expected image_of_text to hold an image index for each of {len(texts)} texts. "
             f"Received: {image_of_text.dtype} of shape {image_of_text.shape}."
         )
     outside = (image_of_text < 0) | (image_of_text >= len(images))
     missing = np.setdiff1d(np.arange(len(images)), image_of_text)
     if outside.any() or len(missing):
         raise ValueError(
-            f"Expected an image in [0, {len(images)}) for each text, and a text for each image. Received: "
-            f"{int(outside.sum())} texts of no image, {len(missing)} images without a text, {missing[:5].tolist()}."
+            f"Expected an image index in [0, {len(images)}) for each text, and a text for each image. Received: "
+            f"{int(outside.sum())} texts without an image, {len(missing)} images without a text, "
+            f"the first of them {missing[:5].tolist()}."
         )

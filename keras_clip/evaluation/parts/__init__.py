@@ -1,1 +1,1 @@
-"""The parts of an evaluation, one file a part: what it needs of a task, what it runs and which tables it fills."""
+"""The parts of an evaluation, one file each: the data that a part requires, its run function and its tables."""

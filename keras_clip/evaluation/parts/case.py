@@ -1,4 +1,4 @@
-"""One data set while it is evaluated: its stores, its classifiers, and the results so far."""
+"""The state of the evaluation of one dataset: its feature stores, its classifiers and the results so far."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,14 +17,14 @@ from keras_clip.model import CLIPModel
 
 @dataclass(frozen=True)
 class Case:
-    """What every part of an evaluation works on. Classifiers are made when first asked for.
+    """The input of every part of an evaluation. Classifiers are built on first use.
 
     Args:
         clip: the model.
-        task: what is asked.
-        splits: its stores.
-        results: where scores and tables go.
-        verbose: int. 0 hides progress.
+        task: the task.
+        splits: the feature stores of the task.
+        results: the `Results` to which scores and tables are added.
+        verbose: int. 0 hides progress bars.
     """
 
     clip: CLIPModel
@@ -35,14 +35,14 @@ class Case:
 
     @property
     def name(self) -> str:
-        """Of the data set."""
+        """The name of the dataset."""
         return self.splits.test.name
 
     @cached_property
     def rungs(self) -> dict[str, Rung]:
-        """The zero-shot classifiers; templates are selected on the validation split."""
+        """The zero-shot classifiers by method; templates are selected on the validation split."""
         splits = self.splits
-        # What is held out of a training split has its name, and none of the test split's images.
+        # The validation split may have the name of the training split that it was held out of; it has no test image.
         return ladder(
             self.clip,
             splits.test,
@@ -54,7 +54,7 @@ class Case:
 
     @cached_property
     def probe(self) -> CSearch:
-        """The linear probe with the C that is best on the validation split, then trained on both."""
+        """The linear probe with the C selected on the validation split, refitted on training and validation images."""
         train, validation = self.splits.train, self.splits.validation
         return search_C(
             (train.features, train.labels),
@@ -66,7 +66,7 @@ class Case:
 
     @cached_property
     def few_shot(self) -> list[FewShotScore]:
-        """Probes on few and on all images per class, scored on the images of `scored`."""
+        """Linear probes trained on a few and on all images per class, with their scores on the images of `scored`."""
         train, validation = self.splits.train, self.splits.validation
         labels = [self.splits.test.labels, *(self.as_test(shift) for shift in self.splits.shifts.values())]
         return few_shot_scores(
@@ -81,34 +81,34 @@ class Case:
 
     @property
     def scored(self) -> list[FeatureStore]:
-        """The test split and the shifts, in the order in which few-shot probes score their images."""
+        """The stores of the test split and the shifts, in the order of the rows of few-shot scores."""
         return [self.splits.test, *self.splits.shifts.values()]
 
     def as_test(self, shift: FeatureStore) -> np.ndarray:
-        """The labels (N,) of a shift, as numbers of the test split's classes."""
+        """Returns the labels (N,) of a shift as class indices of the test split."""
         return np.array(self.columns(shift))[shift.labels]
 
     def columns(self, shift: FeatureStore) -> list[int]:
-        """Which of the test split's classes each class of a shift is, by its name."""
+        """Returns for each class of a shift the index of the class of that name in the test split."""
         return [self.splits.test.class_names.index(name) for name in shift.class_names]
 
     def zero_shot(self, store: FeatureStore, method: str = "zero_shot/family") -> np.ndarray:
-        """Logits (N, K) of a store by a rung of the ladder."""
+        """Returns the logits (N, K) of a store by one zero-shot method."""
         return zero_shot_scores(store, self.rungs[method].class_embeddings)
 
     def protocol(self, *more: str) -> str:
-        """What scores on the test split depend on."""
+        """Returns the protocol of a score on the test split: split, image size and further conditions."""
         test = self.splits.test
         sides = "x".join(map(str, self.clip.image_preprocessor.sides))
         parts = [self.task.protocol, f"{test.name}/{test.split}", f"{sides} px", *more]
         return ", ".join(part for part in parts if part)
 
     def trained_protocol(self, store: FeatureStore) -> str:
-        """The protocol of what was trained on a store's features."""
+        """Returns the protocol of a score of a classifier that was trained on a store."""
         return self.protocol(f"trained on {store.name}/{store.split}")
 
     def add(self, method: str, scores: np.ndarray, protocol: str, **details) -> Score:
-        """Measures the scores (N, K) of the test split by the task's metric."""
+        """Adds the task's metric of the scores (N, K) on the test split to the results, and returns it."""
         labels, metric = self.splits.test.labels, metrics.METRICS[self.task.metric]
         low, high = metrics.interval(metric.name, scores, labels)
         score = Score(

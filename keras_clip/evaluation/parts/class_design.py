@@ -7,9 +7,9 @@ from keras_clip.evaluation.studies.class_design import class_design_rates
 
 
 def run(case: Case) -> None:
-    """How often each group gets a watched label under class sets that differ."""
+    """Adds the rate at which images of each group are assigned a watched class, for each set of classes."""
     sets = case.task.class_sets
-    names = list(dict.fromkeys(name for of_set in sets.values() for name in of_set))
+    names = list(dict.fromkeys(name for class_names in sets.values() for name in class_names))
     table = PromptTable(case.clip, [[name] for name in names], tuple(case.task.templates))
     test = case.splits.test
     scores = test.embeddings @ table.class_embeddings(case.task.templates).T

@@ -13,19 +13,19 @@ from keras_clip.evaluation.parts.part import ONE_CLASS, Part, has_one_class
 
 _ERRORS_SHOWN = 12
 _THUMBNAIL = 96
-# A confusion matrix of more cannot be read.
+# A larger confusion matrix is not readable.
 _MOST_CLASSES_SHOWN = 100
 
 
 def run(case: Case) -> None:
-    """The confusion matrix, and the images that zero-shot named wrongly with most confidence."""
+    """Adds the confusion matrix of the zero-shot classifier, and its misclassified images of highest confidence."""
     test = case.splits.test
     probabilities = softmax(case.zero_shot(test))
-    named = probabilities.argmax(axis=1)
+    predicted = probabilities.argmax(axis=1)
     names = [str(name) for name in test.class_names]
     if len(names) <= _MOST_CLASSES_SHOWN:
         counts = np.zeros((len(names), len(names)), int)
-        np.add.at(counts, (test.labels, named), 1)
+        np.add.at(counts, (test.labels, predicted), 1)
         case.results.info.setdefault("class_names", {})[case.name] = names
         case.results.tables[f"confusion/{case.name}"] = [
             {"class": names[row], "named": names[column], "images": int(counts[row, column])}
@@ -38,7 +38,7 @@ def run(case: Case) -> None:
         {
             "id": str(test.ids[row]),
             "class": names[test.labels[row]],
-            "named": names[named[row]],
+            "named": names[predicted[row]],
             "confidence": float(confidence[row]),
             "thumbnail": _thumbnail(case, str(test.ids[row])),
         }
@@ -47,17 +47,17 @@ def run(case: Case) -> None:
 
 
 def _thumbnail(case: Case, identity: str) -> str | None:
-    """The image as the model sees it, small, as base64 PNG; None of a store whose images are not at hand."""
+    """Returns the preprocessed image as a small base64 PNG, or None if the task has features but no images."""
     from PIL import Image
 
     images = case.task.test
     if not isinstance(images, LabelledImages):
         return None
     image = next(images.read(images.ids.index(identity)))
-    seen = Image.fromarray(np.asarray(case.clip.image_preprocessor.to_uint8([image]))[0])
-    seen.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    preprocessed = Image.fromarray(np.asarray(case.clip.image_preprocessor.to_uint8([image]))[0])
+    preprocessed.thumbnail((_THUMBNAIL, _THUMBNAIL))
     data = io.BytesIO()
-    seen.save(data, "png")
+    preprocessed.save(data, "png")
     return base64.b64encode(data.getvalue()).decode()
 
 

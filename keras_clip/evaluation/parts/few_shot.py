@@ -9,16 +9,16 @@ from keras_clip.evaluation.parts.part import TRAIN_OF_ONE_CLASS, Part, has_train
 
 
 def run(case: Case) -> None:
-    """Probes on few images per class, and how many of these zero-shot is worth."""
+    """Adds scores of few-shot linear probes, and the number of shots that match zero-shot."""
     test, curve = case.splits.test, {}
-    for found in case.few_shot:
-        scores = found.scores[: len(test)]
+    for probe in case.few_shot:
+        scores = probe.scores[: len(test)]
         value = float(metrics.METRICS[case.task.metric](scores, test.labels))
-        per_class = found.shots or len(case.splits.train) / len(test.class_names)
+        per_class = probe.shots or len(case.splits.train) / len(test.class_names)
         curve.setdefault(per_class, []).append(value)
-        if found.shots is not None:
-            details = {"seed": found.seed, "C": found.C, "images": found.images}
-            case.add(f"few_shot/{found.shots}", scores, case.trained_protocol(case.splits.train), **details)
+        if probe.shots is not None:
+            details = {"seed": probe.seed, "C": probe.C, "images": probe.images}
+            case.add(f"few_shot/{probe.shots}", scores, case.trained_protocol(case.splits.train), **details)
     means = {per_class: float(np.mean(values)) for per_class, values in curve.items()}
     scores = case.zero_shot(test)
     matched = shots_to_match(means, float(metrics.METRICS[case.task.metric](scores, test.labels)))

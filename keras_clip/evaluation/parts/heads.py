@@ -10,7 +10,7 @@ from keras_clip.evaluation.parts.part import TRAIN_OF_ONE_CLASS, Part, has_train
 
 
 def run(case: Case) -> None:
-    """Nearest neighbours, Tip-Adapter and WiSE-FT on embeddings, tuned on the validation split."""
+    """Adds scores of nearest neighbours, Tip-Adapter and WiSE-FT on embeddings, tuned on the validation split."""
     train, validation, test = case.splits.train, case.splits.validation, case.splits.test
     metric, protocol = metrics.METRICS[case.task.metric], case.trained_protocol(train)
     parts = [(store.embeddings, store.labels) for store in (train, validation)]
@@ -22,8 +22,8 @@ def run(case: Case) -> None:
         "tip_adapter": tune_tip_adapter(class_embeddings, logit_scale, *parts, metric),
         "wise_ft": tune_wise_ft(class_embeddings, logit_scale, probe, parts[1], metric),
     }
-    for method, found in tuned.items():
-        case.add(method, found.head.decision_function(test.embeddings), protocol, **found.choices)
+    for method, result in tuned.items():
+        case.add(method, result.head.decision_function(test.embeddings), protocol, **result.choices)
 
 
 PART = Part("heads", TRAIN_OF_ONE_CLASS, has_train_of_one_class, run)

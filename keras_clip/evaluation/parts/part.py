@@ -1,4 +1,4 @@
-"""What every part of an evaluation declares: what it needs, what it runs and which tables it fills."""
+"""The declaration of one part of an evaluation: the data that it requires, its run function and its tables."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ class Part:
     """One part of an evaluation.
 
     Args:
-        name: what `evaluate(parts=...)` calls it.
-        needs: what it needs of a task, in words, for messages.
-        is_possible: function of `Splits` and `Task`: whether the task has that.
-        run: function of a `Case`. It adds scores and tables to `case.results`.
-        tables: names of the tables that it fills. One that ends in a slash has the name of the data set after it.
+        name: its name in `evaluate(parts=...)`.
+        needs: description of the data that it requires, for error messages.
+        is_possible: function of `Splits` and `Task` that returns whether the task has these data.
+        run: function of a `Case` that adds scores and tables to `case.results`.
+        tables: names of the tables that it fills. A name that ends in a slash is followed by the name of the dataset.
     """
 
     name: str
@@ -31,10 +31,10 @@ TRAIN_OF_ONE_CLASS = "`train`, one class per image"
 
 
 def has_one_class(splits: Splits, task: Task) -> bool:
-    """Whether each image has one class, whose name is known."""
+    """Returns whether each image has one class and the class names are known."""
     return not splits.test.multi_label and splits.test.class_names is not None
 
 
 def has_train_of_one_class(splits: Splits, task: Task) -> bool:
-    """Whether there is a training split too, and each image has one class."""
+    """Returns whether there is a training split, each image has one class and the class names are known."""
     return splits.train is not None and has_one_class(splits, task)

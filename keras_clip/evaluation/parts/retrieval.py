@@ -10,18 +10,18 @@ _BATCH = 256
 
 
 def run(case: Case) -> None:
-    """Finds captions for images and images for captions, of the images that have any."""
+    """Adds image-to-text and text-to-image retrieval scores on the images that have captions."""
     captions = case.task.captions
     rows = [row for row, i in enumerate(case.splits.test.ids) if captions.get(str(i))]
     if not rows:
         raise ValueError(
-            f"Retrieval wants captions by the ids of the images. Received: captions of {list(captions)[:3]} ..., "
+            f"Retrieval requires captions by the ids of the images. Received: captions of {list(captions)[:3]} ..., "
             f"ids {case.splits.test.ids[:3].tolist()} ..."
         )
     texts = [captions[str(case.splits.test.ids[row])] for row in rows]
-    image_of_text = np.repeat(np.arange(len(rows)), [len(of_image) for of_image in texts])
+    image_of_text = np.repeat(np.arange(len(rows)), [len(lines) for lines in texts])
     tokenizer = case.clip.tokenizer
-    token_ids = tokenizer([text for of_image in texts for text in of_image], truncate=True)
+    token_ids = tokenizer([text for lines in texts for text in lines], truncate=True)
     embeddings = case.clip.text_embedder.predict(token_ids, batch_size=min(_BATCH, len(token_ids)), verbose=0)
     ranks = retrieval_ranks(case.splits.test.embeddings[rows], embeddings, image_of_text)
     for score in ranks.scores(case.name, case.protocol(f"captions cut to {tokenizer.context_length} tokens")):

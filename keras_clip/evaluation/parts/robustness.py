@@ -12,15 +12,15 @@ from keras_clip.evaluation.studies.robustness import SHIFT_LINES, effective_robu
 
 
 def run(case: Case) -> None:
-    """Accuracy on each shift beside that on the test split's images of the same classes."""
+    """Adds the accuracy on each distribution shift, and on the test images of the same classes as the reference."""
     rows = case.results.tables.setdefault("robustness", [])
     for method, details, scores in _classifiers(case):
         reference = scores[0]
         for (name, shift), shifted in zip(case.splits.shifts.items(), scores[1:], strict=True):
             columns = case.columns(shift)
             shifted = shifted[:, columns]
-            of_test, labels, _ = restrict_to_classes(reference, case.splits.test.labels, columns)
-            pair = metrics.accuracy(of_test, labels), metrics.accuracy(shifted, shift.labels)
+            restricted, labels, _ = restrict_to_classes(reference, case.splits.test.labels, columns)
+            pair = metrics.accuracy(restricted, labels), metrics.accuracy(shifted, shift.labels)
             low, high = metrics.interval("accuracy", shifted, shift.labels)
             protocol = case.protocol(f"shift {shift.name}/{shift.split}, {len(columns)} classes")
             score = Score(
@@ -35,14 +35,14 @@ def run(case: Case) -> None:
 
 
 def _classifiers(case: Case) -> Iterator[tuple[str, dict, list[np.ndarray]]]:
-    """(method, details, scores of each of `case.scored`) of zero-shot and, where there is training data, of probes."""
+    """Yields (method, details, scores on each of `case.scored`) of zero-shot and, if `train` is given, of the probes."""
     yield "zero_shot/family", {}, [case.zero_shot(store) for store in case.scored]
     if case.splits.train is None:
         return
     ends = np.cumsum([len(store) for store in case.scored])[:-1]
-    for found in case.few_shot:
-        if found.shots is not None:
-            yield f"few_shot/{found.shots}", {"seed": found.seed}, np.split(found.scores, ends)
+    for few_shot in case.few_shot:
+        if few_shot.shots is not None:
+            yield f"few_shot/{few_shot.shots}", {"seed": few_shot.seed}, np.split(few_shot.scores, ends)
     probe = case.probe.probe
     yield "linear_probe", {"C": probe.C}, [probe.decision_function(store.features) for store in case.scored]
 

@@ -5,7 +5,7 @@ from keras_clip.evaluation.parts.part import Part
 
 
 def run(case: Case) -> None:
-    """A score for each rung of the ladder, and the templates that were selected."""
+    """Adds a score for each zero-shot method, and the selected templates."""
     for method, rung in case.rungs.items():
         count = f"{len(rung.templates)} template{'s' if len(rung.templates) > 1 else ''}"
         case.add(method, case.zero_shot(case.splits.test, method), case.protocol(count))

@@ -203,13 +203,13 @@ def test_mean_over_folds():
     assert mean_over_folds([0.5, 0.7]) == pytest.approx(0.6)
     assert mean_over_folds([(0.5, 0.4, 0.6), (0.7, 0.6, 0.8)]) == pytest.approx((0.6, 0.5, 0.7))
     for bad in ([], [0.5, (0.5, 0.4)], [[[1.0]]]):
-        with pytest.raises(ValueError, match="folds"):
+        with pytest.raises(ValueError, match="per fold"):
             mean_over_folds(bad)
 
 
 SCORES = np.eye(3)
 BAD_INPUT = {
-    "NaN": ("accuracy", np.where(SCORES, np.nan, 0), [0, 1, 2], "NaN or infinity in 3 rows, the first is 0"),
+    "NaN": ("accuracy", np.where(SCORES, np.nan, 0), [0, 1, 2], "NaN or infinity in 3 rows; the first is row 0"),
     "infinite": ("accuracy", np.where(SCORES, np.inf, 0), [0, 1, 2], "NaN or infinity"),
     "no images": ("accuracy", np.zeros((0, 3)), np.zeros(0, int), r"\(0, 3\)"),
     "too few labels": ("accuracy", SCORES, [0, 1], r"labels of shape \(2,\)"),
@@ -218,11 +218,11 @@ BAD_INPUT = {
     "labels are floats": ("accuracy", SCORES, [0.0, 1.0, 2.0], "dtype float64"),
     "several labels": ("accuracy", SCORES, np.eye(3, dtype=int), "one class index per image"),
     "four classes for top-5": ("top5_accuracy", np.eye(4), [0, 1, 2, 3], "at least five classes"),
-    "empty class": ("mean_per_class", SCORES, [0, 1, 1], r"none of \[2\]"),
+    "empty class": ("mean_per_class", SCORES, [0, 1, 1], r"none of the classes \[2\]"),
     "single labels for mAP": ("map_11pt", SCORES, [0, 1, 2], "0 and 1 for map_11pt"),
-    "no positive": ("map_11pt", SCORES, [[1, 0, 0]] * 3, r"none of \[1, 2\]"),
+    "no positive": ("map_11pt", SCORES, [[1, 0, 0]] * 3, r"none of the classes \[1, 2\]"),
     "label 2 in mAP": ("map_11pt", SCORES, [[1, 1, 2]] * 3, r"labels \[2\]"),
-    "three classes for AUC": ("roc_auc", SCORES, [0, 1, 2], "some are 0 and some are 1"),
+    "three classes for AUC": ("roc_auc", SCORES, [0, 1, 2], "both 0 and 1 occur"),
     "one class for AUC": ("roc_auc", np.eye(2), [1, 1], r"labels \[1\]"),
     "AUC's labels": ("roc_auc", np.eye(2), [1, 2], r"labels \[2\]"),
 }

@@ -180,7 +180,7 @@ def test_bootstrap_refusals(change):
 
 
 def test_bootstrap_refuses_nan():
-    with pytest.raises(ValueError, match="NaN on 10 of 10. Give the classes as `strata`"):
+    with pytest.raises(ValueError, match="NaN on 10 of 10. Pass the classes as `strata`"):
         bootstrap_interval(lambda drawn: float("nan"), 3, resamples=10)
 
 

@@ -138,9 +138,9 @@ BAD_INPUT = {
     "no text": (X, np.zeros((0, 3)), None, r"\(0, 3\)"),
     "too few owners": (X, X, [0, 1], r"shape \(2,\)"),
     "owners are floats": (X, X, [0.0, 1.0, 2.0], "float64"),
-    "no such image": (X, X, [0, 1, 3], "1 texts of no image, 1 images without a text"),
-    "owner below 0": (X, X, [0, 1, -1], "1 texts of no image"),
-    "fewer texts": (X, X[:2], None, r"1 images without a text, \[2\]"),
+    "no such image": (X, X, [0, 1, 3], "1 texts without an image, 1 images without a text"),
+    "owner below 0": (X, X, [0, 1, -1], "1 texts without an image"),
+    "fewer texts": (X, X[:2], None, r"1 images without a text, the first of them \[2\]"),
 }
 
 
