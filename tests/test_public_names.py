@@ -34,7 +34,9 @@ KERAS_PROTOCOL = {
 }
 KERAS_PROTOCOL |= {"from_config", "get_compile_config", "compile_from_config", "compute_mask", "get_metrics"}
 KERAS_PROTOCOL |= {"train_step", "test_step", "predict_step", "reset_state", "update_state", "result", "metrics"}
-KERAS_PROTOCOL |= {"make_train_function", "add_variable", "update_step"}
+KERAS_PROTOCOL |= {"add_variable", "update_step"}
+# What the bases in `keras_clip.compat` call and document.
+KERAS_PROTOCOL |= {"decay_all", "decays", "moments", "prepare_training", "update_all", "wrap_train_function"}
 
 
 def public_objects():
