@@ -22,7 +22,7 @@ LEVELS = (
     ("layers",),
     ("export",),
     ("data", "losses"),
-    ("distribution",),
+    ("distribution", "prompts"),
     ("types",),
 )
 # Modules beside the rooms that are a part of one.
