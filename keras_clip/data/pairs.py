@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from keras_clip.data.arguments import check_numbers, check_size, component, increasing_lengths
 from keras_clip.data.epochs import IndexedEpochs, StreamedEpochs
-from keras_clip.data.readers import require_columns
-from keras_clip.data.sources import open_source, require_mapping
+from keras_clip.data.readers import open_reader
+from keras_clip.data.readers.dataset import Stream
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -105,12 +105,13 @@ def image_text_pairs(
     with tf.device("/CPU:0"):
         decode = _Decoder(image_preprocessor, crop_scale if training else None)
         options = seed, shard, batch_size, image_preprocessor
-        if isinstance(source, tf.data.Dataset):
-            source = _part(source, shard, training)
-            epochs = StreamedEpochs(source, *options)
-            good = _stream(epochs, source, require_mapping(mapping), decode, training)
+        reader = open_reader(source, mapping)
+        if isinstance(reader, Stream):
+            stream = reader.part(shard, training)
+            epochs = StreamedEpochs(stream.dataset, *options)
+            good = _stream(epochs, stream, decode, training)
         else:
-            epochs = IndexedEpochs(open_source(source, mapping), training, source, *options)
+            epochs = IndexedEpochs(reader, training, source, *options)
             good = _indexed(epochs, decode, training)
         check_size(epochs.num_samples, batch_size, training, source)
         numbered = _number(good, epochs, training).map(_tokenize_with(tokenizer, lengths))
@@ -208,38 +209,7 @@ def _begin(epochs: Any) -> "tf.data.Dataset":
     return tf.data.Dataset.from_tensors(0).map(begin)
 
 
-def _part(stream: "tf.data.Dataset", shard: tuple[int, int], training: bool) -> "tf.data.Dataset":
-    """Every n-th element; in training, if that is known, equally many in all parts, as of an indexed source."""
-    index, count = shard
-    size = int(stream.cardinality())
-    part = stream.shard(count, index) if count > 1 else stream
-    return part.take(size // count) if training and count > 1 and size >= 0 else part
-
-
-def _pair_by(mapping: Any) -> Callable:
-    """The graph function element -> (image, captions of any number)."""
-    import tensorflow as tf
-
-    def to_pair(element):
-        if not callable(mapping):
-            require_columns(mapping, element)
-        image, captions = mapping(element) if callable(mapping) else (element[mapping[0]], element[mapping[1]])
-        image, captions = tf.convert_to_tensor(image), tf.reshape(tf.convert_to_tensor(captions), [-1])
-        if image.dtype not in (tf.string, tf.uint8) or captions.dtype != tf.string:
-            raise TypeError(
-                "The mapping must give the image as a file's bytes or uint8 (H, W, 3), and the caption as a string. "
-                f"Received: image of {image.dtype.name}, caption of {captions.dtype.name}."
-            )
-        if image.dtype == tf.uint8 and image.shape[-1] == 1:
-            image = tf.image.grayscale_to_rgb(image)
-        return image, captions
-
-    return to_pair
-
-
-def _stream(
-    epochs: StreamedEpochs, source: "tf.data.Dataset", mapping: Any, decode: Callable, training: bool
-) -> "tf.data.Dataset":
+def _stream(epochs: StreamedEpochs, stream: Stream, decode: Callable, training: bool) -> "tf.data.Dataset":
     """(place, pixels, caption) of the good samples of a stream, which is mapped in graph.
 
     Errors of the stream itself must come through, so each sample is tried alone.
@@ -254,7 +224,7 @@ def _stream(
         caption = tf.cond(count > 0, lambda: captions[choice], lambda: tf.constant(b""))
         return place, False, seed, image, caption
 
-    pairs = source.map(_pair_by(mapping), num_parallel_calls=_parallel_images(), deterministic=True)
+    pairs = stream.pairs(_parallel_images())
     is_array = pairs.element_spec[0].dtype == tf.uint8
     no_image = tf.zeros((0, 0, 3), tf.uint8) if is_array else tf.constant(b"")
 

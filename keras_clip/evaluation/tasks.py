@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from keras_clip.data.sources import find_files
+from keras_clip.data.readers import find_files
 from keras_clip.evaluation.classifiers.few_shot import SHOTS
 from keras_clip.evaluation.datasets.labelled_images import LabelledImages
 from keras_clip.evaluation.features.store import FeatureStore

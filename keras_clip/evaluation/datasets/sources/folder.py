@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from keras_clip.data.shard_index import IMAGE_EXTENSIONS
+from keras_clip.data.readers.paths import IMAGE_EXTENSIONS
 from keras_clip.evaluation.datasets.labelled_images import LabelledImages
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from keras_clip.data.shard_index import IMAGE_EXTENSIONS
-from keras_clip.data.sources import find_files
+from keras_clip.data.readers import find_files
+from keras_clip.data.readers.paths import IMAGE_EXTENSIONS
 from keras_clip.evaluation.datasets.labelled_images import LabelledImages
 
 # A record is a few names and numbers.
