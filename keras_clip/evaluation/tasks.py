@@ -4,15 +4,14 @@ import dataclasses
 import hashlib
 import os
 import re
-import tarfile
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
-from keras_clip.data.readers import find_files
 from keras_clip.evaluation.classifiers.few_shot import SHOTS
 from keras_clip.evaluation.datasets.labelled_images import LabelledImages
+from keras_clip.evaluation.datasets.sources import captions_of
 from keras_clip.evaluation.features.store import FeatureStore
 from keras_clip.evaluation.metrics.classification import METRICS
 from keras_clip.model import CLIPModel
@@ -20,7 +19,6 @@ from keras_clip.model import CLIPModel
 Images = LabelledImages | FeatureStore
 # Of the training split, where nothing else is there to choose C and other numbers on.
 VALIDATION_SHARE = 0.2
-_LONGEST_CAPTION = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +35,7 @@ class Task:
         names: {class name of the labels: name or names to write into prompts}. None: the class names.
         metric: key of `METRICS`.
         shifts: {name: images of the same classes, or of some of them, from elsewhere}.
-        captions: {id of an image of `test`: its captions}, for retrieval. `captions_of_tars` reads them.
+        captions: {id of an image of `test`: its captions}, for retrieval. `sources.captions_of` reads them.
         class_sets: {name: class names that may be named}, for the class-design probe.
         watched: class names of `class_sets` that are counted, by group.
         shots: images per class of the few-shot probes.
@@ -157,7 +155,7 @@ def hold_out(store: FeatureStore, share: float = VALIDATION_SHARE) -> tuple[Feat
 
 
 def captions_of_tars(shards: str | os.PathLike | Sequence) -> dict[str, list[str]]:
-    """The captions of WebDataset tars, `<key>.txt`, one a line.
+    """The captions of WebDataset tars: each line of `<key>.txt`, or else those that `<key>.json` names.
 
     Args:
         shards: as of `sources.tars`.
@@ -167,14 +165,6 @@ def captions_of_tars(shards: str | os.PathLike | Sequence) -> dict[str, list[str
 
     Raises:
         FileNotFoundError: no such shard.
+        ValueError: not a complete tar.
     """
-    found = {}
-    for path in find_files(shards):
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                name = PurePosixPath(member.name)
-                key, _, extension = name.name.partition(".")
-                if extension.lower() == "txt" and member.isfile() and member.size <= _LONGEST_CAPTION:
-                    text = tar.extractfile(member).read().decode("utf-8", errors="replace")
-                    found[str(name.with_name(key))] = [line for line in text.splitlines() if line.strip()]
-    return {key: lines for key, lines in found.items() if lines}
+    return captions_of(shards)

@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+from collections.abc import Iterator
 from collections.abc import Mapping as AnyMapping
 from typing import TYPE_CHECKING, Any
 
@@ -185,3 +186,60 @@ class Stream:
         if image.dtype == tf.uint8 and image.shape[-1] == 1:
             image = tf.image.grayscale_to_rgb(image)
         return image, captions
+
+
+class TFDSExamples:
+    """The examples of a split of tensorflow-datasets, one after the other, always in the same order; images undecoded.
+
+    Args:
+        builder: name of a data set, with its configuration. It is downloaded and prepared if it is not there yet.
+        split: as tensorflow-datasets writes it: "test", "train[:10000]".
+        data_dir: where tensorflow-datasets keeps its files. None: its own default.
+
+    Raises:
+        ImportError: tensorflow-datasets is not installed.
+        AssertionError: files that must be downloaded by hand are not there.
+    """
+
+    def __init__(self, builder: str, split: str, data_dir: str | os.PathLike | None = None):
+        try:
+            import tensorflow_datasets
+        except ImportError as error:
+            raise ImportError(
+                f"{builder!r} is read by tensorflow-datasets, which is not installed. "
+                'pip install "keras_clip[tensorflow,evaluation]"'
+            ) from error
+        self._builder, self._split = tensorflow_datasets.builder(builder, data_dir=data_dir), split
+        self._builder.download_and_prepare()
+        is_image = tensorflow_datasets.features.Image
+        skip = tensorflow_datasets.decode.SkipDecoding()
+        self._decoders = {key: skip for key, feature in self.features.items() if type(feature) is is_image}
+        self._config = tensorflow_datasets.ReadConfig(add_tfds_id=True)
+
+    @property
+    def features(self) -> AnyMapping[str, Any]:
+        """Those of the builder, which know the names of classes."""
+        return self._builder.info.features
+
+    def read(self, start: int = 0) -> Iterator[dict[str, Any]]:
+        """The examples from the `start`-th on, as NumPy values."""
+        import tensorflow_datasets
+
+        dataset = self._builder.as_dataset(
+            split=self._split, decoders=self._decoders, read_config=self._config, shuffle_files=False
+        )
+        return iter(tensorflow_datasets.as_numpy(dataset.skip(start)))
+
+    @staticmethod
+    def key(example: AnyMapping[str, Any], number: int) -> str:
+        """The identity that tensorflow-datasets gives an example, or its number where there is none.
+
+        Args:
+            example: what `read` returned.
+            number: of the example.
+
+        Returns:
+            The key.
+        """
+        identity = example.get("tfds_id")
+        return f"{number:07d}" if identity is None else identity.decode()

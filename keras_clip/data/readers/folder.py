@@ -1,7 +1,7 @@
 """Folders of image files, with the caption of `<name>.jpg` in `<name>.txt` beside it."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from keras_clip.data.readers.reader import Captions, Reader
 
 
 class FolderReader(Reader):
-    """The image files of a folder and of the folders below it. Hidden files are passed over.
+    """The image files of a folder and of the folders below it, links included. Hidden files are passed over.
 
     The metadata are `{"class": name}`, the first folder on the way to the file, "" where there is none. Memory holds
     the path and the caption of each image.
@@ -39,8 +39,8 @@ class FolderReader(Reader):
         require_no_mapping(mapping, "folder")
         if len(paths) != 1:
             raise ValueError(f"A source must be one folder. Received: {list(paths)}.")
-        (self._root,) = paths
-        images, texts, others = _walk(self._root, extensions)
+        self._root = str(Path(paths[0]))
+        images, texts, others = _sort_files(self._root, extensions)
         if captions and (not images or not texts):
             raise ValueError(
                 f"A folder must hold images ({', '.join(extensions)}) and a .txt file of the same name for each. "
@@ -80,17 +80,29 @@ class FolderReader(Reader):
         return [{"class": folder} for folder in (key.rpartition("/")[0].partition("/")[0] for key in self.keys(ids))]
 
 
-def _walk(root: str, extensions: Sequence[str]) -> tuple[dict[Path, Path], dict[Path, Path], dict[str, int]]:
-    """Images and the paths without their extensions, the latter and `.txt` files, and how many files there are else."""
+def _sort_files(root: str, extensions: Sequence[str]) -> tuple[dict[str, str], dict[str, str], dict[str, int]]:
+    """{image: its path without extension}, {the like: `.txt` file}, and the number of other files by extension."""
     images, texts, others = {}, {}, {}
-    for path in sorted(Path(root).rglob("*")):
-        extension = path.suffix.lower().lstrip(".")
-        if path.name.startswith(".") or path.is_dir():
-            continue
+    for path in _files(root):
+        stem, extension = os.path.splitext(path)
+        extension = extension.lower().lstrip(".")
         if extension in extensions:
-            images[path] = path.with_suffix("")
+            images[path] = stem
         elif extension == "txt":
-            texts[path.with_suffix("")] = path
+            texts[stem] = path
         else:
             others[extension] = others.get(extension, 0) + 1
     return images, texts, others
+
+
+def _files(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
+    """The files of a folder and of those below it, in the order of their names; links to folders above end there."""
+    place = os.path.realpath(folder)
+    if place in above:
+        return
+    for name in sorted(os.listdir(folder)):
+        path = os.path.join(folder, name)
+        if os.path.isdir(path):
+            yield from _files(path, (*above, place))
+        elif not name.startswith("."):
+            yield path

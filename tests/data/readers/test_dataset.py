@@ -71,3 +71,16 @@ class TestDatasets:
         rows = {"image": [{"bytes": image_file(3), "path": None}], "text": ["x"]}
         reader = open_reader(datasets.Dataset.from_dict(rows, features=features), ("image", "text"))
         assert read_all(reader) == [(image_file(3), [b"x"])]
+
+    def test_keys_and_metadata(self):
+        import datasets
+
+        names = datasets.ClassLabel(names=["cat", "dog"])
+        features = datasets.Features({"image": datasets.Image(), "label": names, "size": datasets.Value("int64")})
+        rows = {"image": [{"bytes": image_file(3), "path": None}] * 3, "label": [1, 0, None], "size": [1, 2, 3]}
+        reader = open_reader(datasets.Dataset.from_dict(rows, features=features), ("image", None), captions=False)
+        ids = np.array([2, 0])
+        assert reader.keys(ids) == ["0000002", "0000000"]
+        assert reader.metadata(ids) == [{"label": None, "size": 3}, {"label": "dog", "size": 1}]
+        assert reader.read(ids) == ([image_file(3)] * 2, [[], []])
+        assert SequenceReader([(b"A", "x")], lambda row: row).metadata(np.array([0])) == [{}]

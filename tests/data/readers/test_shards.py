@@ -9,7 +9,7 @@ from numbered_pairs import numbered, tar_members, write_shards, write_tar
 
 from keras_clip.data.readers import find_files, shards
 from keras_clip.data.readers.byte_strings import ByteStrings
-from keras_clip.data.readers.shards import load_index
+from keras_clip.data.readers.shards import ShardIndex, load_index
 from keras_clip.data.readers.tar import TarReader, index_tar
 
 pytestmark = pytest.mark.backend_free
@@ -92,6 +92,27 @@ class TestCache:
         assert ("indexing shards" in capsys.readouterr().err) == shown
         TarReader(paths)
         assert "indexing shards" not in capsys.readouterr().err
+
+
+class TestIndex:
+    def test_twelve_bytes_for_each_part(self, tmp_path):
+        reader = TarReader(find_files(write_shards(tmp_path, numbered(20))))
+        assert reader.offsets.nbytes + reader.sizes.nbytes == 20 * 3 * 12
+
+    def test_places_beyond_four_gigabytes(self):
+        far = 2**40
+        index = ShardIndex.of_spans("a.tar", [[(far, 7), (0, 0)]], 2, [b"a"])
+        assert (index.offsets.tolist(), index.sizes.tolist()) == ([[far, 0]], [[7, 0]])
+        with pytest.raises(ValueError, match="smaller than 4 GiB. Received: a.tar"):
+            ShardIndex.of_spans("a.tar", [[(512, 2**32), (0, 0)]], 2, [b"a"])
+
+    def test_an_index_of_the_first_version_is_made_again(self, tar):
+        stat = os.stat(tar)
+        stamp, spans = np.array([1, stat.st_size, stat.st_mtime_ns], np.int64), np.zeros((1, 2, 2), np.int64)
+        blob, ends = np.frombuffer(b"a", np.uint8), np.array([1])
+        np.savez(f"{tar}.index.npz", stamp=stamp, spans=spans, is_json=np.zeros(1, bool), blob=blob, ends=ends)
+        assert len(TarReader([tar])) == 20
+        assert np.load(f"{tar}.index.npz")["offsets"].shape == (20, 3)
 
 
 class TestByteStrings:

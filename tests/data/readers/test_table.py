@@ -1,5 +1,6 @@
 """Tables of image files and captions: odd rows, columns, quotes."""
 
+import numpy as np
 import pytest
 from numbered_pairs import numbered, read_all, write_table
 
@@ -47,3 +48,48 @@ class TestTables:
             open_reader(table)
         with pytest.raises(ValueError, match="'photo'"):
             open_reader(table, ("photo", "caption"))
+
+    def test_keys_and_metadata(self, tmp_path):
+        (tmp_path / "a.csv").write_text('Path,caption,label\nx/0.png,"a\n\nb",cat\n\n,c\n\n')
+        (tmp_path / "b.tsv").write_text("label\ttext\tpath\ndog, big\td\t1.png")
+        reader = open_reader([tmp_path / "a.csv", tmp_path / "b.tsv"])
+        assert reader.keys(np.array([2, 0, 1])) == ["1.png", "x/0.png", ""]
+        assert [reader.name(k) for k in range(3)] == [
+            f"{tmp_path}/x/0.png",
+            f"{tmp_path}/a.csv: 1",
+            f"{tmp_path}/1.png",
+        ]
+        assert reader.captions(np.arange(3)) == [[b"a\n\nb"], [b"c"], [b"d"]]
+        assert reader.metadata(np.array([1, 2, 0])) == [
+            {"Path": "", "caption": "c", "label": ""},
+            {"label": "dog, big", "text": "d", "path": "1.png"},
+            {"Path": "x/0.png", "caption": "a\n\nb", "label": "cat"},
+        ]
+
+    @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"], ids=["unix", "windows", "mac"])
+    def test_ends_of_lines(self, end, tmp_path):
+        rows = ["path,caption", 'a.png,"x' + end + 'y"', "b.png,é", "", "c.png,z"]
+        (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbf" + end.join(rows).encode())
+        reader = open_reader(tmp_path / "a.csv")
+        assert reader.keys(np.arange(len(reader))) == ["a.png", "b.png", "c.png"]
+        assert reader.captions(np.arange(3)) == [[f"x{end}y".encode()], ["é".encode()], [b"z"]]
+
+    def test_images_alone(self, tmp_path):
+        (tmp_path / "a.csv").write_text("path,label\n0.png,cat\n")
+        assert read_all(open_reader(tmp_path / "a.csv", captions=False)) == [(b"", [])]
+        assert read_all(open_reader(tmp_path / "a.csv", ("PATH", None), captions=False)) == [(b"", [])]
+        with pytest.raises(ValueError, match="a column of captions"):
+            open_reader(tmp_path / "a.csv")
+
+    def test_metadata_must_be_text(self, tmp_path):
+        (tmp_path / "a.csv").write_bytes(b"path,caption\na.png,caf\xe9\n")
+        with pytest.raises(ValueError, match="must be UTF-8. Received: .*a.png"):
+            open_reader(tmp_path / "a.csv").metadata(np.array([0]))
+
+    @pytest.mark.parametrize("text", ["path,caption\n", 'path,caption\n"a.png,x\n', "path,caption\nx\ny\nz,1\n"])
+    def test_a_table_that_changes(self, text, tmp_path):
+        (tmp_path / "a.csv").write_text("path,caption\na.png,x\n")
+        reader = open_reader(tmp_path / "a.csv")
+        (tmp_path / "a.csv").write_text(text)
+        with pytest.raises(OSError, match="must stay as it is.*a.csv, sample 0"):
+            reader.read(np.array([0]))

@@ -126,3 +126,35 @@ def test_json_captions_may_be_non_ascii(tmp_path):
     record = json.dumps({"caption": ["日本", "x"]}, ensure_ascii=False).encode()
     reader = TarReader([write_tar(tmp_path / "a.tar", [("a.jpg", b"A"), ("a.json", record)])])
     assert read_all(reader) == [(b"A", ["日本".encode(), b"x"])]
+
+
+class TestBesideImages:
+    MEMBERS = [
+        ("x/a.png", b"A"),
+        ("x/a.json", b'{"name": "owl", "caption": "y"}'),
+        ("x/a.txt", b"x"),
+        ("b.json", b'{"name": "hen"}'),
+        ("c.png", b"C"),
+        ("d.png", b""),
+        ("d.json", b"[1]"),
+        ("e.txt", b"z"),
+    ]
+
+    def test_keys_and_metadata(self, tmp_path):
+        reader = TarReader([write_tar(tmp_path / "a.tar", self.MEMBERS)])
+        ids = np.array([4, 0, 1, 2, 3])
+        assert reader.keys(ids) == ["e", "x/a", "b", "c", "d"]
+        assert reader.metadata(ids) == [{}, {"name": "owl", "caption": "y"}, {"name": "hen"}, {}, {}]
+        assert reader.captions(ids) == [[b"z"], [b"x"], [], [b""], []]
+
+    def test_images_alone(self, tmp_path):
+        reader = TarReader([write_tar(tmp_path / f"{k}.tar", self.MEMBERS) for k in range(2)], captions=False)
+        assert reader.keys(np.arange(len(reader))) == ["x/a", "c", "d"] * 2
+        assert [image for image, _ in read_all(reader)] == [b"A", b"C", b""] * 2
+        assert reader.name(4) == f"{tmp_path}/1.tar: c"
+
+    def test_a_shard_without_samples(self, tmp_path):
+        paths = [write_tar(tmp_path / f"{k}.tar", self.MEMBERS if k == 1 else [("README", b"")]) for k in range(3)]
+        reader = TarReader(paths)
+        assert [reader.name(k) for k in (0, 4)] == [f"{tmp_path}/1.tar: x/a", f"{tmp_path}/1.tar: e"]
+        assert read_all(reader)[0] == (b"A", [b"x"])

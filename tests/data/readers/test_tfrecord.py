@@ -3,6 +3,7 @@
 import gzip
 from pathlib import Path
 
+import numpy as np
 import pytest
 from numbered_pairs import read_all, write_records
 
@@ -70,3 +71,34 @@ class TestRecords:
         assert read_all(open_reader(path, ("left", "alt"))) == [(b"A", [b"x"])]
         with pytest.raises(ValueError, match=r"feature named 'right'.*\['alt', 'jpg', 'left', 'txt'\]"):
             open_reader(path, ("right", "alt"))
+
+    def test_keys_and_metadata(self, tmp_path):
+        import tensorflow as tf
+
+        train = tf.train
+        values = {
+            "jpg": train.Feature(bytes_list=train.BytesList(value=[b"A"])),
+            "key": train.Feature(bytes_list=train.BytesList(value=["é".encode()])),
+            "raw": train.Feature(bytes_list=train.BytesList(value=[b"caf\xe9"])),
+            "width": train.Feature(int64_list=train.Int64List(value=[7])),
+            "box": train.Feature(float_list=train.FloatList(value=[0.5, 2])),
+            "none": train.Feature(),
+        }
+        with tf.io.TFRecordWriter(str(tmp_path / "a.tfrecord")) as writer:
+            for names in (values, ("jpg", "width")):
+                feature = {name: values[name] for name in names}
+                writer.write(train.Example(features=train.Features(feature=feature)).SerializeToString())
+        reader = TFRecordReader([str(tmp_path / "a.tfrecord")] * 2, captions=False)
+        assert reader.keys(np.array([1, 0, 3])) == ["1", "é", "1"]
+        first = {"key": "é", "raw": b"caf\xe9", "width": 7, "box": [0.5, 2.0], "none": []}
+        assert reader.metadata(np.arange(2)) == [first, {"width": 7}]
+        assert read_all(reader) == [(b"A", [])] * 4
+
+    def test_images_alone(self, tmp_path):
+        path = write_records(tmp_path / "a.tfrecord", [{"png": b"A", "label": b"x"}])
+        assert read_all(open_reader(path, captions=False)) == [(b"A", [])]
+        assert read_all(open_reader(path, ("png", None), captions=False)) == [(b"A", [])]
+        with pytest.raises(ValueError, match="a feature named 'txt'"):
+            open_reader(path)
+        with pytest.raises(ValueError, match="a feature named 'photo'"):
+            open_reader(path, ("photo", None), captions=False)
