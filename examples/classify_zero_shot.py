@@ -15,7 +15,7 @@ from pathlib import Path
 import keras
 
 import keras_clip
-from keras_clip.data import prompts
+from keras_clip import prompts
 
 
 def parse_args(argv=None) -> argparse.Namespace:

@@ -26,8 +26,7 @@ from pathlib import Path
 import keras
 
 import keras_clip
-from keras_clip import evaluation
-from keras_clip.data import prompts
+from keras_clip import evaluation, prompts
 from keras_clip.evaluation import sources, suites
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import keras
 
 import keras_clip
-from keras_clip.data import prompts
+from keras_clip import prompts
 from keras_clip.evaluation import wilson_interval
 
 LONGEST_CAPTION = 4096

@@ -13,13 +13,13 @@ from keras import ops
 
 from keras_clip import distribution
 from keras_clip.data.images import ImagePreprocessor
-from keras_clip.data.prompts import validate_class_names, validate_templates
 from keras_clip.data.tokenizer import CLIPTokenizer
 from keras_clip.encoders.contract import features_shape, preprocessor_for
 from keras_clip.layers.embeddings import PixelNormalization, TokenEmbedding
 from keras_clip.layers.initialisation import normal
 from keras_clip.layers.transformer import TransformerBlock
 from keras_clip.losses import bag_of_words_loss, caption_loss
+from keras_clip.prompts import validate_class_names, validate_templates
 from keras_clip.types import Tensor
 
 # Limits of the logits and of the (image, prompt) pairs that zero-shot scoring holds in memory at a time.

@@ -10,9 +10,9 @@ import numpy as np
 from keras import ops
 
 from keras_clip.data.images import ImagePreprocessor
-from keras_clip.data.prompts import validate_class_names, validate_templates
 from keras_clip.export import export_image_model
 from keras_clip.model import CLIPModel, ImageEmbedder, TextEmbedder
+from keras_clip.prompts import validate_class_names, validate_templates
 from keras_clip.types import Tensor
 
 MAX_WIDTHS = 3
@@ -123,7 +123,7 @@ class ZeroShotClassifier(keras.Model):
         clip: `CLIPModel`. If `class_embeddings` and `logit_scale` are given, an `ImageEmbedder` suffices.
         class_names: K names. A class with several names is a list of them, the first of which names the class; all
             prompts of a class have equal weight.
-        templates: texts with one `{}` each, which the class name replaces. `keras_clip.data.prompts` provides some.
+        templates: texts with one `{}` each, which the class name replaces. `keras_clip.prompts` provides some.
         class_embeddings: float (K, E) of unit length, or None. None: computed from the prompts by `embed_classes`.
         logit_scale: float, log(1 / temperature), or None. None: that of `clip`.
 

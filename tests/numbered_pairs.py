@@ -159,6 +159,12 @@ class NumberTokenizer:
         return np.array([row + [0] * (width - len(row)) for row in rows], np.int32)
 
 
+def read_all(reader):
+    """(image file, captions) of each sample of a reader."""
+    images, captions = reader.read(np.arange(len(reader)))
+    return list(zip(images, captions, strict=True))
+
+
 def numbers(batches):
     """The number of each sample in order, read from its text and held against its image."""
     found = []

@@ -22,7 +22,7 @@ LEVELS = (
     ("layers",),
     ("export",),
     ("data", "losses"),
-    ("distribution",),
+    ("distribution", "prompts"),
     ("compat",),
     ("types",),
 )
@@ -91,6 +91,13 @@ LAZY = BACKENDS | {
     "safetensors",
 }
 LAZY |= {"tensorflow_datasets", "sklearn", "pandas", "scipy"}
+# Only the readers open the files that samples are stored in: training and evaluation read a form by the same code.
+READERS = ("data.readers",)
+FORMATS = frozenset({"csv", "tarfile", "tensorflow_datasets"})
+# Attributes of TensorFlow and of paths that do so without such an import.
+WALKERS = frozenset({"TFRecordDataset", "rglob"})
+# They write tables of results.
+WRITERS = ("evaluation.results", "training.telemetry")
 MEANINGLESS = frozenset({"utils", "util", "common", "helpers", "helper", "misc"})
 
 
@@ -193,7 +200,11 @@ def module_faults(module, tree):
             yield f"{module}:{node.lineno} imports {top} at module level"
         elif top in BACKENDS and not aware:
             yield f"{module}:{node.lineno} imports {top}, but is not in BACKEND_AWARE"
+        if top in FORMATS and not within(module, READERS) and not (top == "csv" and within(module, WRITERS)):
+            yield f"{module}:{node.lineno} imports {top}, but only the readers open stored samples"
     for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr in WALKERS and not within(module, READERS):
+            yield f"{module}:{node.lineno} calls {node.attr}, but only the readers open stored samples"
         if not aware and asks_backend(node):
             yield f"{module}:{node.lineno} asks which backend runs, but is not in BACKEND_AWARE"
 
@@ -264,6 +275,8 @@ GOOD = {
     "layers/projection.py": "",
     "data/__init__.py": "",
     "data/reader.py": "if TYPE_CHECKING:\n    import torch\ndef f():\n    import tensorflow as tf\n    return tf",
+    "data/readers/__init__.py": "from house.data.readers import tar",
+    "data/readers/tar.py": "import csv\nimport tarfile\ndef f(tf):\n    return tf.data.TFRecordDataset",
     "model.py": "from house.layers import Pool\nfrom house.data import reader",
     "evaluation/__init__.py": "from house.evaluation.run import evaluate\nfrom house.evaluation import report",
     "evaluation/run.py": "from house.model import Model\nfrom house.evaluation.parts.errors import PART",
@@ -322,6 +335,23 @@ FAULTS = {
     "a report that evaluates": (
         {"evaluation/report/page.py": "from house.evaluation.parts import errors"},
         "report.page imports house.evaluation.parts.errors, but",
+    ),
+    "a second reader of tars": (
+        {"model.py": "def f():\n    import tarfile"},
+        "house.model:2 imports tarfile, but only",
+    ),
+    "a second reader of tables": (
+        {"evaluation/metrics/intervals.py": "from csv import DictReader"},
+        "intervals:1 imports csv, but only the readers",
+    ),
+    "a second reader of tensorflow-datasets": (
+        {"data/reader.py": "def f():\n    import tensorflow_datasets as tfds"},
+        "house.data.reader:2 imports tensorflow_datasets, but only the readers",
+    ),
+    "a second reader of folders": ({"model.py": "files = path.rglob('*')"}, "house.model:1 calls rglob, but only"),
+    "a second reader of records": (
+        {"data/reader.py": "def f(tf):\n    return tf.data.TFRecordDataset('a')"},
+        "house.data.reader:2 calls TFRecordDataset, but only the readers",
     ),
     "new module": ({"metrics.py": ""}, "house.metrics has no place"),
     "new room": ({"quantization/__init__.py": "", "quantization/int8.py": ""}, "house.quantization.int8 has no place"),

@@ -227,7 +227,7 @@ CLASS_NAMES = [f"{colour} {thing}" for colour in "red green blue grey pink".spli
 
 
 def eighty_templates():
-    from keras_clip.data import prompts
+    from keras_clip import prompts
 
     return [*prompts.templates(), *prompts.templates("a kind of thing")][:80]
 

@@ -1,4 +1,4 @@
-"""The Python half of the pipeline: which sample comes when, with which crop and caption, and what was skipped."""
+"""The Python half of the pipeline: the order of the samples, their crops and captions, and what was skipped."""
 
 import functools
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ class Place(NamedTuple):
 
 
 class _Epochs:
-    """Counts epochs, each of which may begin in the middle, and hears of the samples that are skipped in each.
+    """Counts epochs, each of which may begin in the middle, and records the samples that are skipped in each.
 
     Attributes:
         num_samples: int or None. Samples of this process's part of an epoch.
@@ -56,17 +56,17 @@ class _Epochs:
         }
 
     def start_at(self, epoch: int, step: int = 0, broken: int = 0) -> None:
-        """Lets the next pass over the data be an epoch from one of its steps on; whole epochs follow.
+        """Makes the next pass over the data begin at a step of an epoch; whole epochs follow.
 
         Args:
             epoch: int >= 0.
             step: int >= 0. The first batch.
-            broken: what `broken_before(epoch, step)` said in the run that is to go on.
+            broken: what `broken_before(epoch, step)` returned in the run that is resumed.
         """
         self._next = Place(epoch, step, broken)
 
     def broken_before(self, epoch: int, step: int) -> int:
-        """How many broken samples were passed over in an epoch before a step, which have moved its samples on."""
+        """How many broken samples of an epoch were skipped before a step, which shifts the later samples by as many."""
         start = self._starts.get(epoch, Place(epoch))
         first = start.step * self.batch_size + start.broken
         place = first + (step - start.step) * self.batch_size
@@ -85,7 +85,7 @@ class _Epochs:
         return np.array([start.epoch, start.step, start.step * self.batch_size + start.broken], np.int64)
 
     def _is_over(self, epoch: int) -> bool:
-        """Whether nothing counts any more: of an iterator that was given up, or met for the second time."""
+        """Whether skipped samples no longer count: the iterator was abandoned, or they come for the second time."""
         return epoch != self._latest or self._ended
 
     def _pass_over(self, epoch: int, start: int, stop: int) -> None:
@@ -150,9 +150,9 @@ class IndexedEpochs(_Epochs):
     def read(self, epoch: int, start: int, count: int) -> tuple[np.ndarray, ...]:
         """A block of samples, then a mark: columns (position, is mark, crop seed, image file, caption).
 
-        Positions count on after the end of the epoch, from the first sample again. With `start` -1 comes the mark of
-        the end alone. If the source itself fails, the mark comes alone too, and `missed` raises what happened: from
-        here an exception would pass for a broken sample.
+        Positions continue after the end of the epoch, with the first sample again. If `start` is -1, only the mark of
+        the end is returned. If the source itself fails, only the mark is returned as well, and `missed` raises the
+        error: an exception raised here would be taken for a broken sample.
         """
         ids = self._ids(epoch, start % self.num_samples, count) if start >= 0 else np.zeros(0, np.int64)
         first = start if start >= 0 else self.num_samples
@@ -208,7 +208,7 @@ class StreamedEpochs(_Epochs):
         self.num_samples = size if size >= 0 else None
 
     def skip(self, epoch: int, position: int, image: Any, caption: bytes) -> np.bool_:
-        """Takes note of a sample that could not be used. False: not to be passed on.
+        """Takes note of a sample that could not be used. Returns False: it is dropped.
 
         Positions count the mark of the end as well, which lies between the first pass and the second.
         """

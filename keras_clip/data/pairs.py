@@ -1,7 +1,8 @@
 """The input of training: image-caption pairs from where they are stored to batches for `fit`, on any backend.
 
-Samples are read by number, in blocks, from an index, which makes a full shuffle of all shards free; they are decoded
-and cropped in parallel by `tf.data`; only captions and broken samples come back to Python, a batch at a time.
+A reader (see `readers`) reads samples by number, in blocks, so that a full shuffle across all shards costs nothing.
+`tf.data` decodes and crops the images in parallel. Only captions and broken samples return to Python, one batch at a
+time.
 """
 
 import math
@@ -11,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from keras_clip.data.arguments import check_numbers, check_size, component, increasing_lengths
 from keras_clip.data.epochs import IndexedEpochs, StreamedEpochs
-from keras_clip.data.readers import require_columns
-from keras_clip.data.sources import open_source, require_mapping
+from keras_clip.data.readers import open_reader
+from keras_clip.data.readers.dataset import Stream
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -37,20 +38,21 @@ def image_text_pairs(
 ) -> "tf.data.Dataset":
     """Batches of image-caption pairs for `model.fit`, `evaluate` and `predict` on every backend.
 
-    Sources, told apart by their form:
+    The form of the source decides how it is read:
     - `.tar` files (WebDataset): members `<key>.jpg` (jpeg, png, webp, gif, bmp) and `<key>.txt`, or `<key>.json` with
       a "caption", one or a list;
     - `.tfrecord` files (img2dataset): features `jpg` (png, webp, image, ...) and `txt` (caption, text), or as `mapping`
       names them;
     - `.csv` and `.tsv` files: columns `path` (image, filename, ...) and `caption` (text, title), or as `mapping` names
       them; paths are relative to the file;
-    - a folder: `<name>.jpg` (png, ...) beside `<name>.txt`, folders below it too;
-    - a dataset with `len()` and `[number]` (Hugging Face, TFDS data sources, a list of dicts), as `mapping` says;
+    - a folder: `<name>.jpg` (png, ...) beside `<name>.txt`, in the folders below it too;
+    - a `Reader`: a class of your own with `__len__`, `read` and `name`, for any other form of storage;
+    - a data set with `len()` and `[number]` (Hugging Face, TFDS data sources, a list of dicts), as `mapping` says;
     - a `tf.data.Dataset` (TFDS), as `mapping` says, in graph; images as the bytes of a file or uint8 arrays.
 
-    Files may be given as a path, a glob, braces (`{00000..00031}.tar`) or a list. Each is indexed once, with a progress
-    bar if there are many; the index is kept beside the file as `<file>.index.npz`, or in the user's cache folder. A
-    shard that is cut short or damaged raises before any epoch.
+    Files may be given as a path, a glob, braces (`{00000..00031}.tar`) or a list. Tars and TFRecords are indexed once,
+    with a progress bar if there are many; the index is stored beside the file as `<file>.index.npz`, or in the user's
+    cache folder. A shard that is cut short or damaged raises an error before the first epoch.
 
     In training, every epoch is one pass over all samples in an order shuffled across all shards (of a stream: within
     1,024 samples), with a random resized crop and one of several captions; order, crops and captions follow from the
@@ -58,19 +60,19 @@ def image_text_pairs(
     places: keep them on a local disk. Otherwise samples come in their order, with their first caption, resized and
     centre-cropped, the smaller last batch included.
 
-    Training can go on in the middle: `epochs.start_at(epoch, step, broken)` of the dataset lets the next pass begin at
-    a step, with the samples, crops and captions of a run that was never stopped (see `training.Checkpoints`, which does
-    so). What was read before is not read again, but of a stream, which is read and shuffled anew up to that sample,
-    without decoding, and must itself give the same elements each time. `numbered` is the same dataset as ((epoch,
+    Training can resume in the middle of an epoch: after `epochs.start_at(epoch, step, broken)` the next pass begins at
+    that step, with the samples, crops and captions of a run that was never interrupted (`training.Checkpoints` does
+    so). Earlier samples are not read again, except those of a stream, which is read and shuffled again up to that
+    sample, without decoding, and must return the same elements each time. `numbered` is the same dataset as ((epoch,
     step), batch), for randomness of your own that a resumed run repeats.
 
-    A sample that lacks its image or its caption, or cannot be decoded, is left out alone. The attribute `skipped` of
-    the dataset (`SkippedSamples`) counts them by reason and names them, and a warning sums up each epoch. In training
-    others are taken twice in their stead, so that an epoch has as many steps as promised. Captions longer than the
-    context are cut. Texts are as long as the longest of their batch, rounded up to one of
-    `text_lengths`, so that compiled backends compile at most so many programs. Memory holds a few blocks of 64 encoded
-    images, two decoded images per core, and a few batches, whatever the size of the data; of each sample 40 bytes and
-    its key (tables and folders: its path and caption).
+    A sample that lacks its image or its caption, or cannot be decoded, is skipped. The attribute `skipped` of the
+    dataset (`SkippedSamples`) counts such samples by reason and names them, and a warning summarises each epoch. In
+    training, other samples are repeated instead, so that an epoch has as many steps as its length says. Captions
+    longer than the context are truncated. Texts are as long as the longest of their batch, rounded up to one of
+    `text_lengths`, so that compiled backends compile at most one program for each of these lengths. Memory holds a few
+    blocks of 64 encoded images, two decoded images per core, and a few batches, whatever the size of the data; and for
+    each sample of a tar 44 bytes and its key, of a TFRecord or a table 12 bytes, of a folder its path and caption.
 
     Args:
         source: see above.
@@ -82,8 +84,8 @@ def image_text_pairs(
             (image, caption or captions).
         training: whether to shuffle, crop at random and drop the smaller last batch.
         text_lengths: lengths that L may take, increasing; None: 16, 32 and the tokenizer's context length.
-        crop_scale: lowest and highest share of an image's area that a training crop keeps. The paper's is the default;
-            a few thousand images want more variety, such as (0.4, 1).
+        crop_scale: lowest and highest fraction of an image's area that a training crop keeps. The default is the
+            paper's; a few thousand images need more variety, such as (0.4, 1).
         seed: int >= 0.
         shard: (index, count): one of `count` disjoint parts of each epoch, for as many processes.
 
@@ -105,12 +107,13 @@ def image_text_pairs(
     with tf.device("/CPU:0"):
         decode = _Decoder(image_preprocessor, crop_scale if training else None)
         options = seed, shard, batch_size, image_preprocessor
-        if isinstance(source, tf.data.Dataset):
-            source = _part(source, shard, training)
-            epochs = StreamedEpochs(source, *options)
-            good = _stream(epochs, source, require_mapping(mapping), decode, training)
+        reader = open_reader(source, mapping)
+        if isinstance(reader, Stream):
+            stream = reader.part(shard, training)
+            epochs = StreamedEpochs(stream.dataset, *options)
+            good = _stream(epochs, stream, decode, training)
         else:
-            epochs = IndexedEpochs(open_source(source, mapping), training, source, *options)
+            epochs = IndexedEpochs(reader, training, source, *options)
             good = _indexed(epochs, decode, training)
         check_size(epochs.num_samples, batch_size, training, source)
         numbered = _number(good, epochs, training).map(_tokenize_with(tokenizer, lengths))
@@ -126,7 +129,7 @@ def _number(good: "tf.data.Dataset", epochs: Any, training: bool) -> "tf.data.Da
     """Batches of (pixels, caption), each with its epoch and step, to the end of the epoch."""
     good = good.enumerate()
     if training and epochs.num_samples:
-        # A sample that was made up for must not come twice.
+        # A sample that was replaced must not come twice.
         good = good.take_while(lambda count, sample: count < epochs.num_samples - sample[0][1] * epochs.batch_size)
 
     def place(counts, samples):
@@ -139,7 +142,7 @@ def _number(good: "tf.data.Dataset", epochs: Any, training: bool) -> "tf.data.Da
 def _with_length(batches: "tf.data.Dataset", length: int) -> "tf.data.Dataset":
     """The same with a length, which a pass that begins in the middle does not reach: `assert_cardinality` would fail.
 
-    Followed by nothing for ever, it passes for endless, so that `take` sets the length.
+    Concatenated with an endless dataset without elements it counts as infinite, so that `take` sets the length.
     """
     import tensorflow as tf
 
@@ -155,8 +158,8 @@ def _with_length(batches: "tf.data.Dataset", length: int) -> "tf.data.Dataset":
 def _indexed(epochs: IndexedEpochs, decode: Callable, training: bool) -> "tf.data.Dataset":
     """(place, pixels, caption) of the good samples of a source that is read by number.
 
-    What cannot be decoded is dropped by `ignore_errors`. A gap in the positions that come through tells which it was,
-    and only then Python looks for the reason. Every block ends with a mark, so that gaps show soon.
+    What cannot be decoded is dropped by `ignore_errors`. A gap in the remaining positions shows which sample it was,
+    and only then does Python look for the reason. Every block ends with a mark, so that a gap is noticed soon.
     """
     import tensorflow as tf
 
@@ -165,7 +168,7 @@ def _indexed(epochs: IndexedEpochs, decode: Callable, training: bool) -> "tf.dat
         numbers = tf.data.Dataset.range(first, size, _BLOCK)
         numbers = numbers.concatenate(tf.data.Dataset.from_tensors(tf.constant(-1, tf.int64)))
         if training:
-            # What is broken is made up for from the beginning.
+            # Broken samples are replaced by those at the beginning of the epoch.
             numbers = numbers.concatenate(tf.data.Dataset.range(tf.maximum(first, size), 2 * size, _BLOCK))
         return tf.data.Dataset.zip((tf.data.Dataset.from_tensors(place).repeat(), numbers))
 
@@ -208,41 +211,10 @@ def _begin(epochs: Any) -> "tf.data.Dataset":
     return tf.data.Dataset.from_tensors(0).map(begin)
 
 
-def _part(stream: "tf.data.Dataset", shard: tuple[int, int], training: bool) -> "tf.data.Dataset":
-    """Every n-th element; in training, if that is known, equally many in all parts, as of an indexed source."""
-    index, count = shard
-    size = int(stream.cardinality())
-    part = stream.shard(count, index) if count > 1 else stream
-    return part.take(size // count) if training and count > 1 and size >= 0 else part
-
-
-def _pair_by(mapping: Any) -> Callable:
-    """The graph function element -> (image, captions of any number)."""
-    import tensorflow as tf
-
-    def to_pair(element):
-        if not callable(mapping):
-            require_columns(mapping, element)
-        image, captions = mapping(element) if callable(mapping) else (element[mapping[0]], element[mapping[1]])
-        image, captions = tf.convert_to_tensor(image), tf.reshape(tf.convert_to_tensor(captions), [-1])
-        if image.dtype not in (tf.string, tf.uint8) or captions.dtype != tf.string:
-            raise TypeError(
-                "The mapping must give the image as a file's bytes or uint8 (H, W, 3), and the caption as a string. "
-                f"Received: image of {image.dtype.name}, caption of {captions.dtype.name}."
-            )
-        if image.dtype == tf.uint8 and image.shape[-1] == 1:
-            image = tf.image.grayscale_to_rgb(image)
-        return image, captions
-
-    return to_pair
-
-
-def _stream(
-    epochs: StreamedEpochs, source: "tf.data.Dataset", mapping: Any, decode: Callable, training: bool
-) -> "tf.data.Dataset":
+def _stream(epochs: StreamedEpochs, stream: Stream, decode: Callable, training: bool) -> "tf.data.Dataset":
     """(place, pixels, caption) of the good samples of a stream, which is mapped in graph.
 
-    Errors of the stream itself must come through, so each sample is tried alone.
+    Errors of the stream itself must be raised, so each sample is tried on its own.
     """
     import tensorflow as tf
 
@@ -254,7 +226,7 @@ def _stream(
         caption = tf.cond(count > 0, lambda: captions[choice], lambda: tf.constant(b""))
         return place, False, seed, image, caption
 
-    pairs = source.map(_pair_by(mapping), num_parallel_calls=_parallel_images(), deterministic=True)
+    pairs = stream.pairs(_parallel_images())
     is_array = pairs.element_spec[0].dtype == tf.uint8
     no_image = tf.zeros((0, 0, 3), tf.uint8) if is_array else tf.constant(b"")
 
@@ -264,7 +236,7 @@ def _stream(
         return place[2] if size is None else place[2] + tf.cast(place[2] > size, tf.int64)
 
     def pass_over(place):
-        # Of this graph alone. A global seed of the user's would change the order, and of 0 break a seed in graph.
+        # Of this graph only. A global seed of the user's would change the order, and one of 0 breaks a seed in graph.
         tf.compat.v1.set_random_seed(1)
         shuffled = pairs.shuffle(_STREAM_BUFFER, seed=epochs.stream_seed(place[0])) if training else pairs
         samples = shuffled.enumerate().map(lambda position, pair: number(place, position, pair))

@@ -4,15 +4,14 @@ import dataclasses
 import hashlib
 import os
 import re
-import tarfile
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
-from keras_clip.data.sources import find_files
 from keras_clip.evaluation.classifiers.few_shot import SHOTS
 from keras_clip.evaluation.datasets.labelled_images import LabelledImages
+from keras_clip.evaluation.datasets.sources import captions_of
 from keras_clip.evaluation.features.store import FeatureStore
 from keras_clip.evaluation.metrics.classification import METRICS
 from keras_clip.model import CLIPModel
@@ -20,7 +19,6 @@ from keras_clip.model import CLIPModel
 Images = LabelledImages | FeatureStore
 # Fraction of the training split that is held out to select hyperparameters if the task has no validation split.
 VALIDATION_SHARE = 0.2
-_LONGEST_CAPTION = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +35,7 @@ class Task:
         names: {class name of the labels: name or names to write into prompts}. None: the class names.
         metric: key of `METRICS`.
         shifts: {name: images of the same classes, or of some of them, from another distribution}.
-        captions: {id of an image of `test`: its captions}, for retrieval. `captions_of_tars` reads them.
+        captions: {id of an image of `test`: its captions}, for retrieval. `sources.captions_of` reads them.
         class_sets: {name: class names to choose from}, for the class-design probe.
         watched: class names of `class_sets` whose rate of prediction is measured for each group.
         shots: numbers of images per class of the few-shot probes.
@@ -115,8 +113,8 @@ def encode(clip: CLIPModel, task: Task, folder: str | os.PathLike | None, batch_
         if split.class_names != test.class_names or split.multi_label != test.multi_label:
             raise ValueError(
                 "Expected all splits to have the same classes in the same order. "
-                f"Received: {split} with {_class_names(split)}; {test} with {_class_names(test)}. Pass `class_names` to "
-                "both."
+                f"Received: {split} with {_class_names(split)}; {test} with {_class_names(test)}. "
+                "Pass `class_names` to both."
             )
     for name, shift in shifts.items():
         if test.class_names is None or not set(shift.class_names or [None]) <= set(test.class_names):
@@ -163,7 +161,7 @@ def hold_out(store: FeatureStore, share: float = VALIDATION_SHARE) -> tuple[Feat
 
 
 def captions_of_tars(shards: str | os.PathLike | Sequence) -> dict[str, list[str]]:
-    """Reads the captions of WebDataset tars from `<key>.txt`, one per line.
+    """Reads the captions of WebDataset tars: each line of `<key>.txt`, or else those of `<key>.json`.
 
     Args:
         shards: as in `sources.tars`.
@@ -172,15 +170,7 @@ def captions_of_tars(shards: str | os.PathLike | Sequence) -> dict[str, list[str
         {key: captions}; the keys are the ids that `sources.tars` returns.
 
     Raises:
-        FileNotFoundError: a shard that does not exist.
+        FileNotFoundError: no such shard.
+        ValueError: not a complete tar.
     """
-    captions = {}
-    for path in find_files(shards):
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                name = PurePosixPath(member.name)
-                key, _, extension = name.name.partition(".")
-                if extension.lower() == "txt" and member.isfile() and member.size <= _LONGEST_CAPTION:
-                    text = tar.extractfile(member).read().decode("utf-8", errors="replace")
-                    captions[str(name.with_name(key))] = [line for line in text.splitlines() if line.strip()]
-    return {key: lines for key, lines in captions.items() if lines}
+    return captions_of(shards)

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from keras_clip.data.prompts import validate_class_names, validate_templates
 from keras_clip.evaluation.datasets.names import align_names
 from keras_clip.evaluation.features.store import FeatureStore
 from keras_clip.evaluation.metrics.classification import accuracy
 from keras_clip.model import CLIPModel
+from keras_clip.prompts import validate_class_names, validate_templates
 from keras_clip.zero_shot import embed_classes
 
 BARE = "{}"

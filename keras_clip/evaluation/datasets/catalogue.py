@@ -14,12 +14,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from keras_clip.data.prompts import FAMILIES
 from keras_clip.evaluation.datasets import sources
 from keras_clip.evaluation.datasets.labelled_images import LabelledImages
 from keras_clip.evaluation.datasets.names import align_names
 from keras_clip.evaluation.metrics.classification import IGNORED
 from keras_clip.evaluation.studies import published
+from keras_clip.prompts import FAMILIES
 
 # Increase it when a class name, a template, a split or a label rule changes: earlier scores are not comparable then.
 PROTOCOL = 1

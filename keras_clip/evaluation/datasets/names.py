@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from keras_clip.data.prompts import validate_class_names
+from keras_clip.prompts import validate_class_names
 
 
 def align_names(class_names: Sequence[str], names: Mapping[str, str | Sequence[str]] | None = None) -> list[list[str]]:

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_clip.data.prompts import FAMILIES, validate_class_names
 from keras_clip.evaluation import published, suites
 from keras_clip.evaluation.datasets.catalogue import PAPER, SHIFTS
 from keras_clip.evaluation.metrics.classification import IGNORED, METRICS
+from keras_clip.prompts import FAMILIES, validate_class_names
 
 pytestmark = pytest.mark.backend_free
 

@@ -92,8 +92,10 @@ BAD_TABLES = {
         r"\['unicorn'\], which are not among",
     ),
     "an empty class": ("path,label\n0.png,cat\n", r"none of \['dog'\]"),
-    "no label": ("path,label\n0.png,cat\n1.png,\n", "row 2"),
-    "no column": ("path,class\n0.png,cat\n", "without \\['label'\\]"),
+    "no label": ("path,label\n0.png,cat\n1.png,\n", r"'label' in each row of the table.*/1\.png with .*'label': ''"),
+    "no column": ("path,class\n0.png,cat\n", "'label' in each row of the table.*/0.png with .*'class': 'cat'"),
+    "no path": ("path,label\n0.png,cat\n,dog\n", r"must have a key. Received: .*t\.csv: 1"),
+    "more values than columns": ("path,label\n0.png,cat\n1.png,dog, big\n", r"stand in quotes.*t\.csv, line 3"),
     "an image twice": ("path,label\n0.png,cat\n0.png,dog\n", r"\['0.png'\] twice"),
     "no rows": ("path,label\n", "There must be images"),
 }
@@ -143,10 +145,10 @@ def test_tars(tmp_path):
 
 
 BAD_TARS = {
-    "no record": ({"a.png": png(1)}, "without that of 'a'"),
-    "a record that is no object": ({"a.png": png(1), "a.json": b"[1]"}, "without that of 'a'"),
-    "no such key": ({"a.png": png(1), "a.json": record(label=3)}, r"with \['label'\]"),
-    "no image": ({"a.json": record(name="x")}, "must hold images"),
+    "no record": ({"a.png": png(1)}, "'name' in the .json.*0.tar: a with nothing"),
+    "a record that is no object": ({"a.png": png(1), "a.json": b"[1]"}, "'name' in the .json.*0.tar: a with nothing"),
+    "no such key": ({"a.png": png(1), "a.json": record(label=3)}, r"'name' in the .json.*0.tar: a with {'label': 3}"),
+    "no image": ({"a.json": record(name="x")}, "There must be images"),
 }
 
 

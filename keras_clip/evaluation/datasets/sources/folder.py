@@ -4,8 +4,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from keras_clip.data.shard_index import IMAGE_EXTENSIONS
+from keras_clip.data.readers.folder import FolderReader
+from keras_clip.data.readers.paths import IMAGE_EXTENSIONS
 from keras_clip.evaluation.datasets.labelled_images import LabelledImages
+from keras_clip.evaluation.datasets.sources.reader import Columns
 
 
 def folder_per_class(
@@ -40,18 +42,16 @@ def folder_per_class(
     absent = sorted(set(class_names) - set(found))
     if absent and empty_classes == "refuse":
         raise ValueError(f"Every class must have a folder. Received: {root} without {absent[:5]}.")
-    paths, labels = [], []
-    for class_name in class_names:
-        for path in sorted((root / class_name).rglob("*")):
-            if path.suffix.lower().lstrip(".") in (*IMAGE_EXTENSIONS, "ppm") and not path.name.startswith("."):
-                paths.append(path)
-                labels.append(class_name)
-    ids = [path.relative_to(root).as_posix() for path in paths]
-    return LabelledImages(
-        lambda start: map(str, paths[start:]),
-        labels,
-        ids,
+    reader = FolderReader([str(root)], captions=False, extensions=(*IMAGE_EXTENSIONS, "ppm"))
+    # A file beside the folders of the classes gets a label that no folder has.
+    columns = Columns(reader, lambda metadata: metadata["class"] or ".")
+    rows = {class_name: [] for class_name in class_names}
+    for row, class_name in enumerate(columns.labels):
+        if class_name in rows:
+            rows[class_name].append(row)
+    return columns.labelled_images(
         class_names,
+        [row for of_class in rows.values() for row in of_class],
         name=name or root.name,
         split=split,
         empty_classes=empty_classes,

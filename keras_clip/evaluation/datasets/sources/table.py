@@ -2,10 +2,11 @@
 
 import os
 from collections.abc import Sequence
-from csv import DictReader
 from pathlib import Path
 
+from keras_clip.data.readers.table import TableReader
 from keras_clip.evaluation.datasets.labelled_images import LabelledImages
+from keras_clip.evaluation.datasets.sources.reader import Columns
 
 
 def csv(
@@ -32,33 +33,15 @@ def csv(
 
     Raises:
         FileNotFoundError: no such table.
-        ValueError: a column is missing, a row without path or label; see `LabelledImages`.
+        ValueError: a column is missing, a row without path or label, or with more values than columns; see
+            `LabelledImages`.
     """
     path = Path(path)
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        table = DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
-        if missing := {"path", "label"} - set(table.fieldnames or ()):
-            raise ValueError(
-                f"A table must have the columns path and label. Received: {path} without {sorted(missing)}, "
-                f"with {table.fieldnames}."
-            )
-        rows = list(table)
-    for number, row in enumerate(rows, start=1):
-        if not row["path"] or (not row["label"] and separator is None):
-            raise ValueError(f"Every row must have a path and a label. Received: row {number} of {path}: {row}.")
-    labels = [row["label"] for row in rows]
-    if separator is not None:
-        parts = [(part.strip() for part in (label or "").split(separator)) for label in labels]
-        labels = [{part: 1 for part in of_image if part} for of_image in parts]
-    known = labels if separator is None else [label for of_image in labels for label in of_image]
-    paths = [str(path.parent / row["path"]) for row in rows]
-    return LabelledImages(
-        lambda start: iter(paths[start:]),
-        labels,
-        [row["path"] for row in rows],
-        sorted(set(known)) if class_names is None else class_names,
-        groups=[row.get("group") or "" for row in rows],
-        name=name or path.stem,
-        split=split,
-        empty_classes=empty_classes,
-    )
+
+    def several(row: dict[str, str]) -> dict[str, int]:
+        return {label.strip(): 1 for label in row["label"].split(separator) if label.strip()}
+
+    reader = TableReader([str(path)], captions=False)
+    label = "label" if separator is None else several
+    columns = Columns(reader, label, lambda row: row.get("group", ""), "each row of the table")
+    return columns.labelled_images(class_names, name=name or path.stem, split=split, empty_classes=empty_classes)

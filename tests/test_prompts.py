@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from keras_clip.data import prompts
+from keras_clip import prompts
 
 pytestmark = pytest.mark.backend_free
 
@@ -127,3 +127,10 @@ SAID_BY_THE_PAPER = {
 @pytest.mark.parametrize("name, template", SAID_BY_THE_PAPER.items(), ids=SAID_BY_THE_PAPER)
 def test_contexts_of_the_paper(name, template):
     assert prompts.FAMILIES[name][0] == template
+
+
+def test_the_former_place_still_has_all_names():
+    from keras_clip.data import prompts as former
+
+    names = {name for name in vars(prompts) if not name.startswith("_")} - {"json", "Path", "Sequence"}
+    assert {name: getattr(former, name) for name in names} == {name: getattr(prompts, name) for name in names}

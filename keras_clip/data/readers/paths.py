@@ -1,0 +1,70 @@
+"""The local files that a user's paths, globs and braces stand for, and the content of one file."""
+
+import glob
+import os
+import re
+from collections.abc import Sequence
+
+# Formats that both Pillow and TensorFlow decode.
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
+# The index that `shards` writes beside a shard: `<shard>.index.npz`.
+INDEX_SUFFIX = ".index.npz"
+
+
+def find_files(source: str | os.PathLike | Sequence) -> list[str]:
+    """The paths that a path, a glob, a brace expression or a list of these stands for.
+
+    Args:
+        source: `a.tar`, `shards/*.tar`, `{00000..00031}.tar`, `{train,val}/*.tar`, or a list of such.
+
+    Returns:
+        Existing paths in order, each once.
+
+    Raises:
+        FileNotFoundError: nothing has that name, or the list is empty.
+        ValueError: not a local file.
+    """
+    found = {}
+    for entry in [source] if isinstance(source, (str, os.PathLike)) else source:
+        for pattern in _expand_braces(os.path.expanduser(os.fspath(entry))):
+            if re.match(r"(?!file:)\w+:", pattern):
+                raise ValueError(f"A source must be local files. Received: {pattern!r}. Download or mount it first.")
+            paths = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
+            paths = [path for path in paths if not path.endswith(INDEX_SUFFIX)]
+            if not paths:
+                raise FileNotFoundError(
+                    f"No file matches. Received: source={pattern!r}, in the folder {os.getcwd()}. Check the path."
+                )
+            found.update(dict.fromkeys(paths))
+    if not found:
+        raise FileNotFoundError(f"A source must name files. Received: source={source!r}, an empty list.")
+    return list(found)
+
+
+def _expand_braces(pattern: str) -> list[str]:
+    """`a{00..02}b` and `a{x,y}b` as a shell expands them."""
+    match = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
+    if match is None:
+        return [pattern]
+    first, last, choices = match.groups()
+    if choices is None:
+        step = 1 if int(first) <= int(last) else -1
+        width = max(len(first), len(last)) if "0" in (first[0], last[0]) else 0
+        parts = [f"{number:0{width}d}" for number in range(int(first), int(last) + step, step)]
+    else:
+        parts = choices.split(",")
+    head, tail = pattern[: match.start()], pattern[match.end() :]
+    rests = _expand_braces(tail)
+    return [head + part + rest for part in parts for rest in rests]
+
+
+def file_bytes(path: str | bytes | os.PathLike) -> bytes:
+    """The content of a file; `b""` if there is none of that name.
+
+    Other errors, such as a failing disk or a missing permission, concern more than one sample and are raised.
+    """
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError):
+        return b""

@@ -1,0 +1,156 @@
+"""TFRecords of `tf.train.Example`, as img2dataset writes them: an encoded image, its captions and other features."""
+
+import os
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from keras_clip.data.readers.mapping import Mapping, names_of
+from keras_clip.data.readers.paths import IMAGE_EXTENSIONS
+from keras_clip.data.readers.reader import Captions
+from keras_clip.data.readers.shards import ShardIndex, Shards, describe_damage, load_indexes
+
+_IMAGES = (*IMAGE_EXTENSIONS, "image", "image/encoded")
+_CAPTIONS = ("txt", "caption", "text", "image/caption")
+
+
+class TFRecordReader(Shards):
+    """Samples of TFRecord files. The metadata are all features but the image.
+
+    Args:
+        paths: uncompressed TFRecord files.
+        mapping: the names of the image and the caption feature. None: the usual ones.
+        captions: whether samples are pairs. If False, no caption is needed.
+
+    Raises:
+        ValueError: the first record lacks a feature; a damaged file (see `index_tfrecord`); a mapping by function.
+    """
+
+    def __init__(self, paths: Sequence[str], mapping: Mapping | None = None, captions: bool = True):
+        self.image_names, self.caption_names = names_of(mapping, _IMAGES, _CAPTIONS)
+        super().__init__(paths, load_indexes(paths, index_tfrecord))
+        if len(self):
+            self._require_features([self.image_names, self.caption_names] if captions else [self.image_names])
+
+    def _require_features(self, needed: Sequence[tuple[str, ...]]) -> None:
+        (features,) = self._features(np.array([0]))
+        for names in needed:
+            if not any(name in features for name in names):
+                raise ValueError(
+                    f"The records must have a feature named {' or '.join(map(repr, names))}. "
+                    f"Received: {self.paths[0]} with the features {sorted(features)}. "
+                    'Name yours: mapping=("<image>", "<caption>").'
+                )
+
+    def _features(self, ids: np.ndarray) -> list[Any]:
+        return [_parse(record) for record in self._bytes(ids, 0)]
+
+    def read(self, ids: np.ndarray) -> tuple[list[bytes], list[Captions]]:
+        """The first image feature and the first caption feature that have a value."""
+        rows = self._features(ids)
+        captions = [_strings(row, self.caption_names) for row in rows]
+        return [(_strings(row, self.image_names) or [b""])[0] for row in rows], captions
+
+    def keys(self, ids: np.ndarray) -> list[str]:
+        """The features `key`; the rows of the records where there are none."""
+        keys = [_strings(row, ("key",)) for row in self._features(ids)]
+        rows = super().keys(ids)
+        return [key[0].decode(errors="replace") if key else row for key, row in zip(keys, rows, strict=True)]
+
+    def metadata(self, ids: np.ndarray) -> list[dict[str, Any]]:
+        """All features but the image: a value, or a list of several; strings as str where they are UTF-8."""
+        return [
+            {name: _value(feature) for name, feature in row.items() if name not in self.image_names}
+            for row in self._features(ids)
+        ]
+
+
+def _parse(record: bytes) -> Any:
+    """The features of a record by name; none if it is damaged."""
+    import tensorflow as tf
+    from google.protobuf.message import DecodeError
+
+    try:
+        return tf.train.Example.FromString(record).features.feature
+    except DecodeError:
+        return {}
+
+
+def _strings(features: Any, names: Sequence[str]) -> list[bytes]:
+    """The strings of the first of these features that has any."""
+    for name in names:
+        if name in features and any(features[name].bytes_list.value):
+            return list(features[name].bytes_list.value)
+    return []
+
+
+def _value(feature: Any) -> Any:
+    kind = feature.WhichOneof("kind")
+    values = [_text(value) for value in getattr(feature, kind).value] if kind else []
+    return values[0] if len(values) == 1 else values
+
+
+def _text(value: Any) -> Any:
+    try:
+        return value.decode() if isinstance(value, bytes) else value
+    except UnicodeDecodeError:
+        return value
+
+
+def index_tfrecord(path: str) -> ShardIndex:
+    """Indexes a file of TFRecords by its length fields, whose checksums it verifies.
+
+    Args:
+        path: an uncompressed file.
+
+    Returns:
+        The index, with one part: the record.
+
+    Raises:
+        ValueError: the file is compressed, damaged or cut short.
+    """
+    spans = []
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        offset = 0
+        while offset < size:
+            header = os.pread(file.fileno(), 12, offset)
+            if len(header) < 12 or _masked_crc32c(header[:8]) != struct.unpack("<I", header[8:])[0]:
+                raise ValueError(
+                    "A TFRecord file must be whole and uncompressed. "
+                    + describe_damage(path, f"no record at byte {offset}, after {len(spans)} good ones")
+                )
+            (length,) = struct.unpack("<Q", header[:8])
+            if offset + length + 16 > size:
+                raise ValueError(
+                    "A TFRecord file must be whole. "
+                    + describe_damage(
+                        path, f"cut short within the record at byte {offset}, after {len(spans)} good ones"
+                    )
+                )
+            spans.append((offset + 12, length))
+            offset += length + 16
+    return ShardIndex.of_spans(path, spans, 1)
+
+
+def _crc_table() -> list[int]:
+    table = []
+    for byte in range(256):
+        for _ in range(8):
+            byte = byte >> 1 ^ (0x82F63B78 if byte & 1 else 0)  # the Castagnoli polynomial, bits reversed
+        table.append(byte)
+    return table
+
+
+_CRC_TABLE = _crc_table()
+
+
+def _masked_crc32c(data: bytes) -> int:
+    """The checksum of the TFRecord format."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = _CRC_TABLE[(crc ^ byte) & 0xFF] ^ crc >> 8
+    crc ^= 0xFFFFFFFF
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF

@@ -1,0 +1,174 @@
+"""Labelled images and captions of any reader: evaluation reads a form of storage by the code of training."""
+
+import os
+import reprlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from keras_clip.data.readers import Reader, open_reader
+from keras_clip.evaluation.datasets.labelled_images import Label, LabelledImages
+
+# Images that are read at a time, and samples whose metadata are.
+_IMAGES, _SAMPLES = 8, 1024
+
+
+def from_reader(
+    source: Reader | str | os.PathLike | Sequence,
+    class_names: Sequence[str] | None = None,
+    *,
+    label: str | Callable[[dict], Label] = "label",
+    group: str | None = None,
+    mapping: Sequence | Callable | None = None,
+    name: str | None = None,
+    split: str = "test",
+    empty_classes: str = "refuse",
+) -> LabelledImages:
+    """Images of a `keras_clip.data.Reader`, or of any source that `image_text_pairs` reads by number.
+
+    Args:
+        source: a `Reader` with the methods `keys` and `metadata`, files of any form, or a data set.
+        class_names: K names. None: all labels, in alphabetical order.
+        label: the name of the class in the metadata ("class" of a folder), or a function of the metadata of an image
+            that returns it. A list of names makes the data set one of several classes.
+        group: the name of the group in the metadata. None: no groups.
+        mapping: as of `image_text_pairs`. The second name may be None: captions are not needed.
+        name: of the data set. None: "images".
+        split: what to call this part.
+        empty_classes: what to do with a class without an image: "refuse", "keep" or "drop".
+
+    Returns:
+        `LabelledImages`; the ids are the keys of the reader.
+
+    Raises:
+        FileNotFoundError, TypeError: as of `image_text_pairs`; a stream, or a reader without `keys` and `metadata`.
+        ValueError: an image without a label; see `LabelledImages`.
+    """
+    reader = open_reader(source, mapping, captions=False)
+    columns = Columns(reader, label, group)
+    return columns.labelled_images(class_names, name=name or "images", split=split, empty_classes=empty_classes)
+
+
+def captions_of(source: Reader | str | os.PathLike | Sequence, mapping: Any = None) -> dict[str, list[str]]:
+    """The captions of a `keras_clip.data.Reader`, or of any source that `image_text_pairs` reads by number.
+
+    Each line of a text is a caption, so that a `.txt` may hold several.
+
+    Args:
+        source: a `Reader` with the methods `keys` and `captions`, files of any form, or a data set.
+        mapping: as of `image_text_pairs`.
+
+    Returns:
+        {key: captions} of the samples that have any; keys as the ids of the images from the same source.
+
+    Raises:
+        FileNotFoundError, TypeError, ValueError: as of `image_text_pairs`; a stream, or a reader without these methods.
+    """
+    reader = open_reader(source, mapping)
+    _require_methods(reader, "keys", "captions")
+    found = {}
+    for ids in _blocks(np.arange(len(reader)), _SAMPLES):
+        for key, texts in zip(reader.keys(ids), reader.captions(ids), strict=True):
+            lines = [line for text in texts for line in text.decode(errors="replace").splitlines()]
+            found[key] = [line for line in lines if line.strip()]
+    return {key: lines for key, lines in found.items() if lines}
+
+
+class Columns:
+    """The keys, labels and groups of the samples of a reader.
+
+    Args:
+        reader: what reads them.
+        label: the name of the label in the metadata, or a function of them.
+        group: the name of the group, or a function of the metadata. None: no groups.
+        where: where the metadata are stored, for errors.
+
+    Raises:
+        TypeError: a reader without `keys` and `metadata`.
+        ValueError: a sample without key, label or group.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        label: str | Callable[[dict], Label],
+        group: str | Callable[[dict], str] | None = None,
+        where: str = "the metadata of each image",
+    ):
+        _require_methods(reader, "keys", "metadata")
+        self._reader, self._where = reader, where
+        self.keys: list[str] = []
+        self.labels: list[Label] = []
+        self.groups: list[str] | None = None if group is None else []
+        for ids in _blocks(np.arange(len(reader)), _SAMPLES):
+            for index, key, metadata in zip(ids.tolist(), reader.keys(ids), reader.metadata(ids), strict=True):
+                if not key:
+                    raise ValueError(f"Each image must have a key. Received: {reader.name(index)} without one.")
+                self.keys.append(key)
+                self.labels.append(_as_label(self._value("a label", label, metadata, index)))
+                if group is not None:
+                    self.groups.append(str(self._value("a group", group, metadata, index)))
+
+    def _value(self, what: str, name: str | Callable, metadata: dict, index: int) -> Any:
+        try:
+            value = name(metadata) if callable(name) else metadata[name]
+        except KeyError as error:
+            value, name = None, error.args[0]
+        if value is None or (isinstance(value, str) and not value and what == "a label"):
+            what = what if callable(name) else repr(name)
+            found = reprlib.repr(metadata) if metadata else "nothing"
+            raise ValueError(
+                f"There must be {what} in {self._where}. Received: {self._reader.name(index)} with {found}. "
+                "Name another part of it."
+            )
+        return value
+
+    def labelled_images(
+        self, class_names: Sequence[str] | None, rows: Sequence[int] | None = None, **options: str
+    ) -> LabelledImages:
+        """The images, or some of them.
+
+        Args:
+            class_names: K names. None: all labels, in alphabetical order.
+            rows: the numbers of the images, in order. None: all.
+            **options: of `LabelledImages`.
+
+        Returns:
+            `LabelledImages`.
+        """
+        rows = np.arange(len(self.keys)) if rows is None else np.array(rows, np.int64)
+        labels = [self.labels[row] for row in rows.tolist()]
+        known = {part for label in labels for part in ([label] if isinstance(label, str) else label)}
+        return LabelledImages(
+            lambda start: _read(self._reader, rows[start:]),
+            labels,
+            [self.keys[row] for row in rows.tolist()],
+            sorted(known) if class_names is None else class_names,
+            groups=None if self.groups is None else [self.groups[row] for row in rows.tolist()],
+            **options,
+        )
+
+
+def _as_label(value: Any) -> Label:
+    if isinstance(value, Mapping):
+        return value
+    return {str(part): 1 for part in value} if isinstance(value, (list, tuple)) else str(value)
+
+
+def _read(reader: Reader, rows: np.ndarray) -> Iterator[bytes]:
+    for ids in _blocks(rows, _IMAGES):
+        yield from reader.read(ids)[0]
+
+
+def _blocks(ids: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    return (ids[start : start + size] for start in range(0, len(ids), size))
+
+
+def _require_methods(reader: Any, *methods: str) -> None:
+    missing = [method for method in methods if not callable(getattr(reader, method, None))]
+    if missing or not hasattr(reader, "read"):
+        raise TypeError(
+            f"Evaluation needs a reader with the methods {', '.join(methods)}. Received: {reader!r} without "
+            f"{', '.join(missing or ['read'])}. Derive the class from keras_clip.data.Reader; make a list of a stream."
+        )

@@ -1,0 +1,65 @@
+"""The table of forms: which reader a source gets, and what is refused."""
+
+import os
+from pathlib import Path
+
+import pytest
+from numbered_pairs import numbered, read_all, write_table, write_tar
+
+from keras_clip.data.readers import open_reader
+from keras_clip.data.readers.table import TableReader
+from keras_clip.data.readers.tar import TarReader
+from keras_clip.data.readers.tfrecord import TFRecordReader
+
+pytestmark = pytest.mark.backend_free
+
+
+class TestForms:
+    def test_the_index_beside_a_shard_is_no_shard(self, tar):
+        everything = os.path.join(os.path.dirname(tar), "*")
+        first = read_all(open_reader(everything))
+        assert len(os.listdir(os.path.dirname(tar))) == 2
+        assert read_all(open_reader(everything)) == first
+
+    @pytest.mark.parametrize(
+        "name, kind",
+        [("a.tar", TarReader), ("a.tfrecord", TFRecordReader), ("a.tfrecord-00000-of-00001", TFRecordReader)],
+    )
+    def test_kinds(self, name, kind, tar, records, tmp_path):
+        path = Path(tar if kind is TarReader else records).rename(tmp_path / name)
+        assert type(open_reader(path)) is kind and len(open_reader(str(path))) == 20
+
+    def test_tables_and_folders_are_files_of_images(self, tmp_path):
+        assert type(open_reader(write_table(tmp_path / "a.tsv", numbered(2), delimiter="\t"))) is TableReader
+
+    @pytest.mark.parametrize(
+        "source, mapping, error, message",
+        [
+            ("nothing/*.tar", None, FileNotFoundError, r"nothing/\*.tar"),
+            ([], None, FileNotFoundError, "an empty list"),
+            ("s3://bucket/a.tar", None, ValueError, "local files"),
+            ("https://host/a.tar", None, ValueError, "Download"),
+            ("pipe:curl", None, ValueError, "local files"),
+            (["a.tar", "b.tfrecord"], None, ValueError, "one kind.*'tar': 'a.tar', 'TFRecord': 'b.tfrecord'"),
+            ("c.zip", None, ValueError, "'other': 'c.zip'"),
+            ("a.tar", ("jpg", "txt"), ValueError, "takes no mapping"),
+            ("b.tfrecord", len, ValueError, "two names"),
+            ("b.tfrecord", ("a", "b", "c"), ValueError, "image and caption"),
+            (7, None, TypeError, "int"),
+            ({"train": [1]}, None, TypeError, "pick one"),
+            (iter([1]), None, TypeError, "tf.data.Dataset"),
+            ([{"image": b""}], None, ValueError, "mapping=None"),
+            ((), len, FileNotFoundError, "empty"),
+        ],
+        ids=str,
+    )
+    def test_refusals(self, source, mapping, error, message, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        for name in ("a.tar", "b.tfrecord", "c.zip"):
+            Path(name).touch()
+        with pytest.raises(error, match=message):
+            open_reader(source, mapping)
+
+    def test_an_empty_tar(self, tmp_path):
+        with pytest.raises(ValueError, match="must hold samples"):
+            open_reader(write_tar(tmp_path / "a.tar", []))
