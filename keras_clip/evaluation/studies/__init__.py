@@ -1,1 +1,1 @@
-"""Analyses of scores: robustness, transfer, scaling, class design, overlap with training data, published values."""
+"""Analyses of evaluation scores: robustness, transfer, scaling, class design, data overlap, published values."""

@@ -1,7 +1,7 @@
-"""How the choice of classes decides what people are called (Radford et al., 2021, section 7.1; tables 6 and 7).
+"""The effect of class design on the classification of people (Radford et al., 2021, section 7.1; tables 6 and 7).
 
-The same images are classified under class sets that differ by a label, such as with and without "child" beside
-categories that are harmful for a person; what is counted is how often each group of people gets one of these.
+The same images are classified with sets of classes that differ by a class, such as with and without "child" in addition
+to harmful categories. The measure is the rate at which images of each demographic group are assigned a watched class.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -13,26 +13,27 @@ import numpy as np
 from keras_clip.evaluation.metrics.comparison import compare_models
 from keras_clip.evaluation.metrics.intervals import bootstrap_interval, wilson_interval
 
+# The name of the group that contains all images.
 EVERYBODY = "all"
 
 
 def class_set_hits(
     scores: np.ndarray, class_names: Sequence[str], class_set: Sequence[str], watched: Collection[str]
 ) -> np.ndarray:
-    """Which images get a watched label when only the classes of a set may be named.
+    """Returns which images are assigned a watched class when only the classes of a set can be predicted.
 
     Args:
-        scores: floats (N, K) for all classes that any class set has. Zero-shot logits of a class do not depend on the
-            other classes, so one matrix serves all sets.
+        scores: floats (N, K) for the classes of all class sets. The zero-shot logits of a class do not depend on the
+            other classes, so that one matrix serves all sets.
         class_names: K names.
-        class_set: those that may be named.
-        watched: those to count; the ones the set lacks cannot be hit.
+        class_set: names of the classes that can be predicted.
+        watched: names of the classes to count; those that are not in the set are never predicted.
 
     Returns:
         bool (N,).
 
     Raises:
-        ValueError: names that are not among `class_names`, names given twice, an empty set, NaN.
+        ValueError: names that are not among `class_names`, duplicate names, an empty set, or NaN.
     """
     scores, class_names = np.asarray(scores), list(class_names)
     unknown = sorted({*class_set, *watched} - set(class_names))
@@ -55,24 +56,25 @@ def class_design_rates(
     groups: Sequence[str],
     watched: Collection[str],
 ) -> list[dict[str, Any]]:
-    """How often each group gets a watched label under each class set, as the paper's tables 6 and 7.
+    """Returns the rate of watched classes for each group and class set, as in the paper's tables 6 and 7.
 
-    The first class set is the one that others are compared with: "change" is a set's share minus its share, with an
-    interval and McNemar's p-value, since the images are the same.
+    The first class set is the baseline: "change" is the rate of a set minus that of the first set, with an interval and
+    McNemar's p-value for paired samples.
 
     Args:
         scores: floats (N, K) for all classes.
         class_names: K names.
-        class_sets: {name of the set: class names that may be named}.
-        groups: N names, the group of each image's person.
-        watched: class names to count, such as the harmful ones.
+        class_sets: {name of the set: class names that can be predicted}.
+        groups: N names, the group of the person in each image.
+        watched: class names to count, such as harmful categories.
 
     Returns:
-        Rows, one for each class set and group and for "all": "class_set", "group", "n", "share", "low", "high" (Wilson,
-        95 %), and but for the first set "change", "change_low", "change_high", "p_value".
+        Rows, one for each class set and group, including the group "all": "class_set", "group", "n", "share" (the
+        rate), "low", "high" (Wilson, 95 %), and except for the first set "change", "change_low", "change_high",
+        "p_value".
 
     Raises:
-        ValueError: no class set, groups that do not match, or what `class_set_hits` refuses.
+        ValueError: no class set, groups that do not match, or inputs that are invalid for `class_set_hits`.
     """
     groups = np.asarray(groups)
     if not class_sets or groups.shape != (len(scores),):
@@ -84,14 +86,14 @@ def class_design_rates(
     for name, class_set in class_sets.items():
         hits = class_set_hits(scores, class_names, class_set, watched)
         for group in [*np.unique(groups).tolist(), EVERYBODY]:
-            chosen = groups == group if group != EVERYBODY else np.ones(len(hits), bool)
-            low, high = wilson_interval(int(hits[chosen].sum()), int(chosen.sum()))
-            row = {"class_set": name, "group": group, "n": int(chosen.sum()), "share": float(hits[chosen].mean())}
+            members = groups == group if group != EVERYBODY else np.ones(len(hits), bool)
+            low, high = wilson_interval(int(hits[members].sum()), int(members.sum()))
+            row = {"class_set": name, "group": group, "n": int(members.sum()), "share": float(hits[members].mean())}
             row |= {"low": low, "high": high}
             if first is not None:
-                compared = compare_models(first[chosen], hits[chosen])
-                row |= {"change": compared.difference, "change_low": compared.low, "change_high": compared.high}
-                row |= {"p_value": compared.p_value}
+                comparison = compare_models(first[members], hits[members])
+                row |= {"change": comparison.difference, "change_low": comparison.low, "change_high": comparison.high}
+                row |= {"p_value": comparison.p_value}
             rows.append(row)
         first = hits if first is None else first
     return rows
@@ -99,16 +101,16 @@ def class_design_rates(
 
 @dataclass(frozen=True)
 class Disparity:
-    """How differently groups fare.
+    """The largest difference in a rate between groups.
 
     Args:
-        highest: name of the group with the highest share.
-        lowest: name of the group with the lowest share.
-        difference: share of the one minus share of the other, >= 0.
-        low: lower bound of the difference, by default at 95 %.
+        highest: name of the group with the highest rate.
+        lowest: name of the group with the lowest rate.
+        difference: highest rate minus lowest rate, >= 0.
+        low: lower bound of the difference, by default at 95 % confidence.
         high: upper bound of the difference.
-        ratio: share of the one over share of the other; infinite where the other is 0, 1 where both are.
-        p_value: how often groups put together at random differ as much.
+        ratio: highest rate divided by lowest rate; infinite if the lowest is 0, and 1 if both are 0.
+        p_value: p-value of a permutation test of equal rates in all groups.
     """
 
     highest: str
@@ -123,23 +125,23 @@ class Disparity:
 def disparity(
     hits: np.ndarray, groups: Sequence[str], confidence: float = 0.95, resamples: int = 1000, seed: int = 0
 ) -> Disparity:
-    """The largest difference between groups, of anything that is true or false of an image.
+    """Returns the largest difference between groups in the rate of a binary outcome.
 
-    The largest difference is above 0 by chance too, the more the smaller the groups are: the p-value, of a permutation
-    of the groups, says whether it is more than that. The interval is a bootstrap within the groups.
+    The largest difference is biased upwards, most for small groups; the p-value of a permutation test accounts for
+    this. The interval is a bootstrap stratified by group.
 
     Args:
-        hits: bool (N,), such as `class_set_hits` or `metrics.correct`.
-        groups: N names, at least two different ones.
+        hits: bool (N,). The outcome of each image, such as `class_set_hits` or `metrics.correct`.
+        groups: N names, with at least two distinct names.
         confidence: float in (0, 1).
-        resamples: int. Of the bootstrap and of the permutation.
-        seed: int.
+        resamples: int. Number of bootstrap resamples and of permutations.
+        seed: int. Seed of the bootstrap and of the permutations.
 
     Returns:
         A `Disparity`.
 
     Raises:
-        ValueError: one group only, or lengths that differ.
+        ValueError: fewer than two groups, or lengths that differ.
     """
     hits = np.asarray(hits)
     names, members = np.unique(np.asarray(groups), return_inverse=True)
@@ -150,13 +152,13 @@ def disparity(
         )
     counts = np.bincount(members)
 
-    def shares(hit, drawn=1):
-        return np.bincount(members, hit * drawn, len(names)) / counts
+    def rates(outcomes, weights=1):
+        return np.bincount(members, outcomes * weights, len(names)) / counts
 
-    observed = shares(hits)
+    observed = rates(hits)
     top, bottom = int(observed.argmax()), int(observed.argmin())
     low, high = bootstrap_interval(
-        lambda drawn: np.ptp(shares(hits, drawn)),
+        lambda weights: np.ptp(rates(hits, weights)),
         len(hits),
         strata=members,
         confidence=confidence,
@@ -164,8 +166,8 @@ def disparity(
         seed=seed,
     )
     generator = np.random.default_rng(seed)
-    shuffled = np.array([np.ptp(shares(generator.permutation(hits))) for _ in range(resamples)])
-    as_large = int((shuffled >= np.ptp(observed) - 1e-12).sum())
+    permuted = np.array([np.ptp(rates(generator.permutation(hits))) for _ in range(resamples)])
+    as_large = int((permuted >= np.ptp(observed) - 1e-12).sum())
     ratio = 1.0 if not observed[top] else np.inf if not observed[bottom] else observed[top] / observed[bottom]
     return Disparity(
         highest=str(names[top]),

@@ -1,8 +1,8 @@
-"""A detector of altered copies, trained with this library's own parts (Radford et al., 2021, appendix C).
+"""A near-duplicate detector, trained with the encoders and losses of this library (Radford et al., 2021, appendix C).
 
-A small `ModifiedResNet` learns that an image and an altered copy of it belong together: the contrastive loss between
-images and images, at a fixed temperature. Copies are cropped, turned, mirrored, recompressed and recoloured. Cosines of
-its embeddings go into `overlap.nearest_vectors`.
+A small `ModifiedResNet` is trained on pairs of an image and an altered copy of it, with the contrastive loss at a fixed
+temperature. The copies are cropped, rotated, flipped, recompressed and color-jittered. `overlap.nearest_vectors`
+compares the embeddings.
 """
 
 import io
@@ -22,114 +22,114 @@ from keras_clip.evaluation.studies.overlap import nearest_vectors, recall_at_pre
 from keras_clip.losses import contrastive_loss
 from keras_clip.model import ImageEmbedder
 
-# Training decodes once, to this many pixels a side at most.
-_KEPT_SIDE = 112
+# Training images are decoded once and kept in memory at this size, in pixels per side at most.
+_TRAINING_SIDE = 112
 
 
-def _crop(image, rng, least, most):
-    share, aspect = rng.uniform(least, most), math.exp(rng.uniform(-0.25, 0.25))
-    width = min(image.width, max(1, round(math.sqrt(share * aspect) * image.width)))
-    height = min(image.height, max(1, round(math.sqrt(share / aspect) * image.height)))
+def _crop(image, rng, low, high):
+    area, aspect = rng.uniform(low, high), math.exp(rng.uniform(-0.25, 0.25))
+    width = min(image.width, max(1, round(math.sqrt(area * aspect) * image.width)))
+    height = min(image.height, max(1, round(math.sqrt(area / aspect) * image.height)))
     left, top = rng.integers(image.width - width + 1), rng.integers(image.height - height + 1)
     return image.crop((left, top, left + width, top + height))
 
 
-def _tilt(image, rng, least, most):
+def _rotate_by_angle(image, rng, low, high):
     from PIL import Image
 
-    angle = rng.uniform(least, most) * rng.choice([-1, 1])
+    angle = rng.uniform(low, high) * rng.choice([-1, 1])
     return image.rotate(angle, Image.Resampling.BICUBIC, fillcolor="white")
 
 
-def _quarter_turns(image, rng):
+def _rotate_by_quarters(image, rng):
     from PIL import Image
 
     turn = Image.Transpose
     return image.transpose((turn.ROTATE_90, turn.ROTATE_180, turn.ROTATE_270)[rng.integers(3)])
 
 
-def _mirror(image, rng):
+def _flip(image, rng):
     from PIL import Image
 
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
 
 
-def _recompress(image, rng, lowest, highest):
+def _recompress(image, rng, low, high):
     from PIL import Image
 
     scale = rng.uniform(0.4, 1.0)
     sides = (max(1, round(scale * image.width)), max(1, round(scale * image.height)))
     buffer = io.BytesIO()
-    image.resize(sides, Image.Resampling.BILINEAR).save(buffer, "JPEG", quality=int(rng.integers(lowest, highest)))
+    image.resize(sides, Image.Resampling.BILINEAR).save(buffer, "JPEG", quality=int(rng.integers(low, high)))
     return Image.open(buffer).convert("RGB")
 
 
-def _recolour(image, rng):
+def _jitter_color(image, rng):
     from PIL import ImageEnhance
 
-    for change in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
-        image = change(image).enhance(rng.uniform(0.6, 1.4))
+    for enhancer in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+        image = enhancer(image).enhance(rng.uniform(0.6, 1.4))
     return image
 
 
 def _rotate(image, rng):
-    return _quarter_turns(image, rng) if rng.random() < 0.5 else _tilt(image, rng, 5, 20)
+    return _rotate_by_quarters(image, rng) if rng.random() < 0.5 else _rotate_by_angle(image, rng, 5, 20)
 
 
-# What recall is measured on: each alone. (PIL image in RGB, generator) -> PIL image.
+# The alterations on which recall is measured, one at a time. (PIL image in RGB, generator) -> PIL image.
 ALTERATIONS: dict[str, Callable] = {
     "cropped": lambda image, rng: _crop(image, rng, 0.5, 0.8),
     "rotated": _rotate,
-    "flipped": _mirror,
+    "flipped": _flip,
     "recompressed": lambda image, rng: _recompress(image, rng, 10, 40),
 }
 
 
 def altered_copy(image: Any, rng: np.random.Generator) -> Any:
-    """A copy as training shows it: several changes at once, at random, none of them at times.
+    """Returns a randomly altered copy for training; several alterations, or none, may be applied at once.
 
     Args:
         image: PIL image in RGB.
-        rng: generator.
+        rng: random number generator.
 
     Returns:
-        PIL image in RGB, of another size.
+        PIL image in RGB, whose size may differ.
     """
-    changes = (
+    alterations = (
         (0.7, lambda x, rng: _crop(x, rng, 0.4, 1.0)),
-        (0.4, lambda x, rng: _tilt(x, rng, 0, 25)),
-        (0.4, _quarter_turns),
-        (0.4, _mirror),
-        (0.6, _recolour),
+        (0.4, lambda x, rng: _rotate_by_angle(x, rng, 0, 25)),
+        (0.4, _rotate_by_quarters),
+        (0.4, _flip),
+        (0.6, _jitter_color),
         (0.5, lambda x, rng: _recompress(x, rng, 8, 60)),
     )
-    for share, change in changes:
-        if rng.random() < share:
-            image = change(image, rng)
+    for probability, alter in alterations:
+        if rng.random() < probability:
+            image = alter(image, rng)
     return image
 
 
 @keras.saving.register_keras_serializable(package="keras_clip")
 class DuplicateDetector(keras.Model):
-    """Images to embeddings that stay where they are when the image is altered.
+    """An image encoder whose embeddings are nearly invariant to alterations of the image.
 
     Args:
-        image_size: int. Side of what it looks at, a multiple of 32; images are squeezed to it.
-        blocks: four ints. Residual blocks of each stage of the `ModifiedResNet`.
-        width: int. Channels of its stem.
-        embed_dim: int. E.
-        temperature: float > 0. Of the contrastive loss; it does not learn.
+        image_size: int. Input size in pixels, a multiple of 32; images are resized to it without keeping their aspect.
+        blocks: four ints. Number of residual blocks in each stage of the `ModifiedResNet`.
+        width: int. Number of channels of its stem.
+        embed_dim: int, E. Dimension of the embeddings.
+        temperature: float > 0. Temperature of the contrastive loss; it is not trained.
 
     Call arguments:
-        inputs: images (B, H, W, 3), uint8 or normalised floats; or a dict of as many "images" and "copies" of them, as
-            training takes it.
+        inputs: images (B, H, W, 3), uint8 or normalised floats; or for training a dict of "images" and their "copies",
+            B each.
         training: bool.
 
     Returns:
-        float32 embeddings (B, E) of unit length; of a dict (2 B, E), first those of the images.
+        float32 embeddings (B, E) of unit length; for a dict (2 B, E), the embeddings of the images first.
 
     Raises:
-        ValueError: an image size that is no multiple of 32, or a temperature that is not positive.
+        ValueError: an image size that is not a multiple of 32, or a temperature that is not positive.
     """
 
     def __init__(
@@ -156,26 +156,26 @@ class DuplicateDetector(keras.Model):
         self.built = True
 
     def build(self, input_shape=None):
-        """The parts are built by the constructor."""
+        """Does nothing: the constructor builds all layers."""
 
     def call(self, inputs, training=False):
         if isinstance(inputs, dict):
-            # One call: BatchNorm sees both kinds together.
+            # One call of the encoder, so that batch normalization sees images and copies together.
             inputs = ops.concatenate([inputs["images"], inputs["copies"]], axis=0)
         return self.embedder(inputs, training=training)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         images, copies = ops.split(y_pred, 2, axis=0)
         losses = contrastive_loss(images, copies, -math.log(self.temperature))
-        # Keras sums over replicas.
+        # Keras sums the losses of the replicas.
         return ops.mean(losses) / distribution.replica_count()
 
     def embed(self, images: Sequence[Any], batch_size: int = 256) -> np.ndarray:
-        """Embeddings of images, decoded and squeezed a batch at a time.
+        """Returns the embeddings of images, which are decoded and resized one batch at a time.
 
         Args:
             images: paths, bytes, PIL images or uint8 arrays.
-            batch_size: int.
+            batch_size: int. Images per step of the encoder.
 
         Returns:
             float32 array (N, E) of unit length.
@@ -201,7 +201,7 @@ class DuplicateDetector(keras.Model):
 
 
 class _Copies(keras.utils.PyDataset):
-    """Batches of images and altered copies; the same seed gives the same ones on every backend."""
+    """Batches of images and altered copies, which depend on the seed only and not on the backend."""
 
     def __init__(self, images, side, batch_size, steps, seed):
         super().__init__()
@@ -212,13 +212,13 @@ class _Copies(keras.utils.PyDataset):
         return self.steps
 
     def __getitem__(self, step):
-        # Passes over whole batches: no image is twice in one, where it would be held to be another.
-        pass_, batch = divmod(step, len(self.images) // self.batch_size)
-        order = np.random.default_rng((self.seed, 0, pass_)).permutation(len(self.images))
-        chosen = [self.images[row] for row in order[batch * self.batch_size :][: self.batch_size]]
+        # An epoch consists of complete batches, so that no image occurs twice in a batch, as its own negative.
+        epoch, batch = divmod(step, len(self.images) // self.batch_size)
+        order = np.random.default_rng((self.seed, 0, epoch)).permutation(len(self.images))
+        originals = [self.images[row] for row in order[batch * self.batch_size :][: self.batch_size]]
         rng = np.random.default_rng((self.seed, 1, step))
-        copies = [altered_copy(image, rng) for image in chosen]
-        return ({"images": self.preprocessor.to_uint8(chosen), "copies": self.preprocessor.to_uint8(copies)},)
+        copies = [altered_copy(image, rng) for image in originals]
+        return ({"images": self.preprocessor.to_uint8(originals), "copies": self.preprocessor.to_uint8(copies)},)
 
 
 def train_duplicate_detector(
@@ -230,32 +230,31 @@ def train_duplicate_detector(
     verbose: int | str = "auto",
     **sizes: Any,
 ) -> DuplicateDetector:
-    """Trains a detector on images without labels, minutes of two CPU cores for a few thousand.
+    """Trains a detector on images without labels; a few thousand images take minutes on two CPU cores.
 
     Args:
-        images: paths, bytes, PIL images or uint8 arrays, no two alike; kept in memory at 112 pixels a side.
-        steps: int. Batches.
-        batch_size: int >= 2, at most as many as there are images.
-        learning_rate: float. The highest one.
-        seed: int. Of the weights, the order and the copies.
-        verbose: as of `keras.Model.fit`.
+        images: paths, bytes, PIL images or uint8 arrays without duplicates; kept in memory at 112 pixels per side.
+        steps: int. Number of training steps.
+        batch_size: int >= 2, at most the number of images.
+        learning_rate: float. Peak learning rate, after warmup and before cosine decay.
+        seed: int. Seed of the weights, the order of the images and the copies.
+        verbose: as in `keras.Model.fit`.
         sizes: arguments of `DuplicateDetector`.
 
     Returns:
         The trained detector.
 
     Raises:
-        ValueError: fewer images than a batch has, or one that cannot be read.
+        ValueError: fewer images than `batch_size`, or an image that cannot be read.
     """
     if not 2 <= batch_size <= len(images):
         raise ValueError(
-            "A batch must have two images or more, none of them twice. "
-            f"Received: batch_size={batch_size}, {len(images)} images."
+            f"Expected 2 <= batch_size <= number of images. Received: batch_size={batch_size}, {len(images)} images."
         )
-    kept = []
+    decoded = []
     for i, image in enumerate(images):
-        kept.append(open_image(image, f"images[{i}]", MAX_PIXELS))
-        kept[-1].thumbnail((_KEPT_SIDE, _KEPT_SIDE))
+        decoded.append(open_image(image, f"images[{i}]", MAX_PIXELS))
+        decoded[-1].thumbnail((_TRAINING_SIDE, _TRAINING_SIDE))
     keras.utils.set_random_seed(seed)
     detector = DuplicateDetector(**sizes)
     warmup = max(1, steps // 20)
@@ -263,7 +262,7 @@ def train_duplicate_detector(
         learning_rate / warmup, steps, warmup_target=learning_rate, warmup_steps=warmup
     )
     detector.compile(keras.optimizers.AdamW(schedule, weight_decay=1e-4))
-    data = _Copies(kept, detector.embedder.encoder.image_size, batch_size, steps, seed)
+    data = _Copies(decoded, detector.embedder.encoder.image_size, batch_size, steps, seed)
     detector.fit(data, epochs=1, shuffle=False, verbose=verbose)
     return detector
 
@@ -271,35 +270,35 @@ def train_duplicate_detector(
 def recall_on_copies(
     vectors_of: Callable[[Sequence[Any]], np.ndarray], images: Sequence[Any], precision: float = 0.99, seed: int = 0
 ) -> dict[str, dict[str, float]]:
-    """How many altered copies a detector finds among images, where so few of its finds are wrong.
+    """Measures the recall of altered copies at a given precision.
 
-    A copy of each image is looked for twice: among all images, where only the image itself is a right find, and among
-    all others, where every find is wrong.
+    Each copy is searched twice: among all images, where the only true positive is the original image, and among all
+    images but the original, where every match is a false positive.
 
     Args:
-        vectors_of: N images to vectors (N, E) of unit length, such as `DuplicateDetector.embed`.
-        images: paths, bytes, PIL images or uint8 arrays that the detector was not trained on, no two alike.
-        precision: float in (0, 1].
-        seed: int. Of the alterations.
+        vectors_of: function from N images to vectors (N, E) of unit length, such as `DuplicateDetector.embed`.
+        images: paths, bytes, PIL images or uint8 arrays without duplicates, which the detector was not trained on.
+        precision: float in (0, 1]. Minimum precision.
+        seed: int. Seed of the alterations.
 
     Returns:
         {alteration: {"recall", "low", "high" (Wilson, 95 %), "threshold", "nearest", "n"}}, for each of `ALTERATIONS`
-        and, under one threshold, for "all" of them together; "nearest" is the share of the n copies that are nearer to
-        their own image than to any other, whatever the precision.
+        and, with a common threshold, for "all" of them together; "nearest" is the fraction of the n copies whose
+        nearest image is the original, at any similarity.
     """
     originals = [open_image(image, f"images[{i}]", MAX_PIXELS) for i, image in enumerate(images)]
-    index, places = vectors_of(originals), np.arange(len(originals))
-    finds = {}
+    index, rows = vectors_of(originals), np.arange(len(originals))
+    matches = {}
     for number, (name, alter) in enumerate(ALTERATIONS.items()):
         copies = [alter(image, np.random.default_rng((seed, number, i))) for i, image in enumerate(originals)]
         vectors = vectors_of(copies)
-        found, place = nearest_vectors(vectors, index)
-        wrong, _ = nearest_vectors(vectors, index, own=places)
-        is_right = np.concatenate([place == places, np.zeros(len(places), bool)])
-        finds[name] = np.concatenate([found, wrong]), is_right
-    finds["all"] = tuple(map(np.concatenate, zip(*finds.values(), strict=True)))
+        similarity, nearest = nearest_vectors(vectors, index)
+        false_similarity, _ = nearest_vectors(vectors, index, own=rows)
+        is_right = np.concatenate([nearest == rows, np.zeros(len(rows), bool)])
+        matches[name] = np.concatenate([similarity, false_similarity]), is_right
+    matches["all"] = tuple(map(np.concatenate, zip(*matches.values(), strict=True)))
     measured = {}
-    for name, (similarities, is_right) in finds.items():
+    for name, (similarities, is_right) in matches.items():
         n = len(similarities) // 2
         recall, threshold = recall_at_precision(similarities, is_right, n, precision)
         low, high = wilson_interval(round(recall * n), n)

@@ -1,8 +1,8 @@
-"""Test images that training has seen: finding them, and what they are worth (Radford et al., 2021, section 5).
+"""Data overlap analysis: test images in the training data and their effect (Radford et al., 2021, section 5).
 
-An image's mark is the digest of its pixels, which equals that of a copy of them, or a vector: a perceptual hash, or the
-embedding of `duplicate_detector`, near to that of an altered copy. `nearest_vectors` compares vectors;
-`analyse_overlap` splits a test set by how near its images came to a training image.
+A fingerprint of an image is the digest of its pixels, which is equal for exact copies, or a vector that is similar for
+altered copies: a perceptual hash or the embedding of `duplicate_detector`. `nearest_vectors` compares vectors;
+`analyse_overlap` splits a test set by the similarity of each image to the nearest training image.
 """
 
 import dataclasses
@@ -16,74 +16,74 @@ import numpy as np
 from keras_clip.data.images import MAX_PIXELS, open_image
 from keras_clip.evaluation.metrics.intervals import binomial_test, bonferroni, clopper_pearson_interval
 
-# The paper's.
+# As in the paper.
 CONFIDENCE = 0.995
 _SIDE, _FREQUENCIES = 32, 8
 _BLOCK = 2**22
 
 
 def pixel_digest(image: Any, max_pixels: int = MAX_PIXELS) -> str:
-    """The exact mark of an image: equal for equal pixels, however they were compressed without loss.
+    """Returns a digest of the decoded pixels, which does not depend on the lossless format of the file.
 
     Args:
-        image: path, bytes, PIL image or uint8 array, as `ImagePreprocessor` takes them.
-        max_pixels: int. A larger image is refused.
+        image: path, bytes, PIL image or uint8 array, as `ImagePreprocessor` accepts them.
+        max_pixels: int. A larger image raises a ValueError.
 
     Returns:
         SHA-256 of height, width and the decoded RGB pixels, as 64 hexadecimal digits.
 
     Raises:
-        ValueError: a broken or too large image.
-        FileNotFoundError: no file at a path.
+        ValueError: an image that is corrupt or too large.
+        FileNotFoundError: a path without a file.
     """
     pixels = np.asarray(open_image(image, "image", max_pixels))
     return hashlib.sha256(np.array(pixels.shape[:2], "<i8").tobytes() + pixels.tobytes()).hexdigest()
 
 
 def perceptual_hash(image: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """A mark of 64 bits that recompression, scaling and small changes of colour leave nearly as it is.
+    """Returns a hash of 64 bits that is robust to recompression, scaling and small changes in color.
 
-    The image in grey, squeezed to 32 x 32; of its discrete cosine transform the 8 x 8 lowest frequencies, each a bit:
-    whether it lies above their median (the constant one always does). Crops, rotations and reflections change about as
-    many bits as another image would: for those see `duplicate_detector`.
+    The image is converted to greyscale and resized to 32 x 32. Each bit states whether one of the 8 x 8 lowest
+    frequencies of the discrete cosine transform is above their median. Crops, rotations and reflections change the hash
+    as much as a different image does; `duplicate_detector` covers these.
 
     Args:
-        image: path, bytes, PIL image or uint8 array, as `ImagePreprocessor` takes them.
-        max_pixels: int. A larger image is refused.
+        image: path, bytes, PIL image or uint8 array, as `ImagePreprocessor` accepts them.
+        max_pixels: int. A larger image raises a ValueError.
 
     Returns:
-        uint8 array (8,): 64 bits, row by row. `hash_vectors` makes vectors of many.
+        uint8 array (8,): 64 bits in row-major order. `hash_vectors` converts hashes to vectors.
 
     Raises:
-        ValueError: a broken or too large image.
-        FileNotFoundError: no file at a path.
+        ValueError: an image that is corrupt or too large.
+        FileNotFoundError: a path without a file.
     """
     from PIL import Image
 
     grey = open_image(image, "image", max_pixels).convert("L").resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)
     cosines = np.cos(np.pi / _SIDE * np.outer(np.arange(_FREQUENCIES), np.arange(_SIDE) + 0.5))
-    # Rounded, so that what is 0 but for rounding gives the same bit everywhere.
+    # Rounding makes the bits of zero coefficients independent of floating-point error, and so of the platform.
     lowest = np.round(cosines @ np.asarray(grey, np.float64) @ cosines.T, 3)
     return np.packbits(lowest > np.median(lowest))
 
 
 def hash_vectors(hashes: Sequence[np.ndarray]) -> np.ndarray:
-    """Hashes as vectors of unit length whose cosine is 1 - (number of different bits) / 32.
+    """Returns hashes as vectors of unit length whose cosine is 1 - (number of different bits) / 32.
 
     Args:
         hashes: N hashes of 64 bits, uint8 (8,) each.
 
     Returns:
-        float32 array (N, 64), 256 bytes a hash.
+        float32 array (N, 64), 256 bytes per hash.
 
     Raises:
-        ValueError: another shape or dtype.
+        ValueError: a shape or dtype that does not match.
     """
     hashes = np.asarray(hashes)
     if hashes.ndim != 2 or hashes.shape[1] != 8 or hashes.dtype != np.uint8:
         raise ValueError(
-            f"Hashes must be uint8 (N, 8). Received: {hashes.dtype} of shape {hashes.shape}. `perceptual_hash` makes "
-            "them."
+            f"Hashes must be uint8 (N, 8). Received: {hashes.dtype} of shape {hashes.shape}. `perceptual_hash` "
+            "returns them."
         )
     return (np.unpackbits(hashes, axis=1).astype(np.float32) * 2 - 1) / np.float32(8)
 
@@ -91,18 +91,18 @@ def hash_vectors(hashes: Sequence[np.ndarray]) -> np.ndarray:
 def nearest_vectors(
     queries: np.ndarray, index: np.ndarray, own: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The most similar vector of an index for each query, every pair being compared, a block of them at a time.
+    """Returns the most similar vector of an index for each query, by exhaustive search in blocks.
 
     Args:
-        queries: float (N, E) of unit length, of the test images.
-        index: float (M, E) of unit length, of the training images; may be mapped from a file.
-        own: int (N,) or None. A row of the index that each query leaves out.
+        queries: float (N, E), unit vectors of the test images.
+        index: float (M, E), unit vectors of the training images; may be memory-mapped.
+        own: int (N,) or None. A row of the index to exclude for each query.
 
     Returns:
-        float32 cosines (N,), and rows of the index, int64 (N,).
+        Cosine similarities, float32 (N,), and rows of the index, int64 (N,).
 
     Raises:
-        ValueError: no vectors, or of different lengths.
+        ValueError: no vectors, or vectors of different dimensions.
     """
     shapes = np.shape(queries), np.shape(index)
     if any(len(shape) != 2 or not shape[0] for shape in shapes) or shapes[0][1] != shapes[1][1]:
@@ -110,73 +110,75 @@ def nearest_vectors(
             f"`queries` must be (N, E) and `index` (M, E), none empty. Received: {shapes[0]} and {shapes[1]}."
         )
     best = np.full(len(queries), -np.inf, np.float32)
-    places = np.zeros(len(queries), np.int64)
+    nearest = np.zeros(len(queries), np.int64)
     columns = min(len(index), 2**16)
     rows = max(1, _BLOCK // columns)
     for column in range(0, len(index), columns):
         part = np.asarray(index[column : column + columns], np.float32)
         for row in range(0, len(queries), rows):
-            here = slice(row, row + rows)
-            cosines = np.asarray(queries[here], np.float32) @ part.T
+            block = slice(row, row + rows)
+            cosines = np.asarray(queries[block], np.float32) @ part.T
             if own is not None:
-                inside = np.flatnonzero((own[here] >= column) & (own[here] < column + len(part)))
-                cosines[inside, own[here][inside] - column] = -np.inf
-            place = cosines.argmax(axis=1)
-            value = np.take_along_axis(cosines, place[:, None], axis=1)[:, 0]
-            places[here] = np.where(value > best[here], place + column, places[here])
-            best[here] = np.maximum(best[here], value)
-    return best, places
+                inside = np.flatnonzero((own[block] >= column) & (own[block] < column + len(part)))
+                cosines[inside, own[block][inside] - column] = -np.inf
+            position = cosines.argmax(axis=1)
+            value = np.take_along_axis(cosines, position[:, None], axis=1)[:, 0]
+            nearest[block] = np.where(value > best[block], position + column, nearest[block])
+            best[block] = np.maximum(best[block], value)
+    return best, nearest
 
 
 def recall_at_precision(
     similarities: np.ndarray, is_right: np.ndarray, duplicates: int, precision: float = 0.99
 ) -> tuple[float, float]:
-    """How many duplicates a detector finds where so few of its finds are wrong.
+    """Returns the highest recall of duplicates at which precision is at least the given value.
 
     Args:
-        similarities: float (N,), of each query to its nearest vector.
-        is_right: bool (N,). Whether that find is true: the query is a duplicate, and of that very image.
-        duplicates: int >= 1. How many there are to be found.
-        precision: float in (0, 1]. The least share of finds that are right.
+        similarities: float (N,). Similarity of each query to its nearest vector.
+        is_right: bool (N,). Whether the match is a true positive: the query is a duplicate of the matched image.
+        duplicates: int >= 1. Number of duplicates among the queries.
+        precision: float in (0, 1]. Minimum fraction of matches that are true positives.
 
     Returns:
-        The recall, and the lowest threshold that gives it: finds are the similarities at or above it. 0 and infinity
-        where no threshold is precise enough.
+        The recall and its threshold: queries with a similarity at or above the threshold are matches. 0 and infinity if
+        no threshold has sufficient precision.
 
     Raises:
-        ValueError: arrays that do not fit, or more right finds than duplicates.
+        ValueError: arrays that do not match, or more true positives than duplicates.
     """
     similarities, is_right = np.asarray(similarities), np.asarray(is_right, bool)
     if similarities.ndim != 1 or similarities.shape != is_right.shape or not is_right.sum() <= duplicates > 0:
         raise ValueError(
-            "Expected similarities (N,), is_right (N,), and at least as many duplicates as are right. Received: shapes "
-            f"{similarities.shape} and {is_right.shape}, {is_right.sum()} right, duplicates={duplicates}."
+            "Expected similarities (N,), is_right (N,), and at least as many duplicates as true positives. Received: "
+            f"shapes {similarities.shape} and {is_right.shape}, {is_right.sum()} true positives, "
+            f"duplicates={duplicates}."
         )
     order = np.argsort(-similarities, kind="stable")
-    ordered, right = similarities[order], is_right[order].cumsum()
-    # Equal similarities are found together.
+    ordered, hits = similarities[order], is_right[order].cumsum()
+    # A threshold includes all queries of equal similarity.
     is_last = np.append(ordered[1:] != ordered[:-1], True)
-    usable = is_last & (right >= precision * np.arange(1, len(order) + 1)) & (right > 0)
+    usable = is_last & (hits >= precision * np.arange(1, len(order) + 1)) & (hits > 0)
     if not usable.any():
         return 0.0, math.inf
     best = np.flatnonzero(usable)[-1]
-    return float(right[best] / duplicates), float(ordered[best])
+    return float(hits[best] / duplicates), float(ordered[best])
 
 
 @dataclasses.dataclass(frozen=True)
 class Overlap:
-    """What the overlap of a test set with training data did to its accuracy.
+    """The effect on accuracy of an overlap between a test set and the training data.
 
     Args:
-        threshold: float. Images at least so similar to a training image are Overlap, the others Clean.
-        n: int. All images.
-        n_overlap: int.
-        accuracy: float. Of all.
-        accuracy_clean: float; NaN where every image overlaps.
-        accuracy_overlap: float; NaN where none does, as are its interval and the p-value.
-        low: float, lower end of the 99.5 % interval (Clopper and Pearson, 1934) of `accuracy_overlap`.
-        high: float, upper end.
-        p_value: float. One-sided: how likely so many of Overlap are right, if they are as hard as Clean.
+        threshold: float. The subset Overlap has the images whose similarity to a training image is at least this; the
+            subset Clean has the others.
+        n: int. Number of images.
+        n_overlap: int. Number of images in Overlap.
+        accuracy: float. Accuracy on all images.
+        accuracy_clean: float. Accuracy on Clean; NaN if it is empty.
+        accuracy_overlap: float. Accuracy on Overlap; NaN if it is empty, as are its interval and the p-value.
+        low: float, lower bound of the 99.5 % interval (Clopper and Pearson, 1934) of `accuracy_overlap`.
+        high: float, upper bound.
+        p_value: float. One-sided p-value of the binomial test that Overlap has the accuracy of Clean.
     """
 
     threshold: float
@@ -191,34 +193,34 @@ class Overlap:
 
     @property
     def share(self) -> float:
-        """Of the images that overlap: the degree of contamination."""
+        """The fraction of the images that overlap: the degree of contamination."""
         return self.n_overlap / self.n
 
     @property
     def inflation(self) -> float:
-        """All - Clean: what the accuracy owes to the overlap, the paper's main measure."""
+        """Accuracy on all images minus accuracy on Clean: the effect of the overlap, the paper's main measure."""
         return self.accuracy - self.accuracy_clean
 
 
 def analyse_overlap(correct: np.ndarray, similarities: np.ndarray, threshold: float) -> Overlap:
-    """Splits a test set into Overlap and Clean, and compares (Radford et al., 2021, section 5).
+    """Splits a test set into Overlap and Clean, and compares the accuracies (Radford et al., 2021, section 5).
 
-    The threshold belongs to the data set: look at the most similar pairs and choose one that keeps false finds out.
+    The threshold depends on the dataset: inspect the most similar pairs and choose one that excludes false positives.
 
     Args:
-        correct: bool (N,). Whether each image was classified rightly.
-        similarities: float (N,). Of each image to the training image nearest to it.
-        threshold: float.
+        correct: bool (N,). Whether each image was classified correctly.
+        similarities: float (N,). Similarity of each image to the nearest training image.
+        threshold: float. Minimum similarity of overlapping images.
 
     Returns:
-        `Overlap`.
+        An `Overlap`.
 
     Raises:
-        ValueError: arrays that are not one entry per image, empty ones, or NaN.
+        ValueError: arrays that do not have one entry per image, empty arrays, or NaN.
     """
     correct, similarities = np.asarray(correct), np.asarray(similarities, np.float64)
-    fits = correct.ndim == 1 and correct.shape == similarities.shape and len(correct) and correct.dtype == bool
-    if not fits or np.isnan(similarities).any() or math.isnan(threshold):
+    valid = correct.ndim == 1 and correct.shape == similarities.shape and len(correct) and correct.dtype == bool
+    if not valid or np.isnan(similarities).any() or math.isnan(threshold):
         raise ValueError(
             "Expected correct, bool (N,), and similarities (N,) without NaN, N > 0, and a threshold. Received: "
             f"{correct.dtype} {correct.shape}, {similarities.shape} with {np.isnan(similarities).sum()} NaN, "
@@ -242,14 +244,14 @@ def analyse_overlap(correct: np.ndarray, similarities: np.ndarray, threshold: fl
 
 
 def overlap_table(overlaps: Mapping[str, Overlap]) -> list[dict[str, Any]]:
-    """Rows for a report, by data set, with p-values corrected for the number of data sets tested.
+    """Returns a row per dataset for a report, with p-values corrected for the number of tested datasets.
 
     Args:
-        overlaps: {name of the data set: what `analyse_overlap` gave}.
+        overlaps: {name of the dataset: `Overlap` that `analyse_overlap` returned}.
 
     Returns:
-        A dict for each data set: all of `Overlap`, "dataset", "share", "inflation", and "p_bonferroni", which counts
-        the data sets that have both parts. NaN becomes None, for JSON.
+        A dict for each dataset: the fields of `Overlap`, "dataset", "share", "inflation", and "p_bonferroni", the
+        p-value corrected for the number of datasets that have both subsets. NaN becomes None, for JSON.
     """
     tested = [name for name, overlap in overlaps.items() if not math.isnan(overlap.p_value)]
     corrected = dict(zip(tested, bonferroni([overlaps[name].p_value for name in tested]).tolist(), strict=True))

@@ -1,8 +1,8 @@
-"""What the paper reports (Radford et al., 2021), and what open_clip measured of the same weights, to compare with.
+"""Scores that the paper reports (Radford et al., 2021), and open_clip's scores of the same weights, for comparison.
 
-The numbers are in `published.json`, as printed; the functions here give shares in [0, 1]. Models are named as the
-presets, data sets as in `published.datasets()`. Scores depend on the protocol too (split, resize rule, prompts): the
-paper and open_clip differ by up to 11 points on the same weights and the same data set.
+The numbers are in `published.json`, as printed; the functions return fractions in [0, 1]. Models have the names of the
+presets, and datasets the names in `published.datasets()`. Scores also depend on the protocol (split, preprocessing,
+prompts): the paper and open_clip differ by up to 11 percentage points for the same weights and dataset.
 """
 
 import functools
@@ -13,15 +13,15 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class PublishedDataset:
-    """A data set as the paper uses it (table 9).
+    """A dataset as the paper uses it (table 9).
 
     Args:
         name: str.
         num_classes: int, K.
-        train: int. Images to train the linear probe on.
-        test: int. Images to test on.
+        train: int. Number of training images of the linear probe.
+        test: int. Number of test images.
         metric: key of `METRICS`.
-        folds: int. Folds or splits that the metric is the mean over.
+        folds: int. Number of folds or splits over which the metric is averaged.
     """
 
     name: str
@@ -33,7 +33,7 @@ class PublishedDataset:
 
 
 def datasets(suite: str = "all") -> tuple[str, ...]:
-    """Names of the paper's data sets, in the order of its tables.
+    """Returns the names of the paper's datasets, in the order of its tables.
 
     Args:
         suite: "all" for the 27, "kornblith12" for the 12 of Kornblith et al. (2019).
@@ -48,7 +48,7 @@ def datasets(suite: str = "all") -> tuple[str, ...]:
 
 
 def dataset(name: str) -> PublishedDataset:
-    """Sizes and metric of a data set (table 9).
+    """Returns the sizes and the metric of a dataset (table 9).
 
     Args:
         name: one of `datasets()`.
@@ -63,7 +63,7 @@ def dataset(name: str) -> PublishedDataset:
 
 
 def models(table: str) -> tuple[str, ...]:
-    """Names of the rows of a table.
+    """Returns the names of the models in a table.
 
     Args:
         table: "zero_shot", "linear_probe", "robustness", "robustness_matched", "ocr", "video", "open_clip" or
@@ -80,13 +80,13 @@ def models(table: str) -> tuple[str, ...]:
 
 
 def zero_shot(model: str = "vit_l14_336") -> dict[str, float]:
-    """The paper's zero-shot scores on the 27 data sets (table 11).
+    """Returns the paper's zero-shot scores on the 27 datasets (table 11).
 
     Args:
         model: one of `models("zero_shot")`, the nine presets.
 
     Returns:
-        {data set: share}.
+        {dataset: fraction}.
 
     Raises:
         ValueError: an unknown model.
@@ -95,14 +95,14 @@ def zero_shot(model: str = "vit_l14_336") -> dict[str, float]:
 
 
 def linear_probe(model: str = "vit_l14_336") -> dict[str, float]:
-    """The paper's linear probe scores on the 27 data sets (a part of table 10).
+    """Returns the paper's linear probe scores on the 27 datasets (from table 10).
 
     Args:
         model: one of `models("linear_probe")`: the nine presets, "lm_rn50", "resnet50", "resnet101",
             "efficientnet_ns_l2_475", "efficientnet_ns_l2_800" and "bit_m_r152x2".
 
     Returns:
-        {data set: share}.
+        {dataset: fraction}.
 
     Raises:
         ValueError: an unknown model.
@@ -111,14 +111,15 @@ def linear_probe(model: str = "vit_l14_336") -> dict[str, float]:
 
 
 def robustness(model: str = "zero_shot_clip") -> dict[str, float]:
-    """Accuracy on ImageNet and under natural shifts (table 16).
+    """Returns the accuracy on ImageNet and under natural distribution shifts (table 16).
 
     Args:
         model: one of `models("robustness")`: "zero_shot_clip" and "linear_probe_clip" (ViT-L/14 at 336 pixels),
             "efficientnet_ns_l2" and "fixresnext101_32x48d_v2".
 
     Returns:
-        {"ImageNet" or shift: share}. Where the paper has two, those of nearby frames are " PM10", of one frame " PM0".
+        {"ImageNet" or shift: fraction}. For video datasets, " PM0" is the accuracy on single frames, and " PM10" that
+        on all nearby frames.
 
     Raises:
         ValueError: an unknown model.
@@ -127,13 +128,13 @@ def robustness(model: str = "zero_shot_clip") -> dict[str, float]:
 
 
 def robustness_matched(model: str = "zero_shot_clip") -> dict[str, float]:
-    """The two models of equal ImageNet accuracy that figure 13 compares under shift.
+    """Returns the accuracies of one of the two models of equal ImageNet accuracy that figure 13 compares.
 
     Args:
         model: "zero_shot_clip" or "resnet101".
 
     Returns:
-        {"ImageNet" or shift: share}.
+        {"ImageNet" or shift: fraction}.
 
     Raises:
         ValueError: an unknown model.
@@ -142,29 +143,29 @@ def robustness_matched(model: str = "zero_shot_clip") -> dict[str, float]:
 
 
 def retrieval(data: str) -> dict[str, dict[str, float]]:
-    """Zero-shot retrieval by ViT-L/14 at 336 pixels (table 13).
+    """Returns the zero-shot retrieval scores of ViT-L/14 at 336 pixels (table 13).
 
     Args:
         data: "Flickr30k" or "MSCOCO".
 
     Returns:
-        {"image_to_text" or "text_to_image": {"recall_at_1", "recall_at_5" or "recall_at_10": share}}.
+        {"image_to_text" or "text_to_image": {"recall_at_1", "recall_at_5" or "recall_at_10": fraction}}.
 
     Raises:
-        ValueError: unknown data.
+        ValueError: an unknown dataset.
     """
     rows = _find("data", data, _tables()["retrieval"])
-    return {direction: _shares(row) for direction, row in rows.items()}
+    return {direction: _fractions(row) for direction, row in rows.items()}
 
 
 def ocr(model: str = "zero_shot_clip") -> dict[str, float]:
-    """Scores on data sets that need reading (table 14).
+    """Returns the scores on datasets that require optical character recognition (table 14).
 
     Args:
         model: "zero_shot_clip", "linear_probe_clip" or "linear_raw_pixels".
 
     Returns:
-        {data set: share}, those that the table has for the model.
+        {dataset: fraction}, for the datasets that the table has for the model.
 
     Raises:
         ValueError: an unknown model.
@@ -173,13 +174,13 @@ def ocr(model: str = "zero_shot_clip") -> dict[str, float]:
 
 
 def video(model: str = "zero_shot_clip") -> dict[str, float]:
-    """Scores on actions in videos (table 15).
+    """Returns the scores on action recognition in videos (table 15).
 
     Args:
         model: "zero_shot_clip" or "linear_probe_clip".
 
     Returns:
-        {data set: share}.
+        {dataset: fraction}.
 
     Raises:
         ValueError: an unknown model.
@@ -188,23 +189,23 @@ def video(model: str = "zero_shot_clip") -> dict[str, float]:
 
 
 def shots_to_match() -> dict[str, float]:
-    """Labelled images per class at which a probe of the same features equals zero-shot, of 26 data sets (figure 7)."""
+    """Returns the shots needed to match zero-shot by a probe on the same features, for 26 datasets (figure 7)."""
     return dict(_tables()["shots_to_match"])
 
 
 def zero_shot_gain() -> dict[str, float]:
-    """By how much zero-shot is above a probe of a ResNet-50's features, in shares of 1 (figure 5)."""
-    return _shares(_tables()["zero_shot_gain"])
+    """Returns zero-shot CLIP minus a linear probe on ResNet-50 features, as fractions (figure 5)."""
+    return _fractions(_tables()["zero_shot_gain"])
 
 
 def open_clip(model: str = "vit_l14_336") -> dict[str, float]:
-    """open_clip's scores of the same weights on its 38 data sets, by its names.
+    """Returns open_clip's scores of the same weights on its 38 datasets, by open_clip's names.
 
     Args:
         model: one of the nine presets.
 
     Returns:
-        {data set: share}.
+        {dataset: fraction}.
 
     Raises:
         ValueError: an unknown model.
@@ -213,13 +214,13 @@ def open_clip(model: str = "vit_l14_336") -> dict[str, float]:
 
 
 def open_clip_retrieval(model: str = "vit_l14_336") -> dict[str, float]:
-    """open_clip's retrieval scores of the same weights, by its names.
+    """Returns open_clip's retrieval scores of the same weights, by open_clip's names.
 
     Args:
         model: one of the nine presets.
 
     Returns:
-        {score: share}.
+        {score: fraction}.
 
     Raises:
         ValueError: an unknown model.
@@ -247,15 +248,15 @@ def _tables():
 
 
 def _row(table, model):
-    return _shares(_find("model", model, _tables()[table]))
+    return _fractions(_find("model", model, _tables()[table]))
 
 
-def _shares(row):
-    # Rounded, so that 59.6 of the table is 0.596 and not the number before it.
+def _fractions(row):
+    # Without rounding, 59.6 / 100 is not the float 0.596.
     return {name: round(value / 100, 6) for name, value in row.items()}
 
 
 def _find(argument, name, rows):
     if name not in rows:
-        raise ValueError(f"Nothing is published for this. Expected one of {list(rows)}. Received: {argument}={name!r}.")
+        raise ValueError(f"Expected one of the published {list(rows)}. Received: {argument}={name!r}.")
     return rows[name]

@@ -1,11 +1,12 @@
-"""Robustness to natural shifts of the data (Radford et al., 2021, section 3.3; figures 13 to 15).
+"""Robustness to natural distribution shift (Radford et al., 2021, section 3.3; figures 13 to 15).
 
-Models trained on ImageNet lie on a line for each shift: logit(accuracy under shift) = slope * logit(accuracy on
-ImageNet) + intercept, both on the same classes. How far a model is above it is its effective robustness (Taori et al.,
-2020). `SHIFT_LINES` has lines fitted to about 85 standard models; `fit_shift_line` fits one to your own.
+For each shift, models trained on ImageNet lie on a line: logit(accuracy under shift) = slope * logit(accuracy on
+ImageNet) + intercept, both on the same classes. The difference between a model's accuracy under shift and that line is
+its effective robustness (Taori et al., 2020). `SHIFT_LINES` has lines fitted to about 85 standard models;
+`fit_shift_line` fits a line to other models.
 
-Of classes: restrict ImageNet's scores to those of the shift (`restrict_to_classes`); where a class of the shift covers
-several of ImageNet's, pool them (`pool_classes`).
+ImageNet's scores are restricted to the classes of the shift by `restrict_to_classes`; `pool_classes` pools the scores
+of several ImageNet classes that one class of the shift covers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,15 +19,15 @@ from keras_clip.evaluation.metrics.intervals import fit_line
 
 @dataclass(frozen=True)
 class ShiftLine:
-    """How the accuracy of standard models under a shift goes with their accuracy on ImageNet, in logit space.
+    """The accuracy of standard models under a shift as a linear function of that on ImageNet, in logit space.
 
     Args:
         slope: float.
         intercept: float.
-        models: int. To how many models it was fitted.
-        r2: share of the variance (in logit space) that the line explains.
-        residual: standard deviation around the line, in logits.
-        classes: int or None. How many classes of ImageNet the shift has, if not all.
+        models: int. Number of models that the line was fitted to.
+        r2: fraction of the variance (in logit space) that the line explains.
+        residual: residual standard deviation, in logits.
+        classes: int or None. Number of ImageNet classes in the shift, or None for all.
     """
 
     slope: float
@@ -37,13 +38,13 @@ class ShiftLine:
     classes: int | None = None
 
     def predict(self, accuracy: float) -> float:
-        """The accuracy under shift of a standard model.
+        """Returns the accuracy of a standard model under the shift.
 
         Args:
-            accuracy: share in (0, 1), or an array of them. Accuracy on ImageNet, on the shift's classes.
+            accuracy: fraction in (0, 1), or an array. Accuracy on ImageNet, on the classes of the shift.
 
         Returns:
-            Share in (0, 1), or an array.
+            Fraction in (0, 1), or an array.
         """
         return 1 / (1 + np.exp(-(self.slope * logit(accuracy) + self.intercept)))
 
@@ -63,88 +64,92 @@ SHIFT_LINES: Mapping[str, ShiftLine] = {
 
 
 def logit(share: float) -> np.ndarray:
-    """log(share / (1 - share)).
+    """Returns log(share / (1 - share)).
 
     Args:
-        share: float in (0, 1), or an array of them.
+        share: fraction in (0, 1), or an array.
 
     Returns:
         float64, of the same shape.
 
     Raises:
-        ValueError: a share of 0 or 1, or outside.
+        ValueError: a fraction outside (0, 1).
     """
     share = np.asarray(share, "float64")
     if not ((share > 0) & (share < 1)).all():
-        raise ValueError(f"Expected shares in (0, 1), percentages divided by 100. Received: {share.tolist()}.")
+        raise ValueError(
+            f"Expected fractions in (0, 1), that is percentages divided by 100. Received: {share.tolist()}."
+        )
     return np.log(share / (1 - share))
 
 
 def fit_shift_line(imagenet: Sequence[float], shifted: Sequence[float], classes: int | None = None) -> ShiftLine:
-    """Fits the line of standard models to accuracies of your own.
+    """Fits the line of standard models to the accuracies of the given models.
 
     Args:
-        imagenet: shares (n,), n >= 3. Accuracy of each model on ImageNet, on the shift's classes.
-        shifted: shares (n,). Accuracy of the same models under shift.
-        classes: int or None. How many classes the shift has, if not all.
+        imagenet: fractions (n,), n >= 3. Accuracy of each model on ImageNet, on the classes of the shift.
+        shifted: fractions (n,). Accuracy of the same models under shift.
+        classes: int or None. Number of ImageNet classes in the shift, or None for all.
 
     Returns:
         A `ShiftLine`.
 
     Raises:
-        ValueError: fewer than three models, or shares outside (0, 1).
+        ValueError: fewer than three models, or fractions outside (0, 1).
     """
     fit = fit_line(logit(imagenet), logit(shifted))
     return ShiftLine(fit.slope, fit.intercept, fit.n, fit.r2, fit.residual, classes)
 
 
 def effective_robustness(shift: str | ShiftLine, imagenet: float, shifted: float) -> float:
-    """By how much a model is above what standard models of its ImageNet accuracy reach under a shift.
+    """Returns a model's accuracy under shift minus that of standard models with the same accuracy on ImageNet.
 
     Args:
-        shift: key of `SHIFT_LINES`, or a line of your own.
-        imagenet: share. Accuracy on ImageNet, on the shift's classes.
-        shifted: share. Accuracy under shift.
+        shift: key of `SHIFT_LINES`, or a `ShiftLine`.
+        imagenet: fraction. Accuracy on ImageNet, on the classes of the shift.
+        shifted: fraction. Accuracy under shift.
 
     Returns:
-        Difference of shares, in (-1, 1).
+        Difference of accuracies, in (-1, 1).
 
     Raises:
-        ValueError: an unknown shift, or shares that cannot be.
+        ValueError: an unknown shift, or an accuracy on ImageNet outside (0, 1).
     """
     if isinstance(shift, str):
         if shift not in SHIFT_LINES:
-            raise ValueError(f"Expected a shift of {list(SHIFT_LINES)}, or a line. Received: shift={shift!r}.")
+            raise ValueError(
+                f"Expected one of the shifts {list(SHIFT_LINES)}, or a `ShiftLine`. Received: shift={shift!r}."
+            )
         shift = SHIFT_LINES[shift]
     return float(shifted - shift.predict(imagenet))
 
 
 def robustness_gaps(accuracies: Mapping[str, float]) -> dict[str, float]:
-    """By how much the accuracy falls from ImageNet to each shift.
+    """Returns the drop in accuracy from ImageNet to each shift.
 
     Args:
-        accuracies: {"ImageNet" or shift: share}, as `published.robustness` gives.
+        accuracies: {"ImageNet" or shift: fraction}, as `published.robustness` returns.
 
     Returns:
-        {shift: difference of shares}; below 0 where the shift is the easier one.
+        {shift: difference of accuracies}; below 0 if the accuracy under shift is higher.
 
     Raises:
         ValueError: no "ImageNet".
     """
     _check_imagenet(accuracies)
-    return {name: accuracies["ImageNet"] - share for name, share in accuracies.items() if name != "ImageNet"}
+    return {name: accuracies["ImageNet"] - accuracy for name, accuracy in accuracies.items() if name != "ImageNet"}
 
 
 def gap_closed(standard: Mapping[str, float], robust: Mapping[str, float]) -> dict[str, float]:
-    """Which part of a standard model's gap between ImageNet and each shift another model closes.
+    """Returns the fraction of a standard model's robustness gap that another model closes.
 
     Args:
-        standard: {"ImageNet" or shift: share}.
-        robust: the same, of the model that is asked about.
+        standard: {"ImageNet" or shift: fraction}, accuracies of the standard model.
+        robust: {"ImageNet" or shift: fraction}, accuracies of the other model.
 
     Returns:
-        {shift: 1 - gap of `robust` / gap of `standard`}, for the shifts of both, and "mean" of their mean gaps. Above 1
-        where the robust model is better under shift than on ImageNet.
+        {shift: 1 - gap of `robust` / gap of `standard`}, for the shifts of both, and "mean" for the mean gaps. Above 1
+        if the robust model is better under shift than on ImageNet.
 
     Raises:
         ValueError: no "ImageNet", or no shift in common.
@@ -152,24 +157,26 @@ def gap_closed(standard: Mapping[str, float], robust: Mapping[str, float]) -> di
     standard, robust = robustness_gaps(standard), robustness_gaps(robust)
     shared = [name for name in standard if name in robust]
     if not shared:
-        raise ValueError(f"Expected a shift of both models. Received: {list(standard)} and {list(robust)}.")
+        raise ValueError(
+            f"Expected at least one shift that both models have. Received: {list(standard)} and {list(robust)}."
+        )
     closed = {name: 1 - robust[name] / standard[name] for name in shared}
     means = [np.mean([gaps[name] for name in shared]) for gaps in (standard, robust)]
     return {**closed, "mean": float(1 - means[1] / means[0])}
 
 
 def adaptation(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
-    """What adapting a model changes on ImageNet and under each shift (figure 14).
+    """Returns the change in accuracy by adaptation, on ImageNet and under each shift (figure 14).
 
-    Two adaptations are meant: to ImageNet's images, by a linear probe; and to the classes of each shift, by a zero-shot
-    classifier of their own names in place of ImageNet's pooled ones.
+    The paper has two adaptations: to ImageNet's images, by a linear probe; and to the classes of each shift, by a
+    zero-shot classifier of their names instead of pooled ImageNet classes.
 
     Args:
-        before: {"ImageNet" or shift: share}, zero-shot with ImageNet's classes.
-        after: the same after adaptation.
+        before: {"ImageNet" or shift: fraction}, zero-shot accuracies with ImageNet's classes.
+        after: {"ImageNet" or shift: fraction}, accuracies after adaptation.
 
     Returns:
-        {"ImageNet" or shift: difference of shares} for what both have, and "mean of shifts".
+        {"ImageNet" or shift: difference of accuracies} for the keys of both, and "mean of shifts".
 
     Raises:
         ValueError: no shift in common.
@@ -177,21 +184,23 @@ def adaptation(before: Mapping[str, float], after: Mapping[str, float]) -> dict[
     changes = {name: after[name] - before[name] for name in before if name in after}
     shifts = [change for name, change in changes.items() if name != "ImageNet"]
     if not shifts:
-        raise ValueError(f"Expected a shift of both. Received: before={list(before)}, after={list(after)}.")
+        raise ValueError(
+            f"Expected at least one shift that both have. Received: before={list(before)}, after={list(after)}."
+        )
     return {**changes, "mean of shifts": float(np.mean(shifts))}
 
 
 def few_shot_robustness(
     curve: Mapping[float, Mapping[str, float]], lines: Mapping[str, ShiftLine] = SHIFT_LINES
 ) -> list[dict[str, float]]:
-    """How robust a classifier stays as it is given more labelled images of ImageNet (figure 15).
+    """Returns the robustness of a classifier by the number of labelled ImageNet images per class (figure 15).
 
     Args:
-        curve: {labelled images per class: {"ImageNet" or shift: share}}; 0 is zero-shot, infinity all images.
+        curve: {labelled images per class: {"ImageNet" or shift: fraction}}; 0 is zero-shot, infinity all images.
         lines: {shift: line of standard models}.
 
     Returns:
-        Rows by growing number of images: "shots", "imagenet", "shifted" (mean over the shifts) and
+        Rows by increasing number of images: "shots", "imagenet", "shifted" (mean over the shifts) and
         "effective_robustness" (mean over the shifts that have a line; NaN if none has).
 
     Raises:
@@ -222,16 +231,16 @@ def few_shot_robustness(
 def restrict_to_classes(
     scores: np.ndarray, labels: np.ndarray, classes: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The scores of some classes only, and the images of these classes (ImageNet's for ImageNet-A, -R and ObjectNet).
+    """Restricts scores and images to a subset of classes, such as those of ImageNet-A, ImageNet-R or ObjectNet.
 
     Args:
         scores: floats (N, K).
         labels: class indices (N,).
-        classes: J class indices, without repetition. Their order is that of the columns returned.
+        classes: J distinct class indices, in the order of the returned columns.
 
     Returns:
-        Scores (M, J) and labels (M,), indices below J, of the images whose class is one of them, and which images these
-        are: bool (N,).
+        Scores (M, J) and labels (M,), indices below J, of the M images of these classes, and a mask of these images,
+        bool (N,).
 
     Raises:
         ValueError: repeated or unknown classes.
@@ -239,35 +248,35 @@ def restrict_to_classes(
     scores, labels, classes = np.asarray(scores), np.asarray(labels), np.asarray(classes)
     if len(np.unique(classes)) != len(classes) or not len(classes) or not _indices(classes, scores.shape[1]):
         raise ValueError(f"Expected classes below {scores.shape[1]}, each once. Received: {classes.tolist()[:20]}.")
-    place = np.full(scores.shape[1], -1)
-    place[classes] = np.arange(len(classes))
-    kept = place[labels] >= 0
-    return scores[kept][:, classes], place[labels[kept]], kept
+    new_index = np.full(scores.shape[1], -1)
+    new_index[classes] = np.arange(len(classes))
+    mask = new_index[labels] >= 0
+    return scores[mask][:, classes], new_index[labels[mask]], mask
 
 
 def pool_classes(scores: np.ndarray, members: Sequence[Sequence[int]], pooling: str = "max") -> np.ndarray:
-    """Scores of classes that each cover several others, such as the 30 of ImageNet-Vid among ImageNet's 1000.
+    """Pools the scores of classes into classes that cover several, such as ImageNet's 1000 into ImageNet-Vid's 30.
 
     Args:
         scores: floats (N, K), logits or probabilities.
-        members: for each of J new classes the indices of those it covers. Classes of none are left out.
-        pooling: "max", as the paper does, or "mean".
+        members: for each of J pooled classes the indices of the classes it covers. Other classes are dropped.
+        pooling: "max", as in the paper, or "mean".
 
     Returns:
         Scores (N, J).
 
     Raises:
-        ValueError: an empty new class, an unknown index or pooling.
+        ValueError: an empty pooled class, an unknown index or pooling.
     """
     scores = np.asarray(scores)
     if pooling not in ("max", "mean"):
         raise ValueError(f'Expected pooling "max" or "mean". Received: pooling={pooling!r}.')
     members = [np.asarray(group, "int64") for group in members]
-    faulty = [i for i, group in enumerate(members) if not len(group) or not _indices(group, scores.shape[1])]
-    if faulty or not members:
+    invalid = [i for i, group in enumerate(members) if not len(group) or not _indices(group, scores.shape[1])]
+    if invalid or not members:
         raise ValueError(
-            f"Expected class indices below {scores.shape[1]} for each new class. Received: none or others "
-            f"for {faulty[:10]} of {len(members)}."
+            f"Expected class indices below {scores.shape[1]} for each pooled class. Received: none or invalid indices "
+            f"for {invalid[:10]} of {len(members)} pooled classes."
         )
     pool = np.max if pooling == "max" else np.mean
     return np.stack([pool(scores[:, group], 1) for group in members], 1)

@@ -1,8 +1,8 @@
-"""Score against compute (Radford et al., 2021, figures 4, 9 and 10), and what a power law says of the distance left.
+"""Scaling of scores with compute (Radford et al., 2021, figures 4, 9 and 10), and extrapolation by a power law.
 
-Compute is multiply-adds of one image's forward pass in billions, which is what the paper's figures call GFLOPs. Ours
-are counted from the sizes of the models (`keras_clip.flops`, which counts a multiply-add as two). Errors fall as a
-power of compute: a straight line of log(error) against log(compute).
+Compute is the number of multiply-adds of one image's forward pass in billions, which the paper's figures call GFLOPs.
+It is computed from the sizes of the models (`keras_clip.flops`, which counts a multiply-add as two operations). The
+error is modelled as a power of compute: log(error) is linear in log(compute).
 """
 
 import math
@@ -22,13 +22,13 @@ VISION_TRANSFORMERS = ("vit_b32", "vit_b16", "vit_l14", "vit_l14_336")
 
 
 def gflops_per_image(preset: str) -> float:
-    """Billions of multiply-adds that a published model does for one image, its projection to an embedding included.
+    """Returns the multiply-adds of a published model for one image in billions, including the projection.
 
     Args:
         preset: name of one of the nine published models.
 
     Returns:
-        float; 6.0 for "rn50", 191 for "vit_l14_336". The whole network is counted, as tables do.
+        float; 6.0 for "rn50", 191 for "vit_l14_336". All layers are counted.
 
     Raises:
         ValueError: an unknown name.
@@ -43,12 +43,12 @@ def gflops_per_image(preset: str) -> float:
 
 @dataclass(frozen=True)
 class PowerLaw:
-    """error = exp(intercept) * compute^slope.
+    """The power law error = exp(intercept) * compute^slope.
 
     Args:
         line: the `LineFit` of log(error) against log(compute).
-        log_compute: floats (n,), what it was fitted to.
-        log_error: floats (n,).
+        log_compute: floats (n,). Logarithms of the compute of the fitted models.
+        log_error: floats (n,). Logarithms of their errors.
     """
 
     line: LineFit
@@ -56,28 +56,28 @@ class PowerLaw:
     log_error: np.ndarray
 
     def error(self, compute: float) -> float:
-        """The error that the law gives a model.
+        """Returns the error that the power law predicts.
 
         Args:
             compute: float > 0, or an array.
 
         Returns:
-            Share, or an array.
+            Fraction, or an array.
         """
         return np.exp(self.line.predict(np.log(compute)))
 
     def compute_for(self, error: float, confidence: float = 0.95) -> tuple[float, float, float]:
-        """How much compute the law wants for an error, with Fieller's (1954) interval for where a line has a height.
+        """Returns the compute at which the power law predicts an error, with Fieller's interval (1954).
 
         Args:
-            error: share > 0.
+            error: fraction > 0.
             confidence: float in (0, 1).
 
         Returns:
-            Compute, its lower and its upper bound; 0 and infinity where the slope could be 0 at this confidence.
+            Compute, its lower and its upper bound; 0 and infinity if the interval of the slope includes 0.
 
         Raises:
-            ValueError: an error that is not above 0, or a law under which errors do not fall.
+            ValueError: an error that is not above 0, or a power law under which errors do not decrease.
         """
         line, x = self.line, self.log_compute
         if not (error > 0 and line.slope < 0):
@@ -85,15 +85,15 @@ class PowerLaw:
         height = math.log(error) - self.log_error.mean()
         spread = float(((x - x.mean()) ** 2).sum())
         bound = (student_quantile((1 + confidence) / 2, line.n - 2) * line.residual) ** 2
-        # The offsets from the mean at which |height - slope * offset| is t standard errors: a quadratic equation.
+        # Fieller's bounds solve |height - slope * offset| = t standard errors, quadratic in the offset from mean(x).
         a = line.slope**2 - bound / spread
         b = line.slope * height
         offset = height / line.slope
         if a <= 0:
             return _exp(x.mean() + offset), 0.0, math.inf
-        # b^2 - a c, without the difference of large numbers.
+        # The discriminant b^2 - a c in a form without cancellation.
         root = math.sqrt(a * bound / line.n + height**2 * bound / spread)
-        return tuple(_exp(x.mean() + place) for place in (offset, (b - root) / a, (b + root) / a))
+        return tuple(_exp(x.mean() + value) for value in (offset, (b - root) / a, (b + root) / a))
 
 
 def fit_power_law(compute: Sequence[float], errors: Sequence[float], confidence: float = 0.95) -> PowerLaw:
@@ -101,8 +101,8 @@ def fit_power_law(compute: Sequence[float], errors: Sequence[float], confidence:
 
     Args:
         compute: n >= 3 floats > 0.
-        errors: n shares > 0, such as 1 - the mean score of a model.
-        confidence: float in (0, 1). Of the bounds of the slope.
+        errors: n fractions > 0, such as 1 - the mean score of a model.
+        confidence: float in (0, 1). Confidence of the bounds of the slope.
 
     Returns:
         A `PowerLaw`.
@@ -118,22 +118,22 @@ def fit_power_law(compute: Sequence[float], errors: Sequence[float], confidence:
 
 
 def mean_score(scores: Mapping[str, float], datasets: Sequence[str] | None = None) -> float:
-    """The mean over data sets, each with its own metric, as the paper averages.
+    """Returns the mean over datasets, each with its own metric, as the paper averages.
 
     Args:
-        scores: {data set: share}.
+        scores: {dataset: fraction}.
         datasets: names to average over; None: all.
 
     Returns:
-        Share in [0, 1].
+        Fraction in [0, 1].
 
     Raises:
-        ValueError: a data set without a score, or none at all.
+        ValueError: a dataset without a score, or no dataset.
     """
     names = list(scores if datasets is None else datasets)
     missing = [name for name in names if name not in scores]
     if missing or not names:
-        raise ValueError(f"Expected a score for each data set, at least one. Received: none for {missing}.")
+        raise ValueError(f"Expected at least one dataset, and a score for each. Received: none for {missing}.")
     return float(np.mean([scores[name] for name in names]))
 
 
@@ -142,15 +142,15 @@ def scaling_rows(
     datasets: Sequence[str] | None = None,
     gflops: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
-    """Mean score and error of each model beside its compute (figures 9 and 10).
+    """Returns the compute, mean score and error of each model (figures 9 and 10).
 
     Args:
-        scores: {model: {data set: share}}.
-        datasets: names to average over; None: all that each model has.
-        gflops: {model: compute}; for presets, and where it lacks a model, our own count.
+        scores: {model: {dataset: fraction}}.
+        datasets: names to average over; None: all datasets of each model.
+        gflops: {model: compute}; `gflops_per_image` is used for presets that it lacks.
 
     Returns:
-        Rows {"name", "gflops", "score", "error"}, by growing compute; NaN, at the end, for models without a count.
+        Rows {"name", "gflops", "score", "error"}, by increasing compute; models of unknown compute (NaN) are last.
     """
     rows = []
     for name, by_dataset in scores.items():
@@ -161,30 +161,31 @@ def scaling_rows(
 
 
 def compute_gain(compute: Sequence[float], plain: Sequence[float], improved: Sequence[float]) -> list[float]:
-    """How many times the compute a better method is worth (figure 4: prompts and their ensemble, "4 times").
+    """Returns the factor of compute that matches the improvement by a method (figure 4: about 4 for prompt ensembles).
 
-    For each model the compute at which the plain curve, linear in log(compute), has the improved score, over the
-    model's own.
+    For each model, the factor is the compute at which the plain curve, interpolated linearly in log(compute), reaches
+    the improved score, divided by the compute of the model.
 
     Args:
-        compute: n >= 2 floats > 0, growing.
-        plain: n scores of the models without the improvement, growing.
-        improved: n scores with it.
+        compute: n >= 2 floats > 0, strictly increasing.
+        plain: n scores of the models without the improvement, strictly increasing.
+        improved: n scores with the improvement.
 
     Returns:
-        n factors; infinite where the plain curve never gets that far, 0 where it starts above.
+        n factors; infinite if the plain curve does not reach the score, 0 if it starts above it.
 
     Raises:
-        ValueError: lengths that differ, or a curve that does not grow.
+        ValueError: lengths that differ, or a curve that is not increasing.
     """
     compute, plain, improved = (np.asarray(values, "float64") for values in (compute, plain, improved))
     if len(compute) < 2 or not len(compute) == len(plain) == len(improved):
         raise ValueError(
-            f"Expected three lists of one length. Received: {len(compute)}, {len(plain)}, {len(improved)}."
+            "Expected three lists of the same length, at least two. Received: lengths "
+            f"{len(compute)}, {len(plain)}, {len(improved)}."
         )
     if (np.diff(compute) <= 0).any() or (np.diff(plain) <= 0).any():
         raise ValueError(
-            "Expected growing compute and growing scores of the plain method. "
+            "Expected strictly increasing compute and scores of the plain method. "
             f"Received: compute={compute.tolist()}, plain={plain.tolist()}."
         )
     equal = np.exp(np.interp(improved, plain, np.log(compute), left=-np.inf, right=np.inf))
@@ -198,24 +199,24 @@ def compute_to_reach(
     scores: Mapping[str, Mapping[str, float]] | None = None,
     confidence: float = 0.95,
 ) -> dict[str, Any]:
-    """How much compute zero-shot CLIP wants for a mean score, if its power law goes on.
+    """Extrapolates the power law of zero-shot CLIP to the compute that a mean score requires.
 
-    The paper (section 6) says that about 1000 times more compute is needed to reach the state of the art. The interval
-    is that of the line through few models, and no line says how long it stays straight.
+    The paper (section 6) estimates that about 1000 times more compute is required to reach the state of the art. The
+    interval is that of a line through few models; it does not cover deviations from the power law beyond them.
 
     Args:
-        target: share below 1. The mean score to reach.
-        models: names of `scores`, presets. The paper's figure 9 has the five ResNets.
+        target: fraction below 1. The mean score to reach.
+        models: keys of `scores`, names of presets. The paper's figure 9 has the five ResNets.
         datasets: names to average over; None: the paper's 27.
-        scores: {model: {data set: share}}; None: the paper's zero-shot scores (table 11).
+        scores: {model: {dataset: fraction}}; None: the paper's zero-shot scores (table 11).
         confidence: float in (0, 1).
 
     Returns:
         {"slope", "slope_low", "slope_high", "r2", "gflops", "factor", "factor_low", "factor_high"}; the factors are
-        over the compute of the largest of the models.
+        relative to the compute of the largest model.
 
     Raises:
-        ValueError: fewer than three models, or a target that no compute reaches.
+        ValueError: fewer than three models, or a target that no amount of compute reaches.
     """
     names = published.datasets() if datasets is None else datasets
     scores = {name: published.zero_shot(name) for name in models} if scores is None else scores

@@ -1,6 +1,7 @@
-"""Zero-shot against training on labels (Radford et al., 2021, section 3.1 and 3.2; figures 5 to 8 and 11).
+"""Comparison of zero-shot transfer with supervised classifiers (Radford et al., 2021, sections 3.1 and 3.2).
 
-All of it works on {data set: share}, from `published` or, by `by_dataset`, from the scores of an evaluation.
+The functions compute the data of figures 5 to 8 and 11. Their inputs are {dataset: score in [0, 1]}, from `published`
+or, with `by_dataset`, from the scores of an evaluation.
 """
 
 import math
@@ -14,67 +15,67 @@ from keras_clip.evaluation.results import Score
 
 
 def by_dataset(scores: Sequence[Score], method: str) -> dict[str, float]:
-    """The scores of a method by data set; the mean where there are several, such as those of several seeds.
+    """Returns the scores of a method by dataset, averaged over several scores, such as those of several seeds.
 
     Args:
         scores: `Score`s, such as `Results.scores`.
-        method: str, the whole path of the method: "zero_shot/family", "few_shot/4".
+        method: str, the full path of the method: "zero_shot/family", "few_shot/4".
 
     Returns:
-        {data set: value}, in the order in which they came.
+        {dataset: value}, in the order of the scores.
     """
-    found = {}
+    by_name = {}
     for score in scores:
         if score.method == method:
-            found.setdefault(score.dataset, []).append(score.value)
-    return {name: float(np.mean(values)) for name, values in found.items()}
+            by_name.setdefault(score.dataset, []).append(score.value)
+    return {name: float(np.mean(values)) for name, values in by_name.items()}
 
 
 def score_differences(first: Mapping[str, float], second: Mapping[str, float]) -> dict[str, float]:
-    """By how much the first is better, on the data sets of both (figures 5 and 11).
+    """Returns first minus second on the datasets of both (figures 5 and 11).
 
     Args:
-        first: {data set: share}. Figure 5: CLIP zero-shot; figure 11: a probe of its features.
-        second: the same. Figure 5: a probe of a ResNet-50's features; figure 11: of another model's.
+        first: {dataset: fraction}. Figure 5: zero-shot CLIP; figure 11: a linear probe on its features.
+        second: {dataset: fraction}. Figure 5: a probe on ResNet-50 features; figure 11: on another model's features.
 
     Returns:
-        {data set: difference of shares}, the largest first.
+        {dataset: difference}, in decreasing order.
 
     Raises:
-        ValueError: no data set in common.
+        ValueError: no dataset in common, or NaN.
     """
     differences = {name: first[name] - second[name] for name in _shared(first, second)}
     return dict(sorted(differences.items(), key=lambda item: -item[1]))
 
 
 def wins(differences: Mapping[str, float]) -> tuple[int, int]:
-    """On how many data sets the first is better, and out of how many.
+    """Returns the number of datasets on which the first is better, and the number of datasets.
 
     Args:
-        differences: {data set: difference}, of `score_differences`.
+        differences: {dataset: difference}, from `score_differences`.
 
     Returns:
         Two ints.
     """
-    # Shares of printed tables differ by 0.001 or by nothing: the rest is rounding.
+    # Printed scores are multiples of 0.001; smaller differences are floating-point errors.
     return sum(value > 1e-9 for value in differences.values()), len(differences)
 
 
 def few_shot_curve(scores: Sequence[Score], method: str = "few_shot") -> list[tuple[int, float, float, float]]:
-    """Mean score over data sets against labelled images per class (figure 6).
+    """Returns the mean score over datasets by the number of labelled images per class (figure 6).
 
-    Only data sets that have every number of shots count, so that all points average over the same ones.
+    Only datasets that have every number of shots are included, so that all points average over the same datasets.
 
     Args:
         scores: `Score`s with methods "few_shot/1", "few_shot/2" ...
-        method: str. What stands before the number of shots.
+        method: str. The path before the number of shots.
 
     Returns:
-        List of (shots, mean, lowest, highest) by growing shots; lowest and highest are those of the seeds' means, where
-        the scores say `details["seed"]`.
+        List of (shots, mean, lowest, highest) by increasing shots; lowest and highest are the extremes of the means of
+        the seeds in `details["seed"]`.
 
     Raises:
-        ValueError: no such scores, or no data set that has all shots with all seeds.
+        ValueError: no such scores, or no dataset that has all shots with all seeds.
     """
     table = {}
     for score in scores:
@@ -85,8 +86,8 @@ def few_shot_curve(scores: Sequence[Score], method: str = "few_shot") -> list[tu
     full = [row for row in table.values() if len(row) == len(cells)]
     if not full:
         raise ValueError(
-            f'Expected scores of methods "{method}/1", "{method}/2" ... and a data set that has all of them. '
-            f"Received: {len(table)} data sets, (shots, seed): {cells}."
+            f'Expected scores of methods "{method}/1", "{method}/2" ... and a dataset that has all of them. '
+            f"Received: {len(table)} datasets, (shots, seed): {cells}."
         )
     means = {cell: np.mean([row[cell] for row in full]) for cell in cells}
     curve = []
@@ -98,13 +99,13 @@ def few_shot_curve(scores: Sequence[Score], method: str = "few_shot") -> list[tu
 
 @dataclass(frozen=True)
 class ShotsSummary:
-    """How many labelled images per class zero-shot is worth, over data sets (figure 7).
+    """Summary over datasets of the shots needed to match zero-shot (figure 7).
 
     Args:
-        mean: over data sets; infinite where one never matches zero-shot.
-        median: over data sets; the middle is known even where some never match.
-        n: int. Data sets.
-        never: int. Data sets whose probe does not match zero-shot with all labels there are.
+        mean: mean over datasets; infinite if the probe never matches zero-shot on a dataset.
+        median: median over datasets; finite if the probe matches zero-shot on most datasets.
+        n: int. Number of datasets.
+        never: int. Number of datasets on which the probe does not match zero-shot with all labels.
     """
 
     mean: float
@@ -114,21 +115,21 @@ class ShotsSummary:
 
 
 def summarise_shots(shots: Mapping[str, float]) -> ShotsSummary:
-    """Mean and median of the shots at which a probe matches zero-shot.
+    """Returns the mean and median of the shots needed to match zero-shot.
 
     Args:
-        shots: {data set: shots}, of `published.shots_to_match` or the same measured; infinite: never.
+        shots: {dataset: shots}, from `published.shots_to_match` or measured; infinity if the probe never matches.
 
     Returns:
         A `ShotsSummary`.
 
     Raises:
-        ValueError: no data set, NaN, or a number below 0.
+        ValueError: no dataset, NaN, or a number below 0.
     """
     values = np.array(list(shots.values()), "float64")
     if not len(values) or not (values >= 0).all():
-        raise ValueError(f"Expected at least one data set, shots >= 0 or infinite. Received: shots={dict(shots)}.")
-    # Of the two in the middle one may be infinite: then so is their mean.
+        raise ValueError(f"Expected at least one dataset, and shots >= 0 or infinite. Received: shots={dict(shots)}.")
+    # If one of the two middle values is infinite, so is the median.
     low, high = np.sort(values)[[(len(values) - 1) // 2, len(values) // 2]]
     never = int(np.isinf(values).sum())
     return ShotsSummary(float(values.mean()), float((low + high) / 2), len(values), never)
@@ -136,21 +137,21 @@ def summarise_shots(shots: Mapping[str, float]) -> ShotsSummary:
 
 @dataclass(frozen=True)
 class Transfer:
-    """Zero-shot against the probe on the same features (figure 8).
+    """Zero-shot scores against those of linear probes on the same features (figure 8).
 
     Args:
-        points: {data set: (probe, zero-shot)}, shares.
-        line: `LineFit` of zero-shot against probe; `line.r` is the correlation that the figure gives.
+        points: {dataset: (probe, zero-shot)}, fractions.
+        line: `LineFit` of zero-shot against probe; `line.r` is the correlation that the paper reports.
     """
 
     points: Mapping[str, tuple[float, float]]
     line: LineFit
 
     def near_optimal(self, within: float = 0.03) -> list[str]:
-        """The data sets on which zero-shot is close to the probe.
+        """Returns the datasets on which zero-shot is close to the probe.
 
         Args:
-            within: share. How far below the probe zero-shot may be.
+            within: fraction. Maximum difference between probe and zero-shot.
 
         Returns:
             Names, in the order of the points.
@@ -159,17 +160,17 @@ class Transfer:
 
 
 def transfer_correlation(zero_shot: Mapping[str, float], probe: Mapping[str, float]) -> Transfer:
-    """Holds zero-shot against the linear probe of the same features (figure 8).
+    """Correlates zero-shot with linear probe scores on the same features (figure 8).
 
     Args:
-        zero_shot: {data set: share}.
-        probe: {data set: share}.
+        zero_shot: {dataset: fraction}.
+        probe: {dataset: fraction}.
 
     Returns:
         A `Transfer`.
 
     Raises:
-        ValueError: fewer than three data sets in common.
+        ValueError: fewer than three datasets in common, or NaN.
     """
     points = {name: (probe[name], zero_shot[name]) for name in _shared(zero_shot, probe)}
     x, y = zip(*points.values(), strict=True)
@@ -180,6 +181,6 @@ def _shared(first, second):
     names = [name for name in first if name in second]
     if not names or any(math.isnan(scores[name]) for name in names for scores in (first, second)):
         raise ValueError(
-            f"Expected at least one data set that both have, and no NaN. Received: {dict(first)} and {dict(second)}."
+            f"Expected at least one dataset that both have, and no NaN. Received: {dict(first)} and {dict(second)}."
         )
     return names

@@ -300,7 +300,7 @@ BAD_NAMES = {
 
 @pytest.mark.parametrize("function, name, message", BAD_NAMES.values(), ids=BAD_NAMES)
 def test_unknown_names(function, name, message):
-    with pytest.raises(ValueError, match=f"Nothing is published.*{message}"):
+    with pytest.raises(ValueError, match=f"Expected one of the published.*{message}"):
         function(name)
 
 

@@ -111,8 +111,8 @@ BAD_INPUT = {
     "growing errors": (lambda: fit_power_law([1, 2, 3], [0.1, 0.2, 0.3]).compute_for(0.05), "slope below 0"),
     "perfect": (lambda: fit_power_law([1, 2, 3], [0.3, 0.2, 0.1]).compute_for(0.0), "error=0.0"),
     "lengths": (lambda: compute_gain([1, 2], [0.1, 0.2], [0.3]), "2, 2, 1"),
-    "falling scores": (lambda: compute_gain([1, 2], [0.2, 0.1], [0.3, 0.3]), "growing"),
-    "falling compute": (lambda: compute_gain([2, 1], [0.1, 0.2], [0.3, 0.3]), "growing"),
+    "falling scores": (lambda: compute_gain([1, 2], [0.2, 0.1], [0.3, 0.3]), "strictly increasing"),
+    "falling compute": (lambda: compute_gain([2, 1], [0.1, 0.2], [0.3, 0.3]), "strictly increasing"),
 }
 
 
