@@ -1,4 +1,4 @@
-"""A file of tensors that tells whether it is whole: safetensors, whose last tensor is the SHA-256 of all before it.
+"""A file of tensors that verifies its own completeness: safetensors whose last tensor is the SHA-256 of all others.
 
 Written as a stream, so that nothing is held twice, under another name until it is on the disk. Nothing in it is code.
 """

@@ -17,7 +17,7 @@ _END_OF_EPOCH = "the rest of the epoch is trained"
 
 
 class Checkpoints(keras.callbacks.Callback):
-    """Saves a training every so many steps, and lets `fit` go on from there when the same program is run again.
+    """Saves the state of a training every `every` steps, and resumes `fit` from it when the same program runs again.
 
         pairs = keras_clip.data.image_text_pairs("shards/*.tar", model, batch_size)
         model.fit(pairs, epochs=32, callbacks=[keras_clip.training.Checkpoints("run/checkpoints", pairs)])
@@ -42,7 +42,8 @@ class Checkpoints(keras.callbacks.Callback):
         pairs: the training data as `image_text_pairs` returns it, of known length. `fit` may be given something made of
             it, such as `pairs.repeat()` with `steps_per_epoch=len(pairs)`, or what `own_part` returns.
         every: int > 0. Steps between two checkpoints; there is one at the end of each epoch besides.
-        keep: int > 0. How many of the newest stay. Two at least, if a damaged one shall have another before it.
+        keep: int > 0. How many of the newest checkpoints are kept; at least two, so that a damaged one has a
+            predecessor.
 
     Raises:
         TypeError: data that cannot begin in the middle.

@@ -6,7 +6,7 @@ from keras_clip import compat
 
 
 class StopOnSkippedSteps(keras.callbacks.Callback):
-    """Stops `fit` with an error when so many steps in a row were skipped.
+    """Stops `fit` with an error when a given number of consecutive steps was skipped.
 
     A step whose loss or gradient is not finite changes nothing and is counted in `skipped_steps`. One now and then does
     no harm; where all are, the run has diverged, and time is lost. Looks every `steps` steps, and at the end of each

@@ -84,9 +84,9 @@ class Processes(NamedTuple):
 
 
 def each_process(number: int, model: keras.Model) -> Processes:
-    """Tells all processes a number, and this one those of all. All must ask."""
-    ask = {"tensorflow": _each_tensorflow, "jax": _each_jax, "torch": _each_torch}[keras.backend.backend()]
-    return ask(number, model)
+    """Exchanges a number between all processes, each of which must call this."""
+    exchange = {"tensorflow": _each_tensorflow, "jax": _each_jax, "torch": _each_torch}[keras.backend.backend()]
+    return exchange(number, model)
 
 
 def _each_tensorflow(number, model):
