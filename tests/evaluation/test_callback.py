@@ -21,25 +21,36 @@ def callback(every=2, **more):
     return EvaluateDuringTraining(images(10), labels, NAMES, every=every, batch_size=4, **{**probe, **more})
 
 
-def fit(*callbacks, epochs=2, rows=48):
-    """Trains on shuffled pairs, patches left out at random; 3 steps an epoch."""
+def compiled():
     clip = build(vocabulary_size=49408, patch_dropout=0.5)
     clip.compile(keras.optimizers.Adam(1e-2))
+    return clip
+
+
+def fit(clip, *callbacks, epochs=2, verbose=0):
+    """Trains on shuffled pairs, patches left out at random; 3 steps an epoch."""
     keras.utils.set_random_seed(5)
-    history = clip.fit(pairs(rows), batch_size=16, epochs=epochs, verbose=0, callbacks=list(callbacks)).history
-    return clip, history
+    return clip.fit(pairs(48), batch_size=16, epochs=epochs, verbose=verbose, callbacks=list(callbacks)).history
 
 
 @pytest.fixture(scope="module")
 def trained():
-    watcher = callback()
-    return watcher, *fit(watcher)
+    watcher, clip = callback(), compiled()
+    return watcher, clip, fit(clip, watcher)
 
 
-def test_training_is_not_disturbed(trained):
+@pytest.fixture(scope="module")
+def plain():
+    """A model trained without the callback, its weights after that, and its history. It may be trained again."""
+    clip = compiled()
+    history = fit(clip)
+    return clip, state(clip), history
+
+
+def test_training_is_not_disturbed(trained, plain):
     _, clip, history = trained
-    plain, plain_history = fit()
-    np.testing.assert_equal(state(clip), state(plain))
+    _, plain_state, plain_history = plain
+    np.testing.assert_equal(state(clip), plain_state)
     for name in plain_history:
         np.testing.assert_equal(history[name], plain_history[name])
 
@@ -57,9 +68,9 @@ def test_numbers_are_those_of_the_weights_at_that_step(trained):
     assert history["probe_accuracy"][-1] == last["probe_accuracy"]
 
 
-def test_a_csv_has_it_from_the_first_epoch_on(tmp_path):
+def test_a_csv_has_it_from_the_first_epoch_on(plain, tmp_path):
     path = tmp_path / "log.csv"
-    fit(callback(every=4, train_images=None), keras.callbacks.CSVLogger(path))
+    fit(plain[0], callback(every=4, train_images=None), keras.callbacks.CSVLogger(path))
     lines = path.read_text().splitlines()
     column = lines[0].split(",").index("zero_shot_accuracy")
     values = [float(line.split(",")[column]) for line in lines[1:]]
@@ -67,17 +78,15 @@ def test_a_csv_has_it_from_the_first_epoch_on(tmp_path):
     assert "probe_accuracy" not in lines[0]
 
 
-def test_the_progress_bar_shows_it(capfd):
-    clip = build(vocabulary_size=49408)
-    clip.compile("sgd")
-    clip.fit(pairs(16), batch_size=16, verbose=2, callbacks=[callback(every=1)])
+def test_the_progress_bar_shows_it(plain, capfd):
+    fit(plain[0], callback(every=1), epochs=1, verbose=2)
     assert "zero_shot_accuracy: " in capfd.readouterr().out
 
 
 @pytest.mark.backend_free
-def test_tensorboard_writes_it(tmp_path):
+def test_tensorboard_writes_it(plain, tmp_path):
     tensorflow = pytest.importorskip("tensorflow", reason="backend unable: no TensorFlow")
-    fit(callback(), keras.callbacks.TensorBoard(tmp_path, update_freq=1), epochs=1)
+    fit(plain[0], callback(), keras.callbacks.TensorBoard(tmp_path, update_freq=1), epochs=1)
     files = [str(path) for path in tmp_path.rglob("events*")]
     events = [event for path in files for event in tensorflow.compat.v1.train.summary_iterator(path)]
     tags = {value.tag for event in events for value in event.summary.value}
