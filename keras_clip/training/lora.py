@@ -1,4 +1,4 @@
-"""Low-rank adaptation: a few weights learn beside many that stay (Hu et al., 2021)."""
+"""Low-rank adaptation of the attention of an encoder (LoRA; Hu et al., 2021)."""
 
 import math
 from collections.abc import Sequence
@@ -15,23 +15,23 @@ PROJECTIONS = ("query", "key", "value")
 def enable_lora(
     encoder: keras.Model, rank: int = 8, alpha: float | None = None, projections: Sequence[str] = ("query", "value")
 ) -> int:
-    """Locks an encoder but for low-rank additions to its attention, which alone will learn.
+    """Freezes an encoder and adds trainable low-rank updates to the projections of its attention.
 
-    The encoder gives the same features as before: the additions start as zeros. Call it before `compile` and
-    `predict`: what they compiled would not have the additions. When the model is saved, the additions become part of
-    the kernels, so it is as large and as fast as it was.
+    The features are unchanged, since the updates are zero initially. Call it before `compile` and `predict`, whose
+    compiled functions would not have the updates. When the model is saved, the updates are merged into the kernels, so
+    that it is as large and as fast as before.
 
     Args:
-        encoder: `VisionTransformer`, `TextTransformer`, or `ModifiedResNet`, whose attention pool learns then.
+        encoder: `VisionTransformer`, `TextTransformer`, or `ModifiedResNet`, where it applies to the attention pool.
         rank: int > 0. Columns of the first factor.
-        alpha: float or None. The additions are multiplied by alpha / rank; None: by one.
-        projections: of "query", "key" and "value".
+        alpha: float or None. The updates are scaled by alpha / rank; None: not scaled.
+        projections: those to adapt, among "query", "key" and "value".
 
     Returns:
-        How many weights of the encoder learn now.
+        The number of trainable weights of the encoder.
 
     Raises:
-        ValueError: a rank or projections that do not exist, or an encoder without attention of this library.
+        ValueError: an invalid rank or projection, or an encoder without attention layers of this library.
     """
     if rank < 1 or not projections or not set(projections) <= set(PROJECTIONS):
         raise ValueError(
@@ -48,7 +48,7 @@ def enable_lora(
     for variable in encoder.weights:
         variable.trainable = False
     for layer in layers:
-        # Statistics belong to what is locked.
+        # The moving statistics are frozen too.
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.trainable = False
     for attention in attentions:

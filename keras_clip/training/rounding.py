@@ -1,8 +1,8 @@
-"""Numbers kept in bfloat16 that do not lose what is too small for it.
+"""Stochastic rounding to bfloat16, for moments that change by less than its precision in a step.
 
-bfloat16 has eight bits of precision. An average that moves by less than 1/256 of itself in a step would never move,
-were it rounded to the nearest: with `beta_2=0.999` the second moment of Adam could not fall. Rounded up as often as it
-is close to the upper neighbour, it moves rightly on average.
+bfloat16 has eight bits of precision. A moving average whose relative change in a step is below 1/256 would never
+change if it were rounded to nearest: with `beta_2=0.999` the second moment of Adam could not decrease. Stochastic
+rounding is correct in expectation.
 """
 
 import keras
@@ -16,7 +16,7 @@ _PRECISION = 2.0**-7
 
 
 def round_to_bfloat16(x: Tensor, noise: Tensor) -> Tensor:
-    """Rounds to one of the two neighbours, to the nearer one more often, so that the mean over the noise is `x`.
+    """Rounds to one of the two neighbours at random, so that the expectation over the noise is `x`.
 
     Args:
         x: float32 tensor.
@@ -25,7 +25,7 @@ def round_to_bfloat16(x: Tensor, noise: Tensor) -> Tensor:
     Returns:
         bfloat16 tensor of its shape.
     """
-    # By floats where it can be: TensorFlow adds int32 on the host, wherever the tensors are.
+    # With float operations where possible: TensorFlow adds int32 tensors on the host.
     bits = ops.view(x, "int32")
     inner = ops.view(ops.bitwise_and(bits, _UPPER_HALF), "float32")
     gap = ops.view(ops.bitwise_and(bits, _EXPONENT), "float32") * _PRECISION
@@ -34,7 +34,7 @@ def round_to_bfloat16(x: Tensor, noise: Tensor) -> Tensor:
 
 
 class StepSeed(keras.random.SeedGenerator):
-    """The seed of one weight at one step: a function of both, so that it needs no state and resuming repeats it.
+    """The seed of one weight at one step, a function of both: it has no state, and a resumed training repeats it.
 
     Args:
         step: int tensor, ().
@@ -45,5 +45,5 @@ class StepSeed(keras.random.SeedGenerator):
         self._seed = ops.stack([ops.cast(step, "uint32"), ops.convert_to_tensor(index, "uint32")])
 
     def next(self, ordered: bool = True) -> Tensor:
-        """The seed, uint32 (2,), each time the same."""
+        """The seed, uint32 (2,), the same at each call."""
         return self._seed

@@ -1,14 +1,14 @@
-"""Which axis of which weight goes over which devices, for models that do not fit on one."""
+"""Tensor parallelism: the layout of weights over devices, for models that do not fit on one."""
 
 import keras
 
 
 def layout_map(device_mesh: keras.distribution.DeviceMesh, axis: str = "model") -> keras.distribution.LayoutMap:
-    """How to cut the weights of a CLIP over one axis of a device mesh, on the JAX backend.
+    """The layout of the weights of a CLIP, sharded over one axis of a device mesh, on the JAX backend.
 
-    Attention is cut by heads and MLPs by hidden units, so that a block needs two sums over the devices (Shoeybi et al.,
-    2019); the token table and convolutions are cut by channels. What it does not name is on every device. The number of
-    devices on the axis must divide widths and heads.
+    Attention is sharded by heads and MLPs by hidden units, so that a block has two all-reduces (Shoeybi et al., 2019);
+    token embeddings and convolutions are sharded by channels. All other weights are replicated. The number of devices
+    on the axis must divide widths and heads.
 
         mesh = keras.distribution.DeviceMesh((4, 2), ("batch", "model"), keras.distribution.list_devices())
         layout = keras_clip.training.layout_map(mesh)
@@ -20,7 +20,7 @@ def layout_map(device_mesh: keras.distribution.DeviceMesh, axis: str = "model") 
 
     Args:
         device_mesh: `keras.distribution.DeviceMesh`.
-        axis: the name of the mesh's axis to cut over.
+        axis: name of the axis of the mesh to shard over.
 
     Returns:
         `keras.distribution.LayoutMap`.
@@ -31,7 +31,7 @@ def layout_map(device_mesh: keras.distribution.DeviceMesh, axis: str = "model") 
     if axis not in device_mesh.axis_names:
         raise ValueError(
             f"`axis` must be one of the mesh's axes. Received: axis={axis!r}, axes {tuple(device_mesh.axis_names)}. "
-            'Make the mesh with `axis_names=("batch", "model")`.'
+            'Build the mesh with `axis_names=("batch", "model")`.'
         )
     layout = keras.distribution.LayoutMap(device_mesh)
     layout[".*/(query|key|value|expand)/kernel"] = (None, axis)

@@ -1,4 +1,4 @@
-"""Joins the processes and devices of a training, by each backend's own engine."""
+"""Data parallelism over devices and processes, by the engine of each backend."""
 
 import contextlib
 import json
@@ -10,7 +10,7 @@ import keras
 
 from keras_clip.types import Tensor
 
-# The backend that each runs on.
+# The backend of each strategy.
 STRATEGIES = {
     "mirrored": "tensorflow",
     "multi_worker": "tensorflow",
@@ -20,11 +20,11 @@ STRATEGIES = {
 
 
 class Part(NamedTuple):
-    """Which part of the data this process reads: the `shard` of `image_text_pairs`.
+    """The part of the data that this process reads: the argument `shard` of `image_text_pairs`.
 
     Attributes:
-        index: int. This process.
-        count: int. Processes.
+        index: int. Index of this process.
+        count: int. Number of processes.
     """
 
     index: int
@@ -33,17 +33,19 @@ class Part(NamedTuple):
 
 @contextlib.contextmanager
 def strategy(name: str | None) -> Iterator[Part]:
-    """Inside, models are built and trained over several devices or processes, as one step of the global batch.
+    """A context in which models are built and trained over several devices or processes.
+
+    A step is that of the global batch.
 
         with keras_clip.training.strategy("torch_ddp") as part:
             model = ...
             pairs = keras_clip.data.image_text_pairs(source, model, batch_size // part.count, shard=part)
 
     - "mirrored": all GPUs of this host, on TensorFlow; batches are of all of them together.
-    - "multi_worker": several hosts, on TensorFlow, as the environment variable TF_CONFIG says, one device each; see
-      `own_part`.
-    - "jax_data_parallel": all devices of all hosts, on JAX. Over several processes the environment variables
-      MASTER_ADDR, MASTER_PORT, WORLD_SIZE and RANK tell each its place, as for torch. Text lengths must be one there:
+    - "multi_worker": several hosts, on TensorFlow, configured by the environment variable TF_CONFIG, one device each;
+      see `own_part`.
+    - "jax_data_parallel": all devices of all hosts, on JAX. Several processes are configured by the environment
+      variables MASTER_ADDR, MASTER_PORT, WORLD_SIZE and RANK, as for torch, and must use a single text length:
       `text_lengths=(context_length,)`.
     - "torch_ddp": the processes that `torchrun` starts, each on the GPU of its LOCAL_RANK.
 
@@ -51,7 +53,7 @@ def strategy(name: str | None) -> Iterator[Part]:
         name: one of these, or None: one device.
 
     Returns:
-        A context that gives this process's `Part`.
+        A context manager, which returns the `Part` of this process.
 
     Raises:
         ValueError: an unknown name, or one of another backend.
@@ -127,12 +129,12 @@ def _require(variable, name, cure):
 
 
 def own_part(pairs: Tensor) -> Tensor:
-    """What `fit` takes where each worker of "multi_worker" reads its own part, as it is, epoch after epoch.
+    """The dataset for `fit` under "multi_worker", where each worker reads its own part, repeated for all epochs.
 
-    Pass `steps_per_epoch=len(pairs)` to `fit`: the steps that all workers have agreed on.
+    Pass `steps_per_epoch=len(pairs)` to `fit`, which is the same on all workers.
 
     Args:
-        pairs: `tf.data.Dataset` of this worker's part, in batches of one replica.
+        pairs: `tf.data.Dataset` of the part of this worker, in batches of one replica.
 
     Returns:
         `tf.distribute.DistributedDataset`.

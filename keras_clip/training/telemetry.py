@@ -1,4 +1,4 @@
-"""How fast a training runs, and what it waits for: to the progress bar, to TensorBoard and to a CSV file."""
+"""Measures the speed of a training and its wait for data, for the progress bar, TensorBoard and a CSV file."""
 
 import csv as csv_files
 import os
@@ -28,7 +28,7 @@ class _Totals:
         self.flops += flops
 
     def figures(self, peak):
-        """What is shown of them; `peak` is the FLOP/s of all devices, or None."""
+        """The figures to show; `peak` is the FLOP/s of all devices, or None."""
         figures = {
             "pairs_per_second": self.pairs / self.seconds,
             "step_seconds": self.seconds / self.steps,
@@ -38,39 +38,39 @@ class _Totals:
 
 
 class Telemetry(compat.AsyncCallback):
-    """Measures the steps of `fit`. Give it to the process that shows the progress, with any strategy.
+    """Measures the steps of `fit`. With several processes, pass it in the one that shows the progress.
 
-    The progress bar and `History` get:
+    It adds to the progress bar and to `History`:
 
     - "pairs_per_second": pairs of the global batches, over all replicas and processes;
     - "step_seconds": from the end of one step on the device to the end of the next;
-    - "data_wait": share of the time, in [0, 1], in which the device had nothing to do because a batch was still being
-      read;
-    - "mfu": floating-point operations really done (texts as long as they were cut, recomputation of micro-batches and
-      of rematerialised blocks included; see `keras_clip.flops`) over what the devices could do at their peak.
+    - "data_wait": fraction of the time, in [0, 1], in which the device was idle because a batch was still being read;
+    - "mfu": model FLOPs utilisation, the FLOPs that were computed (texts at the length that they were cut to, with
+      recomputation of micro-batches and rematerialised blocks; see `keras_clip.flops`) over the peak of the devices.
 
-    Steps show the mean over the last `every` steps, epochs that over all of their steps, those that compiled included.
-    Files get a row every `every` steps, and at the end of an epoch; beside these figures what the model logs: loss,
-    "logit_scale", "gradient_norm", accuracies, "skipped_steps". A training that goes on in the middle keeps the rows of
-    the CSV file up to there.
+    In the progress bar the figures are means over the last `every` steps, in `History` over the whole epoch, with the
+    steps that compiled. Files get a row every `every` steps and at the end of an epoch, with these figures and the logs
+    of the model: loss, "logit_scale", "gradient_norm", accuracies, "skipped_steps". A resumed training keeps the rows
+    of the CSV file up to the step where it resumes.
 
     Nothing is read from the device that Keras does not read for its logs, and no step waits for it. Put it before
-    callbacks that keep logs, such as `Checkpoints` and `CSVLogger`. On torch, where Keras reads batches out of sight,
-    their time counts as waiting for data.
+    callbacks that keep logs, such as `Checkpoints` and `CSVLogger`. On torch Keras reads a batch before its train
+    function is called, so the callbacks between two steps count as waiting for data too.
 
     Args:
         csv: path of a CSV file, or None.
         tensorboard: folder for TensorBoard's event files, or None.
         every: int > 0. Steps.
-        peak_flops: float or None. FLOP/s of one device at best, in the dtype that computes, such as 989e12 for bfloat16
-            on an H100. None: no "mfu".
+        peak_flops: float or None. Peak FLOP/s of one device in the compute dtype, such as 989e12 for bfloat16 on an
+            H100. None: no "mfu".
         step_flops: function of (pairs, tokens of the texts), the FLOPs of a step, for encoders that `keras_clip.flops`
             cannot count. None: `keras_clip.flops.train_step`.
 
     Raises:
-        ValueError: a number is not positive or, when `fit` begins, "mfu" is asked for and the encoders have no count.
-        TypeError: when `fit` begins, the model is no `CLIPModel`.
-        ImportError: `tensorboard` was given, and nothing that could write it is installed.
+        ValueError: a number is not positive or, when `fit` begins, `peak_flops` was passed for encoders that cannot be
+            counted, without `step_flops`.
+        TypeError: when `fit` begins, the model is not a `CLIPModel`.
+        ImportError: `tensorboard` was passed, and no package that can write it is installed.
     """
 
     def __init__(
@@ -93,17 +93,17 @@ class Telemetry(compat.AsyncCallback):
         self._lock = threading.Lock()
 
     def on_train_begin(self, logs: dict | None = None) -> None:
-        """Begins to listen to what the model reads."""
+        """Sets the listener for the batches that the model reads."""
         if not hasattr(self.model, "batch_listener"):
             raise TypeError(f"`Telemetry` measures a `CLIPModel`. Received: {type(self.model).__name__}.")
         if self.peak_flops is not None and self.step_flops is None and flops.train_step(self.model, 1) is None:
             encoders = [self.model.image_encoder.name, self.model.text_encoder.name]
             raise ValueError(
-                f"Only this library's own encoders can be counted. Received: encoders {encoders}, peak_flops="
-                f"{self.peak_flops}. Pass `step_flops`, a function of (pairs, tokens) that gives the operations of a "
+                f"FLOPs are known for the encoders of this library only. Received: encoders {encoders}, peak_flops="
+                f"{self.peak_flops}. Pass `step_flops`, a function of (pairs, tokens) that returns the FLOPs of a "
                 "step, or leave `peak_flops` out."
             )
-        # On JAX each look at `self.model` fetches its state, which would stop the steps.
+        # On JAX each access of `self.model` synchronises the variables, which would wait for the step.
         self._model_itself = self.model
         self._replicas, devices = distribution.replicas_and_devices(self.model)
         self._peak = None if self.peak_flops is None else devices * self.peak_flops
@@ -114,7 +114,7 @@ class Telemetry(compat.AsyncCallback):
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         """Starts the clock. Arguments as of `keras.callbacks.Callback`."""
         if self._step is None:
-            # Later it would have to be fetched from the device.
+            # Later the device would have to be synchronised for it.
             iterations = keras.ops.convert_to_tensor(self.model.optimizer.iterations)
             self._step = int(keras.ops.convert_to_numpy(iterations))
             if self._csv is not None:
@@ -126,7 +126,7 @@ class Telemetry(compat.AsyncCallback):
         self._last_end = time.perf_counter()
 
     def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
-        """Notes where the epoch begins, which need not be its first batch. Arguments as of Keras' callbacks."""
+        """Notes the first batch, which is not 0 in a resumed epoch. Arguments as of `keras.callbacks.Callback`."""
         if self._next is None:
             self._next = batch + self._model_itself.steps_per_execution - 1
 
@@ -136,7 +136,7 @@ class Telemetry(compat.AsyncCallback):
         with self._lock:
             self._ends[batch] = now, dict(logs or {})
             while self._next in self._ends:
-                # Threads may overtake each other: a step ended before any later one did.
+                # Callbacks of later steps may run first, so a step ended at the earliest of their times.
                 end = min(end for end, _ in self._ends.values())
                 self._add(end, self._ends.pop(self._next)[1])
                 self._next += self._model_itself.steps_per_execution
@@ -183,7 +183,7 @@ class Telemetry(compat.AsyncCallback):
         return self._recent.figures(self._peak) if self._recent.seconds > 0 else {}
 
     def _write(self, logs):
-        """A row of the steps since the last one."""
+        """Writes a row of the steps since the last row."""
         self._shown = self._recent_figures()
         self._recent = _Totals()
         row = {**logs, **self._shown}
@@ -194,20 +194,20 @@ class Telemetry(compat.AsyncCallback):
 
 
 class _CsvFile:
-    """Rows that are there as soon as they are written. It is not begun anew where a training goes on."""
+    """A CSV file whose rows are flushed at once, and which a resumed training continues."""
 
     def __init__(self, path):
         self._path = path
         self._file = self._writer = None
 
     def open(self, step):
-        """Keeps the rows up to a step; none, if it is the first."""
+        """Opens the file and keeps its rows up to `step`; none if `step` is 0."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         rows, names = [], None
         if step and self._path.exists():
             with open(self._path, newline="", encoding="utf-8") as file:
                 reader = csv_files.DictReader(file)
-                # A row that was cut off when the process was killed has no step, or not all of its numbers.
+                # A row that was cut off when the process was killed has missing values.
                 rows = [row for row in reader if None not in row.values() and int(row["step"]) <= step]
                 names = reader.fieldnames
         temporary = self._path.with_name(f"{self._path.name}.new")
@@ -235,7 +235,7 @@ class _CsvFile:
 
 
 class _TensorFlowEvents:
-    """Event files written by TensorFlow, which needs no other package for it."""
+    """Event files written by TensorFlow, without the package `tensorboard`."""
 
     def __init__(self, folder):
         import tensorflow as tf
@@ -257,7 +257,7 @@ class _TensorFlowEvents:
 
 
 class _TorchEvents:
-    """Event files written by torch, for which the package `tensorboard` must be installed."""
+    """Event files written by torch, which needs the package `tensorboard`."""
 
     def __init__(self, folder):
         from torch.utils.tensorboard import SummaryWriter

@@ -1,4 +1,4 @@
-"""The last phase of a training with patch dropout: all patches, as the model will see them in use."""
+"""Turns patch dropout off in the last epochs of a training."""
 
 import keras
 
@@ -7,20 +7,20 @@ from keras_clip.layers.patch_dropout import PatchDropout
 
 
 class Unmask(keras.callbacks.Callback):
-    """Shows all patches in the last epochs of `fit`, where `VisionTransformer(patch_dropout=...)` left some out.
+    """Trains on all patches in the last epochs of `fit`, after `VisionTransformer(patch_dropout=...)` left some out.
 
     Li et al. (2022), section 3: a short unmasked phase closes most of the gap between training on parts of images and
     testing on whole ones. Steps of that phase take the time and memory of a training without patch dropout.
 
-    The phase is counted from the end of `fit(epochs=...)`, so a run that is resumed by `initial_epoch` enters it where
-    it would have. Rates are zero within its epochs only: what is saved at the end of an epoch has the rate that it was
-    made with, if this callback comes before the one that saves, and another `fit` leaves patches out again.
+    The phase is counted from the end of `fit(epochs=...)`, so that a resumed run enters it in the same epoch. Rates are
+    zero during these epochs only: at the end of each they are restored, so that a model saved by a later callback has
+    its original rate, and another `fit` uses patch dropout again.
 
     Args:
-        epochs: int > 0. How many epochs at the end.
+        epochs: int > 0. Number of epochs at the end.
 
     Raises:
-        ValueError: `epochs` is not positive or, when `fit` begins, no part of the model that learns leaves patches out.
+        ValueError: `epochs` is not positive or, when `fit` begins, the model has no layer with patch dropout.
     """
 
     def __init__(self, epochs: int = 1):
@@ -34,7 +34,7 @@ class Unmask(keras.callbacks.Callback):
     def on_train_begin(self, logs: dict | None = None) -> None:
         """Notes the rates."""
         if self._has_begun:
-            # That `fit` was interrupted in its last epochs. This one has its compiled step already.
+            # The previous `fit` was interrupted in its last epochs, and its compiled step is still there.
             self._restore()
             self._has_begun = False
             compat.retrace_step(self.model)
@@ -42,8 +42,8 @@ class Unmask(keras.callbacks.Callback):
         self._rates = {layer: layer.rate for layer in layers if isinstance(layer, PatchDropout) and layer.rate > 0}
         if not self._rates:
             raise ValueError(
-                f"`Unmask` needs an encoder that leaves patches out. Received: model={self.model.name!r} without such. "
-                "Make its image encoder with `patch_dropout=0.5`, or leave the callback out."
+                f"`Unmask` needs an encoder with patch dropout. Received: model={self.model.name!r}, which has none. "
+                "Build its image encoder with `patch_dropout=0.5`, or leave the callback out."
             )
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
@@ -53,7 +53,7 @@ class Unmask(keras.callbacks.Callback):
         for layer in self._rates:
             layer.rate = 0.0
         if not self._has_begun:
-            # What is compiled has the rate in it. `fit` looks the function up at every step.
+            # The compiled step has the rate as a constant.
             compat.retrace_step(self.model)
             self._has_begun = True
 
@@ -62,7 +62,7 @@ class Unmask(keras.callbacks.Callback):
         self._restore()
 
     def on_train_end(self, logs: dict | None = None) -> None:
-        """Leaves no compiled step behind that shows all patches."""
+        """Drops the compiled step without patch dropout."""
         if self._has_begun:
             self._has_begun = False
             compat.forget_step(self.model)
