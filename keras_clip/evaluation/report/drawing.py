@@ -1,6 +1,6 @@
-"""What the figures are drawn with: an empty sheet, bars, labels beside points, and one set of colours.
+"""Plotting functions shared by the figures: empty figures, bar charts, point labels and colours.
 
-Own values are blue and filled, the paper's are grey and hollow, in every figure.
+In every figure, measured values are blue and filled; values from the paper are grey and hollow.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,16 +12,18 @@ OWN, SECOND, PUBLISHED = "#1f5fa8", "#c8501e", "#8a8a8a"
 COLORS = (OWN, SECOND, "#3a8a4d", "#8256a8", "#b08a1e")
 MARKERS = ("o", "s", "^", "D", "v")
 ROW_HEIGHT = 0.2
+# The label of measured values in legends.
+THIS_MODEL = "this model"
 
 
 def sheet(width: float, height: float, panels: int = 1) -> tuple[Any, Any]:
-    """An empty figure that needs no window and no global state, and its axes (one, or an array of several)."""
+    """Returns an empty figure without a window or global state, and its axes (one, or an array of several)."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots(1, panels)
-    for one in np.ravel(axes):
-        one.spines[["top", "right"]].set_visible(False)
+    for panel in np.ravel(axes):
+        panel.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
 
@@ -33,25 +35,25 @@ def bars(
     intervals: Mapping[str, tuple[float, float]] | None = None,
     form: Callable[[float], str] = "{:+.1f}".format,
 ) -> tuple[Any, Any]:
-    """Bars of data sets, largest first, the published value of each as a hollow bar beside the own one."""
+    """Plots a bar per dataset, sorted by value; the published value is a hollow bar beside the measured one."""
     names = sorted({**published, **own}, key=lambda name: own.get(name, published.get(name)))
     shared = set(own) & set(published)
     figure, axes = sheet(7.5, 1.2 + ROW_HEIGHT * (len(names) * 1.1 + 0.5 * len(shared)))
-    for values, side in ((own, 0.2), (published, -0.2)):
+    for values, offset in ((own, 0.2), (published, -0.2)):
         for row, name in enumerate(names):
             if name not in values:
                 continue
             value = values[name]
-            place, height = (row + side, 0.36) if name in shared else (row, 0.72)
+            position, height = (row + offset, 0.36) if name in shared else (row, 0.72)
             color = (OWN if value >= 0 else SECOND) if values is own else "white"
-            axes.barh([place], [value], height, color=color, edgecolor=color if values is own else PUBLISHED)
+            axes.barh([position], [value], height, color=color, edgecolor=color if values is own else PUBLISHED)
             low, high = (intervals or {}).get(name, (value, value)) if values is own else (value, value)
             if high > low:
-                axes.plot([low, high], [place, place], color="black", linewidth=1, marker="|", markersize=4)
+                axes.plot([low, high], [position, position], color="black", linewidth=1, marker="|", markersize=4)
             end = max(value, high) if value >= 0 else min(value, low)
             axes.annotate(
                 form(value),
-                (end, place),
+                (end, position),
                 xytext=(3 if value >= 0 else -3, 0),
                 textcoords="offset points",
                 ha="left" if value >= 0 else "right",
@@ -70,19 +72,20 @@ def bars(
 
 
 def sources_legend(own, published):
+    """Returns the legend handles of measured and published values, without those that are empty."""
     from matplotlib.patches import Patch
 
-    handles = [Patch(color=OWN, label="here")] if own else []
+    handles = [Patch(color=OWN, label=THIS_MODEL)] if own else []
     return handles + ([Patch(facecolor="white", edgecolor=PUBLISHED, label="paper")] if published else [])
 
 
 def label_points(axes, points: Sequence[tuple[float, float, str]], size: float = 7) -> None:
-    """Names beside points, each on the side where it covers least of what is there already."""
+    """Writes names beside points, each at the position that overlaps least with the points and labels placed before."""
     figure = axes.figure
     figure.draw_without_rendering()
     anchors = np.array([axes.transData.transform((x, y)) for x, y, _ in points])
     unit = figure.dpi / 72 * size
-    taken = [(x - 3, y - 3, x + 3, y + 3) for x, y in anchors]
+    occupied = [(x - 3, y - 3, x + 3, y + 3) for x, y in anchors]
     frame = axes.bbox.bounds
     for (_, _, name), (px, py) in sorted(zip(points, anchors, strict=True), key=lambda item: item[1][0]):
         width = 0.62 * unit * len(name)
@@ -92,13 +95,13 @@ def label_points(axes, points: Sequence[tuple[float, float, str]], size: float =
             bottom = py + (1.4 * dy - 0.7) * unit
             box = (left, bottom, left + width, bottom + 1.4 * unit)
             outside = box[0] < frame[0] or box[2] > frame[0] + frame[2] or box[1] < frame[1]
-            cost = sum(_overlap(box, other) for other in taken) + 1e6 * outside
+            cost = sum(_overlap(box, other) for other in occupied) + 1e6 * outside
             if best is None or cost < best[0]:
                 best = (cost, box)
         box = best[1]
-        taken.append(box)
-        at = axes.transData.inverted().transform((box[0], (box[1] + box[3]) / 2))
-        axes.text(*at, name, fontsize=size, va="center", ha="left", color="#333333")
+        occupied.append(box)
+        position = axes.transData.inverted().transform((box[0], (box[1] + box[3]) / 2))
+        axes.text(*position, name, fontsize=size, va="center", ha="left", color="#333333")
 
 
 def _overlap(box, other):
@@ -108,5 +111,5 @@ def _overlap(box, other):
 
 
 def percent(values) -> np.ndarray:
-    """Shares as percentages."""
+    """Returns fractions as percentages."""
     return 100 * np.asarray(values, float)

@@ -1,4 +1,4 @@
-"""Which figures an evaluation fills, and with what: `Results` in, figures out."""
+"""Selects the data of each figure from `Results` and plots the figures for which there are data."""
 
 import math
 from collections.abc import Mapping
@@ -8,20 +8,21 @@ import numpy as np
 
 from keras_clip.evaluation.metrics.comparison import compare_models
 from keras_clip.evaluation.report import figures
+from keras_clip.evaluation.report.drawing import THIS_MODEL
 from keras_clip.evaluation.results import Results
 from keras_clip.evaluation.studies import published, scaling
 from keras_clip.evaluation.studies.robustness import SHIFT_LINES, adaptation
 from keras_clip.evaluation.studies.transfer import few_shot_curve
 
-# The zero-shot score that stands for the model, in the order of preference.
+# The methods whose score represents zero-shot performance, in order of preference.
 ZERO_SHOT = ("zero_shot/family", "zero_shot/one_template", "zero_shot/bare_name")
 PROBE = "linear_probe"
-# What the paper compares CLIP's features with in figure 11.
+# The model with whose features the paper compares CLIP's in figure 11.
 PEER = "efficientnet_ns_l2_475"
 
 
 def headline(results: Results, dataset: str) -> Any:
-    """The zero-shot `Score` that stands for the model on a data set, or None."""
+    """Returns the `Score` that represents zero-shot performance on a dataset, or None."""
     for method in ZERO_SHOT:
         for score in results.select(dataset, method):
             if score.metric != "expected_calibration_error":
@@ -30,22 +31,22 @@ def headline(results: Results, dataset: str) -> Any:
 
 
 def probe(results: Results, dataset: str) -> Any:
-    """The linear probe's `Score` on a data set, or None."""
+    """Returns the `Score` of the linear probe on a dataset, or None."""
     return next((s for s in results.select(dataset, PROBE) if s.metric != "expected_calibration_error"), None)
 
 
 def gallery(results: Results, other: Results | None = None) -> dict[str, Any]:
-    """Every figure that there are results for.
+    """Returns all figures for which there are results.
 
     Args:
         results: `Results`.
         other: `Results` of the model to compare features with in figure 11; None: the paper's EfficientNet, on the
-            paper's data sets.
+            paper's datasets.
 
     Returns:
-        {name: matplotlib figure}: "figure_2" ... "figure_15" as in the paper, "reliability", "confusion/<data set>".
+        {name: matplotlib figure}: "figure_2" ... "figure_15" as in the paper, "reliability", "confusion/<dataset>".
     """
-    drawn = {
+    plots = {
         "figure_2": _figure_2(results),
         "figure_4": _figure_4(results),
         "figure_5": _figure_5(results),
@@ -58,7 +59,7 @@ def gallery(results: Results, other: Results | None = None) -> dict[str, Any]:
         **_shift_figures(results),
         **_error_figures(results),
     }
-    return {name: figure for name, figure in drawn.items() if figure is not None}
+    return {name: figure for name, figure in plots.items() if figure is not None}
 
 
 def _figure_2(results):
@@ -69,9 +70,9 @@ def _figure_2(results):
 
 
 def _means(results, *methods):
-    """The mean of each method over the data sets that have all of them; None where none has."""
-    found = [[next(iter(results.select(name, method)), None) for method in methods] for name in results.datasets]
-    rows = [[score.value for score in row] for row in found if None not in row]
+    """Returns the mean of each method over the datasets that have all of them, or None if there is no such dataset."""
+    scores = [[next(iter(results.select(name, method)), None) for method in methods] for name in results.datasets]
+    rows = [[score.value for score in row] for row in scores if None not in row]
     return np.mean(rows, axis=0) if rows else None
 
 
@@ -79,12 +80,12 @@ def _gflops(results):
     return results.info.get("gflops_per_image")
 
 
-def _sets(values):
-    return f"{len(values)} set{'s' if len(values) != 1 else ''}"
+def _datasets(values):
+    return f"{len(values)} dataset{'s' if len(values) != 1 else ''}"
 
 
 def _model(results):
-    return str(results.info.get("model", "here"))
+    return str(results.info.get("model", THIS_MODEL))
 
 
 def _figure_4(results):
@@ -97,9 +98,9 @@ def _figure_4(results):
 
 
 def _pairs(results):
-    """{data set: (linear probe, zero-shot)} of those that have both."""
-    found = {name: (probe(results, name), headline(results, name)) for name in results.datasets}
-    return {name: (a.value, b.value) for name, (a, b) in found.items() if a and b}
+    """Returns {dataset: (linear probe, zero-shot)} of the datasets that have both scores."""
+    scores = {name: (probe(results, name), headline(results, name)) for name in results.datasets}
+    return {name: (a.value, b.value) for name, (a, b) in scores.items() if a and b}
 
 
 def _figure_5(results):
@@ -110,9 +111,9 @@ def _figure_5(results):
     for name in pairs:
         keys = (f"{name}/{PROBE}", f"{name}/{headline(results, name).method}")
         if all(key in results.correct for key in keys) and headline(results, name).metric == "accuracy":
-            found = compare_models(*(results.correct[key] for key in keys))
-            intervals[name] = (100 * found.low, 100 * found.high)
-    own = {name: 100 * (zero_shot - of_probe) for name, (of_probe, zero_shot) in pairs.items()}
+            comparison = compare_models(*(results.correct[key] for key in keys))
+            intervals[name] = (100 * comparison.low, 100 * comparison.high)
+    own = {name: 100 * (zero_shot - probed) for name, (probed, zero_shot) in pairs.items()}
     paper = {name: 100 * gain for name, gain in published.zero_shot_gain().items()}
     return figures.zero_shot_against_probe(own, paper, intervals)
 
@@ -120,14 +121,14 @@ def _figure_5(results):
 def _figure_6(results):
     try:
         curve = few_shot_curve(results.scores)
-    except ValueError:  # no data set has all numbers of shots
+    except ValueError:  # No dataset has all numbers of shots.
         return None
-    zero_shot = [score.value for name in _few_shot_sets(results) if (score := headline(results, name))]
+    zero_shot = [score.value for name in _few_shot_datasets(results) if (score := headline(results, name))]
     points = {"linear probe": [(k, mean) for k, mean, _, _ in curve]}
     return figures.few_shot(points, {"zero-shot": float(np.mean(zero_shot))} if zero_shot else None)
 
 
-def _few_shot_sets(results):
+def _few_shot_datasets(results):
     return list(dict.fromkeys(score.dataset for score in results.select(method="few_shot")))
 
 
@@ -137,7 +138,7 @@ def _figure_7(results):
 
 
 def _number(shots):
-    """JSON has no infinity: there it is null."""
+    """Returns the number of shots as a float; JSON stores infinity as null."""
     return math.inf if shots is None else float(shots)
 
 
@@ -154,7 +155,7 @@ def _figure_9(results):
     tables = [published.zero_shot(model) for model in scaling.RESNETS]
     errors = {dataset: [1 - table[dataset] for table in tables] for dataset in published.datasets()}
     compute = [scaling.gflops_per_image(model) for model in scaling.RESNETS]
-    own = {f"{_model(results)}, {_sets(values)} here": (_gflops(results), 1 - float(np.mean(values)))}
+    own = {f"{_model(results)}, {_datasets(values)}": (_gflops(results), 1 - float(np.mean(values)))}
     return figures.zero_shot_scaling(compute, errors, own)
 
 
@@ -162,17 +163,17 @@ def _figure_10(results):
     values = [probe(results, name).value for name in results.datasets if probe(results, name)]
     if not values or _gflops(results) is None:
         return None
-    here = (_gflops(results), float(np.mean(values)), f"{_model(results)}, {_sets(values)} here")
+    own = (_gflops(results), float(np.mean(values)), f"{_model(results)}, {_datasets(values)}")
     panels = {}
-    for suite, title in (("kornblith12", "12 data sets of Kornblith et al."), ("all", "27 data sets")):
+    for suite, title in (("kornblith12", "12 datasets of Kornblith et al."), ("all", "27 datasets")):
         tables = {model: published.linear_probe(model) for model in published.models("linear_probe")}
         rows = scaling.scaling_rows(tables, published.datasets(suite))
         points = {row["name"]: (row["gflops"], row["score"], row["name"]) for row in rows}
         panels[title] = {
             "CLIP ResNets (paper)": [points.pop(name) for name in scaling.RESNETS],
             "CLIP ViTs (paper)": [points.pop(name) for name in scaling.VISION_TRANSFORMERS],
-            "others": list(points.values()),
-            "here": [here],
+            "other models (paper)": list(points.values()),
+            THIS_MODEL: [own],
         }
     return figures.probe_scaling(panels)
 
@@ -183,20 +184,20 @@ def _figure_11(results, other):
     paper = {name: 100 * (value - peers[name]) for name, value in published.linear_probe().items()}
     if other is not None:
         peers = {name: probe(other, name).value for name in other.datasets if probe(other, name)}
-    lead = {name: 100 * (value - peers[name]) for name, value in own.items() if name in peers}
+    gain = {name: 100 * (value - peers[name]) for name, value in own.items() if name in peers}
     peer = PEER if other is None else f"{_model(other)} (paper: {PEER})"
-    return figures.probe_against_peer(lead, paper, peer) if lead else None
+    return figures.probe_against_peer(gain, paper, peer) if gain else None
 
 
 def _by_method(rows) -> dict[str, dict[str, tuple[float, float]]]:
-    """{method: {shift: (accuracy on the reference, under shift)}}, few-shot seeds averaged."""
-    found: dict[str, dict[str, list]] = {}
+    """Returns {method: {shift: (reference accuracy, accuracy under shift)}}, averaged over few-shot seeds."""
+    accuracies: dict[str, dict[str, list]] = {}
     for row in rows:
         pair = (row["reference_accuracy"], row["accuracy"])
-        found.setdefault(row["method"], {}).setdefault(row["shift"], []).append(pair)
+        accuracies.setdefault(row["method"], {}).setdefault(row["shift"], []).append(pair)
     return {
         method: {shift: tuple(np.mean(pairs, axis=0).tolist()) for shift, pairs in shifts.items()}
-        for method, shifts in found.items()
+        for method, shifts in accuracies.items()
     }
 
 
@@ -214,18 +215,18 @@ def _shift_figures(results) -> dict[str, Any]:
     line = SHIFT_LINES.get(rows[0]["shift"]) if len({row["shift"] for row in rows}) == 1 else None
     standard = (line.slope, line.intercept) if line else None
     shown = {method: shifts for method, shifts in methods.items() if not method.startswith("few_shot")}
-    drawn = {"figure_13": figures.robustness(shown, paper, standard)}
+    plots = {"figure_13": figures.robustness(shown, paper, standard)}
     zero_shot = next((method for method in ZERO_SHOT if method in methods), None)
     if zero_shot and PROBE in methods:
         changes = _changes(methods[zero_shot], methods[PROBE], reference)
-        drawn["figure_14"] = figures.adaptation(changes, _published_adaptation())
+        plots["figure_14"] = figures.adaptation(changes, _published_adaptation())
     if zero_shot and len(methods) > 1:
-        drawn["figure_15"] = figures.few_shot_robustness({"probe": _path(methods, zero_shot)})
-    return drawn
+        plots["figure_15"] = figures.few_shot_robustness({"probe": _path(methods, zero_shot)})
+    return plots
 
 
 def _changes(before, after, reference):
-    """{reference or shift: points by which `after` is above `before`}."""
+    """Returns {reference or shift: difference in accuracy between `after` and `before`, in percentage points}."""
     shifts = [shift for shift in before if shift in after]
     changes = {shift: 100 * (after[shift][1] - before[shift][1]) for shift in shifts}
     gain = np.mean([after[shift][0] - before[shift][0] for shift in shifts])
@@ -238,7 +239,7 @@ def _published_adaptation() -> Mapping[str, float]:
 
 
 def _path(methods, zero_shot):
-    """From zero-shot over the few-shot probes to the one on all labels: (shots, reference, mean under shift)."""
+    """Returns (shots, reference accuracy, mean accuracy under shift) from 0 shots (zero-shot) to inf (all labels)."""
     shots = {0.0: zero_shot, **{float(m.rsplit("/", 1)[1]): m for m in methods if m.startswith("few_shot/")}}
     if PROBE in methods:
         shots[math.inf] = PROBE
@@ -246,18 +247,18 @@ def _path(methods, zero_shot):
 
 
 def _error_figures(results) -> dict[str, Any]:
-    drawn = {}
+    plots = {}
     curves: dict[str, list] = {}
     for row in results.tables.get("reliability", ()):
         point = (row["confidence"], row["accuracy"], row["images"])
         curves.setdefault(f"{row['dataset']}, {row['method']}", []).append(point)
     if curves:
-        drawn["reliability"] = figures.reliability(curves)
+        plots["reliability"] = figures.reliability(curves)
     for table, rows in results.tables.items():
         if table.startswith("confusion/") and rows:
             names = list(dict.fromkeys(results.info["class_names"][table.removeprefix("confusion/")]))
             counts = np.zeros((len(names), len(names)))
             for row in rows:
                 counts[names.index(row["class"]), names.index(row["named"])] = row["images"]
-            drawn[table] = figures.confusion(counts, names)
-    return drawn
+            plots[table] = figures.confusion(counts, names)
+    return plots

@@ -49,13 +49,13 @@ def test_numbers_reach_the_figures(drawn):
     # digits: zero-shot 50 against a probe of 80; Food101: 55 against 80, and the paper's own bar.
     assert bar(drawn["figure_5"].axes[0], "digits") == [pytest.approx(-30)]
     assert bar(drawn["figure_5"].axes[0], "Food101") == [pytest.approx(-25), pytest.approx(22.5)]
-    np.testing.assert_allclose(points(drawn["figure_4"].axes[0], "here: bare names"), [[1.5, 30]])
-    np.testing.assert_allclose(points(drawn["figure_4"].axes[0], "here: prompts"), [[1.5, 52.5]])
+    np.testing.assert_allclose(points(drawn["figure_4"].axes[0], "this model: contextless class names"), [[1.5, 30]])
+    np.testing.assert_allclose(points(drawn["figure_4"].axes[0], "this model: prompt ensemble"), [[1.5, 52.5]])
     curve = points(drawn["figure_6"].axes[0], "linear probe")
     np.testing.assert_allclose(curve, [[1, 30], [2, 40], [3, 50], [4, 60], [5, 70]])
-    np.testing.assert_allclose(points(drawn["figure_8"].axes[0], "here, 2 sets"), [[80, 50], [80, 55]])
-    np.testing.assert_allclose(points(drawn["figure_9"].axes[0], "tiny <1>, 2 sets here"), [[1.5, 47.5]])
-    np.testing.assert_allclose(points(drawn["figure_10"].axes[0], "here"), [[1.5, 80]])
+    np.testing.assert_allclose(points(drawn["figure_8"].axes[0], "this model, 2 datasets"), [[80, 50], [80, 55]])
+    np.testing.assert_allclose(points(drawn["figure_9"].axes[0], "tiny <1>, 2 datasets"), [[1.5, 47.5]])
+    np.testing.assert_allclose(points(drawn["figure_10"].axes[0], "this model"), [[1.5, 80]])
     assert bar(drawn["figure_7"].axes[0], "digits") == [2.5] and bar(drawn["figure_7"].axes[0], "Food101")[0] == 256
     # The published EfficientNet has 91.6 % there.
     assert bar(drawn["figure_11"].axes[0], "Food101")[0] == pytest.approx(80 - 91.6)

@@ -41,7 +41,7 @@ def test_bars_stand_in_order_with_the_published_ones_beside():
     assert bar_widths(axes) == {"digits": [-12.5], "mnist": [3.0, -10.0], "cars": [28.9]}
     assert [label.get_text() for label in axes.get_yticklabels()] == ["digits", "mnist", "cars"]
     assert sorted(texts(axes)) == ["+28.9", "+3.0", "-10.0", "-12.5"]
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["here", "paper"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["this model", "paper"]
 
 
 def test_figure_5_draws_intervals():
@@ -62,8 +62,8 @@ def test_figure_4():
     own = [{"name": "mine", "gflops": 2.0, "bare": 0.3, "ensemble": 0.36}]
     figure = figures.prompt_ensembling(own, [{"name": "rn50", "gflops": 12.0, "ensemble": 0.5}])
     found = lines(figure.axes[0])
-    np.testing.assert_allclose(found["here: bare names"], [[2, 30]])
-    np.testing.assert_allclose(found["here: prompts"], [[2, 36]])
+    np.testing.assert_allclose(found["this model: contextless class names"], [[2, 30]])
+    np.testing.assert_allclose(found["this model: prompt ensemble"], [[2, 36]])
     assert sorted(texts(figure.axes[0])) == ["+6.0", "mine", "rn50"]
 
 
@@ -82,15 +82,15 @@ def test_figure_7():
     assert bar_widths(axes) == {"digits": [0.9], "food": [5.1, 64.0], "cars": [100]}
     assert sorted(texts(axes)) == ["0.9", "100 or more", "5.1", "64.0"]
     # The mean of what is finite, and the median.
-    assert {"here: mean 3.0", "here: median 3.0", "paper: mean 64.0"} <= set(lines(axes))
+    assert {"this model: mean 3.0", "this model: median 3.0", "paper: mean 64.0"} <= set(lines(axes))
 
 
 def test_figure_8():
     own = {"a": (0.9, 0.8), "b": (0.5, 0.6), "c": (0.7, 0.7)}
     figure = figures.correlation(own, {"d": (0.4, 0.3)})
     found = lines(figure.axes[0])
-    np.testing.assert_allclose(found["here, 3 sets, r = 1.00"], [[90, 80], [50, 60], [70, 70]])
-    assert "paper, 1 sets" in found and sorted(texts(figure.axes[0])) == ["a", "b", "c", "d"]
+    np.testing.assert_allclose(found["this model, 3 datasets, r = 1.00"], [[90, 80], [50, 60], [70, 70]])
+    assert "paper, 1 datasets" in found and sorted(texts(figure.axes[0])) == ["a", "b", "c", "d"]
 
 
 def test_figure_9():
@@ -103,11 +103,11 @@ def test_figure_9():
 
 def test_figure_10():
     families = {"ViT": [(35, 0.8, "b16"), (9, 0.7, "b32")], "others": [(math.nan, 0.6, "peer")]}
-    figure = figures.probe_scaling({"12 sets": families, "27 sets": {"here": [(1, 0.5, "mine")]}})
+    figure = figures.probe_scaling({"12 sets": families, "27 sets": {"this model": [(1, 0.5, "mine")]}})
     first, second = figure.axes
     np.testing.assert_allclose(lines(first)["ViT"], [[9, 70], [35, 80]])
     assert sorted(texts(first)) == ["b16", "b32", "peer"] and texts(second) == ["mine"]
-    np.testing.assert_allclose(lines(second)["here"], [[1, 50]])
+    np.testing.assert_allclose(lines(second)["this model"], [[1, 50]])
 
 
 def test_figure_11():
