@@ -115,8 +115,8 @@ def encode(clip: CLIPModel, task: Task, folder: str | os.PathLike | None, batch_
         if split.class_names != test.class_names or split.multi_label != test.multi_label:
             raise ValueError(
                 "Expected all splits to have the same classes in the same order. "
-                f"Received: {split} with {_class_names(split)}; {test} with {_class_names(test)}. Pass `class_names` to "
-                "both."
+                f"Received: {split} with {_class_names(split)}; {test} with {_class_names(test)}. Pass `class_names` "
+                "to both."
             )
     for name, shift in shifts.items():
         if test.class_names is None or not set(shift.class_names or [None]) <= set(test.class_names):

@@ -35,7 +35,7 @@ def run(case: Case) -> None:
 
 
 def _classifiers(case: Case) -> Iterator[tuple[str, dict, list[np.ndarray]]]:
-    """Yields (method, details, scores on each of `case.scored`) of zero-shot and, if `train` is given, of the probes."""
+    """Yields (method, details, scores on each of `case.scored`) of zero-shot and, given `train`, of the probes."""
     yield "zero_shot/family", {}, [case.zero_shot(store) for store in case.scored]
     if case.splits.train is None:
         return
