@@ -45,8 +45,9 @@ CASES = {
     "compiled": ({}, {"jit_compile": True}),
     "compiled micro-batches": ({}, {"jit_compile": True, "microbatch_size": 5}),
     "uneven last batch": ({}, {"rows": 41}),
-    "frozen BatchNorm": ({"image_encoder": "resnet"}, {"is_frozen": True}),
-    "BatchNorm": ({"image_encoder": "resnet"}, {"rows": BATCH, "epochs": 1}),
+    "frozen BatchNorm": ({"image_encoder": "convolution"}, {"is_frozen": True}),
+    "BatchNorm": ({"image_encoder": "convolution"}, {"rows": BATCH, "epochs": 1}),
+    "ResNet": ({"image_encoder": "resnet"}, {"rows": BATCH, "epochs": 1}),
 }
 
 
