@@ -2,9 +2,10 @@
 
     python replicas.py <file.npz> <kind>/<devices>/<case> ...
 
-The file is what `save_references` wrote. The kinds are `KINDS`. On JAX one process can run several of them, over several
-numbers of devices; on TensorFlow it can have one strategy only. Those of several processes find their place in the environment: WORLD_SIZE, RANK, MASTER_ADDR and
-MASTER_PORT, as torchrun sets them. DEVICES is the number of logical devices of the process.
+The file is what `save_references` wrote. The kinds are `KINDS`. On JAX one process can run several of them, over
+several numbers of devices; on TensorFlow it can have one strategy only. DEVICES is the number of logical devices of the
+process. Those of several processes find their place in the environment: WORLD_SIZE, RANK, MASTER_ADDR and MASTER_PORT,
+as torchrun sets them.
 """
 
 import contextlib
@@ -26,8 +27,8 @@ COORDINATOR = f"{os.environ.get('MASTER_ADDR', '127.0.0.1')}:{os.environ.get('MA
 BACKEND = os.environ["KERAS_BACKEND"]
 SIZES = tiling.TILE_ROWS, tiling.TILE_AREA, projection.LOOP_MIN_ELEMENTS
 
-# It compiles quickly, and micro-batches treat an encoder as a whole. Its BatchNorm is frozen there, since in training mode
-# it would see the moments of each micro-batch.
+# It compiles quickly, and micro-batches treat an encoder as a whole. Its BatchNorm is frozen there: in training mode it
+# would see the moments of each micro-batch.
 QUICK = {"image_encoder": "convolution"}
 
 # What to build and how to train it: "rows", "epochs", "optimizer" and "is_frozen" are for `run`, the rest for
