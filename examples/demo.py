@@ -52,7 +52,7 @@ def draw_pairs(clip, count, seed, held_out=False):
 
 def measure(probabilities, labels):
     """Top-1 and top-5 accuracy with intervals, of all pictures and of each rendition."""
-    # What is not below the right name's probability is before it: a model that tells nothing apart is always wrong.
+    # Ties count against the true class, so that a model with constant probabilities is always wrong.
     right = probabilities[np.arange(len(labels)), labels][:, None]
     ranks = (~(probabilities < right)).sum(axis=1) - 1
     groups = {"all": ranks, "photos": ranks[::2], "sketches": ranks[1::2]}
@@ -109,7 +109,7 @@ def plot_contact_sheet(images, labels, probabilities, names, path):
         text = f"{names[guess]}\n{probabilities[index, guess]:.0%}"
         text += "" if guess == truth else f"\nis: {names[truth]}"
         axis.set_title(text, fontsize=9, color="darkgreen" if guess == truth else "firebrick")
-    figure.suptitle("Kinds that training never showed: green is right")
+    figure.suptitle("Unseen classes: green is correct")
     figure.savefig(path, dpi=100)
     plt.close(figure)
 
@@ -141,7 +141,7 @@ def main(argv=None):
     classifier = keras_clip.ZeroShotClassifier(clip, names, TEMPLATES)
     probabilities = classifier.predict(images, batch_size=BATCH_SIZE, verbose=0)
     accuracies = measure(probabilities, labels)
-    print(f"\nPictures of {len(names)} kinds that training never showed, named among these {len(names)}:")
+    print(f"\nPictures of {len(names)} unseen classes, classified among these {len(names)}:")
     for group, of_group in accuracies.items():
         for k, (correct, total, low, high) in of_group.items():
             print(f"{group:9} {k.replace('_', '-')}  {correct / total:6.1%}  [{low:.1%}, {high:.1%}]  of {total}")

@@ -58,7 +58,7 @@ def parse_args(argv=None):
 
 
 class Parts:
-    """What all three models share, under the names by which the pipeline asks for them."""
+    """What all three models share, under the names that the pipeline uses."""
 
     def __init__(self, args):
         self.tokenizer = keras_clip.data.CLIPTokenizer(32 if args.source else 20)
@@ -125,7 +125,7 @@ class Measure(keras.callbacks.Callback):
             return
         images, labels, names = self.test_set
         scores = scores_of(self.model, images, names, self.templates)
-        # A right answer is above all others: a model that tells nothing apart is always wrong.
+        # A correct answer must score above all others, so that a model with constant scores is always wrong.
         correct = int(((scores >= scores[np.arange(len(labels)), labels][:, None]).sum(axis=1) == 1).sum())
         low, high = wilson_interval(correct, len(labels))
         point = {"images": done * self.images_per_epoch, "correct": correct, "n": len(labels)}

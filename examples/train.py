@@ -20,7 +20,7 @@ Several devices share the batch with `--strategy`, each process reading its own 
 and a batch that no device could hold is trained in parts, as one exact step, with `--microbatch-size`.
 
 The paper's own trainings are a name: `--recipe vit_l14` has its architecture, optimizer, batch and epochs (of which
-`--batch-size` and `--epochs` make less), and its last epoch at 336 pixels goes on from what came out:
+`--batch-size` and `--epochs` can reduce), and its last epoch at 336 pixels starts from the trained model:
 
     python examples/train.py "shards/*.tar" --recipe vit_l14_336 --start runs/vit_l14/clip.keras --out runs/vit_l14_336
 """
@@ -79,7 +79,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--checkpoint-every", type=int, default=1000, help="steps; also at the end of each epoch")
     parser.add_argument("--keep", type=int, default=3, help="how many of the newest checkpoints stay")
-    parser.add_argument("--peak-flops", type=float, help="of one device, such as 989e12: tells what share is used")
+    parser.add_argument("--peak-flops", type=float, help="of one device, such as 989e12: reports the used fraction")
     parser.add_argument("--out", type=Path, default=Path("runs/train"))
     return parser.parse_args(argv)
 
@@ -120,7 +120,7 @@ def make_model(args: argparse.Namespace) -> keras_clip.CLIPModel:
 
 
 def make_optimizer(args: argparse.Namespace, clip: keras_clip.CLIPModel, steps: int) -> keras.optimizers.Optimizer:
-    """The paper's, for so many steps."""
+    """The optimizer and schedule of the paper for this number of steps."""
     numbers = {"warmup_steps": steps // 20, "total_steps": steps}
     if args.recipe:
         pairs = steps * args.batch_size // args.epochs

@@ -260,8 +260,8 @@ class AdamMoments(NamedTuple):
 def adam_moments(optimizer: keras.optimizers.Adam) -> AdamMoments:
     """The moments of a built `keras.optimizers.Adam` or `AdamW`.
 
-    Relies on the attributes `_momentums` and `_velocities`. In the public `optimizer.variables` they could be told by
-    their names only.
+    Relies on the attributes `_momentums` and `_velocities`. In the public `optimizer.variables` they differ from other
+    variables by their names only.
     """
     return AdamMoments(optimizer._momentums, optimizer._velocities)
 

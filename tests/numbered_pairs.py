@@ -39,7 +39,7 @@ def tar_members(samples):
 
 
 def write_shards(folder, samples, count=3):
-    """The samples in so many tars; their glob."""
+    """Writes the samples to a number of tars; returns their glob."""
     for shard in range(count):
         write_tar(folder / f"{shard:05d}.tar", tar_members(samples[shard::count]))
     return str(folder / "*.tar")

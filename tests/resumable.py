@@ -1,4 +1,4 @@
-"""Trains a small CLIP with checkpoints, again and again until it is not killed, and writes down what came out.
+"""Trains a small CLIP with checkpoints, again and again until it is not killed, and writes its results.
 
     python resumable.py <folder of shards> <folder> [<kill> ...]
 
@@ -75,7 +75,7 @@ def read(source, shard=(0, 1)):
 
 
 def augment(numbered, file):
-    """Mirrors some images, and notes what comes out."""
+    """Mirrors some images, and records the result."""
 
     def note(epoch, step, *arrays):
         digest = hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()

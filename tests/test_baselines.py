@@ -1,4 +1,4 @@
-"""CLIP's rivals: they learn, see nothing of what they predict, score classes as they say, and come back from files."""
+"""The baselines: they learn, do not see the tokens that they predict, score classes as documented, and reload."""
 
 import keras
 import numpy as np

@@ -111,7 +111,7 @@ def kernel(model):
 def all_layers():
     shared = keras.layers.Dense(2, name="shared")
     inner = keras.Sequential([shared, keras.layers.BatchNormalization(name="norm")], name="inner")
-    outer = keras.Sequential([keras.Input((3,)), inner, keras.layers.Dense(2, name="last"), shared], name="outer")
+    outer = keras.Sequential([keras.Input((2,)), inner, keras.layers.Dense(2, name="last"), shared], name="outer")
     names = [layer.name for layer in compat.all_layers(outer) if not isinstance(layer, keras.layers.InputLayer)]
     assert sorted(names) == ["inner", "last", "norm", "outer", "shared"]
     assert outer not in compat.all_layers(outer, include_self=False)
@@ -152,7 +152,8 @@ def call_stateless():
     result = compat.call_stateless(function, variables, values, x)
     dense = ops.matmul(x, values[0]) + values[1]
     # The loss of the activity alone; that of the kernel belongs to `model.losses`.
-    assert [float(loss) for loss in result.losses] == [pytest.approx(7.0 * float(ops.sum(dense)) / 4, rel=1e-5)]
+    (loss,) = map(ops.convert_to_numpy, result.losses)
+    assert loss == pytest.approx(7.0 * ops.convert_to_numpy(ops.sum(dense)) / 4, rel=1e-5)
     assigned = [v.path for v, was_assigned in zip(variables, result.assigned, strict=True) if was_assigned]
     assert sorted(assigned) == sorted(v.path for v in [*dropout.variables, norm.moving_mean, norm.moving_variance])
     for value, given, was_assigned in zip(result.values, values, result.assigned, strict=True):
@@ -254,7 +255,9 @@ def async_callback():
 
     fit(compiled(Small()), callbacks=[look(keras.callbacks.Callback, "plain")])
     fit(compiled(Small()), callbacks=[look(compat.AsyncCallback, "async")])
-    assert threads["plain"] == {main} and main not in threads["async"] and threads["async"]
+    assert threads["plain"] == {main}
+    # Keras does not call callbacks from other threads on TensorFlow.
+    assert (threads["async"] == {main}) == (BACKEND == "tensorflow") and threads["async"]
 
 
 def strategy_of_model():

@@ -113,7 +113,7 @@ def test_a_step_counts_as_measured(case):
     # The first call looks at shapes, which would count too.
     clip.train_on_batch(batch)
     count = measured(lambda *x: clip.train_on_batch(dict(zip(batch, x, strict=True))), *batch.values())
-    # Nobody asks for the gradient of the pixels: 16 patches of 192 numbers to a width of 32.
+    # The gradient of the pixels is not computed: 16 patches of 192 numbers to a width of 32.
     no_gradient = 8 * 2 * 16 * 192 * 32 if clip.image_encoder.trainable else 0
     assert count == pytest.approx(flops.train_step(clip, 8, small_clip.LENGTH) - no_gradient, rel=1e-3)
 

@@ -68,7 +68,7 @@ def test_bidirectional_logsumexp(b, n, offset, height, area, rng):
     np.testing.assert_allclose(result[1, ~empty], highest[~empty], rtol=1e-5, atol=1e-6)
 
     upstream = rng.normal(size=(2, b + n)).astype("float32")
-    # A loss asks nothing of a row without others.
+    # A row without others has no loss.
     upstream[0, empty] = 0
     lse[empty] = 0
     g = upstream[0, :b, None] * np.exp(logits - lse[:b, None]) + upstream[0, b:] * np.exp(logits - lse[b:])

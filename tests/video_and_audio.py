@@ -56,4 +56,4 @@ def train(model, data, **options):
     """Two epochs of SGD; returns the trained weights."""
     model.compile(keras.optimizers.SGD(0.1), **options)
     model.fit(data, batch_size=12, epochs=2, shuffle=False, verbose=0)
-    return [np.array(ops.convert_to_tensor(variable.value)) for variable in model.trainable_variables]
+    return [np.array(ops.convert_to_numpy(ops.convert_to_tensor(v))) for v in model.trainable_variables]

@@ -49,7 +49,7 @@ def resident(field):
 
 
 def weighed(step, since_start=False):
-    """The step, compiled; called again it tells by how many MiB the resident memory grew at most, once.
+    """The step, compiled; called again it returns the largest growth of the resident memory in MiB.
 
     `since_start`: since before it was compiled. TensorFlow keeps what a step took, and would show nothing.
     """

@@ -63,11 +63,11 @@ class EvaluateDuringTraining(keras.callbacks.Callback):
         self._steps_before, self._steps, self.history = 0, 0, []
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
-        """Stores the number of steps before the epoch. The arguments are those of `keras.callbacks.Callback`."""
+        """Stores the number of steps before the epoch. Arguments as of `keras.callbacks.Callback`."""
         self._steps_before = self._steps
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
-        """Evaluates the model if `every` steps have passed. The arguments are those of `keras.callbacks.Callback`."""
+        """Evaluates the model if `every` steps have passed. Arguments as of `keras.callbacks.Callback`."""
         before, self._steps = self._steps, self._steps_before + batch + 1
         # With `steps_per_execution`, this may not be called at the exact multiple of `every`.
         if self._steps // self.every > before // self.every:
@@ -75,7 +75,7 @@ class EvaluateDuringTraining(keras.callbacks.Callback):
         self._write(logs)
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        """Adds the last measurement to the logs of the epoch. The arguments are those of `keras.callbacks.Callback`."""
+        """Adds the last measurement to the logs of the epoch. Arguments as of `keras.callbacks.Callback`."""
         self._write(logs)
 
     def _write(self, logs):

@@ -136,7 +136,7 @@ class GlobalBatchTrainer(compat.FitHooks):
         self.optimizer.build(self.trainable_variables)
 
     def embed(self, x: dict, training: bool) -> dict:
-        """Computes what `call` returns, in micro-batches or with compiled encoders where `compile` asked for it.
+        """Computes what `call` returns, in micro-batches or with compiled encoders if `compile` was told so.
 
         Args:
             x: dict of the inputs, as `call` takes it.

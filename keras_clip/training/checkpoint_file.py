@@ -1,6 +1,7 @@
-"""A file of tensors that tells whether it is whole: safetensors, whose last tensor is the SHA-256 of all before it.
+"""Checkpoint files that detect damage: safetensors whose last tensor is the SHA-256 of everything before it.
 
-Written as a stream, so that nothing is held twice, under another name until it is on the disk. Nothing in it is code.
+A file is written as a stream, so that no tensor is held twice, and under a temporary name until it is on the disk. It
+contains no code.
 """
 
 import hashlib
@@ -32,17 +33,17 @@ _CODES = {
 }
 _DTYPES = {code: name for name, code in _CODES.items()}
 _DIGEST = 32
-# Bytes that are hashed at a time.
+# Bytes that are read and hashed at a time.
 _PART = 2**22
 
 
 class Entry(NamedTuple):
-    """What is said of a tensor beside its values.
+    """The description of a tensor.
 
     Attributes:
         name: str.
         shape: tuple of ints.
-        dtype: str, as numpy and `ml_dtypes` call it.
+        dtype: str. Its name in numpy or `ml_dtypes`.
     """
 
     name: str
@@ -51,13 +52,13 @@ class Entry(NamedTuple):
 
 
 def write(path: Path, entries: Sequence[Entry], arrays: Iterable[np.ndarray], record: dict[str, Any]) -> None:
-    """Writes tensors and a record; the file has its name only when it is whole and on the disk.
+    """Writes tensors and a record; the file gets its name once it is complete and on the disk.
 
     Args:
-        path: a file of this name is replaced.
-        entries: the tensors, of different names.
-        arrays: their values, one after the other.
-        record: plain data for JSON.
+        path: Path. An existing file is replaced.
+        entries: descriptions of the tensors, with distinct names.
+        arrays: values of the tensors, in the order of `entries`.
+        record: data that JSON can represent.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -83,7 +84,7 @@ def _parts(entries, arrays, record):
         tensors[name] = {"dtype": _CODES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
     header = json.dumps({"__metadata__": {"record": json.dumps(record)}, **tensors}).encode()
-    # Others want the values at a multiple of 8.
+    # The format aligns the values to 8 bytes.
     header += b" " * (-len(header) % 8)
     yield struct.pack("<Q", len(header))
     yield header
@@ -98,7 +99,7 @@ def _dtype(name):
 
 
 def _sync_folder(folder):
-    """The new name of a file is on the disk when its folder is. Windows cannot, and need not."""
+    """Flushes a folder, so that the new name of a file is on the disk; neither possible nor needed on Windows."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -108,7 +109,7 @@ def _sync_folder(folder):
 
 
 def check(path: Path) -> None:
-    """Raises a ValueError if a file is not as it was written."""
+    """Raises a ValueError if a file differs from what was written."""
     size, digest = path.stat().st_size, hashlib.sha256()
     with open(path, "rb") as file:
         left = size - _DIGEST
@@ -116,20 +117,20 @@ def check(path: Path) -> None:
             digest.update(part)
             left -= len(part)
         if left or file.read() != digest.digest():
-            raise ValueError(f"A checkpoint must be whole. Received: {path} of {size:,} bytes, which is damaged.")
+            raise ValueError(f"A checkpoint must be complete. Received: {path} of {size:,} bytes, which is damaged.")
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[Entry], Iterable[np.ndarray]]:
-    """What `write` was given, of a file that `check` finds whole.
+    """Reads what `write` wrote, from a file that passed `check`.
 
     Args:
         path: the file.
 
     Returns:
-        The record, the entries, and the arrays one after the other, mapped from the file.
+        The record, the entries, and an iterator over the arrays, which are memory-mapped.
 
     Raises:
-        ValueError: the file is not of this kind.
+        ValueError: the file was not written by `write`.
     """
     with open(path, "rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))

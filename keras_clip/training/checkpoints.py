@@ -1,4 +1,4 @@
-"""Stop and resume: what a training is at a step, written so that it goes on as if it had never stopped."""
+"""Stop and resume: saves the complete state of a training, so that it continues as if it had never stopped."""
 
 import re
 import warnings
@@ -12,55 +12,56 @@ from keras_clip import compat
 from keras_clip.training import checkpoint_file, state
 
 _NAME = re.compile(r"step-(\d{9,})\.safetensors")
-# True for Keras, and told apart from what others set.
+# A true value for `model.stop_training` that differs from those that other callbacks set.
 _END_OF_EPOCH = "the rest of the epoch is trained"
 
 
 class Checkpoints(keras.callbacks.Callback):
-    """Saves a training every so many steps, and lets `fit` go on from there when the same program is run again.
+    """Saves the state of a training every `every` steps, and resumes it when the same program is run again.
 
         pairs = keras_clip.data.image_text_pairs("shards/*.tar", model, batch_size)
         model.fit(pairs, epochs=32, callbacks=[keras_clip.training.Checkpoints("run/checkpoints", pairs)])
 
-    A checkpoint holds weights and statistics, everything of the optimizer (step, moments, averages), the states of the
-    random generators in the model, the metrics of the running epoch, the history, and the place in the data. `fit` then
-    begins in the epoch and at the step of the newest one, reads on with the sample that was next, ends that epoch where
-    it would have ended, and returns the history of the whole run: on the same machine the weights are those of a run
-    that was never stopped, bit by bit, where the backend computes the same twice (TensorFlow:
+    A checkpoint holds weights and statistics, all variables of the optimizer (step, moments, averages), the states of
+    the random generators in the model, the metrics of the current epoch, the history, and the position in the data.
+    `fit` then begins in the epoch and at the step of the newest checkpoint, continues with the next sample, ends that
+    epoch where it would have ended, and returns the history of the whole run. On the same machine the weights equal
+    those of an uninterrupted run bit by bit, if the backend is deterministic (TensorFlow:
     `tf.config.experimental.enable_op_determinism`). The progress bar counts the steps of that epoch from one.
 
-    A file has its name when it is whole and on the disk, so a process may be killed at any moment. Each carries its
-    SHA-256: a damaged one is told by a warning, and the one before it is taken. Files are in the format safetensors.
+    A file gets its name once it is complete and on the disk, so a process may be killed at any moment. Each file has
+    its SHA-256: for a damaged one there is a warning, and the one before it is used. Files are in the format
+    safetensors.
 
-    Put it before callbacks that change weights at the end of an epoch. Of other callbacks nothing is kept, such as the
-    patience of `EarlyStopping`, nor are the global generators of numpy and Python.
+    Put it before callbacks that change weights at the end of an epoch. The state of other callbacks, such as the
+    patience of `EarlyStopping`, and of the global generators of numpy and Python is not saved.
 
-    With several processes all of them pass it, with a folder that all of them see; the first one writes.
+    With several processes all of them pass it, with a folder that all of them can read; the first one writes.
 
     Args:
-        folder: where the files are, made if it is not there: `step-<number of steps>.safetensors`.
-        pairs: the training data as `image_text_pairs` returns it, of known length. `fit` may be given something made of
-            it, such as `pairs.repeat()` with `steps_per_epoch=len(pairs)`, or what `own_part` returns.
-        every: int > 0. Steps between two checkpoints; there is one at the end of each epoch besides.
-        keep: int > 0. How many of the newest stay. Two at least, if a damaged one shall have another before it.
+        folder: directory of the files `step-<number of steps>.safetensors`; made if it does not exist.
+        pairs: the training data as `image_text_pairs` returns it, of known length. `fit` may receive a dataset derived
+            from it, such as `pairs.repeat()` with `steps_per_epoch=len(pairs)`, or the result of `own_part`.
+        every: int > 0. Steps between two checkpoints. There is also one at the end of each epoch.
+        keep: int > 0. Number of checkpoints to keep, the newest. With one only, no other is left if it is damaged.
 
     Raises:
-        TypeError: data that cannot begin in the middle.
+        TypeError: data that cannot start in the middle of an epoch.
         ValueError: a number that is not positive; when `fit` begins: other data, another model or optimizer than those
-            of the checkpoint, another number of steps per epoch than the data has, or no checkpoint that is whole.
-        RuntimeError: processes that do not see the same checkpoints.
+            of the checkpoint, another number of steps per epoch than the data has, or damaged checkpoints only.
+        RuntimeError: processes that find different checkpoints.
     """
 
     def __init__(self, folder: str | Path, pairs: Any, every: int = 1000, keep: int = 3):
         super().__init__()
         if not hasattr(getattr(pairs, "epochs", None), "start_at"):
             raise TypeError(
-                "Training can go on in data of `image_text_pairs` only. Received: pairs of type "
-                f"{type(pairs).__name__}. Pass what `image_text_pairs` returned; `fit` may take what you made of it."
+                "Training can be resumed in data of `image_text_pairs` only. Received: pairs of type "
+                f"{type(pairs).__name__}. Pass what `image_text_pairs` returned; `fit` may take a dataset made of it."
             )
         if int(pairs.cardinality()) < 1:
             raise ValueError(
-                "The data must have a length. Received: pairs of unknown length. Tell that of the stream: "
+                "The data must have a length. Received: pairs of unknown length. Set the length of the stream: "
                 "`source.apply(tf.data.experimental.assert_cardinality(count))`, with `training=True`."
             )
         if every < 1 or keep < 1:
@@ -75,11 +76,11 @@ class Checkpoints(keras.callbacks.Callback):
         self._has_begun = False
 
     def on_train_begin(self, logs: dict | None = None) -> None:
-        """Goes back to the newest checkpoint, if there is one."""
+        """Restores the newest checkpoint, if there is one."""
         if self.params.get("steps") != self._length:
             raise ValueError(
                 f"An epoch of `fit` must be one of the data. Received: {self.params.get('steps')} steps per epoch, and "
-                f"data of {self._length} batches. Leave `steps_per_epoch` out, or give it `len(pairs)`."
+                f"data of {self._length} batches. Leave `steps_per_epoch` out, or set it to `len(pairs)`."
             )
         self.folder.mkdir(parents=True, exist_ok=True)
         if state.each_process(0, self.model).index == 0:
@@ -98,7 +99,7 @@ class Checkpoints(keras.callbacks.Callback):
             self._first_step = 0
             return
         self._has_begun = True
-        # Keras would begin the next `fit` there too.
+        # Otherwise the next `fit` would begin there too.
         compat.set_initial_epoch(self.model, None)
         index = state.each_process(0, self.model).index
         broken = self._resumed["broken"][index] if self._resumed else 0
@@ -109,13 +110,13 @@ class Checkpoints(keras.callbacks.Callback):
         state.assign(*self._metrics)
 
     def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
-        """Saves what the steps before this one have made. Arguments as of `keras.callbacks.Callback`."""
+        """Saves the state after the steps before this one. Arguments as of `keras.callbacks.Callback`."""
         step = self._first_step + batch
         total = self._epoch * self._length + step
         if batch and total // self.every > self._saved // self.every:
             self._save(self._epoch, step)
         if self._first_step and step + self.model.steps_per_execution >= self._length and not self.model.stop_training:
-            # Leaves the epoch after this step, which is the last one.
+            # Ends the epoch after this step, which is its last one.
             self.model.stop_training = _END_OF_EPOCH
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
@@ -125,7 +126,7 @@ class Checkpoints(keras.callbacks.Callback):
         self._save(epoch + 1, 0, logs)
 
     def on_train_end(self, logs: dict | None = None) -> None:
-        """Gives back the history of a run that had ended before."""
+        """Restores the history of a run that had ended before."""
         compat.set_initial_epoch(self.model, None)
         if not self._has_begun:
             self._restore_history()
@@ -136,7 +137,7 @@ class Checkpoints(keras.callbacks.Callback):
         return dict(sorted(found, reverse=True))
 
     def _newest(self):
-        """The newest whole checkpoint, which all processes must agree on; None if there are no checkpoints."""
+        """The newest undamaged checkpoint, which all processes must agree on; None if there are no checkpoints."""
         files, newest = self._files(), -1
         for number, path in files.items():
             try:
@@ -144,16 +145,16 @@ class Checkpoints(keras.callbacks.Callback):
                 newest = number
                 break
             except (ValueError, OSError) as error:
-                warnings.warn(f"{error} The checkpoint before it is tried.", stacklevel=2)
+                warnings.warn(f"{error} The checkpoint before it is used.", stacklevel=2)
         if len(set(found := state.each_process(newest, self.model).numbers)) > 1:
             raise RuntimeError(
-                f"All processes must see one folder. Received: folder={str(self.folder)!r}, where the newest "
-                f"checkpoints that they see are those of the steps {found} (-1: none). Use one on a shared disk."
+                f"All processes must use the same folder. Received: folder={str(self.folder)!r}, where the newest "
+                f"checkpoints that they find are those of the steps {found} (-1: none). Use one on a shared disk."
             )
         if files and newest < 0:
             raise ValueError(
-                f"One of the checkpoints must be whole. Received: folder={str(self.folder)!r} with "
-                f"{len(files)} damaged ones. Remove them to begin anew."
+                f"One of the checkpoints must be undamaged. Received: folder={str(self.folder)!r} with "
+                f"{len(files)} damaged ones. Remove them to start a new training."
             )
         return files.get(newest)
 
@@ -167,7 +168,7 @@ class Checkpoints(keras.callbacks.Callback):
         metrics = set(map(id, self.model.metrics_variables)) if record["step"] else ()
         chosen = [number for number, variable in enumerate(variables) if id(variable) in metrics]
         self._metrics = [variables[number] for number in chosen], [np.array(arrays[number]) for number in chosen]
-        # Keras looks at this after the callbacks have begun, as for its own `BackupAndRestore`.
+        # `fit` reads this after `on_train_begin`.
         compat.set_initial_epoch(self.model, record["epoch"])
 
     def _refuse_another(self, path, identity, entries):
@@ -181,8 +182,8 @@ class Checkpoints(keras.callbacks.Callback):
                 break
         if differing:
             raise ValueError(
-                "A checkpoint can only go on with the model, the optimizer and the data that it is of. Received: "
-                f"{path} with {'; '.join(differing)}. Run what wrote it, or begin anew in another folder."
+                "A checkpoint can only be resumed with the same model, optimizer and data. Received: "
+                f"{path} with {'; '.join(differing)}. Run the program that wrote it, or use another folder."
             )
 
     def _identity(self):
@@ -195,7 +196,7 @@ class Checkpoints(keras.callbacks.Callback):
             self.model.history.history = {key: list(column) for key, column in self._resumed["history"]["logs"].items()}
 
     def _save(self, epoch, step, logs=None):
-        """Writes the checkpoint of a step; `logs` are those of an epoch that just ended."""
+        """Writes the checkpoint of a step; `logs` are those of an epoch that has just ended."""
         total = epoch * self._length + step
         record = {"epoch": epoch, "step": step, "identity": self._identity(), "history": self._history(epoch, logs)}
         index, record["broken"] = state.each_process(self._epochs.broken_before(epoch, step), self.model)
@@ -211,7 +212,7 @@ class Checkpoints(keras.callbacks.Callback):
         self._saved = total
 
     def _history(self, epoch, logs):
-        """The history, which has the epoch that just ended already or, if Keras asks us first, not yet."""
+        """The history, with the epoch that has just ended, which the callback `History` may not have added yet."""
         history = self.model.history
         epochs, columns = list(history.epoch), {key: list(column) for key, column in history.history.items()}
         if logs is not None and epoch - 1 not in epochs:

@@ -1,8 +1,8 @@
-"""Adam's step on torch, for all weights at once.
+"""The update of Adam on torch, for all weights together.
 
-Keras has this for its own optimizers, which it replaces by their exact class; one derived from them would update weight
-by weight, ten small kernels each. Without the two options of `keras_clip.training.AdamW` the arithmetic is Keras', bit
-by bit.
+Keras has such an update for its own optimizer classes, but not for subclasses, which would update the weights one by
+one with ten small kernels each. Without the two options of `keras_clip.training.AdamW` the result equals that of Keras
+bit by bit.
 """
 
 import itertools
@@ -11,22 +11,22 @@ import keras
 
 from keras_clip import compat
 
-# Elements that are updated at a time in low precision, which needs them in float32 for so long.
+# Elements that are updated at a time with moments in low precision, which are held in float32 meanwhile.
 _PART = 2**24
 
 
 def is_usable() -> bool:
-    """Whether torch runs."""
+    """Whether the backend is torch."""
     return keras.backend.backend() == "torch"
 
 
 def step(optimizer, gradients, variables, learning_rate) -> None:
-    """Updates weights and moments, and decays weights where the optimizer has learning rates of each layer.
+    """Updates weights and moments; with layer-wise learning rates it also applies weight decay.
 
     Args:
         optimizer: `AdamW`, built.
         gradients: torch tensors.
-        variables: Keras variables, as many.
+        variables: Keras variables, one for each gradient.
         learning_rate: tensor or variable, ().
     """
     import torch
@@ -40,7 +40,7 @@ def step(optimizer, gradients, variables, learning_rate) -> None:
         moments = [[group[i].value for i in indices] for group in compat.adam_moments(optimizer)]
         rate = keras.ops.cast(learning_rate, values[0].dtype)
         local_step = keras.ops.cast(optimizer.iterations + 1, values[0].dtype)
-        # A tensor to the power of a tensor, as in Keras: another order would be another rounding.
+        # A tensor to the power of a tensor, as in Keras: other operations would round differently.
         powers = [
             keras.ops.power(keras.ops.cast(beta, values[0].dtype), local_step)
             for beta in (optimizer.beta_1, optimizer.beta_2)
@@ -75,7 +75,7 @@ def _update_rounded(optimizer, values, gradients, momentums, velocities, alpha, 
     import torch
 
     lists, device = compat.list_operations(), values[0].device
-    # A function of the step alone: resuming repeats it, and all processes draw the same.
+    # The seed is the step alone, so that a resumed training and all processes draw the same numbers.
     generator = torch.Generator(device).manual_seed(int(optimizer.iterations))
     for begin, end in _parts([value.numel() for value in values]):
         part = values[begin:end]
@@ -91,13 +91,13 @@ def _update_rounded(optimizer, values, gradients, momentums, velocities, alpha, 
         lists.sub_(part, [update.to(value.dtype) for update, value in zip(updates, part, strict=True)])
         noise = torch.randint(2**16, m.shape, dtype=torch.int32, device=device, generator=generator)
         for rounded, stored in ((m, momentums), (v, velocities)):
-            # Carries into the half that bfloat16 keeps as often as the other half is large.
+            # Stochastic rounding: the probability of a carry into the upper half is proportional to the lower half.
             rounded.view(torch.int32).add_(noise).bitwise_and_(-(2**16))
             lists.copy_(stored[begin:end], _as_parts(rounded, part))
 
 
 def _parts(sizes):
-    """(begin, end) of runs of weights that have at most `_PART` elements together, or are one weight."""
+    """The (begin, end) of consecutive weights with at most `_PART` elements together, or of one larger weight."""
     begin, total = 0, 0
     for end, size in enumerate(sizes):
         if total and total + size > _PART:

@@ -7,14 +7,14 @@ from keras_clip.training import foreach
 from keras_clip.training.layer_decay import learning_rate_factors
 from keras_clip.training.rounding import StepSeed, round_to_bfloat16
 
-# By role, told from the last part of a variable's path, which is the same on every backend and after loading.
+# The role of a variable follows from the last part of its path, which is the same on every backend and after loading.
 # A rule by rank alone would decay the biases of `keras.layers.MultiHeadAttention`, which have rank 2.
 UNDECAYED = frozenset({"bias", "beta", "gamma", "scale", "alpha", "logit_scale", "logit_bias"})
 
 
 @keras.saving.register_keras_serializable(package="keras_clip")
 class AdamW(keras.optimizers.AdamW):
-    """`keras.optimizers.AdamW` that decays weights and leaves gains, biases and temperatures alone.
+    """`keras.optimizers.AdamW` that does not decay gains, biases and temperatures.
 
     Radford et al. (2021), section 2.5: "decoupled weight decay regularization applied to all weights that are not gains
     or biases". Decayed are all variables of two or more axes that are not named as gain or bias: kernels, token
@@ -22,18 +22,19 @@ class AdamW(keras.optimizers.AdamW):
     class token among them. So does open_clip. The choice depends on the variable alone, so it is the same on every
     backend and after saving and loading, where Keras' own `var_list` is lost.
 
-    With `use_ema=True` it keeps a running mean of the weights. They become the weights when `fit` ends, so save before
-    that what shall go on learning. To measure them during `fit`, pass `keras.callbacks.SwapEMAWeights()` to `fit` (or
-    to `evaluate`), before callbacks that save; never to `predict`, after which it leaves the means in the model.
+    With `use_ema=True` it keeps a moving average of the weights, which replaces them when `fit` ends: to continue the
+    training later, save the weights before. To measure the averages during `fit`, pass
+    `keras.callbacks.SwapEMAWeights()` to `fit` or `evaluate`, before callbacks that save; never to `predict`, which
+    leaves the averages in the model.
 
     Args:
         learning_rate: float, schedule or callable.
-        layer_decay: float in (0, 1] or None. Each block of an encoder learns at so many times the rate of the block
-            above, decay included; see `layer_decay.learning_rate_factors`. Gradients could not say so: Adam divides by
-            their size. None: all layers alike.
-        moments_dtype: "bfloat16" or None. Keeps both moments in half the memory (section 2.5: "half-precision Adam
-            statistics"). The arithmetic is in float32, and the rounding unbiased and a function of the step. None: the
-            dtype of the weights.
+        layer_decay: float in (0, 1] or None. Layer-wise learning-rate decay: block i of an encoder of depth blocks
+            learns with lr * layer_decay ** (depth - i), weight decay included; see
+            `layer_decay.learning_rate_factors`. None: one rate for all layers.
+        moments_dtype: "bfloat16" or None. Stores both moments in half the memory (section 2.5: "half-precision Adam
+            statistics"). The arithmetic is in float32, and the rounding is unbiased and a function of the step. None:
+            the dtype of the weights.
         options: others of `keras.optimizers.AdamW`: `weight_decay`, `beta_1`, `clipnorm`, `use_ema` and so on.
 
     Raises:
@@ -137,7 +138,7 @@ def adamw(
     another model, or of a shorter run.
 
     Args:
-        model: the model to train. Lock what shall not learn (`trainable = False`) before or after, as you like.
+        model: the model to train. Lock parts with `trainable = False` before or after.
         learning_rate: float > 0. The highest one.
         warmup_steps: int >= 0.
         total_steps: int > `warmup_steps`. Steps of the whole training.
@@ -157,7 +158,7 @@ def adamw(
     if not model.trainable_variables:
         raise ValueError(
             f"There is nothing to train. Received: model={model.name!r} without trainable variables. Set `trainable = "
-            "True` on the parts that shall learn, and build the model before its optimizer."
+            "True` on the parts to train, and build the model before its optimizer."
         )
     if not 0 <= warmup_steps < total_steps:
         raise ValueError(
@@ -186,6 +187,6 @@ def _check_encoders(model):
         learning_rate_factors([variable.path for variable in encoder.trainable_variables], 1.0)
     if len({encoder.name for encoder in learning}) < len(learning):
         raise ValueError(
-            "`layer_decay` tells encoders apart by their names. "
+            "`layer_decay` identifies encoders by their names. "
             f"Received: two encoders named {learning[0].name!r}. Give them names of their own."
         )

@@ -1,4 +1,4 @@
-"""Ends a training in which nothing is learned any more."""
+"""Stops a training that has diverged."""
 
 import keras
 
@@ -6,17 +6,17 @@ from keras_clip import compat
 
 
 class StopOnSkippedSteps(keras.callbacks.Callback):
-    """Stops `fit` with an error when so many steps in a row were skipped.
+    """Stops `fit` with an error after `steps` consecutive skipped steps.
 
-    A step whose loss or gradient is not finite changes nothing and is counted in `skipped_steps`. One now and then does
-    no harm; where all are, the run has diverged, and time is lost. Looks every `steps` steps, and at the end of each
-    epoch, at what the device has counted, so that the device need not wait in between: training stops after at least
-    `steps` and less than twice as many skipped ones.
+    A step whose loss or gradient is not finite changes nothing and is counted in `skipped_steps`. A few are harmless;
+    if all steps are skipped, the run has diverged. The count is read from the device every `steps` steps, and at the
+    end of each epoch, so that the device does not wait in between: training stops after at least `steps` and fewer than
+    twice as many skipped steps.
 
     With several processes all of them pass it.
 
     Args:
-        steps: int > 0. How many in a row. Totals do not matter.
+        steps: int > 0. Number of consecutive skipped steps.
 
     Raises:
         ValueError: `steps` is not positive.
@@ -33,10 +33,10 @@ class StopOnSkippedSteps(keras.callbacks.Callback):
         self._before, self._seen = 0.0, None
 
     def on_train_begin(self, logs: dict | None = None) -> None:
-        """Counts from zero."""
+        """Resets the counts."""
         if not hasattr(self.model, "skipped_steps"):
             raise TypeError(
-                f"Skipped steps are counted by a `CLIPModel`. Received: a model of type {type(self.model).__name__}. "
+                f"The model must be a `CLIPModel`, which counts skipped steps. Received: {type(self.model).__name__}. "
                 "Use `keras.callbacks.TerminateOnNaN` for others."
             )
         self._done = self._looked = 0
@@ -50,7 +50,7 @@ class StopOnSkippedSteps(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Arguments as of `keras.callbacks.Callback`."""
-        # After a validation the metrics are those of it.
+        # After a validation the metrics of the model are those of the validation.
         skipped = logs["skipped_steps"]
         if self._done - self._looked >= self.steps:
             self._look(skipped)
@@ -66,6 +66,6 @@ class StopOnSkippedSteps(keras.callbacks.Callback):
             raise RuntimeError(
                 f"Fewer than {self.steps} steps in a row may have a loss or gradients that are not finite. Received: "
                 f"{steps} such steps, all since step {self._looked} of this `fit`; they were skipped. Lower the "
-                "learning rate, clip gradients (`global_clipnorm=1.0`), or look for pairs that are not finite."
+                "learning rate, clip gradients (`global_clipnorm=1.0`), or check that the data is finite."
             )
         self._seen, self._looked = total, self._done

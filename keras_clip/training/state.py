@@ -1,4 +1,4 @@
-"""The state of a training, whole on every process: variables as arrays, and what each process has to say."""
+"""The state of a training on every process: variables as whole arrays, and numbers of all processes."""
 
 import json
 import re
@@ -13,13 +13,13 @@ from keras_clip.training.checkpoint_file import Entry
 
 
 def variables(model: keras.Model) -> list[keras.Variable]:
-    """Weights, statistics, random states and metrics of a model, and what its optimizer keeps, in one order."""
+    """Weights, statistics, random states and metrics of a model and variables of its optimizer, in a fixed order."""
     found = [*model.variables, *model.metrics_variables, *model.optimizer.variables]
     return list({id(variable): variable for variable in found}.values())
 
 
 def entries(model: keras.Model) -> list[Entry]:
-    """How the variables are told apart: by their order first, since Keras numbers its names on within a process."""
+    """Descriptions of the variables, named by their order and by their path without the numbers that Keras appends."""
     return [
         Entry(
             f"{number:05d} {re.sub(r'_[0-9]+(?=[/_]|$)', '', v.path)}",
@@ -31,7 +31,7 @@ def entries(model: keras.Model) -> list[Entry]:
 
 
 def values(model: keras.Model) -> Iterator[np.ndarray]:
-    """The variables as arrays, one after the other, summed or joined over replicas: all processes must ask alike."""
+    """The variables as arrays, reduced or gathered over replicas; all processes must call it and iterate together."""
     compat.synchronize_variables(model)
     read = _read_jax if keras.backend.backend() == "jax" else _read
     yield from map(read, variables(model))
@@ -53,30 +53,30 @@ def _read_jax(variable):
 
 
 def assign(targets: Iterable[keras.Variable], arrays: Iterable[np.ndarray]) -> None:
-    """Gives variables their values, on every replica."""
+    """Assigns values to variables, on every replica."""
     for variable, array in zip(targets, arrays, strict=True):
-        # A copy: frameworks may keep what they are given, which is a mapped file.
+        # A copy: backends may keep a reference to the array, which is memory-mapped.
         variable.assign(np.array(array))
 
 
 def identity(model: keras.Model) -> dict[str, Any]:
-    """Plain data on the backend and the optimizer, which trainings that go on alike have in common."""
+    """The backend and the configuration of the optimizer as JSON data, which a resumed training must share."""
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
     config = {"class": type(optimizer).__name__, **optimizer.get_config()}
     del config["name"]
     if isinstance(config["learning_rate"], float):
-        # A variable, which callbacks may change.
+        # Callbacks may change a learning rate that is a variable.
         del config["learning_rate"]
     plain = {"backend": keras.backend.backend()} | {f"optimizer's {key}": value for key, value in config.items()}
     return json.loads(json.dumps(plain, default=lambda value: type(value).__name__))
 
 
 class Processes(NamedTuple):
-    """What all processes have said.
+    """A number of each process.
 
     Attributes:
-        index: int. Which one this is.
-        numbers: list of ints, one of each.
+        index: int. Index of this process.
+        numbers: list of ints, one for each process.
     """
 
     index: int
@@ -84,9 +84,17 @@ class Processes(NamedTuple):
 
 
 def each_process(number: int, model: keras.Model) -> Processes:
-    """Tells all processes a number, and this one those of all. All must ask."""
-    ask = {"tensorflow": _each_tensorflow, "jax": _each_jax, "torch": _each_torch}[keras.backend.backend()]
-    return ask(number, model)
+    """Gathers a number of each process on all of them; all processes must call it.
+
+    Args:
+        number: int. The number of this process.
+        model: the model in training.
+
+    Returns:
+        `Processes`.
+    """
+    gather = {"tensorflow": _each_tensorflow, "jax": _each_jax, "torch": _each_torch}[keras.backend.backend()]
+    return gather(number, model)
 
 
 def _each_tensorflow(number, model):
@@ -97,13 +105,13 @@ def _each_tensorflow(number, model):
         return Processes(0, [number])
     replicas = []
 
-    def say(context):
+    def value(context):
         replicas.append(context.replica_id_in_sync_group)
         return tf.constant([number], tf.int64)
 
-    own = strategy.experimental_distribute_values_from_function(say)
+    own = strategy.experimental_distribute_values_from_function(value)
     numbers = strategy.gather(own, axis=0).numpy()
-    # Every device says what its process says.
+    # Each device of a process has the same number.
     return Processes(replicas[0] // len(replicas), numbers[:: len(replicas)].tolist())
 
 

@@ -138,7 +138,7 @@ def test_sizes(height, width, in_graph):
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation(orientation, byte_order, in_graph):
     upright = noise(40, 60)
-    # The transposition that undoes what the tag tells.
+    # The transposition that undoes the tag's.
     undo = [None, 0, 3, 1, 5, 2, 6, 4][orientation - 1]
     stored = upright if undo is None else upright.transpose(undo)
     jpeg = encode(stored, "JPEG", quality=100, subsampling=0, exif=exif(orientation, byte_order))
@@ -365,7 +365,7 @@ def test_serialised():
 def test_random_crops_are_seeded_and_lie_inside():
     import tensorflow as tf
 
-    # Each pixel tells where it stood.
+    # Each pixel encodes its position.
     rows, columns = np.mgrid[0:200, 0:250]
     image = tf.constant(np.stack([rows, columns, 0 * rows], axis=2).astype("uint8"))
 

@@ -1,32 +1,25 @@
 """The demo as `make demo` runs it: it learns what it says, and leaves what it promises."""
 
-import importlib.util
 import json
 
 import numpy as np
 import pytest
 from PIL import Image
+from scripts import load_script
 from subprocesses import REPOSITORY, run_python
-
-
-def load_demo():
-    spec = importlib.util.spec_from_file_location("demo", REPOSITORY / "examples" / "demo.py")
-    demo = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(demo)
-    return demo
 
 
 @pytest.mark.backend_free
 @pytest.mark.parametrize("probabilities", [np.full((4, 3), np.nan), np.full((4, 3), 1 / 3)], ids=["NaN", "all equal"])
 def test_a_model_that_tells_nothing_apart_is_wrong(probabilities):
-    top_1 = load_demo().measure(probabilities, np.array([0, 1, 2, 0]))["all"]["top_1"]
+    top_1 = load_script("examples/demo.py").measure(probabilities, np.array([0, 1, 2, 0]))["all"]["top_1"]
     assert top_1[:2] == (0, 4)
 
 
 @pytest.mark.backend_free
 def test_shares_by_hand():
     probabilities = np.array([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2], [0.1, 0.1, 0.8], [0.6, 0.3, 0.1]])
-    measured = load_demo().measure(probabilities, np.array([0, 1, 2, 2]))
+    measured = load_script("examples/demo.py").measure(probabilities, np.array([0, 1, 2, 2]))
     assert [measured[group]["top_1"][:2] for group in ("all", "photos", "sketches")] == [(2, 4), (2, 2), (0, 2)]
     assert measured["all"]["top_5"][:2] == (4, 4)
 

@@ -1,24 +1,17 @@
 """examples/evaluate.py on a folder of pictures, in this process."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 from PIL import Image
+from scripts import load_script
 
 import keras_clip
 from keras_clip.evaluation import Results
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "evaluate.py"
-
 
 @pytest.fixture(scope="module")
 def example():
-    spec = importlib.util.spec_from_file_location("evaluate_example", EXAMPLE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("examples/evaluate.py")
 
 
 @pytest.fixture(scope="module")

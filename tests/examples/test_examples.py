@@ -1,5 +1,9 @@
-"""The commands of examples/ from end to end, on tars of drawn scenes: train, classify, evaluate, refuse."""
+"""The commands of examples/ from end to end, on tars of drawn scenes: train, classify, evaluate, refuse.
 
+Each script runs once as a process, as users run it; other cases call its `main` in this process.
+"""
+
+import dataclasses
 import io
 import json
 import tarfile
@@ -7,9 +11,11 @@ import tarfile
 import numpy as np
 import pytest
 from PIL import Image
+from scripts import load_script
 from subprocesses import REPOSITORY, run_python
 
 from keras_clip.data import synthetic
+from keras_clip.presets.architectures import ARCHITECTURES
 
 pytestmark = pytest.mark.slow
 EXAMPLES = REPOSITORY / "examples"
@@ -52,7 +58,7 @@ def test_train(trained):
     assert (record["steps"], record["batch_size"], record["model"]) == (10, 16, "resnet_tiny")
 
 
-def test_classify(trained):
+def test_classify(trained, capsys):
     folder, _ = trained
     paths = [str(folder / name) for name in ("a.png", "b.png")]
     for path, scene in zip(paths, (0, 1), strict=True):
@@ -66,7 +72,8 @@ def test_classify(trained):
     (folder / "classes.json").write_text('["cat", "dog"]')
     (folder / "templates.txt").write_text("a photo of a {}.\n")
     files = ["--classes-file", str(folder / "classes.json"), "--templates-file", str(folder / "templates.txt")]
-    assert run_python(EXAMPLES / "classify_zero_shot.py", *paths, *model, *files).splitlines()[-2:] == lines[-2:]
+    load_script("examples/classify_zero_shot.py").main([*paths, *model, *files])
+    assert capsys.readouterr().out.splitlines()[-2:] == lines[-2:]
 
 
 def test_evaluate(trained):
@@ -79,7 +86,7 @@ def test_evaluate(trained):
 
 
 @pytest.mark.backend_free
-def test_evaluate_among_classes(trained):
+def test_evaluate_among_classes(trained, capsys):
     folder, _ = trained
     # Beside shards also a folder, a caption longer than the model's context, and a class that begins another's name.
     (folder / "pictures").mkdir()
@@ -88,15 +95,18 @@ def test_evaluate_among_classes(trained):
         Image.fromarray(synthetic.sample(scene, 48, seed=3)[0]).save(folder / "pictures" / f"{name}.png")
         (folder / "pictures" / f"{name}.txt").write_text(caption)
     (folder / "fruit.json").write_text('["orange", "orange juice", "Pear"]')
-    command = [EXAMPLES / "evaluate_zero_shot.py", str(folder / "pictures"), "--model", str(folder / "run/clip.keras")]
+    main = load_script("examples/evaluate_zero_shot.py").main
+    command = [str(folder / "pictures"), "--model", str(folder / "run/clip.keras")]
     among = ["--classes-file", str(folder / "fruit.json"), "--templates", "a {}.", "{}"]
-    output = run_python(*command, *among).splitlines()[-1]
+    main([*command, *among])
+    output = capsys.readouterr().out.splitlines()[-1]
     assert "among the first five: 100.0%, of 3 images, among 3 names" in output
     (folder / "fruit.json").write_text('["orange"]')
-    with pytest.raises(AssertionError, match=r"begin with the name of a class. Received: caption='pear"):
-        run_python(*command, *among)
+    with pytest.raises(ValueError, match=r"begin with the name of a class. Received: caption='pear"):
+        main([*command, *among])
     (folder / "pictures" / "a.txt").write_text("orange")
-    output = run_python(*command, "--candidates", str(folder / "train1.tar")).splitlines()[-1]
+    main([*command, "--candidates", str(folder / "train1.tar")])
+    output = capsys.readouterr().out.splitlines()[-1]
     drawn = {synthetic.sample(index, 32, seed=0)[1] for index in range(40, 80)}
     assert output.endswith(f"of 3 images, among {3 + len(drawn)} names")
 
@@ -115,52 +125,36 @@ def test_histogram_probe(tmp_path):
     assert output.startswith("right: 75.0% [59.8%, 85.8%] of 40 images, C=")
 
 
-def test_a_mistake_in_an_argument_is_told(trained):
-    folder, _ = trained
-    with pytest.raises(AssertionError, match="(?s)no file.*nowhere.tar|nowhere.tar"):
-        run_python(EXAMPLES / "train.py", str(folder / "nowhere.tar"), "--out", str(folder / "other"))
-    with pytest.raises(AssertionError, match="one of the arguments --classes --classes-file is required"):
-        run_python(EXAMPLES / "classify_zero_shot.py", "x.png", "--model", "m.keras")
+def test_a_mistake_in_an_argument_is_told(tmp_path, capsys):
+    with pytest.raises(FileNotFoundError, match="(?s)[Nn]o file.*nowhere.tar"):
+        load_script("examples/train.py").main([str(tmp_path / "nowhere.tar"), "--out", str(tmp_path / "other")])
+    with pytest.raises(SystemExit):
+        load_script("examples/classify_zero_shot.py").main(["x.png", "--model", "m.keras"])
+    assert "one of the arguments --classes --classes-file is required" in capsys.readouterr().err
 
 
-RECIPE = """
-    import dataclasses, json, sys
-    sys.path.insert(0, sys.argv[1])
-    import train
-    from keras_clip.presets.architectures import ARCHITECTURES
-
-    def small(name, image_size):
+@pytest.fixture
+def small_presets(monkeypatch):
+    """`vit_l14` and `vit_l14_336` with few weights and small images."""
+    for name, image_size in (("vit_l14", 32), ("vit_l14_336", 48)):
         image = {"image_size": image_size, "patch_size": 8, "width": 64, "num_layers": 2, "num_heads": 1}
         text = {"width": 64, "num_layers": 1, "num_heads": 1, "context_length": 77}
         parts = {"image_encoder": image, "text_encoder": text, "embed_dim": 16}
-        ARCHITECTURES[name] = dataclasses.replace(ARCHITECTURES[name], **parts)
-
-    small("vit_l14", 32)
-    small("vit_l14_336", 48)
-    train.main(json.loads(sys.argv[2]))
-"""
+        monkeypatch.setitem(ARCHITECTURES, name, dataclasses.replace(ARCHITECTURES[name], **parts))
 
 
-def test_the_papers_recipe_and_its_extra_epoch(trained):
+def test_the_papers_recipe_and_its_extra_epoch(trained, small_presets):
     folder, _ = trained
-    steps = {}
-    for name, more in (("vit_l14", []), ("vit_l14_336", ["--start", str(folder / "vit_l14" / "clip.keras")])):
-        command = [
-            str(folder / "train0.tar"),
-            "--recipe",
-            name,
-            "--batch-size",
-            "16",
-            "--out",
-            str(folder / name),
-            *more,
-        ]
-        run_python(RECIPE, str(EXAMPLES), json.dumps(command if more else [*command, "--epochs", "2"]))
+    steps, train = {}, load_script("examples/train.py")
+    options = {"vit_l14": ["--epochs", "2"], "vit_l14_336": ["--start", str(folder / "vit_l14" / "clip.keras")]}
+    for name, more in options.items():
+        out = ["--out", str(folder / name)]
+        train.main([str(folder / "train0.tar"), "--recipe", name, "--batch-size", "16", *out, *more])
         record = json.loads((folder / name / "command.json").read_text())
         steps[name] = record["steps"], record["learning_rate"], record["image_size"]
     assert steps == {"vit_l14": (4, 4e-4, 32), "vit_l14_336": (2, 2e-5, 48)}
 
 
 def test_the_extra_epoch_needs_a_model():
-    with pytest.raises(AssertionError, match="goes on from a trained vit_l14. Received: no --start"):
-        run_python(EXAMPLES / "train.py", "x.tar", "--recipe", "vit_l14_336")
+    with pytest.raises(SystemExit, match="goes on from a trained vit_l14. Received: no --start"):
+        load_script("examples/train.py").main(["x.tar", "--recipe", "vit_l14_336"])

@@ -1,15 +1,14 @@
 """The examples that repeat figure 2 and that train a detector of copies: end to end on little data, and by hand."""
 
 import csv
-import importlib.util
 import io
 import json
-import sys
 import tarfile
 
 import numpy as np
 import pytest
 from PIL import Image
+from scripts import load_script
 from subprocesses import REPOSITORY, run_python
 
 from keras_clip.data import synthetic
@@ -17,22 +16,13 @@ from keras_clip.data import synthetic
 EXAMPLES = REPOSITORY / "examples"
 
 
-def load_example(name, monkeypatch):
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    sys.modules.pop("evaluate_zero_shot", None)
-    return module
-
-
 def points(*accuracies):
     return [{"images": 1000 * 2**i, "accuracy": accuracy} for i, accuracy in enumerate(accuracies)]
 
 
 @pytest.mark.backend_free
-def test_images_to_reach_by_hand(monkeypatch):
-    images_to_reach = load_example("efficiency", monkeypatch).images_to_reach
+def test_images_to_reach_by_hand():
+    images_to_reach = load_script("examples/efficiency.py").images_to_reach
     # Half of the way from 2,000 to 4,000, over the logarithm.
     assert images_to_reach(points(0.1, 0.2, 0.4), 0.3) == 2828
     assert images_to_reach(points(0.1, 0.2, 0.4), 0.2) == 2000

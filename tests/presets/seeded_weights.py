@@ -13,7 +13,7 @@ def seeded(key, shape, scale=1.0):
 
 
 def seeded_tensor(key, shape):
-    """What a checkpoint might hold under this key, which tells weights, gains, statistics and counters apart."""
+    """A plausible value for this key of a checkpoint; weights, gains, statistics and counters differ."""
     if key.endswith("num_batches_tracked"):
         return np.zeros(shape, np.int64)
     if key == "logit_scale":

@@ -85,7 +85,7 @@ def test_cut_and_failing_downloads_go_on(hub, expected, tmp_path):
     hub.cut = hub.failing = 1
     (result,), _ = load(["hf://org/tiny"], hub.url, tmp_path)
     np.testing.assert_array_equal(np.float32(result), expected)
-    assert any("bytes=" in line for line in hub.log), "the rest alone was asked for"
+    assert any("bytes=" in line for line in hub.log), "only the rest was requested"
 
 
 def test_what_cannot_be_had(hub, tmp_path):

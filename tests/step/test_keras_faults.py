@@ -1,6 +1,7 @@
-"""What Keras does wrong under several replicas, shown with plain Keras models: a test that fails says it is mended.
+"""Faults of Keras under several replicas, shown with plain Keras models: a test fails once its fault is mended.
 
-Then its repair in `keras_clip/trainer/keras_repairs.py`, or `GlobalBatchTrainer._maybe_symbolic_build`, can go.
+Then what works around it can go: `disable_gradient_sum` or `FitHooks._maybe_symbolic_build` in `keras_clip/compat.py`,
+or the first axis of the logs in `keras_clip/step/backend_steps.py`.
 """
 
 import json

@@ -1,10 +1,10 @@
 """`tools/benchmark.py`: its tables, its refusals, and one small run."""
 
-import importlib.util
 import json
 import sys
 
 import pytest
+from scripts import load_script
 from subprocesses import REPOSITORY, run_python
 
 pytestmark = pytest.mark.backend_free
@@ -12,13 +12,7 @@ SCRIPT = REPOSITORY / "tools" / "benchmark.py"
 
 
 def load():
-    # A script finds the modules in its own folder.
-    sys.path.insert(0, str(SCRIPT.parent))
-    spec = importlib.util.spec_from_file_location("benchmark", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    sys.path.remove(str(SCRIPT.parent))
-    return module
+    return load_script("tools/benchmark.py")
 
 
 def result(contender, rates, **more):

@@ -151,7 +151,7 @@ def test_a_training_with_moments_in_bfloat16_is_near_and_repeats():
     whole, half = losses(), losses(moments_dtype="bfloat16")
     assert half == losses(moments_dtype="bfloat16")
     assert half != whole
-    # Eight steps learn the batch by heart nearly; both must.
+    # Eight steps nearly overfit the batch; both must.
     assert half[-1] < 0.7 * half[0]
     np.testing.assert_allclose(half, whole, rtol=0.05)
 

@@ -112,7 +112,7 @@ def test_fit_is_measured_and_written(clip, tmp_path):
     )
     clip.compile(keras.optimizers.SGD(0.01))
     history = clip.fit(dataset(8, wait=0.3), steps_per_epoch=4, epochs=2, callbacks=[callback], verbose=0).history
-    # Sizes and lengths as they came, each asked for once an epoch.
+    # Sizes and lengths in order, each requested once an epoch.
     assert seen == 2 * [(8, 8), (6, 7)]
     product = np.multiply(history["pairs_per_second"], history["step_seconds"])
     np.testing.assert_allclose(product, 7.0)

@@ -1,4 +1,4 @@
-"""`Unmask`: when all patches are seen, also after resuming, and that nothing of it is left behind."""
+"""`Unmask`: when all patches are seen, also after resuming, and that it restores the model."""
 
 import keras
 import numpy as np

@@ -58,13 +58,13 @@ def accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
 def top5_accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
     """Returns the fraction of images whose class is among the five highest scores.
 
-    The arguments are those of `accuracy`; there must be at least five classes.
+    Arguments as of `accuracy`; there must be at least five classes.
     """
     return float(_in_top5(scores, labels).mean())
 
 
 def mean_top1_top5(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Returns the mean of `accuracy` and `top5_accuracy`, the metric of Kinetics; the arguments are the same."""
+    """Returns the mean of `accuracy` and `top5_accuracy`, the metric of Kinetics. Arguments as of these."""
     return (accuracy(scores, labels) + top5_accuracy(scores, labels)) / 2
 
 

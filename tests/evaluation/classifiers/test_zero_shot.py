@@ -80,7 +80,7 @@ def test_scores_by_hand(monkeypatch):
 
 
 def separable(table):
-    """A training split that the last template alone tells apart, and the first does in part."""
+    """A training split whose classes the last template alone separates, and the first separates in part."""
     right = table.class_embeddings(TEMPLATES[3:])
     rows = unit(np.repeat(right - right.mean(axis=0), 3, axis=0))
     return FeatureStore.from_arrays(rows, rows, np.repeat([0, 1, 2], 3), CLASSES, name="zoo", split="train")

@@ -183,7 +183,7 @@ class Killed(BaseException):
 
 
 def interrupted(files, after):
-    """Images that stop the build after so many."""
+    """Images that stop the build after a number of them."""
 
     def read(start):
         for number in range(start, len(files)):

@@ -1,0 +1,41 @@
+"""`docs/architecture.md` shows the order of imports that the import test enforces, and files that exist."""
+
+import re
+
+import pytest
+from subprocesses import REPOSITORY
+from test_import_layers import INSIDE, LEVELS, PARTS
+
+pytestmark = pytest.mark.backend_free
+
+PAGE = (REPOSITORY / "docs" / "architecture.md").read_text()
+
+
+def levels_of(section):
+    """The rows of the first table of a section: [names of each level], from level 1 on."""
+    levels = {}
+    for line in section.splitlines():
+        if match := re.match(r"\| (\d+) \| ([^|]+) \|", line):
+            levels.setdefault(int(match[1]), set()).update(re.findall(r"`(\w+)`", match[2]))
+    assert sorted(levels) == list(range(1, len(levels) + 1))
+    return [levels[number] for number in sorted(levels)]
+
+
+def test_levels_of_the_package():
+    section = PAGE.partition("## Packages and import levels")[2].partition("Inside `evaluation`")[0]
+    expected = [{*rooms, *(part for part, room in PARTS.items() if room in rooms)} for rooms in LEVELS]
+    assert levels_of(section) == expected
+
+
+def test_levels_inside_the_evaluation():
+    section = PAGE.partition("Inside `evaluation`")[2].partition("## ")[0]
+    assert levels_of(section) == [set(rooms) for rooms in INSIDE["evaluation"]]
+
+
+def test_every_file_that_is_named_exists():
+    names = set(re.findall(r"`((?:\w+/)+[\w.]+\.\w+|\w+\.py)`", PAGE))
+    assert len(names) > 12
+    missing = [
+        name for name in names if not any((root / name).exists() for root in (REPOSITORY, REPOSITORY / "keras_clip"))
+    ]
+    assert missing == []
