@@ -8,7 +8,7 @@ import keras_clip
 from keras_clip import encoders, presets
 
 IMAGE_ENCODERS = {
-    "VisionTransformer": lambda: encoders.VisionTransformer(32, 8, 64, 2, 2),
+    "VisionTransformer": lambda: encoders.VisionTransformer(32, 8, 64, 1, 2),
     "ModifiedResNet": lambda: encoders.ModifiedResNet(32, (1, 1, 1, 1), 8, num_heads=2),
 }
 
@@ -16,7 +16,7 @@ IMAGE_ENCODERS = {
 def make_clip(encoder="VisionTransformer"):
     keras.utils.set_random_seed(0)
     return keras_clip.CLIPModel(
-        IMAGE_ENCODERS[encoder](), encoders.TextTransformer(64, 2, 2, context_length=16), embed_dim=32
+        IMAGE_ENCODERS[encoder](), encoders.TextTransformer(64, 1, 2, context_length=16), embed_dim=32
     )
 
 

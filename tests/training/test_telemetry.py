@@ -141,10 +141,10 @@ def events_of(folder):
     return found
 
 
-def test_training_is_the_same_with_it(clip):
+def test_training_is_the_same_with_it():
     results = []
     for callbacks in ([], [telemetry.Telemetry()]):
-        clip = small_clip.build()
+        clip = small_clip.build("convolution")
         clip.compile(keras.optimizers.SGD(0.1))
         clip.fit(small_clip.pairs(24), batch_size=8, shuffle=False, callbacks=callbacks, verbose=0)
         results.append(small_clip.state(clip))

@@ -41,8 +41,9 @@ class Seen(keras.callbacks.Callback):
         self.norm.call = self.call
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def clip():
+    """Nothing in it learns, so all tests can train it."""
     model = keras_clip.CLIPModel(
         keras_clip.encoders.VisionTransformer(8, 4, 8, 1, 2, patch_dropout=0.5, seed=0),
         keras_clip.encoders.TextTransformer(8, 1, 2, context_length=4),
