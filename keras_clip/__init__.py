@@ -1,5 +1,17 @@
 """CLIP for Keras 3: components to build, train and use contrastive image-text models."""
 
-from keras_clip import baselines, data, distribution, encoders, evaluation, flops, layers, losses, presets, training
+from keras_clip import (
+    baselines,
+    data,
+    distribution,
+    encoders,
+    evaluation,
+    flops,
+    layers,
+    losses,
+    presets,
+    step,
+    training,
+)
 from keras_clip.model import CLIPModel, ImageEmbedder, TextEmbedder
 from keras_clip.zero_shot import ZeroShotClassifier
