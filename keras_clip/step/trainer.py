@@ -51,11 +51,20 @@ class Branch(NamedTuple):
     has_tokens: bool = False
 
 
+@keras.saving.register_keras_serializable(package="keras_clip")
 class GlobalBatchTrainer(compat.FitHooks):
-    """Base of models whose loss compares embeddings of several inputs, such as `CLIPModel`.
+    """Base of models whose loss compares the embeddings of several inputs, such as `CLIPModel`.
 
-    A subclass has the property `branches` and the method `compute_loss`, and calls `add_step_metrics` in its
-    constructor. Everything is built by the constructor.
+    A subclass builds its parts in the constructor, calls `add_step_metrics` and sets `built = True` there. It has the
+    property `branches`, and the method `compute_loss` as of `keras.Model`, which returns global_loss / R on each of R
+    replicas: see `keras_clip.distribution` for the collective operations.
+
+    Call arguments:
+        inputs: dict of a tensor (B, ...) for each `input_name` of `branches`.
+        training: bool.
+
+    Returns:
+        Dict of embeddings (B, E) for each `output_name`.
     """
 
     microbatch_size: int | None = None
@@ -68,7 +77,7 @@ class GlobalBatchTrainer(compat.FitHooks):
         """The inputs and their embedders. The number of rows of a batch is that of the first input."""
         raise NotImplementedError(
             f"A `GlobalBatchTrainer` must declare its inputs. Received: {type(self).__name__} without the property "
-            "`branches`. Return a tuple of `keras_clip.step.trainer.Branch`."
+            "`branches`. Return a tuple of `keras_clip.step.Branch`."
         )
 
     def call(self, inputs, training=False):
