@@ -12,14 +12,11 @@ import argparse
 import json
 from pathlib import Path
 
-import keras
-
-import keras_clip
-from keras_clip import prompts
+import terminal
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = terminal.Parser(__doc__)
     parser.add_argument("images", nargs="+", help="files: JPEG, PNG, WebP, GIF, BMP")
     parser.add_argument("--model", required=True, help="a .keras file, as examples/train.py writes it")
     classes = parser.add_mutually_exclusive_group(required=True)
@@ -29,6 +26,15 @@ def parse_args(argv=None) -> argparse.Namespace:
     templates.add_argument("--templates", nargs="+", default=["a photo of a {}."])
     templates.add_argument("--templates-file", help="one template a line, or a JSON list")
     return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    terminal.start(parse_args)
+
+import keras
+
+import keras_clip
+from keras_clip import prompts
 
 
 def main(argv=None) -> None:
@@ -43,4 +49,4 @@ def main(argv=None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    terminal.run(main)

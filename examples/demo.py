@@ -1,19 +1,35 @@
-"""Trains a small CLIP on drawn scenes, then names kinds of scenes that it never saw.
+"""Trains a small CLIP on drawn scenes, then classifies scenes of unseen classes.
 
     make demo
     python examples/demo.py --epochs 20 --out runs/demo
 
-Training shows 409 kinds of scenes, such as "two small red circles", in natural captions. Then pictures of 103 other
-kinds are classified among the names of all of these 103, by an ensemble of prompts. Prints the accuracies with 95 %
-intervals, and writes the model and the pictures of what happened to runs/demo.
+The training data have 409 classes of scenes, such as "two small red circles", in natural captions. Then images of 103
+other classes are classified among the names of these 103 by an ensemble of prompts. Prints the accuracies with 95 %
+intervals, and writes the model, a loss curve, a similarity matrix and a contact sheet to runs/demo.
 """
 
-import argparse
 import json
-import os
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+import terminal
+
+IMAGE_SIZE = 64
+CONTEXT_LENGTH = 20
+BATCH_SIZE = 128
+TEMPLATES = ("a photo of {}", "a picture of {}", "a sketch of {}", "a drawing of {}", "{}")
+
+
+def parse_args(argv):
+    parser = terminal.Parser(__doc__)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--pairs", type=int, default=64 * BATCH_SIZE, help="training pairs; a multiple of 128")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"))
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    terminal.start(parse_args)
 
 import keras
 import numpy as np
@@ -21,11 +37,6 @@ import numpy as np
 import keras_clip
 from keras_clip.data import synthetic
 from keras_clip.evaluation import wilson_interval
-
-IMAGE_SIZE = 64
-CONTEXT_LENGTH = 20
-BATCH_SIZE = 128
-TEMPLATES = ("a photo of {}", "a picture of {}", "a sketch of {}", "a drawing of {}", "{}")
 
 
 def build_model():
@@ -114,15 +125,6 @@ def plot_contact_sheet(images, labels, probabilities, names, path):
     plt.close(figure)
 
 
-def parse_args(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--pairs", type=int, default=64 * BATCH_SIZE, help="training pairs; a multiple of 128")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"))
-    return parser.parse_args(argv)
-
-
 def main(argv=None):
     args = parse_args(argv)
     keras.utils.set_random_seed(args.seed)
@@ -156,4 +158,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    terminal.run(main)

@@ -13,20 +13,13 @@ Writes efficiency.png, .json and .csv into the folder `--out`, and prints how ma
 that the others reach.
 """
 
-import argparse
 import csv
 import json
 import math
 import time
 from pathlib import Path
 
-import keras
-import numpy as np
-from evaluate_zero_shot import class_of, read
-
-import keras_clip
-from keras_clip.data import synthetic
-from keras_clip.evaluation import wilson_interval
+import terminal
 
 OBJECTIVES = {
     "language_model": "caption language model",
@@ -37,7 +30,7 @@ TEXT_WIDTH, TEXT_LAYERS, TEXT_HEADS = 64, 2, 2
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = terminal.Parser(__doc__)
     parser.add_argument("source", nargs="*", help="training pairs, as examples/train.py takes them; none: drawn scenes")
     parser.add_argument("--val", nargs="+", help="test images with captions")
     parser.add_argument("--classes-file", type=Path, help="a JSON list of the names of the test images' classes")
@@ -55,6 +48,18 @@ def parse_args(argv=None):
     if args.source and not (args.val and args.classes_file):
         parser.error("a source needs --val and --classes-file: what to measure the accuracy on")
     return args
+
+
+if __name__ == "__main__":
+    terminal.start(parse_args)
+
+import keras
+import numpy as np
+from evaluate_zero_shot import class_of, read
+
+import keras_clip
+from keras_clip.data import synthetic
+from keras_clip.evaluation import wilson_interval
 
 
 class Parts:
@@ -203,4 +208,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    terminal.run(main)

@@ -23,15 +23,11 @@ import json
 import os
 from pathlib import Path
 
-import keras
-
-import keras_clip
-from keras_clip import evaluation, prompts
-from keras_clip.evaluation import sources, suites
+import terminal
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = terminal.Parser(__doc__)
     parser.add_argument("--model", required=True, help="a .keras file, a preset, a folder or hf://organisation/name")
     parser.add_argument("--data", nargs="+", required=True, help="what to test on; see above")
     parser.add_argument("--train", help="images of the same classes to train probes on, as --data")
@@ -41,7 +37,9 @@ def parse_args(argv=None) -> argparse.Namespace:
     templates = parser.add_mutually_exclusive_group()
     templates.add_argument("--templates", nargs="+", default=["a photo of a {}."], help="the plainest one first")
     templates.add_argument("--templates-file", help="one template a line, or a JSON list")
-    parser.add_argument("--parts", nargs="+", choices=evaluation.PARTS, help="all that the data allow, if not given")
+    parser.add_argument(
+        "--parts", nargs="+", help="such as zero_shot, linear_probe; all that the data allow, if not given"
+    )
     parser.add_argument("--compare", type=Path, help="results.json of another model on the same data")
     parser.add_argument("--efficiency", type=Path, help="efficiency.json of examples/efficiency.py, for figure 2")
     parser.add_argument("--out", type=Path, default=Path("runs/eval"))
@@ -49,6 +47,16 @@ def parse_args(argv=None) -> argparse.Namespace:
     if len(args.data) > 1 and (args.train or args.shift):
         parser.error("--train and --shift go with one --data. Run the command once for each.")
     return args
+
+
+if __name__ == "__main__":
+    terminal.start(parse_args)
+
+import keras
+
+import keras_clip
+from keras_clip import evaluation, prompts
+from keras_clip.evaluation import sources, suites
 
 
 def load(model: str) -> keras_clip.CLIPModel:
@@ -134,4 +142,4 @@ def main(argv=None) -> evaluation.Results:
 
 
 if __name__ == "__main__":
-    main()
+    terminal.run(main)

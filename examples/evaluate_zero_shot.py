@@ -13,17 +13,13 @@ import argparse
 import json
 from pathlib import Path
 
-import keras
-
-import keras_clip
-from keras_clip import prompts
-from keras_clip.evaluation import wilson_interval
+import terminal
 
 LONGEST_CAPTION = 4096
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = terminal.Parser(__doc__)
     parser.add_argument("source", nargs="+", help="images with captions, as examples/train.py takes them")
     parser.add_argument("--model", required=True, help="a .keras file, as examples/train.py writes it")
     parser.add_argument("--candidates", nargs="+", default=[], help="more pairs whose captions are candidates")
@@ -32,6 +28,16 @@ def parse_args(argv=None) -> argparse.Namespace:
     templates.add_argument("--templates", nargs="+", default=["{}"])
     templates.add_argument("--templates-file", help="one template a line, or a JSON list")
     return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    terminal.start(parse_args)
+
+import keras
+
+import keras_clip
+from keras_clip import prompts
+from keras_clip.evaluation import wilson_interval
 
 
 def read(source: list[str], clip: keras_clip.CLIPModel):
@@ -80,4 +86,4 @@ def main(argv=None) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    terminal.run(main)

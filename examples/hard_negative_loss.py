@@ -8,8 +8,23 @@ where s are the logits and k runs over the n - 1 negatives; beta = 0 is CLIP's l
 and the zero-shot accuracy on drawings of unseen classes.
 """
 
-import argparse
 import math
+
+import terminal
+
+
+def parse_args(argv=None):
+    parser = terminal.Parser(__doc__)
+    parser.add_argument("--beta", type=float, default=0.5)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--pairs", type=int, default=4096)
+    parser.add_argument("--image-size", type=int, default=64, help="pixels; a multiple of 32")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    terminal.start(parse_args)
 
 import keras
 import numpy as np
@@ -64,16 +79,6 @@ class HardNegativeLoss(keras.layers.Layer):
         return self.loss_and_matches(image_embeddings, text_embeddings).loss
 
 
-def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--beta", type=float, default=0.5)
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--pairs", type=int, default=4096)
-    parser.add_argument("--image-size", type=int, default=64, help="pixels; a multiple of 32")
-    parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args(argv)
-
-
 def main(argv=None):
     args = parse_args(argv)
     keras.utils.set_random_seed(args.seed)
@@ -97,4 +102,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    terminal.run(main)

@@ -33,14 +33,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-import keras
-import matplotlib
-
-import keras_clip
-from keras_clip.presets.architectures import ARCHITECTURES
-
-matplotlib.use("agg")
-from matplotlib import pyplot  # noqa: E402
+import terminal
 
 # Chosen for images of 32 to 224 pixels and up to some million pairs; for more see the published shapes.
 MODELS = {
@@ -55,11 +48,11 @@ PATCHES_PER_SIDE = 8
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = terminal.Parser(__doc__)
     parser.add_argument("source", nargs="+", help="tars, TFRecords, tables or a folder; globs and braces are expanded")
     parser.add_argument("--val", nargs="+", help="pairs to measure the loss on after each epoch")
     parser.add_argument("--model", choices=MODELS, default="resnet_tiny")
-    parser.add_argument("--recipe", choices=keras_clip.presets.names(), help="a model and training of the paper")
+    parser.add_argument("--recipe", help="a model and training of the paper, such as vit_b32")
     parser.add_argument("--start", help="a trained model to go on from: anything that presets.load takes")
     parser.add_argument("--image-size", type=int, help="pixels, a multiple of 32; 64, or the recipe's or --start's own")
     parser.add_argument("--context-length", type=int, help="tokens; longer captions are cut; 32, or as --image-size")
@@ -82,6 +75,19 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--peak-flops", type=float, help="of one device, such as 989e12: reports the used fraction")
     parser.add_argument("--out", type=Path, default=Path("runs/train"))
     return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    terminal.start(parse_args)
+
+import keras
+import matplotlib
+
+import keras_clip
+from keras_clip.presets.architectures import ARCHITECTURES
+
+matplotlib.use("agg")
+from matplotlib import pyplot
 
 
 def complete(args: argparse.Namespace) -> None:
@@ -262,4 +268,4 @@ def main(argv=None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    terminal.run(main)

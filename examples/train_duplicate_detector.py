@@ -12,19 +12,16 @@ Prints the recall at 99 % precision of both, by alteration, with its 95 % interv
 their own image; a last line has one threshold for all. Writes detector.keras and recall.json into the folder `--out`.
 """
 
-import argparse
 import hashlib
 import json
 import time
 from pathlib import Path
 
-import keras
-
-from keras_clip.evaluation import duplicate_detector, overlap, sources
+import terminal
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = terminal.Parser(__doc__)
     parser.add_argument("source", nargs="+", help="WebDataset tars")
     parser.add_argument("--group", help="a key of the .json: what images share that are nearly alike")
     parser.add_argument("--hold-out", type=float, default=0.25, help="share of the images, or groups, to measure on")
@@ -36,6 +33,14 @@ def parse_args(argv=None):
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/duplicates"))
     return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    terminal.start(parse_args)
+
+import keras
+
+from keras_clip.evaluation import duplicate_detector, overlap, sources
 
 
 def split(source, group, share):
@@ -86,4 +91,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    terminal.run(main)

@@ -7,16 +7,28 @@ and pools over time with a small GRU, so that it can see in which direction a sh
 clips whose direction the model classifies correctly, by prompts.
 """
 
-import argparse
+import terminal
+
+FRAMES, SIZE = 4, 32
+DIRECTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
+COLOURS = {"red": (220, 40, 40), "green": (40, 160, 60), "blue": (40, 80, 220), "yellow": (240, 210, 40)}
+
+
+def parse_args(argv=None):
+    parser = terminal.Parser(__doc__)
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--clips", type=int, default=512)
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    terminal.start(parse_args)
 
 import keras
 import numpy as np
 
 import keras_clip
-
-FRAMES, SIZE = 4, 32
-DIRECTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
-COLOURS = {"red": (220, 40, 40), "green": (40, 160, 60), "blue": (40, 80, 220), "yellow": (240, 210, 40)}
 
 
 def video_encoder(width=32):
@@ -52,14 +64,6 @@ def build():
     return keras_clip.CLIPModel(video_encoder(), text_encoder, embed_dim=32)
 
 
-def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--clips", type=int, default=512)
-    parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args(argv)
-
-
 def main(argv=None):
     args = parse_args(argv)
     keras.utils.set_random_seed(args.seed)
@@ -79,4 +83,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    terminal.run(main)

@@ -24,8 +24,11 @@ import sys
 import time
 from pathlib import Path
 
+# The scripts of both folders run as commands in one way.
+sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
 import benchmark_scale
 import benchmark_tasks
+import terminal
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 BACKENDS = ("tensorflow", "jax", "torch")
@@ -247,7 +250,7 @@ def render(page, files):
 
 
 def parse_args(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = terminal.Parser(__doc__)
     parser.add_argument("tasks", nargs="*", help=f"some of {', '.join(TASKS)}; default: all. With --render: JSON files")
     parser.add_argument("--peers", action="store_true", help="also measure the peers that are installed")
     parser.add_argument("--backends", nargs="+", default=list(BACKENDS), choices=BACKENDS)
@@ -302,4 +305,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    terminal.start(parse_args)
+    terminal.run(main)

@@ -20,7 +20,10 @@ import time
 import warnings
 from pathlib import Path
 
+# The scripts of both folders run as commands in one way.
+sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
 import numpy as np
+import terminal
 
 CONTENDERS = ("ours", "theirs_float64", "theirs_float32")
 
@@ -132,8 +135,8 @@ def compare(results, splits):
     return lines
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_args(argv):
+    parser = terminal.Parser(__doc__)
     parser.add_argument("contenders", nargs="*", default=list(CONTENDERS))
     parser.add_argument("--rows", type=int, default=20_000, help="of training and validation split together")
     parser.add_argument("--width", type=int, default=512)
@@ -141,7 +144,11 @@ def main(argv=None):
     parser.add_argument("--spread", type=float, default=0.15, help="of the clusters")
     parser.add_argument("--out", default="runs/benchmark/probe.json")
     parser.add_argument("--one", help=argparse.SUPPRESS)
-    arguments = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    arguments = parse_args(argv)
     if arguments.one:
         return contend(arguments)
     results = {}
@@ -165,4 +172,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    terminal.start(parse_args)
+    terminal.run(main)

@@ -7,9 +7,12 @@
 The result is loaded again and compared: random images and a few texts must have the same embeddings.
 """
 
-import argparse
-import os
+import sys
 from pathlib import Path
+
+# The scripts of both folders run as commands in one way.
+sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
+import terminal
 
 LAYOUTS = ("keras", "open_clip", "hugging_face")
 TEXTS = ("a photo of a cat.", "two red circles above a blue square", "the", "Sign: 42% off, today only!")
@@ -17,8 +20,8 @@ TEXTS = ("a photo of a cat.", "two red circles above a blue square", "the", "Sig
 TOLERANCE = 1e-6
 
 
-def parse(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_args(argv):
+    parser = terminal.Parser(__doc__)
     parser.add_argument("source", help="a published model's name, hf://organisation/name, a directory or a file")
     parser.add_argument("directory", type=Path, help="where to write; made if it does not exist")
     parser.add_argument("--layout", choices=LAYOUTS, required=True)
@@ -44,8 +47,7 @@ def largest_difference(clip, again) -> float:
 
 
 def main(argv=None):
-    args = parse(argv)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    args = parse_args(argv)
     from keras_clip import presets
 
     sizes = {"image_size": args.image_size, "context_length": args.context_length}
@@ -62,4 +64,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    terminal.start(parse_args)
+    terminal.run(main)

@@ -9,14 +9,12 @@ its 95 % interval; the class of an image is the longest name with which its capt
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
-import numpy as np
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import train_test_split
-
-import keras_clip
-from keras_clip.evaluation import wilson_interval
+# The scripts of both folders run as commands in one way.
+sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
+import terminal
 
 BINS = 8
 IMAGE_SIZE = 224
@@ -24,11 +22,22 @@ CHOICES_OF_C = tuple(10.0**exponent for exponent in range(-2, 5))
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = terminal.Parser(__doc__)
     parser.add_argument("--train", nargs="+", required=True)
     parser.add_argument("--val", nargs="+", required=True)
     parser.add_argument("--classes-file", type=Path, required=True, help="a JSON list of names")
     return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    terminal.start(parse_args)
+
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import train_test_split
+
+import keras_clip
+from keras_clip.evaluation import wilson_interval
 
 
 def colour_histogram(image: np.ndarray) -> np.ndarray:
@@ -77,4 +86,4 @@ def main(argv=None) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    terminal.run(main)

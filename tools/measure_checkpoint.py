@@ -6,30 +6,38 @@ The model has no trained weights, the optimizer is the paper's, and the file goe
 line.
 """
 
-import argparse
+import sys
 import tempfile
 import time
 from pathlib import Path
 
-import keras
-
-import keras_clip
-from keras_clip.training import checkpoint_file, state
+# The scripts of both folders run as commands in one way.
+sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
+import terminal
 
 
 def now() -> tuple[float, float]:
     return time.perf_counter(), time.process_time()
 
 
-def told(start: tuple[float, float], end: tuple[float, float]) -> str:
+def duration(start: tuple[float, float], end: tuple[float, float]) -> str:
     return f"{end[0] - start[0]:.1f} s ({end[1] - start[1]:.1f} s of the processor)"
 
 
-def main(argv=None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_args(argv):
+    parser = terminal.Parser(__doc__)
     parser.add_argument("--preset", default="vit_b32")
     parser.add_argument("--moments-dtype", choices=["bfloat16"], help="as of `adamw`")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv=None) -> None:
+    args = parse_args(argv)
+    import keras
+
+    import keras_clip
+    from keras_clip.training import checkpoint_file, state
+
     clip = keras_clip.presets.load(args.preset, weights=None)
     clip.compile(keras_clip.training.adamw(clip, moments_dtype=args.moments_dtype))
     clip.optimizer.build(clip.trainable_variables)
@@ -43,9 +51,10 @@ def main(argv=None) -> None:
         end = now()
         print(
             f"{args.preset} on {keras.backend.backend()}: {path.stat().st_size / 1e9:.2f} GB, "
-            f"written in {told(start, written)}, read in {told(written, end)}"
+            f"written in {duration(start, written)}, read in {duration(written, end)}"
         )
 
 
 if __name__ == "__main__":
-    main()
+    terminal.start(parse_args)
+    terminal.run(main)

@@ -7,7 +7,6 @@ A checkpoint of random numbers in float16 is written first, and loaded as a floa
 counts is anonymous memory, as Linux does (RssAnon): pages of the file itself can be dropped at any time.
 """
 
-import argparse
 import json
 import os
 import subprocess
@@ -15,6 +14,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+# The scripts of both folders run as commands in one way.
+sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
+import terminal
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 BACKENDS = ("tensorflow", "jax", "torch")
@@ -54,11 +57,15 @@ sys.stdin.readline()
 """
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_args(argv):
+    parser = terminal.Parser(__doc__)
     parser.add_argument("names", nargs="+", help="published models, as presets.names() gives them")
     parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=BACKENDS)
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
     columns = (
         "model | backend | float32 model, MiB | largest tensor, MiB | peak, MiB | peak / (model + largest) | time, s"
     )
@@ -121,4 +128,5 @@ def environment(backend):
 
 
 if __name__ == "__main__":
-    main()
+    terminal.start(parse_args)
+    terminal.run(main)

@@ -1,0 +1,116 @@
+"""Runs the scripts as commands: `--help` before the frameworks load, a quiet start, errors in one line, a clean Ctrl-C.
+
+A script defines `parse_args` and calls `terminal.start(parse_args)` before its imports of Keras, which take seconds,
+and `terminal.run(main)` at its end, both under `if __name__ == "__main__"`.
+"""
+
+import argparse
+import contextlib
+import importlib.abc
+import importlib.util
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+# Their C++ libraries write to the terminal while they are loaded, before they read any setting of the log level.
+FRAMEWORKS = ("tensorflow", "tensorflow_text", "jax", "torch")
+ERROR, INTERRUPTED = 2, 130
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser of a script's arguments with `--debug`, whose errors are one line.
+
+    Args:
+        description: str. The docstring of the script.
+    """
+
+    def __init__(self, description: str):
+        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+        self.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+    def error(self, message: str):
+        """Ends the script with the message in one line; status 2."""
+        self.exit(ERROR, f"{self.prog}: error: {message}. See {self.prog} --help.\n")
+
+
+def start(parse_args: Callable) -> None:
+    """Answers `--help` and mistakes in the arguments, and keeps the frameworks quiet when they are imported later.
+
+    Args:
+        parse_args: function of the script; of None it parses `sys.argv`.
+    """
+    parse_args(None)
+    # 3 hides what the C++ libraries log as errors: failures raise exceptions in Python.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    sys.meta_path.insert(0, _QuietFinder())
+
+
+def run(main: Callable) -> None:
+    """Runs a script's `main`; an error is one line with status 2, Ctrl-C one line with status 130.
+
+    Args:
+        main: function without required arguments.
+    """
+    name = Path(sys.argv[0]).name
+    try:
+        main()
+    except KeyboardInterrupt:
+        print(f"\n{name}: interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except (Exception, SystemExit) as error:
+        is_message = isinstance(error, SystemExit) and isinstance(error.code, str)
+        if "--debug" in sys.argv[1:] or (isinstance(error, SystemExit) and not is_message):
+            raise
+        print(f"{name}: error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        sys.exit(ERROR)
+
+
+class _QuietFinder(importlib.abc.MetaPathFinder):
+    """Finds the frameworks, and has them loaded with the standard error held back."""
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname not in FRAMEWORKS:
+            return None
+        sys.meta_path.remove(self)
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            sys.meta_path.insert(0, self)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _QuietLoader(spec.loader)
+        return spec
+
+
+class _QuietLoader(importlib.abc.Loader):
+    def __init__(self, loader):
+        self._loader = loader
+
+    def __getattr__(self, name):
+        return getattr(self._loader, name)
+
+    def create_module(self, spec):
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module):
+        with _held_back():
+            self._loader.exec_module(module)
+
+
+@contextlib.contextmanager
+def _held_back() -> Iterator[None]:
+    """Keeps the standard error of the process, also that of C++, from the terminal, unless an exception is raised."""
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            os.write(terminal, held.read())
+            raise
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)

@@ -1,0 +1,91 @@
+"""The scripts as commands: `--help` without a framework, a quiet start, one-line errors, a clean Ctrl-C."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from subprocesses import REPOSITORY, run_python
+
+EXAMPLES = sorted(path for path in (REPOSITORY / "examples").glob("*.py") if path.name != "terminal.py")
+COMMANDS = "benchmark benchmark_probe convert_checkpoint histogram_probe measure_checkpoint measure_loading run_tests"
+TOOLS = [REPOSITORY / "tools" / f"{name}.py" for name in COMMANDS.split()]
+HELP = """
+import contextlib, io, os, runpy, sys
+for script in sys.argv[1:]:
+    sys.argv = [script, "--help"]
+    sys.path[0] = os.path.dirname(script)
+    text = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(text):
+            runpy.run_path(script, run_name="__main__")
+    except SystemExit as stop:
+        assert stop.code == 0 and "usage:" in text.getvalue(), script
+    heavy = {"keras", "tensorflow", "jax", "torch", "matplotlib", "keras_clip", "sklearn"} & set(sys.modules)
+    print(os.path.basename(script), sorted(heavy))
+"""
+
+
+@pytest.mark.backend_free
+def test_help_loads_no_framework():
+    lines = run_python(HELP, *map(str, [*EXAMPLES, *TOOLS])).splitlines()
+    assert lines == [f"{path.name} []" for path in [*EXAMPLES, *TOOLS]] and len(EXAMPLES) >= 9
+
+
+def command(tmp_path, body, *arguments):
+    """A script with that `main`, run as a command: its status, standard output and standard error."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import sys\nsys.path.insert(0, {str(REPOSITORY / 'examples')!r})\nimport terminal\n"
+        "def parse_args(argv):\n    parser = terminal.Parser('A script.')\n"
+        "    parser.add_argument('--count', type=int)\n    return parser.parse_args(argv)\n"
+        "if __name__ == '__main__':\n    terminal.start(parse_args)\n"
+        f"def main():\n    {body}\nif __name__ == '__main__':\n    terminal.run(main)\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    env.pop("TF_CPP_MIN_LOG_LEVEL", None)
+    done = subprocess.run([sys.executable, script, *arguments], env=env, capture_output=True, text=True, timeout=300)
+    return done.returncode, done.stdout, done.stderr
+
+
+ENDS = {
+    "an error": (r"raise ValueError('Received: a\n  b.')", 2, "script.py: error: Received: a b.\n"),
+    "an error without a message": ("raise MemoryError", 2, "script.py: error: MemoryError\n"),
+    "a message": ("raise SystemExit('No such file.')", 2, "script.py: error: No such file.\n"),
+    "a status": ("raise SystemExit(3)", 3, ""),
+    "Ctrl-C": ("raise KeyboardInterrupt", 130, "\nscript.py: interrupted\n"),
+    "the end": ("print('done')", 0, ""),
+}
+
+
+@pytest.mark.backend_free
+@pytest.mark.parametrize("body, status, text", ENDS.values(), ids=ENDS)
+def test_ends(body, status, text, tmp_path):
+    code, output, errors = command(tmp_path, body)
+    assert (code, errors) == (status, text) and output == ("done\n" if "print" in body else "")
+
+
+@pytest.mark.backend_free
+def test_debug_shows_where(tmp_path):
+    code, _, errors = command(tmp_path, "raise ValueError('wrong')", "--debug")
+    assert code == 1 and "Traceback" in errors and "ValueError: wrong" in errors
+
+
+@pytest.mark.backend_free
+def test_a_mistake_in_the_arguments_is_one_line(tmp_path):
+    code, output, errors = command(tmp_path, "print('not reached')", "--count", "many")
+    assert code == 2 and output == ""
+    assert errors == "script.py: error: argument --count: invalid int value: 'many'. See script.py --help.\n"
+
+
+@pytest.mark.backend_free
+def test_what_an_import_says_is_shown_when_it_fails(tmp_path):
+    (tmp_path / "jax.py").write_text("import os\nos.write(2, b'library missing; ')\nraise ImportError('no jax')")
+    code, _, errors = command(tmp_path, "import jax")
+    assert code == 2 and errors == "library missing; script.py: error: no jax\n"
+
+
+def test_frameworks_start_quietly(tmp_path):
+    body = "import keras, tensorflow; print(keras.ops.matmul(keras.ops.ones((2, 2)), keras.ops.ones((2, 2))).shape)"
+    code, output, errors = command(tmp_path, body)
+    assert (code, errors) == (0, "") and "2, 2" in output
