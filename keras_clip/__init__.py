@@ -11,6 +11,7 @@ from keras_clip import (
     losses,
     presets,
     prompts,
+    step,
     training,
 )
 from keras_clip.model import CLIPModel, ImageEmbedder, TextEmbedder

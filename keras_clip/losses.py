@@ -14,6 +14,22 @@ from keras_clip.tiling import bidirectional_logsumexp, size, sum_of_softplus
 from keras_clip.types import Tensor
 
 
+class Negatives(NamedTuple):
+    """Reductions over the non-matching pairs of the global batch, for each local pair.
+
+    Attributes:
+        by_image: float32 (B,). Log-sum-exp of the logits of the image with all other texts.
+        by_text: float32 (B,). Log-sum-exp of the logits of the text with all other images.
+        highest_by_image: float32 (B,). The largest of the former logits, without a gradient.
+        highest_by_text: float32 (B,). The largest of the latter logits, without a gradient.
+    """
+
+    by_image: Tensor
+    by_text: Tensor
+    highest_by_image: Tensor
+    highest_by_text: Tensor
+
+
 class PairLosses(NamedTuple):
     """The results of one pass over the similarities, for each pair.
 
@@ -125,18 +141,73 @@ def bag_of_words_loss(logits: Tensor, token_ids: Tensor, end_token_id: int) -> T
 
 def contrastive_pairs(image_embeddings: Tensor, text_embeddings: Tensor, logit_scale: Tensor) -> PairLosses:
     """`contrastive_loss` and the matches, from one pass; arguments as there."""
+    own = positive_logits(image_embeddings, text_embeddings, logit_scale)
+    negatives = negatives_logsumexp(image_embeddings, text_embeddings, logit_scale)
+    # Cross-entropy as softplus(others - own), without cancellation where the probability of the own pair is nearly one.
+    loss = (ops.softplus(negatives.by_image - own) + ops.softplus(negatives.by_text - own)) / 2
+    return with_matches(loss, own, negatives)
+
+
+def positive_logits(image_embeddings: Tensor, text_embeddings: Tensor, logit_scale: Tensor) -> Tensor:
+    """The logit of each matching pair.
+
+    Args:
+        image_embeddings: float tensor (B, E), unit length.
+        text_embeddings: float tensor (B, E), unit length; row i belongs to image i.
+        logit_scale: float scalar, log of the factor of the similarities.
+
+    Returns:
+        float32 (B,).
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    images, texts = _pairs(image_embeddings, text_embeddings)
+    return ops.exp(_scalar(logit_scale, "logit_scale")) * ops.sum(images * texts, axis=1)
+
+
+def negatives_logsumexp(image_embeddings: Tensor, text_embeddings: Tensor, logit_scale: Tensor) -> Negatives:
+    """The log-sum-exp of the logits of all non-matching pairs of the global batch, in both directions.
+
+    This is what a pair loss of your own is made of: it is computed tile by tile, so that the matrix of similarities is
+    never held, and its gradient is exact over replicas and micro-batches. It can be called several times with different
+    scales; `examples/hard_negative_loss.py` does so.
+
+    Args:
+        image_embeddings: float tensor (B, E), unit length.
+        text_embeddings: float tensor (B, E), unit length; row i belongs to image i.
+        logit_scale: float scalar, log of the factor of the similarities.
+
+    Returns:
+        `Negatives` of the local pairs, against the pairs of all replicas. In a batch of one pair there are no
+        non-matching pairs, and all values are about -1e30.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
     images, texts = _pairs(image_embeddings, text_embeddings)
     log_scale = _scalar(logit_scale, "logit_scale")
-    own = ops.exp(log_scale) * ops.sum(images * texts, axis=1)
     offset = distribution.replica_offset(size(images))
     both = bidirectional_logsumexp(images, distribution.gather(texts), log_scale, _number(offset))
-    (by_row, by_column), highest = _halves(both, images)
+    (by_row, by_column), (row_highest, column_highest) = _halves(both, images)
     if distribution.replica_count() > 1:
         by_column = ops.logsumexp(distribution.gather(by_column[None]), axis=0)
     by_column = by_column[offset : offset + size(images)]
-    # Cross-entropy as softplus(others - own), without cancellation where the probability of the own pair is nearly one.
-    loss = (ops.softplus(by_row - own) + ops.softplus(by_column - own)) / 2
-    return PairLosses(loss, *_matched(own, *highest, offset))
+    return Negatives(by_row, by_column, row_highest, _own_columns(column_highest, offset, images))
+
+
+def with_matches(loss: Tensor, own: Tensor, negatives: Negatives) -> PairLosses:
+    """Adds to the loss of each pair whether image and text retrieve each other.
+
+    Args:
+        loss: float32 (B,).
+        own: float32 (B,). `positive_logits`.
+        negatives: `Negatives` of the same scale.
+
+    Returns:
+        `PairLosses`.
+    """
+    return PairLosses(loss, *_matched(own, negatives.highest_by_image, negatives.highest_by_text))
 
 
 def sigmoid_pairs(
@@ -148,8 +219,10 @@ def sigmoid_pairs(
     own = ops.exp(log_scale) * ops.sum(images * texts, axis=1) + bias
     offset = distribution.replica_offset(size(images))
     both = sum_of_softplus(images, distribution.gather(texts), log_scale, bias, _number(offset))
-    (by_row, _), highest = _halves(both, images)
-    return PairLosses(ops.softplus(-own) + by_row, *_matched(own, *highest, offset))
+    (by_row, _), (row_highest, column_highest) = _halves(both, images)
+    return PairLosses(
+        ops.softplus(-own) + by_row, *_matched(own, row_highest, _own_columns(column_highest, offset, images))
+    )
 
 
 def _pairs(image_embeddings, text_embeddings):
@@ -195,9 +268,13 @@ def _halves(both, images):
     return (both[0, :count], both[0, count:]), (both[1, :count], both[1, count:])
 
 
-def _matched(own, row_highest, column_highest, offset):
+def _own_columns(column_highest, offset, images):
+    """The maxima over the images of all replicas, of the texts of this one."""
     if distribution.replica_count() > 1:
         column_highest = ops.max(distribution.gather(column_highest[None]), axis=0)
-    column_highest = column_highest[offset : offset + size(own)]
+    return column_highest[offset : offset + size(images)]
+
+
+def _matched(own, row_highest, column_highest):
     own = ops.stop_gradient(own)
     return tuple(ops.cast(own > ops.stop_gradient(x), "float32") for x in (row_highest, column_highest))

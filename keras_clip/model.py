@@ -13,7 +13,7 @@ from keras import ops
 from keras_clip import compat, distribution
 from keras_clip.data.images import ImagePreprocessor
 from keras_clip.data.tokenizer import CLIPTokenizer
-from keras_clip.encoders.contract import attribute, features_shape, preprocessor_for
+from keras_clip.encoders.contract import attribute, features_shape, images_shape, preprocessor_for
 from keras_clip.export import export_image_model, export_text_model
 from keras_clip.layers.contrastive_loss import ContrastiveLoss
 from keras_clip.layers.embeddings import PixelNormalization
@@ -110,14 +110,15 @@ class ImageEmbedder(_Embedder):
     """The image half of a CLIP: pixels to unit-length embeddings.
 
     Args:
-        encoder: Keras model or layer, images (B, H, W, 3) -> features (B, D). If it has a true attribute
-            `projection_bias`, as the published ResNets do, the head gets a bias.
+        encoder: Keras model or layer, images (B, H, W, 3) -> features (B, D). A Keras model may take more axes before
+            the pixels, such as video frames (B, T, H, W, 3). If it has a true attribute `projection_bias`, as the
+            published ResNets do, the head gets a bias.
         embed_dim: int. E.
         image_preprocessor: `ImagePreprocessor` or None. None: one for the encoder's image size and pixel range.
 
     Call arguments:
-        images: (B, H, W, 3); uint8 is normalised here, by the preprocessor's mean and std; floats are taken as
-            normalised.
+        images: (B, H, W, 3), or (B, ..., H, W, 3) as the encoder takes them. uint8 is normalised here, by the
+            preprocessor's mean and std; floats are assumed to be normalised.
         training: bool.
 
     Returns:
@@ -132,7 +133,7 @@ class ImageEmbedder(_Embedder):
     ):
         super().__init__(**kwargs)
         self.encoder = encoder
-        size = attribute(encoder, "image_size", slice(1, 3))
+        shape = images_shape(encoder)
         self.image_preprocessor = image_preprocessor or preprocessor_for(encoder)
         self.pixels = PixelNormalization(
             self.image_preprocessor.mean, self.image_preprocessor.std, dtype=self.dtype_policy, name="pixels"
@@ -143,8 +144,7 @@ class ImageEmbedder(_Embedder):
             dtype=self.dtype_policy,
             name="image_projection",
         )
-        sides = (size, size) if isinstance(size, int) else tuple(size)
-        images = keras.KerasTensor((None, *sides, 3), dtype=self.compute_dtype)
+        images = keras.KerasTensor(shape, dtype=self.compute_dtype)
         self.projection.build(features_shape(encoder, images, "image_encoder"))
         self.built = True
 
@@ -249,6 +249,28 @@ class TextEmbedder(_Embedder):
         return {**super().get_config(), "tokenizer": keras.saving.serialize_keras_object(self.tokenizer)}
 
 
+def _loss_layer(loss, temperature, policy) -> keras.layers.Layer:
+    if isinstance(loss, str):
+        return ContrastiveLoss(kind=loss, temperature=temperature, dtype=policy, name="contrast")
+    if not isinstance(loss, keras.layers.Layer) or not callable(getattr(loss, "loss_and_matches", None)):
+        raise ValueError(
+            "`loss` must be 'contrastive', 'sigmoid', or a layer with a method `loss_and_matches(image_embeddings, "
+            f"text_embeddings)` that returns `losses.PairLosses`. Received: loss={loss!r}."
+        )
+    if temperature is not None:
+        raise ValueError(
+            f"A loss layer owns its temperature. Received: temperature={temperature}, loss={loss.name!r}. Pass the "
+            "temperature to the layer."
+        )
+    return loss
+
+
+def _loss_config(layer) -> dict:
+    if type(layer) is ContrastiveLoss:
+        return {"loss": layer.kind, "temperature": layer.temperature}
+    return {"loss": keras.saving.serialize_keras_object(layer), "temperature": None}
+
+
 @keras.saving.register_keras_serializable(package="keras_clip")
 class CLIPModel(GlobalBatchTrainer):
     """Two encoders that learn to put an image and its caption in one place.
@@ -264,7 +286,9 @@ class CLIPModel(GlobalBatchTrainer):
         embed_dim: int. E, the size of the shared space.
         tokenizer: `CLIPTokenizer` or None. None: one for the text encoder's context length.
         image_preprocessor: `ImagePreprocessor` or None. None: one for the image encoder's size and pixel range.
-        loss: "contrastive", or "sigmoid" (SigLIP; Zhai et al., 2023).
+        loss: "contrastive", "sigmoid" (SigLIP; Zhai et al., 2023), or a layer with a method `loss_and_matches` like
+            that of `layers.ContrastiveLoss`. Such a layer owns its temperature; its class must be registered with
+            Keras for the model to be saved.
         temperature: float > 0 or None. What similarities are divided by at the start; it is learned. None: 0.07, and
             0.1 for the sigmoid loss.
 
@@ -286,7 +310,7 @@ class CLIPModel(GlobalBatchTrainer):
         embed_dim: int,
         tokenizer: CLIPTokenizer | None = None,
         image_preprocessor: ImagePreprocessor | None = None,
-        loss: str = "contrastive",
+        loss: str | keras.layers.Layer = "contrastive",
         temperature: float | None = None,
         **kwargs,
     ):
@@ -296,8 +320,9 @@ class CLIPModel(GlobalBatchTrainer):
             image_encoder, embed_dim, image_preprocessor, dtype=policy, name="image_embedder"
         )
         self.text_embedder = TextEmbedder(text_encoder, embed_dim, tokenizer, dtype=policy, name="text_embedder")
-        self.contrast = ContrastiveLoss(kind=loss, temperature=temperature, dtype=policy, name="contrast")
-        self.contrast.build((None, embed_dim), (None, embed_dim))
+        self.contrast = _loss_layer(loss, temperature, policy)
+        if not self.contrast.built:
+            self.contrast.build((None, embed_dim), (None, embed_dim))
         self.image_to_text_accuracy = keras.metrics.Mean(name="image_to_text_accuracy")
         self.text_to_image_accuracy = keras.metrics.Mean(name="text_to_image_accuracy")
         self.mean_logit_scale = keras.metrics.Mean(name="logit_scale")
@@ -314,8 +339,13 @@ class CLIPModel(GlobalBatchTrainer):
     image_preprocessor = property(lambda self: self.image_embedder.image_preprocessor)
     tokenizer = property(lambda self: self.text_embedder.tokenizer)
     embed_dim = property(lambda self: self.image_embedder.embed_dim)
-    logit_scale = property(lambda self: self.contrast.logit_scale, doc="Scalar weight: log(1 / temperature).")
-    logit_bias = property(lambda self: self.contrast.logit_bias, doc="Scalar weight of the sigmoid loss, else None.")
+    logit_scale = property(
+        lambda self: getattr(self.contrast, "logit_scale", None),
+        doc="Scalar weight: log(1 / temperature). None if the loss has no such attribute.",
+    )
+    logit_bias = property(
+        lambda self: getattr(self.contrast, "logit_bias", None), doc="Scalar weight of the sigmoid loss, else None."
+    )
 
     @property
     def branches(self) -> tuple[Branch, ...]:
@@ -352,7 +382,8 @@ class CLIPModel(GlobalBatchTrainer):
         pairs = self.contrast.loss_and_matches(y_pred["image_embeddings"], y_pred["text_embeddings"])
         self.image_to_text_accuracy.update_state(distribution.gather(pairs.image_matched))
         self.text_to_image_accuracy.update_state(distribution.gather(pairs.text_matched))
-        self.mean_logit_scale.update_state(self.logit_scale)
+        if self.logit_scale is not None:
+            self.mean_logit_scale.update_state(self.logit_scale)
         replicas = distribution.replica_count()
         # Replicas may hold unequal parts of the batch, so the sum is divided by the number of all pairs.
         count = distribution.total(ops.cast(ops.shape(pairs.loss)[0], "float32"))
@@ -387,8 +418,7 @@ class CLIPModel(GlobalBatchTrainer):
             "embed_dim": self.embed_dim,
             "tokenizer": serialize(text.tokenizer),
             "image_preprocessor": serialize(image.image_preprocessor),
-            "loss": self.contrast.kind,
-            "temperature": self.contrast.temperature,
+            **_loss_config(self.contrast),
             "quantization": [image.quantization, text.quantization],
         }
 

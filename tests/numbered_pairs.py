@@ -39,7 +39,7 @@ def tar_members(samples):
 
 
 def write_shards(folder, samples, count=3):
-    """Writes the samples to a number of tars; returns their glob."""
+    """Writes the samples into `count` tars and returns their glob."""
     for shard in range(count):
         write_tar(folder / f"{shard:05d}.tar", tar_members(samples[shard::count]))
     return str(folder / "*.tar")
@@ -157,12 +157,6 @@ class NumberTokenizer:
         width = min(width, self.context_length) if truncate else width
         rows = [row if len(row) <= width else row[: width - 1] + [1001] for row in rows]
         return np.array([row + [0] * (width - len(row)) for row in rows], np.int32)
-
-
-def read_all(reader):
-    """(image file, captions) of each sample of a reader."""
-    images, captions = reader.read(np.arange(len(reader)))
-    return list(zip(images, captions, strict=True))
 
 
 def numbers(batches):

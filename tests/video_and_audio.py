@@ -6,7 +6,7 @@ from keras import layers, ops
 
 from keras_clip import distribution
 from keras_clip.layers import ContrastiveLoss
-from keras_clip.step.trainer import Branch, GlobalBatchTrainer
+from keras_clip.step import Branch, GlobalBatchTrainer
 
 VIDEO, AUDIO = (2, 4, 4, 3), (5,)
 

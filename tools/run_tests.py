@@ -43,11 +43,12 @@ NO_TESTS_COLLECTED = 5
 
 @dataclass
 class Process:
-    """One process of pytest: its lane, where it leaves its report, and how it ended."""
+    """One process of pytest: its lane, where it leaves its report, how it ended and what it took."""
 
     lane: str
     report: Path
     status: int | None = None
+    cpu_seconds: float = 0.0
 
 
 class Schedule:
@@ -131,7 +132,7 @@ def run_tests(process, jobs, scratch, pytest_arguments):
     claims.mkdir(exist_ok=True)
     files = [DEMO] if process.lane == "demo" else []
     print(f"\n{process.report.stem}", flush=True)
-    done = subprocess.run(
+    pytest = subprocess.Popen(
         [sys.executable, "-m", "pytest", "-q", f"--lane={selection}", f"--claims={claims}"]
         + [f"--junitxml={process.report}", *files, *pytest_arguments],
         cwd=REPOSITORY,
@@ -139,25 +140,30 @@ def run_tests(process, jobs, scratch, pytest_arguments):
         stdout=None if is_alone else subprocess.PIPE,
         stderr=None if is_alone else subprocess.STDOUT,
     )
+    output = b"" if is_alone else pytest.stdout.read()
+    # Unlike `Popen.wait`, this also says what the process and its own ones took.
+    _, status, usage = os.wait4(pytest.pid, 0)
+    process.status = pytest.returncode = os.waitstatus_to_exitcode(status)
+    process.cpu_seconds = usage.ru_utime + usage.ru_stime
     if not is_alone:
-        print(f"\n{process.report.stem}\n{done.stdout.decode(errors='replace')}", end="", flush=True)
-    process.status = done.returncode
+        print(f"\n{process.report.stem}\n{output.decode(errors='replace')}", end="", flush=True)
 
 
 def summarize(processes, seconds):
     """Prints what is slow, the outcomes of each lane and the total; returns the exit status."""
     rows = {lane: Counter() for lane in LANES if any(process.lane == lane for process in processes)}
-    times, broken = [], []
+    times, broken, cpu_seconds = [], [], Counter()
     for process in processes:
         row = count_outcomes(process.report)
         rows[process.lane].update(row)
+        cpu_seconds[process.lane] += process.cpu_seconds
         times += [(float(case.get("time", 0)), process.lane, case) for case in cases(process.report)]
         if process.status not in (0, NO_TESTS_COLLECTED) and not row["failed"]:
             broken.append(f"{process.report.stem} (pytest ended with status {process.status})")
     print_slowest(times)
     print()
     for lane, row in rows.items():
-        print(f"{lane:10}  {describe(row)} in {sum(time for time, of, _ in times if of == lane):.0f} s of tests")
+        print(f"{lane:10}  {describe(row)} in {cpu_seconds[lane]:.0f} CPU seconds")
     total = sum(rows.values(), Counter())
     if broken:
         print(f"broken: {', '.join(broken)}")

@@ -57,6 +57,25 @@ def attribute(encoder: keras.layers.Layer, name: str, axes: slice) -> int | tupl
     return value
 
 
+def images_shape(encoder: keras.layers.Layer) -> tuple:
+    """Returns the shape of an image encoder's input: (None, H, W, 3), or with more axes (None, ..., H, W, 3).
+
+    Args:
+        encoder: Keras model or layer.
+
+    Returns:
+        Tuple of None and ints.
+
+    Raises:
+        ValueError: neither the input shape nor the image size is known.
+    """
+    shape = getattr(encoder, "input_shape", None)
+    if isinstance(shape, tuple) and len(shape) > 4 and None not in shape[1:]:
+        return (None, *shape[1:])
+    size = attribute(encoder, "image_size", slice(1, 3))
+    return (None, *((size, size) if isinstance(size, int) else tuple(size)), 3)
+
+
 def preprocessor_for(encoder: keras.layers.Layer) -> ImagePreprocessor:
     """Returns an `ImagePreprocessor` for the image size and the pixel range of an image encoder.
 
@@ -69,6 +88,7 @@ def preprocessor_for(encoder: keras.layers.Layer) -> ImagePreprocessor:
     Raises:
         ValueError: the image size of the encoder is unknown.
     """
-    size = attribute(encoder, "image_size", slice(1, 3))
+    # The last axes are height, width and colours, also of video frames.
+    size = attribute(encoder, "image_size", slice(-3, -1))
     known = {"mean": getattr(encoder, "pixel_mean", None), "std": getattr(encoder, "pixel_std", None)}
     return ImagePreprocessor(size, **{key: value for key, value in known.items() if value})

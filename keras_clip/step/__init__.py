@@ -1,1 +1,3 @@
-"""The training step under Keras' own `fit`: that of the global batch, whatever it is divided into."""
+"""The training step under Keras' own `fit`: that of the global batch, however the batch is divided."""
+
+from keras_clip.step.trainer import Branch, GlobalBatchTrainer

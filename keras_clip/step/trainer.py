@@ -11,6 +11,7 @@ import keras
 from keras import ops
 
 from keras_clip import compat, distribution
+from keras_clip.optimizers.adam import adamw
 from keras_clip.step import backend_steps, batch_timing, compile_checks, microbatches
 from keras_clip.types import Tensor
 
@@ -51,11 +52,20 @@ class Branch(NamedTuple):
     has_tokens: bool = False
 
 
+@keras.saving.register_keras_serializable(package="keras_clip")
 class GlobalBatchTrainer(compat.FitHooks):
-    """Base of models whose loss compares embeddings of several inputs, such as `CLIPModel`.
+    """Base of models whose loss compares the embeddings of several inputs, such as `CLIPModel`.
 
-    A subclass has the property `branches` and the method `compute_loss`, and calls `add_step_metrics` in its
-    constructor. Everything is built by the constructor.
+    A subclass builds its parts in the constructor, calls `add_step_metrics` and sets `built = True` there. It has the
+    property `branches`, and the method `compute_loss` as of `keras.Model`, which returns global_loss / R on each of R
+    replicas: see `keras_clip.distribution` for the collective operations.
+
+    Call arguments:
+        inputs: dict of a tensor (B, ...) for each `input_name` of `branches`.
+        training: bool.
+
+    Returns:
+        Dict of embeddings (B, E) for each `output_name`.
     """
 
     microbatch_size: int | None = None
@@ -68,7 +78,7 @@ class GlobalBatchTrainer(compat.FitHooks):
         """The inputs and their embedders. The number of rows of a batch is that of the first input."""
         raise NotImplementedError(
             f"A `GlobalBatchTrainer` must declare its inputs. Received: {type(self).__name__} without the property "
-            "`branches`. Return a tuple of `keras_clip.step.trainer.Branch`."
+            "`branches`. Return a tuple of `keras_clip.step.Branch`."
         )
 
     def call(self, inputs, training=False):
@@ -84,7 +94,7 @@ class GlobalBatchTrainer(compat.FitHooks):
 
     def compile(
         self,
-        optimizer: keras.optimizers.Optimizer | str = "rmsprop",
+        optimizer: keras.optimizers.Optimizer | str | None = None,
         *,
         microbatch_size: int | None = None,
         jit_compile: bool | str = "auto",
@@ -97,7 +107,8 @@ class GlobalBatchTrainer(compat.FitHooks):
         of each micro-batch and updates its statistics by their mean.
 
         Args:
-            optimizer: see `keras_clip.training.adamw`. Its clipping applies to the gradient of the global batch.
+            optimizer: see `keras_clip.training.adamw`; None: `adamw(model)` with the paper's defaults. Its clipping
+                applies to the gradient of the global batch.
             microbatch_size: int > 0 or None. Pairs that a device encodes at a time; None: its whole part of the batch.
             jit_compile: as of `keras.Model.compile`. Under a `tf.distribute` strategy, where Keras cannot compile the
                 step, True compiles the encoders.
@@ -112,7 +123,7 @@ class GlobalBatchTrainer(compat.FitHooks):
                 f"`microbatch_size` must be a positive integer or None. Received: microbatch_size={microbatch_size!r}. "
                 "It counts the pairs that one device encodes at a time."
             )
-        optimizer = keras.optimizers.get(optimizer)
+        optimizer = adamw(self) if optimizer is None else keras.optimizers.get(optimizer)
         compile_checks.check_compile_arguments(self, optimizer, options)
         compile_checks.check_processes()
         compile_checks.warn_of_separate_moments(self)

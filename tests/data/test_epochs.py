@@ -1,4 +1,4 @@
-"""A pass that begins in the middle of an epoch goes on as the whole one did, broken samples included."""
+"""A pass that begins in the middle of an epoch continues as the uninterrupted one, broken samples included."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ import keras_clip
 pytestmark = pytest.mark.backend_free
 SAMPLES, BATCH = 64, 2
 STEPS = SAMPLES // BATCH
-# Three of 64 are as many as may be: the last three samples of an epoch are those of a second pass.
+# Three of 64 is the largest number allowed: the last three samples of an epoch come from a second pass.
 BROKEN = (7, 20, 33)
 
 

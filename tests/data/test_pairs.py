@@ -40,9 +40,9 @@ training_then_evaluation = pytest.mark.parametrize(
 )
 COUNT = 50
 GOOD_AMONG_BROKEN = 240
-# Crops are cut in the same way whatever the source is: it is enough that a stream passes their seeds on.
+# Cropping does not depend on the source, so with a stream it is enough to test that the seeds of the crops arrive.
 DECODERS = {"tars": None, "tf.data of files": "crop_seeds"}
-# What may stand for one sample among good ones: (image file, caption) and the reason it is skipped for.
+# Broken samples: image file, caption, and the reason for which the sample is skipped.
 BROKEN = {
     "truncated png": (image_file(1, (200, 200))[:100], b"1", "undecodable image"),
     "truncated jpeg": (image_file(1, (200, 200), "JPEG")[:300], b"1", "undecodable image"),
@@ -287,7 +287,7 @@ class TestTexts:
 
     @pytest.mark.parametrize("lengths, expected", [(None, [16, 32]), ((24, 40), [24, 24]), ((40,), [40, 40])], ids=str)
     def test_lengths_of_batches(self, lengths, expected, tmp_path):
-        """The pipeline rounds the longest text of each batch up, one length being known before."""
+        """The length of a batch is that of its longest text, rounded up; a single length is static."""
         samples = [(f"{k}", image_file(5), b"5 " * words) for k, words in enumerate((3, 2, 4, 20))]
         source = write_tar(tmp_path / "a.tar", tar_members(samples))
         dataset = pairs(source, 2, training=False, text_lengths=lengths)
@@ -306,7 +306,7 @@ class TestTexts:
 class TestBrokenSamples:
     @training_then_evaluation
     def test_only_they_are_skipped_counted_and_named(self, training, tmp_path, caplog):
-        """One sample of each kind of `BROKEN` in one shard, with 24 good ones after each."""
+        """Each broken sample is followed by 24 good ones in the same shard."""
         members, good = [], numbered(GOOD_AMONG_BROKEN)
         for place, (name, (image, caption, _)) in enumerate(BROKEN.items()):
             members += [*tar_members([(f"broken {name}", image, caption)]), (f"broken {name}.cls", b"1")]
@@ -317,7 +317,7 @@ class TestBrokenSamples:
             with caplog.at_level(logging.WARNING, "keras_clip"):
                 found = numbers(dataset)
             assert set(found) == set(range(GOOD_AMONG_BROKEN))
-            # In training others stand in for them.
+            # In training, other samples replace them.
             assert len(found) == GOOD_AMONG_BROKEN + (len(BROKEN) if training else 0)
             reasons = [reason for *_, reason in BROKEN.values()]
             assert dataset.skipped.counts == {reason: reasons.count(reason) for reason in reasons}

@@ -1,4 +1,4 @@
-"""The demo as `make demo` runs it: it learns what it says, and leaves what it promises."""
+"""The demo as `make demo` runs it: the accuracy that it prints and the files that it writes."""
 
 import json
 

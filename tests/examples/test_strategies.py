@@ -1,4 +1,4 @@
-"""`examples/train.py --strategy`: two processes or devices read and train what one does, batch by batch."""
+"""`examples/train.py --strategy`: two processes or devices read and train the batches of a single one."""
 
 import csv
 import io
@@ -22,7 +22,7 @@ BACKEND = keras.backend.backend()
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPT = REPOSITORY / "examples" / "train.py"
 FLAGS = "--model vit_tiny --image-size 32 --epochs 2 --batch-size 32 --context-length 16".split()
-# What it takes to tell each process its place.
+# The strategies with several processes.
 PROCESSES = {"tensorflow": "multi_worker", "jax": "jax_data_parallel", "torch": "torch_ddp"}
 
 

@@ -6,7 +6,7 @@ import pytest
 from keras import ops
 from video_and_audio import VideoAndAudio, build, pairs, train
 
-from keras_clip.step.trainer import Branch, GlobalBatchTrainer
+from keras_clip.step import Branch, GlobalBatchTrainer
 
 BACKEND = keras.backend.backend()
 

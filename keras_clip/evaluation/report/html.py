@@ -225,7 +225,10 @@ def _drawn(pictures: Mapping[str, Picture], prefix: str) -> list[Block]:
     """A block of the pictures of that prefix; where the prefix is a folder, the rest of the name is the caption."""
     found = {name: picture for name, picture in pictures.items() if name.startswith(prefix)}
     if prefix.endswith("/"):
-        found = {name: picture._replace(caption=name.removeprefix(prefix)) for name, picture in found.items()}
+        found = {
+            name: Picture(picture.url, picture.description, name.removeprefix(prefix))
+            for name, picture in found.items()
+        }
     return [Block(pictures=list(found.values()))] if found else []
 
 

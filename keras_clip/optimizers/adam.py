@@ -3,17 +3,16 @@
 import keras
 from keras import ops
 
-from keras_clip.training import foreach
-from keras_clip.training.layer_decay import learning_rate_factors
-from keras_clip.training.rounding import StepSeed, round_to_bfloat16
-
-# The role of a variable follows from the last part of its path, which is the same on every backend and after loading.
-# A rule by rank alone would decay the biases of `keras.layers.MultiHeadAttention`, which have rank 2.
-UNDECAYED = frozenset({"bias", "beta", "gamma", "scale", "alpha", "logit_scale", "logit_bias"})
+from keras_clip import compat
+from keras_clip.optimizers import foreach
+from keras_clip.optimizers.decay import is_decayed
+from keras_clip.optimizers.layer_decay import learning_rate_factors
+from keras_clip.optimizers.rounding import StepSeed, round_to_bfloat16
+from keras_clip.optimizers.schedules import schedule
 
 
 @keras.saving.register_keras_serializable(package="keras_clip")
-class AdamW(keras.optimizers.AdamW):
+class AdamW(compat.UpdateHooks, keras.optimizers.AdamW):
     """`keras.optimizers.AdamW` that does not decay gains, biases and temperatures.
 
     Radford et al. (2021), section 2.5: "decoupled weight decay regularization applied to all weights that are not gains
@@ -69,8 +68,8 @@ class AdamW(keras.optimizers.AdamW):
             return
         if self.layer_decay is not None:
             self._factors = tuple(learning_rate_factors([v.path for v in variables], self.layer_decay))
-        # Noted by index: the copies that TensorFlow makes for other replicas have names of their own.
-        self._decayed = tuple(len(v.shape) >= 2 and v.path.split("/")[-1] not in UNDECAYED for v in variables)
+        # By index: the copies that TensorFlow makes for other replicas have other paths.
+        self._decayed = tuple(map(is_decayed, variables))
         super().build(variables)
 
     def add_variable(self, shape, initializer="zeros", dtype=None, aggregation="none", layout=None, name=None):
@@ -78,24 +77,24 @@ class AdamW(keras.optimizers.AdamW):
             dtype = self.moments_dtype
         return super().add_variable(shape, initializer, dtype, aggregation, layout, name)
 
-    def _use_weight_decay(self, variable):
-        return self._decayed[self._get_variable_index(variable)] and super()._use_weight_decay(variable)
+    def decays(self, variable):
+        return self._decayed[compat.variable_index(self, variable)] and super().decays(variable)
 
-    def _apply_weight_decay(self, variables):
+    def decay_all(self, variables):
         # With rates of each layer, weights decay where they are updated. Torch cannot multiply an empty list.
-        if self.layer_decay is None and any(map(self._use_weight_decay, variables)):
-            super()._apply_weight_decay(variables)
+        if self.layer_decay is None and any(map(self.decays, variables)):
+            super().decay_all(variables)
 
-    def _backend_update_step(self, grads, trainable_variables, learning_rate):
+    def update_all(self, gradients, variables, learning_rate):
         if foreach.is_usable() and not self.amsgrad:
-            foreach.step(self, grads, trainable_variables, learning_rate)
+            foreach.step(self, gradients, variables, learning_rate)
         else:
-            super()._backend_update_step(grads, trainable_variables, learning_rate)
+            super().update_all(gradients, variables, learning_rate)
 
     def update_step(self, gradient, variable, learning_rate):
         if self.layer_decay is not None:
-            learning_rate = learning_rate * self._factors[self._get_variable_index(variable)]
-            if self.weight_decay and self._use_weight_decay(variable):
+            learning_rate = learning_rate * self._factors[compat.variable_index(self, variable)]
+            if self.weight_decay and self.decays(variable):
                 self.assign_sub(variable, variable * ops.cast(self.weight_decay * learning_rate, variable.dtype))
         if self.moments_dtype is None:
             super().update_step(gradient, variable, learning_rate)
@@ -103,15 +102,16 @@ class AdamW(keras.optimizers.AdamW):
             self._update_rounded(gradient, variable, learning_rate)
 
     def _update_rounded(self, gradient, variable, learning_rate):
-        index = self._get_variable_index(variable)
+        index = compat.variable_index(self, variable)
+        momentums, velocities = compat.adam_moments(self)
         step = ops.cast(self.iterations + 1, "float32")
         gradient = ops.cast(ops.convert_to_tensor(gradient), "float32")
-        m, v = (ops.cast(moments[index], "float32") for moments in (self._momentums, self._velocities))
+        m, v = (ops.cast(moments[index], "float32") for moments in (momentums, velocities))
         m = m + (gradient - m) * (1 - self.beta_1)
         v = v + (ops.square(gradient) - v) * (1 - self.beta_2)
         noise = keras.random.uniform(variable.shape, dtype="float32", seed=StepSeed(self.iterations, index))
-        self.assign(self._momentums[index], round_to_bfloat16(m, noise))
-        self.assign(self._velocities[index], round_to_bfloat16(v, noise))
+        self.assign(momentums[index], round_to_bfloat16(m, noise))
+        self.assign(velocities[index], round_to_bfloat16(v, noise))
         correction = ops.sqrt(1 - ops.power(self.beta_2, step)) / (1 - ops.power(self.beta_1, step))
         update = ops.cast(learning_rate, "float32") * correction * m / (ops.sqrt(v) + self.epsilon)
         self.assign_sub(variable, ops.cast(update, variable.dtype))
@@ -129,54 +129,55 @@ def adamw(
     beta_1: float = 0.9,
     beta_2: float = 0.98,
     epsilon: float = 1e-6,
+    global_clipnorm: float | None = None,
     **options,
 ) -> AdamW:
-    """The recipe of Radford et al. (2021), section 2.5 and tables 18 to 20.
+    """The optimizer of Radford et al. (2021), section 2.5 and tables 18 to 20.
 
-    The learning rate rises linearly to `learning_rate` over `warmup_steps` and falls to zero along half a cosine at
-    `total_steps`. The defaults are those of the paper's ViT-B; `adamw(model, **recipe("rn50").optimizer)` are those of
+    Its learning rate is `schedule(learning_rate, warmup_steps, total_steps)`, and its weight decay follows
+    `decay_mask`. The defaults are those of the paper's ViT-B; `adamw(model, **recipe("rn50").optimizer)` are those of
     another model, or of a shorter run.
 
     Args:
         model: the model to train. Lock parts with `trainable = False` before or after.
-        learning_rate: float > 0. The highest one.
+        learning_rate: float > 0. The peak of the schedule.
         warmup_steps: int >= 0.
         total_steps: int > `warmup_steps`. Steps of the whole training.
-        weight_decay: float >= 0. Per step, times the learning rate; see `AdamW` for what is decayed.
+        weight_decay: float >= 0. Per step, times the learning rate; see `decay_mask` for what is decayed.
         beta_1: float. Decay of the first moment.
         beta_2: float. Decay of the second moment.
         epsilon: float.
-        options: others of `AdamW`: `layer_decay`, `moments_dtype`, `global_clipnorm`, `use_ema`, `ema_momentum`.
+        global_clipnorm: float > 0 or None. Largest norm of the gradient of the global batch; None: no clipping.
+        options: others of `AdamW`: `layer_decay`, `moments_dtype`, `clipnorm`, `use_ema`, `ema_momentum`.
 
     Returns:
         An optimizer for `model.compile`.
 
     Raises:
-        ValueError: steps that leave nothing after the warm-up, a learning rate that is not positive, or a model in
-            which nothing can learn, or whose encoders `layer_decay` cannot tell apart.
+        ValueError: see `schedule`; a model without trainable variables, or whose encoders `layer_decay` cannot
+            identify.
     """
+    require_trainable(model)
+    if options.get("layer_decay") is not None:
+        _check_encoders(model)
+    return AdamW(
+        schedule(learning_rate, warmup_steps, total_steps),
+        weight_decay=weight_decay,
+        beta_1=beta_1,
+        beta_2=beta_2,
+        epsilon=epsilon,
+        global_clipnorm=global_clipnorm,
+        **options,
+    )
+
+
+def require_trainable(model: keras.Model) -> None:
+    """Raises a ValueError if a model has no trainable variables."""
     if not model.trainable_variables:
         raise ValueError(
             f"There is nothing to train. Received: model={model.name!r} without trainable variables. Set `trainable = "
             "True` on the parts to train, and build the model before its optimizer."
         )
-    if not 0 <= warmup_steps < total_steps:
-        raise ValueError(
-            "`total_steps` must be greater than `warmup_steps`. "
-            f"Received: total_steps={total_steps}, warmup_steps={warmup_steps}."
-        )
-    if learning_rate <= 0:
-        raise ValueError(f"`learning_rate` must be positive. Received: learning_rate={learning_rate}.")
-    if options.get("layer_decay") is not None:
-        _check_encoders(model)
-    first = learning_rate / warmup_steps if warmup_steps else learning_rate
-    schedule = keras.optimizers.schedules.CosineDecay(
-        initial_learning_rate=first,
-        decay_steps=total_steps - warmup_steps,
-        warmup_target=learning_rate if warmup_steps else None,
-        warmup_steps=warmup_steps,
-    )
-    return AdamW(schedule, weight_decay=weight_decay, beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, **options)
 
 
 def _check_encoders(model):

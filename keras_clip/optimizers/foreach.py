@@ -53,7 +53,7 @@ def step(optimizer, gradients, variables, learning_rate) -> None:
 def _decay(optimizer, variables, factors, learning_rate):
     groups = {}
     for variable, factor in zip(variables, factors, strict=True):
-        if optimizer._use_weight_decay(variable):
+        if optimizer.decays(variable):
             groups.setdefault(factor, []).append(variable.value)
     for factor, values in groups.items():
         compat.list_operations().mul_(values, 1 - optimizer.weight_decay * factor * learning_rate)
