@@ -35,7 +35,8 @@ QUICK = {"image_encoder": "convolution"}
 # `compile`.
 CASES = {
     "plain": ({}, {}),
-    "sigmoid": ({"loss": "sigmoid"}, {}),
+    # The average of the weights is that of all steps.
+    "sigmoid, averaged weights": ({"loss": "sigmoid"}, {"optimizer": {"use_ema": True, "ema_momentum": 0.5}}),
     "several tiles": ({"several_tiles": True}, {"rows": BATCH, "epochs": 1}),
     "micro-batches": (QUICK, {"is_frozen": True, "microbatch_size": 4}),
     "uneven micro-batches": (QUICK, {"is_frozen": True, "microbatch_size": 5}),
@@ -46,7 +47,6 @@ CASES = {
     ),
     # Half of the weights are clipped. Were all cut down, what has no gradient but for rounding would stand out.
     "clipped one by one": ({}, {"optimizer": {"clipnorm": 2.0}, "epochs": 1}),
-    "averaged weights": ({}, {"optimizer": {"use_ema": True, "ema_momentum": 0.5}}),
     "compiled": ({}, {"jit_compile": True}),
     "compiled micro-batches": (QUICK, {"is_frozen": True, "jit_compile": True, "microbatch_size": 5}),
     "uneven last batch": ({}, {"rows": 41}),
