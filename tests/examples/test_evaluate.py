@@ -39,7 +39,7 @@ def test_a_folder_becomes_a_report(example, folder, capsys):
     assert Results.from_json((out / "results.json").read_text()).scores == results.scores
     again = example.main([*command, "--parts", "zero_shot", "--compare", str(out / "results.json")])
     assert again.select(method="zero_shot/bare_name") == results.select(method="zero_shot/bare_name")
-    assert "Two models" in (out / "report.html").read_text(encoding="utf-8")
+    assert "Comparison of two models" in (out / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.backend_free
