@@ -46,23 +46,17 @@ def gallery(results: Results, other: Results | None = None) -> dict[str, Any]:
     Returns:
         {name: matplotlib figure}: "figure_2" ... "figure_15" as in the paper, "reliability", "confusion/<dataset>".
     """
-    plots = {
-        "figure_2": _figure_2(results),
-        "figure_4": _figure_4(results),
-        "figure_5": _figure_5(results),
-        "figure_6": _figure_6(results),
-        "figure_7": _figure_7(results),
-        "figure_8": _figure_8(results),
-        "figure_9": _figure_9(results),
-        "figure_10": _figure_10(results),
-        "figure_11": _figure_11(results, other),
-        **_shift_figures(results),
-        **_error_figures(results),
-    }
-    return {name: figure for name, figure in plots.items() if figure is not None}
+    plots = {}
+    for name, draw in FIGURES.items():
+        figure = draw(results, other)
+        if name.endswith("/"):
+            plots |= {f"{name}{dataset}": of_dataset for dataset, of_dataset in figure.items()}
+        elif figure is not None:
+            plots[name] = figure
+    return plots
 
 
-def _figure_2(results):
+def _figure_2(results, other):
     curves = {}
     for row in results.tables.get("efficiency", ()):
         curves.setdefault(row["objective"], []).append((row["images"], row["accuracy"]))
@@ -88,7 +82,7 @@ def _model(results):
     return str(results.info.get("model", THIS_MODEL))
 
 
-def _figure_4(results):
+def _figure_4(results, other):
     means = _means(results, "zero_shot/bare_name", "zero_shot/family")
     if means is None or _gflops(results) is None:
         return None
@@ -103,7 +97,7 @@ def _pairs(results):
     return {name: (a.value, b.value) for name, (a, b) in scores.items() if a and b}
 
 
-def _figure_5(results):
+def _figure_5(results, other):
     pairs = _pairs(results)
     if not pairs:
         return None
@@ -118,7 +112,7 @@ def _figure_5(results):
     return figures.zero_shot_against_probe(own, paper, intervals)
 
 
-def _figure_6(results):
+def _figure_6(results, other):
     try:
         curve = few_shot_curve(results.scores)
     except ValueError:  # No dataset has all numbers of shots.
@@ -132,7 +126,7 @@ def _few_shot_datasets(results):
     return list(dict.fromkeys(score.dataset for score in results.select(method="few_shot")))
 
 
-def _figure_7(results):
+def _figure_7(results, other):
     own = {row["dataset"]: _number(row["shots"]) for row in results.tables.get("shots_to_match", ())}
     return figures.data_efficiency(own, published.shots_to_match()) if own else None
 
@@ -142,13 +136,13 @@ def _number(shots):
     return math.inf if shots is None else float(shots)
 
 
-def _figure_8(results):
+def _figure_8(results, other):
     pairs = _pairs(results)
     zero_shot, probes = published.zero_shot(), published.linear_probe()
     return figures.correlation(pairs, {n: (probes[n], zero_shot[n]) for n in zero_shot}) if pairs else None
 
 
-def _figure_9(results):
+def _figure_9(results, other):
     values = [headline(results, name).value for name in results.datasets if headline(results, name)]
     if not values or _gflops(results) is None:
         return None
@@ -159,7 +153,7 @@ def _figure_9(results):
     return figures.zero_shot_scaling(compute, errors, own)
 
 
-def _figure_10(results):
+def _figure_10(results, other):
     values = [probe(results, name).value for name in results.datasets if probe(results, name)]
     if not values or _gflops(results) is None:
         return None
@@ -201,12 +195,11 @@ def _by_method(rows) -> dict[str, dict[str, tuple[float, float]]]:
     }
 
 
-def _shift_figures(results) -> dict[str, Any]:
+def _figure_13(results, other):
     rows = results.tables.get("robustness", ())
     methods = _by_method(rows)
     if not methods:
-        return {}
-    reference = rows[0]["reference"]
+        return None
     paper = {}
     for model in ("resnet101", "zero_shot_clip"):
         accuracies = dict(published.robustness_matched(model))
@@ -215,14 +208,30 @@ def _shift_figures(results) -> dict[str, Any]:
     line = SHIFT_LINES.get(rows[0]["shift"]) if len({row["shift"] for row in rows}) == 1 else None
     standard = (line.slope, line.intercept) if line else None
     shown = {method: shifts for method, shifts in methods.items() if not method.startswith("few_shot")}
-    plots = {"figure_13": figures.robustness(shown, paper, standard)}
-    zero_shot = next((method for method in ZERO_SHOT if method in methods), None)
-    if zero_shot and PROBE in methods:
-        changes = _changes(methods[zero_shot], methods[PROBE], reference)
-        plots["figure_14"] = figures.adaptation(changes, _published_adaptation())
-    if zero_shot and len(methods) > 1:
-        plots["figure_15"] = figures.few_shot_robustness({"probe": _path(methods, zero_shot)})
-    return plots
+    return figures.robustness(shown, paper, standard)
+
+
+def _figure_14(results, other):
+    rows = results.tables.get("robustness", ())
+    methods = _by_method(rows)
+    zero_shot = _zero_shot_of(methods)
+    if not zero_shot or PROBE not in methods:
+        return None
+    changes = _changes(methods[zero_shot], methods[PROBE], rows[0]["reference"])
+    return figures.adaptation(changes, _published_adaptation())
+
+
+def _figure_15(results, other):
+    methods = _by_method(results.tables.get("robustness", ()))
+    zero_shot = _zero_shot_of(methods)
+    if not zero_shot or len(methods) < 2:
+        return None
+    return figures.few_shot_robustness({"probe": _path(methods, zero_shot)})
+
+
+def _zero_shot_of(methods):
+    """Returns the name of the method that represents zero-shot, or None."""
+    return next((method for method in ZERO_SHOT if method in methods), None)
 
 
 def _changes(before, after, reference):
@@ -246,19 +255,42 @@ def _path(methods, zero_shot):
     return [(k, *np.mean(list(methods[shots[k]].values()), axis=0).tolist()) for k in sorted(shots)]
 
 
-def _error_figures(results) -> dict[str, Any]:
-    plots = {}
+def _reliability(results, other):
     curves: dict[str, list] = {}
     for row in results.tables.get("reliability", ()):
         point = (row["confidence"], row["accuracy"], row["images"])
         curves.setdefault(f"{row['dataset']}, {row['method']}", []).append(point)
-    if curves:
-        plots["reliability"] = figures.reliability(curves)
+    return figures.reliability(curves) if curves else None
+
+
+def _confusion(results, other):
+    plots = {}
     for table, rows in results.tables.items():
         if table.startswith("confusion/") and rows:
-            names = list(dict.fromkeys(results.info["class_names"][table.removeprefix("confusion/")]))
+            dataset = table.removeprefix("confusion/")
+            names = list(dict.fromkeys(results.info["class_names"][dataset]))
             counts = np.zeros((len(names), len(names)))
             for row in rows:
                 counts[names.index(row["class"]), names.index(row["named"])] = row["images"]
-            plots[table] = figures.confusion(counts, names)
+            plots[dataset] = figures.confusion(counts, names)
     return plots
+
+
+# One row a figure: its name, and a function of (results, other) that selects its numbers and returns the figure, or
+# None if the results lack them. A name that ends in a slash stands for a figure per dataset: {dataset: figure}.
+FIGURES = {
+    "figure_2": _figure_2,
+    "figure_4": _figure_4,
+    "figure_5": _figure_5,
+    "figure_6": _figure_6,
+    "figure_7": _figure_7,
+    "figure_8": _figure_8,
+    "figure_9": _figure_9,
+    "figure_10": _figure_10,
+    "figure_11": _figure_11,
+    "figure_13": _figure_13,
+    "figure_14": _figure_14,
+    "figure_15": _figure_15,
+    "reliability": _reliability,
+    "confusion/": _confusion,
+}
