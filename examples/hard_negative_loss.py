@@ -70,7 +70,8 @@ class HardNegativeLoss(keras.layers.Layer):
         sharp = losses.negatives_logsumexp(*embeddings, log_scale + math.log(1 + self.beta))
         weights = losses.negatives_logsumexp(*embeddings, log_scale + math.log(self.beta))
         pairs = distribution.total(ops.cast(ops.shape(own)[0], "float32"))
-        count = ops.log(ops.maximum(pairs - 1, 1.0))
+        # A batch of one pair has no negatives, and the loss 0.
+        count = ops.where(pairs > 1, ops.log(ops.maximum(pairs - 1, 1.0)), -1e30)
         by_image = ops.softplus(count + sharp.by_image - weights.by_image - own)
         by_text = ops.softplus(count + sharp.by_text - weights.by_text - own)
         return losses.with_matches((by_image + by_text) / 2, own, plain)

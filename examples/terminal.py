@@ -11,6 +11,7 @@ import importlib.util
 import os
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -42,6 +43,8 @@ def start(parse_args: Callable) -> None:
         parse_args: function of the script; of None it parses `sys.argv`.
     """
     parse_args(None)
+    # Also for what is raised while the script imports the frameworks, before `run`.
+    sys.excepthook = lambda kind, error, trace: sys.exit(_report(error))
     # 3 hides what the C++ libraries log as errors: failures raise exceptions in Python.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     sys.meta_path.insert(0, _QuietFinder())
@@ -53,18 +56,25 @@ def run(main: Callable) -> None:
     Args:
         main: function without required arguments.
     """
-    name = Path(sys.argv[0]).name
     try:
         main()
-    except KeyboardInterrupt:
+    except (Exception, KeyboardInterrupt) as error:
+        sys.exit(_report(error))
+    except SystemExit as stop:
+        sys.exit(_report(stop) if isinstance(stop.code, str) else stop.code)
+
+
+def _report(error: BaseException) -> int:
+    """Prints an exception in one line, or with its traceback if `--debug` was given; returns the status of the end."""
+    name = Path(sys.argv[0]).name
+    if isinstance(error, KeyboardInterrupt):
         print(f"\n{name}: interrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED)
-    except (Exception, SystemExit) as error:
-        is_message = isinstance(error, SystemExit) and isinstance(error.code, str)
-        if "--debug" in sys.argv[1:] or (isinstance(error, SystemExit) and not is_message):
-            raise
+        return INTERRUPTED
+    if "--debug" in sys.argv[1:]:
+        traceback.print_exception(error)
+    else:
         print(f"{name}: error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
-        sys.exit(ERROR)
+    return ERROR
 
 
 class _QuietFinder(importlib.abc.MetaPathFinder):

@@ -19,6 +19,7 @@ from keras_clip.layers.embeddings import PixelNormalization, TokenEmbedding
 from keras_clip.layers.initialisation import normal
 from keras_clip.layers.transformer import TransformerBlock
 from keras_clip.losses import bag_of_words_loss, caption_loss
+from keras_clip.optimizers.adam import adamw
 from keras_clip.prompts import validate_class_names, validate_templates
 from keras_clip.types import Tensor
 
@@ -98,6 +99,10 @@ class _CaptionPredictor(keras.Model):
         self._word_of[list(kept)] = np.arange(len(kept))
         self._end_word = int(self._word_of[tokenizer.end_token_id])
         self.num_words = len(kept) + (len(kept) < size)
+
+    def compile(self, optimizer=None, **options):
+        """Configures training like `keras.Model.compile`; without an optimizer with `keras_clip.training.adamw`."""
+        super().compile(adamw(self) if optimizer is None else optimizer, **options)
 
     def build(self, input_shape=None):
         """Does nothing: the constructor builds all parts."""

@@ -27,7 +27,7 @@ def export_image_model(
     model: keras.Model,
     filepath: str | os.PathLike,
     format: str,
-    image_size: tuple[int, int],
+    image_size: tuple[int, ...],
     output_name: str,
     dtype: str = "uint8",
 ) -> None:
@@ -37,7 +37,7 @@ def export_image_model(
         model: Keras model of images. It is not changed.
         filepath: folder of a SavedModel, or file of an ONNX or LiteRT graph.
         format: "tf_saved_model" (with the model's dtype policy), "onnx" or "litert" (always float32).
-        image_size: (height, width), pixels.
+        image_size: (height, width) in pixels, with the axes before them if there are any, such as frames.
         output_name: str. The output's name in the graph.
         dtype: "uint8" or "float32": that of the images.
 

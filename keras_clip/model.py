@@ -171,7 +171,7 @@ class ImageEmbedder(_Embedder):
             ImportError: TensorFlow or the ONNX converter is not installed.
             RuntimeError: on JAX and torch: the TensorFlow process that exports failed.
         """
-        export_image_model(self, filepath, format, self.image_preprocessor.sides, "image_embeddings", dtype)
+        export_image_model(self, filepath, format, images_shape(self.encoder)[1:-1], "image_embeddings", dtype)
 
     def compute_output_spec(self, images, training=False):
         return keras.KerasTensor((images.shape[0], self.embed_dim), dtype="float32")
@@ -266,7 +266,7 @@ def _loss_layer(loss, temperature, policy) -> keras.layers.Layer:
 
 
 def _loss_config(layer) -> dict:
-    if type(layer) is ContrastiveLoss:
+    if type(layer) is ContrastiveLoss and layer.bias is None:
         return {"loss": layer.kind, "temperature": layer.temperature}
     return {"loss": keras.saving.serialize_keras_object(layer), "temperature": None}
 

@@ -10,6 +10,7 @@ import numpy as np
 from keras import ops
 
 from keras_clip.data.images import ImagePreprocessor
+from keras_clip.encoders.contract import images_shape
 from keras_clip.export import export_image_model
 from keras_clip.model import CLIPModel, ImageEmbedder, TextEmbedder
 from keras_clip.prompts import validate_class_names, validate_templates
@@ -297,7 +298,8 @@ class ZeroShotClassifier(keras.Model):
             ImportError: TensorFlow or the ONNX converter is not installed.
             RuntimeError: on JAX and torch, the TensorFlow process that exports the graph failed.
         """
-        export_image_model(self, filepath, format, self.image_preprocessor.sides, "probabilities", dtype)
+        shape = images_shape(self.image_embedder.encoder)
+        export_image_model(self, filepath, format, shape[1:-1], "probabilities", dtype)
 
     def get_config(self):
         return {

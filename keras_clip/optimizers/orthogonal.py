@@ -8,7 +8,7 @@ from keras_clip.optimizers.decay import is_decayed
 from keras_clip.optimizers.schedules import schedule
 
 # Tables and output projections: the authors of Muon recommend AdamW for embeddings and output layers.
-EXCLUDED = ("positions", "image_projection", "text_projection")
+EXCLUDED = ("positions", "image_projection", "text_projection", "output_words")
 
 
 @keras.saving.register_keras_serializable(package="keras_clip")

@@ -65,6 +65,12 @@ def test_small_beta_is_the_contrastive_loss(embeddings):
     assert ops.convert_to_numpy(layer(*embeddings)) == pytest.approx(ops.convert_to_numpy(plain), rel=1e-4)
 
 
+def test_one_pair_has_no_negatives(embeddings):
+    layer = hard.HardNegativeLoss(BETA)
+    layer.build()
+    assert ops.convert_to_numpy(layer(*embeddings[:, :1])).tolist() == [0.0]
+
+
 def sgd():
     return keras.optimizers.SGD(0.5)
 
@@ -158,6 +164,11 @@ def test_the_default_optimizer_is_our_adamw():
     clip.compile()
     assert type(clip.optimizer) is keras_clip.training.AdamW
     assert type(keras.saving.deserialize_keras_object(clip.get_compile_config()["optimizer"])) is type(clip.optimizer)
+    predictor = keras_clip.baselines.BagOfWordsPredictor(
+        keras_clip.encoders.VisionTransformer(32, 16, 32, 1, 2), keras_clip.data.CLIPTokenizer(8), range(100)
+    )
+    predictor.compile()
+    assert type(predictor.optimizer) is keras_clip.training.AdamW
 
 
 def test_schedule_and_mask_serve_any_optimizer():

@@ -65,10 +65,26 @@ def test_ends(body, status, text, tmp_path):
     assert (code, errors) == (status, text) and output == ("done\n" if "print" in body else "")
 
 
+IMPORTS = {
+    "an error": ("raise ImportError('no keras')", 2, "script.py: error: no keras\n"),
+    "Ctrl-C": ("raise KeyboardInterrupt", 130, "\nscript.py: interrupted\n"),
+}
+
+
+@pytest.mark.backend_free
+@pytest.mark.parametrize("body, status, text", IMPORTS.values(), ids=IMPORTS)
+def test_imports_after_the_start_end_alike(body, status, text, tmp_path):
+    (tmp_path / "stub.py").write_text(body)
+    start = "import sys\nsys.path.insert(0, {!r})\nimport terminal\nterminal.start(lambda argv: None)\nimport stub\n"
+    (tmp_path / "script.py").write_text(start.format(str(REPOSITORY / "examples")))
+    done = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (status, text)
+
+
 @pytest.mark.backend_free
 def test_debug_shows_where(tmp_path):
     code, _, errors = command(tmp_path, "raise ValueError('wrong')", "--debug")
-    assert code == 1 and "Traceback" in errors and "ValueError: wrong" in errors
+    assert code == 2 and "Traceback" in errors and "ValueError: wrong" in errors
 
 
 @pytest.mark.backend_free
@@ -86,6 +102,12 @@ def test_what_an_import_says_is_shown_when_it_fails(tmp_path):
 
 
 def test_frameworks_start_quietly(tmp_path):
-    body = "import keras, tensorflow; print(keras.ops.matmul(keras.ops.ones((2, 2)), keras.ops.ones((2, 2))).shape)"
-    code, output, errors = command(tmp_path, body)
-    assert (code, errors) == (0, "") and "2, 2" in output
+    lines = [
+        "import keras, numpy as np, tensorflow",
+        "model = keras.Sequential([keras.layers.Dense(2)])",
+        "model.compile('sgd', 'mse')",
+        "model.fit(np.ones((4, 3)), np.ones((4, 2)), verbose=0)",
+        "print(model.predict(np.ones((1, 3)), verbose=0).shape)",
+    ]
+    code, output, errors = command(tmp_path, "; ".join(lines))
+    assert (code, errors) == (0, "") and "(1, 2)" in output
