@@ -57,7 +57,9 @@ def _lane(config):
 def pytest_ignore_collect(collection_path, config):
     """Leaves out, without importing them, modules of which no test runs in this process."""
     lane, claims = _lane(config), config.getoption("--claims")
-    if collection_path.suffix != ".py" or lane is None:
+    # Folders above the root are visited too where the root is not the repository.
+    is_inside = collection_path.is_relative_to(config.rootpath)
+    if collection_path.suffix != ".py" or lane is None or not is_inside:
         return None
     source = collection_path.read_text(encoding="utf-8")
     is_left_out = "backend_free" not in source if lane == "free" else _is_backend_free(source)
@@ -117,7 +119,7 @@ def _claim(items, config):
 
 
 def _claim_name(path, config):
-    return path.relative_to(config.rootpath).as_posix().replace("/", "+")
+    return os.path.relpath(path, config.rootpath).replace(os.sep, "+")
 
 
 @pytest.hookimpl(wrapper=True)

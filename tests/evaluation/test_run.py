@@ -188,7 +188,7 @@ def test_what_does_not_fit_is_refused(clip, folder, tmp_path):
         evaluate(clip, Task(task.test, captions={"other": ["a"]}), folder, parts=["retrieval"], verbose=0)
     with pytest.raises(ValueError, match="metric"):
         Task(task.test, metric="acuracy")
-    with pytest.raises(ValueError, match="of other weights"):
+    with pytest.raises(ValueError, match="differs in weights"):
         evaluate(build(), task.test, folder, verbose=0)
 
 

@@ -198,6 +198,8 @@ def test_a_video_tower(tmp_path):
     losses = clip.fit(data, batch_size=32, epochs=6, verbose=0).history["loss"]
     assert losses[-1] < losses[0] - 0.1
     for variable, start in zip(clip.image_encoder.trainable_variables, before, strict=True):
+        if variable.path.endswith("key/bias"):  # adds the same to all logits of a query: no gradient
+            continue
         assert np.abs(ops.convert_to_numpy(variable.value) - start).max() > 1e-4, variable.path
     clip.save(tmp_path / "clip.keras")
     again = keras.saving.load_model(tmp_path / "clip.keras")
