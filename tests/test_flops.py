@@ -106,7 +106,7 @@ def test_a_step_counts_as_measured(case):
     if keras.backend.backend() != "torch":
         pytest.skip("backend unable: only torch counts what a step does, rather than what was compiled")
     case = dict(case)
-    clip = small_clip.build(patch_dropout=case.pop("patch_dropout", 0.0))
+    clip = small_clip.build(patch_dropout=case.pop("patch_dropout", 0.0), num_layers=2)
     clip.image_encoder.trainable = not case.pop("locked", False)
     clip.compile("sgd", **case)
     batch = small_clip.pairs(8)

@@ -19,8 +19,9 @@ def dense(images, texts, log_scale):
     """The loss of each pair from the whole matrix, as the paper writes it."""
     logits = ops.exp(log_scale) * ops.matmul(images, ops.transpose(texts))
     count = logits.shape[0]
-    others = 1 - np.eye(count, dtype="float32")
-    own = ops.sum(logits * np.eye(count, dtype="float32"), axis=1)
+    eye = ops.eye(count, dtype="float32")
+    others = 1 - eye
+    own = ops.sum(logits * eye, axis=1)
     total = 0.0
     for matrix in (logits, ops.transpose(logits)):
         importance = ops.exp(BETA * matrix) * others
@@ -45,11 +46,15 @@ def test_the_loss_is_the_dense_one(is_tiled, embeddings, monkeypatch):
     layer.build()
     tensors = [ops.convert_to_tensor(x) for x in embeddings]
     found = ops.convert_to_numpy(layer(*tensors))
-    assert found == pytest.approx(ops.convert_to_numpy(dense(*tensors, np.float32(np.log(2)))), rel=1e-5)
+    assert found == pytest.approx(
+        ops.convert_to_numpy(dense(*tensors, ops.convert_to_tensor(np.log(2), dtype="float32"))), rel=1e-5
+    )
     # A weight on each pair, so that no gradient cancels in the sum.
-    upstream = np.arange(1, 11, dtype="float32")
+    upstream = ops.arange(1, 11, dtype="float32")
     ours = value_and_gradients(lambda *x: ops.sum(upstream * layer(*x)), embeddings)
-    theirs = value_and_gradients(lambda *x: ops.sum(upstream * dense(*x, np.float32(np.log(2)))), embeddings)
+    theirs = value_and_gradients(
+        lambda *x: ops.sum(upstream * dense(*x, ops.convert_to_tensor(np.log(2), dtype="float32"))), embeddings
+    )
     for one, other in zip(ours[1], theirs[1], strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
     scale = [layer.logit_scale]
@@ -61,7 +66,7 @@ def test_the_loss_is_the_dense_one(is_tiled, embeddings, monkeypatch):
 def test_small_beta_is_the_contrastive_loss(embeddings):
     layer = hard.HardNegativeLoss(1e-6, temperature=0.5)
     layer.build()
-    plain = keras_clip.losses.contrastive_loss(*embeddings, np.float32(np.log(2)))
+    plain = keras_clip.losses.contrastive_loss(*embeddings, ops.convert_to_tensor(np.log(2), dtype="float32"))
     assert ops.convert_to_numpy(layer(*embeddings)) == pytest.approx(ops.convert_to_numpy(plain), rel=1e-4)
 
 
