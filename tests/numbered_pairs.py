@@ -198,3 +198,9 @@ def draw_from_the_crop_seed(monkeypatch):
         return tf.cast(noise, tf.uint8)
 
     monkeypatch.setattr(pairs._Decoder, "_pixels", pixels)
+
+
+def read_all(reader):
+    """(image file, captions) of each sample of a reader."""
+    images, captions = reader.read(np.arange(len(reader)))
+    return list(zip(images, captions, strict=True))
