@@ -119,14 +119,14 @@ def test_tensorflow(model, data):
 def _loss_jax(trainable, fixed, metrics, optimizer, model, data, training):
     """The loss as the optimizer scales it, and (loss, fixed variables, metrics) after the call."""
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+
+    def compute_loss():
+        return model.compute_loss(x, y, model.embed(x, training=training), sample_weight, training=training)
+
     variables = [*model.trainable_variables, *model.non_trainable_variables, *model.metrics_variables]
-    mapping = list(zip(variables, [*trainable, *fixed, *metrics], strict=True))
-    with keras.StatelessScope(mapping, collect_losses=True) as scope:
-        loss = model.compute_loss(x, y, model.embed(x, training=training), sample_weight, training=training)
-    fixed, metrics = (
-        [scope.get_current_value(v) for v in group]
-        for group in (model.non_trainable_variables, model.metrics_variables)
-    )
+    result = compat.call_stateless(compute_loss, variables, [*trainable, *fixed, *metrics])
+    first, last = len(trainable), len(trainable) + len(fixed)
+    loss, fixed, metrics = result.output, result.values[first:last], result.values[last:]
     scaled = loss
     if training:
         with keras.StatelessScope(list(zip(model.optimizer.variables, optimizer, strict=True))):

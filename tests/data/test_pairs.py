@@ -174,6 +174,12 @@ class TestChance:
         (batch,) = pairs(str(tmp_path / "a.tar"), 20)
         assert len({image.tobytes() for image in batch["images"].numpy()}) > 10
 
+    def test_samples_of_a_stream_have_crops_of_their_own_in_each_epoch(self, crop_seeds, tmp_path):
+        store, mapping = SOURCES["tf.data of files"]
+        dataset = pairs(store(tmp_path, noisy(20)), mapping=mapping)
+        crops = [image.tobytes() for _ in range(2) for batch in dataset for image in batch["images"].numpy()]
+        assert len(set(crops)) == len(crops) == 40
+
     @pytest.mark.parametrize("scale, least, most", [((0.9, 1.0), 0.8, 1.0), ((0.2, 0.2), 0.38, 0.52)], ids=str)
     def test_crops_keep_their_share(self, scale, least, most, tmp_path):
         ramp = np.broadcast_to(np.arange(256, dtype="uint8")[None, :, None], (256, 256, 3))

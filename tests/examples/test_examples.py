@@ -86,6 +86,17 @@ def test_evaluate(trained):
 
 
 @pytest.mark.backend_free
+def test_class_of_a_caption():
+    class_of = load_script("examples/evaluate_zero_shot.py").class_of
+    classes = {"orange": "Orange", "orange juice": "Orange juice"}
+    captions = ("orange", "orange , round", "orange juice", "orange juice in a glass", "orange juices")
+    expected = ["Orange", "Orange", "Orange juice", "Orange juice", "Orange"]
+    assert [class_of(caption, classes) for caption in captions] == expected
+    with pytest.raises(ValueError, match="Received: caption='oranges'"):
+        class_of("oranges", classes)
+
+
+@pytest.mark.backend_free
 def test_evaluate_among_classes(trained, capsys):
     folder, _ = trained
     # Beside shards also a folder, a caption longer than the model's context, and a class that begins another's name.
