@@ -19,8 +19,8 @@ from keras_clip.layers.embeddings import PixelNormalization, TokenEmbedding
 from keras_clip.layers.initialisation import normal
 from keras_clip.layers.transformer import TransformerBlock
 from keras_clip.losses import bag_of_words_loss, caption_loss
-from keras_clip.optimizers.adam import adamw
 from keras_clip.prompts import validate_class_names, validate_templates
+from keras_clip.step.trainer import Branch, GlobalBatchTrainer
 from keras_clip.types import Tensor
 
 # Limits of the logits and of the (image, prompt) pairs that zero-shot scoring holds in memory at a time.
@@ -72,7 +72,7 @@ class _Scores(keras.Model):
         return -self.predictor.losses_of_all(inputs["features"], inputs["token_ids"])
 
 
-class _CaptionPredictor(keras.Model):
+class _CaptionPredictor(GlobalBatchTrainer):
     """Base class of both predictors: image encoder, vocabulary, mean loss of a batch, and zero-shot scores.
 
     A subclass defines `_logits_of(features, words)` and `_losses_of(logits, words)`, where `words` are ids of its
@@ -99,10 +99,25 @@ class _CaptionPredictor(keras.Model):
         self._word_of[list(kept)] = np.arange(len(kept))
         self._end_word = int(self._word_of[tokenizer.end_token_id])
         self.num_words = len(kept) + (len(kept) < size)
+        self.add_step_metrics()
 
     def compile(self, optimizer=None, **options):
-        """Configures training like `keras.Model.compile`; without an optimizer with `keras_clip.training.adamw`."""
-        super().compile(adamw(self) if optimizer is None else optimizer, **options)
+        """Configures training like `CLIPModel.compile`, but without `microbatch_size`."""
+        if options.get("microbatch_size") is not None:
+            raise ValueError(
+                f"A {type(self).__name__} trains on whole batches. Received: "
+                f"microbatch_size={options['microbatch_size']}. Leave it out, and pass smaller batches to `fit`."
+            )
+        super().compile(optimizer, **options)
+
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        """The input of the image encoder, whose rows are those of the batch."""
+        return (Branch("images", self.image_features, "image_features"),)
+
+    def embed(self, x: dict, training: bool) -> Tensor:
+        """The logits that `call` returns, for the training step."""
+        return self(x, training=training)
 
     def build(self, input_shape=None):
         """Does nothing: the constructor builds all parts."""
@@ -119,7 +134,9 @@ class _CaptionPredictor(keras.Model):
         return self._logits_of(features, self.words_of(inputs["token_ids"]))
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        """Returns the mean loss per word of the captions, plus regularisation losses, divided by the replica count.
+        """Returns global_loss / R on each of R replicas: the mean loss per word of the captions, and regularisation.
+
+        The sum over replicas, and of their gradients, is that of the global batch.
 
         Raises:
             ValueError: `y` or `sample_weight` is given.
@@ -129,11 +146,11 @@ class _CaptionPredictor(keras.Model):
                 'The data must be dicts {"images", "token_ids"} without targets or sample weights. Received: '
                 f"y={type(y).__name__}, sample_weight={type(sample_weight).__name__}. The captions are the targets."
             )
-        loss = ops.mean(self._losses_of(y_pred, self.words_of(x["token_ids"])))
+        losses, replicas = self._losses_of(y_pred, self.words_of(x["token_ids"])), distribution.replica_count()
+        loss = distribution.global_mean(losses)
         for penalty in self.losses:
-            loss = loss + ops.sum(ops.cast(penalty, "float32"))
-        # Keras sums over replicas.
-        return loss / distribution.replica_count()
+            loss = loss + ops.sum(ops.cast(penalty, "float32")) / replicas
+        return loss
 
     def losses_of_all(self, features: Tensor, token_ids: Tensor) -> Tensor:
         """Returns the loss of each of K texts for each of B images.

@@ -9,6 +9,7 @@ This module does not start processes and does not place data.
 
 import contextlib
 import contextvars
+import functools
 from collections.abc import Sequence
 
 import keras
@@ -32,7 +33,11 @@ def alone():
 
 def _replica_context():
     """TensorFlow's replica context if there are several replicas, else None."""
-    if keras.backend.backend() != "tensorflow" or _is_alone.get():
+    return None if _is_alone.get() else _strategy_context()
+
+
+def _strategy_context():
+    if keras.backend.backend() != "tensorflow":
         return None
     import tensorflow as tf
 
@@ -42,7 +47,11 @@ def _replica_context():
 
 def _process_group():
     """`torch.distributed` if there are several processes, else None."""
-    if keras.backend.backend() != "torch" or _is_alone.get():
+    return None if _is_alone.get() else _initialized_group()
+
+
+def _initialized_group():
+    if keras.backend.backend() != "torch":
         return None
     import torch.distributed as dist
 
@@ -78,13 +87,17 @@ def gather(x: Tensor) -> Tensor:
 
 
 def _gather_over_processes(x, dist):
-    import torch
+    return _gather_function().apply(x, _sizes(len(x), x.device, dist), dist)
 
-    sizes = _sizes(len(x), x.device, dist)
+
+@functools.cache
+def _gather_function():
+    import torch
 
     class Gather(torch.autograd.Function):
         @staticmethod
-        def forward(_, x):
+        def forward(ctx, x, sizes, dist):
+            ctx.sizes, ctx.dist = sizes, dist
             # Collectives take tensors of one size.
             padded = x.new_zeros((max(sizes), *x.shape[1:]))
             padded[: len(x)] = x
@@ -93,12 +106,12 @@ def _gather_over_processes(x, dist):
             return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
         @staticmethod
-        def backward(_, gradient):
+        def backward(ctx, gradient):
             gradient = gradient.contiguous().clone()
-            dist.all_reduce(gradient)
-            return gradient.split(sizes)[dist.get_rank()]
+            ctx.dist.all_reduce(gradient)
+            return gradient.split(ctx.sizes)[ctx.dist.get_rank()], None, None
 
-    return Gather.apply(x)
+    return Gather
 
 
 def _sizes(size, device, dist):
@@ -141,6 +154,44 @@ def total(x: Tensor) -> Tensor:
         x = x.clone()
         group.all_reduce(x)
     return x
+
+
+def global_mean(x: Tensor) -> Tensor:
+    """The mean over the rows of all replicas, divided by R on each of R replicas.
+
+    Its gradient is that of this replica's rows. So the sum over replicas is the mean of the global batch, with its
+    gradient, also where replicas hold unequal numbers of rows.
+
+    Args:
+        x: float32 tensor (B,).
+
+    Returns:
+        float32 scalar.
+    """
+    count = total(ops.cast(ops.shape(x)[0], "float32"))
+    mean, replicas = ops.sum(x) / count, replica_count()
+    return mean if replicas == 1 else mean + ops.stop_gradient(total(mean) / replicas - mean)
+
+
+def row_range(count: int | Tensor) -> tuple[int | Tensor, int | Tensor]:
+    """Where the `count` rows of this replica begin in the global batch, and the number of rows there.
+
+    Inside `alone`, where replicas do not communicate, all of them are taken to have the same number of rows.
+
+    Args:
+        count: int or int scalar. Rows of this replica.
+
+    Returns:
+        Two int32 scalars, or ints: 0 and `count` without a strategy.
+    """
+    context, group = _strategy_context(), _initialized_group()
+    if context is None and group is None:
+        return 0, count
+    if not _is_alone.get():
+        return replica_offset(count), total(ops.cast(count, "int32"))
+    if context is not None:
+        return context.replica_id_in_sync_group * count, context.num_replicas_in_sync * count
+    return group.get_rank() * count, group.get_world_size() * count
 
 
 def sum_gradients(gradients: Sequence[Tensor | None]) -> list[Tensor | None]:

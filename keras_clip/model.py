@@ -68,10 +68,10 @@ class _Embedder(keras.Model):
         self.quantization = mode
         compat.forget_step(self, evaluation=True)
 
-    def _embed(self, inputs, training):
+    def features(self, inputs: Tensor, training: bool = False) -> Tensor:
+        """The features (B, D) of the encoder, which the projection head maps to embeddings."""
         # A locked encoder does not learn and does not drop: its statistics and its patches stay as they are.
-        training = bool(training) and self.encoder.trainable
-        return self.projection(self.encoder(inputs, training=training))
+        return self.encoder(inputs, training=bool(training) and self.encoder.trainable)
 
     @property
     def embed_dim(self) -> int:
@@ -149,7 +149,11 @@ class ImageEmbedder(_Embedder):
         self.built = True
 
     def call(self, images, training=False):
-        return self._embed(self.pixels(images), training)
+        return self.projection(self.features(images, training))
+
+    def features(self, images: Tensor, training: bool = False) -> Tensor:
+        """The features (B, D) of images, uint8 or normalised floats, which the projection head maps to embeddings."""
+        return super().features(self.pixels(images), training)
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Images (B, H, W, 3), uint8 or normalised floats, to float32 embeddings (B, E) of unit length."""
@@ -214,7 +218,7 @@ class TextEmbedder(_Embedder):
         self.built = True
 
     def call(self, token_ids, training=False):
-        return self._embed(token_ids, training)
+        return self.projection(self.features(token_ids, training))
 
     def encode_text(self, token_ids: Tensor) -> Tensor:
         """Token ids (B, L) to float32 embeddings (B, E) of unit length."""
@@ -351,8 +355,8 @@ class CLIPModel(GlobalBatchTrainer):
     def branches(self) -> tuple[Branch, ...]:
         """The inputs of the model and the halves that embed them, for the training step."""
         return (
-            Branch("images", self.image_embedder, "image_embeddings"),
-            Branch("token_ids", self.text_embedder, "text_embeddings", has_tokens=True),
+            Branch("images", self.image_embedder, "image_embeddings", head=self.image_projection),
+            Branch("token_ids", self.text_embedder, "text_embeddings", has_tokens=True, head=self.text_projection),
         )
 
     def encode_image(self, images: Tensor) -> Tensor:
@@ -384,12 +388,7 @@ class CLIPModel(GlobalBatchTrainer):
         self.text_to_image_accuracy.update_state(distribution.gather(pairs.text_matched))
         if self.logit_scale is not None:
             self.mean_logit_scale.update_state(self.logit_scale)
-        replicas = distribution.replica_count()
-        # Replicas may hold unequal parts of the batch, so the sum is divided by the number of all pairs.
-        count = distribution.total(ops.cast(ops.shape(pairs.loss)[0], "float32"))
-        loss = ops.sum(pairs.loss) / count
-        if replicas > 1:
-            loss = loss + ops.stop_gradient(distribution.total(loss) / replicas - loss)
+        loss, replicas = distribution.global_mean(pairs.loss), distribution.replica_count()
         for penalty in [*self.losses, y_pred.get("penalty", 0.0)]:
             loss = loss + ops.sum(ops.cast(penalty, "float32")) / replicas
         return loss

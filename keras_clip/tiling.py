@@ -21,6 +21,7 @@ import keras
 from keras import ops
 
 from keras_clip import distribution
+from keras_clip.custom_gradient import custom_gradient
 from keras_clip.types import Tensor
 
 # The most rows of a tile on each device, and elements of a tile there: this many, or a quarter of the elements of the
@@ -251,9 +252,74 @@ def _backward(pull, rows, columns, log_scale, bias, offset, by_row, by_column):
     return d_rows, d_columns, ops.sum(rows * d_rows), *map(ops.sum, d_bias)
 
 
-@_compiled
-@ops.custom_gradient
-def bidirectional_logsumexp(rows: Tensor, columns: Tensor, log_scale: Tensor, offset: Tensor):
+def _pack(*vectors):
+    """Two results for rows (b,) and columns (n,), then two more: (2, b + n)."""
+    # `ops.stack` would keep its list of tensors in a reference cycle on torch.
+    return ops.reshape(ops.concatenate(vectors), (2, -1))
+
+
+def _logsumexp_forward(rows, columns, log_scale, offset):
+    def step(logits, _, __, row_state, column_state):
+        return _add_logsumexp(logits, row_state, axis=1), _add_logsumexp(logits, column_state, axis=0)
+
+    states = [(ops.full((size(x),), LOWEST, "float32"), ops.zeros((size(x),), "float32")) for x in (rows, columns)]
+    states = _each_tile(step, (rows,), (columns,), *states, ops.exp(log_scale), None, offset)
+    row_lse, column_lse = (highest + ops.log(total) for highest, total in states)
+    result = _pack(row_lse, column_lse, *(highest for highest, _ in states))
+    return result, (rows, columns, log_scale, offset, row_lse, column_lse)
+
+
+def _logsumexp_backward(saved, upstream):
+    rows, columns, log_scale, offset, row_lse, column_lse = saved
+
+    def pull(logits, row, column):
+        (row_lse, by_row), (column_lse, by_column) = row, column
+        g = _exp(logits - row_lse[:, None])
+        g *= by_row[:, None]
+        logits -= column_lse
+        h = _exp(logits)
+        h *= by_column
+        g += h
+        return g
+
+    b = size(rows)
+    more = (row_lse, upstream[0, :b]), (column_lse, upstream[0, b:])
+    return (*_backward(pull, rows, columns, log_scale, None, offset, *more), ops.zeros_like(offset))
+
+
+def _softplus_forward(rows, columns, log_scale, bias, offset):
+    def step(logits, _, __, row_state, column_state):
+        (row_highest, total), (column_highest,) = row_state, column_state
+        row_highest = ops.maximum(row_highest, ops.max(logits, axis=1))
+        column_highest = ops.maximum(column_highest, ops.max(logits, axis=0))
+        return (row_highest, total + ops.sum(ops.softplus(logits), axis=1)), (column_highest,)
+
+    highest = [ops.full((size(x),), LOWEST, "float32") for x in (rows, columns)]
+    first = (highest[0], ops.zeros_like(highest[0])), (highest[1],)
+    (row_highest, total), (column_highest,) = _each_tile(
+        step, (rows,), (columns,), *first, ops.exp(log_scale), bias, offset
+    )
+    result = _pack(total, ops.zeros_like(column_highest), row_highest, column_highest)
+    return result, (rows, columns, log_scale, bias, offset)
+
+
+def _softplus_backward(saved, upstream):
+    rows, columns, log_scale, bias, offset = saved
+
+    def pull(logits, row, _):
+        g = ops.sigmoid(logits)
+        g *= row[0][:, None]
+        return g
+
+    more = (upstream[0, : size(rows)],), ()
+    return (*_backward(pull, rows, columns, log_scale, bias, offset, *more), ops.zeros_like(offset))
+
+
+_logsumexp = _compiled(custom_gradient(_logsumexp_forward, _logsumexp_backward))
+_softplus = _compiled(custom_gradient(_softplus_forward, _softplus_backward))
+
+
+def bidirectional_logsumexp(rows: Tensor, columns: Tensor, log_scale: Tensor, offset: Tensor) -> Tensor:
     """Log-sum-exp of the logits of all non-matching pairs, by row and by column.
 
     Args:
@@ -266,38 +332,10 @@ def bidirectional_logsumexp(rows: Tensor, columns: Tensor, log_scale: Tensor, of
         float32 (2, b + n). First row: the log-sum-exp of each row, then of each column. Second row: the largest logit
         of each, without a gradient. Where the positive is the only pair, both are about -1e30.
     """
-
-    def step(logits, _, __, row_state, column_state):
-        return _add_logsumexp(logits, row_state, axis=1), _add_logsumexp(logits, column_state, axis=0)
-
-    states = [(ops.full((size(x),), LOWEST, "float32"), ops.zeros((size(x),), "float32")) for x in (rows, columns)]
-    states = _each_tile(step, (rows,), (columns,), *states, ops.exp(log_scale), None, offset)
-    row_lse, column_lse = (highest + ops.log(total) for highest, total in states)
-    result = ops.stack([ops.concatenate([row_lse, column_lse]), ops.concatenate([highest for highest, _ in states])])
-
-    def grad(*args, upstream=None):
-        upstream = (args[0] if upstream is None else upstream)[0]
-
-        def pull(logits, row, column):
-            (row_lse, by_row), (column_lse, by_column) = row, column
-            g = _exp(logits - row_lse[:, None])
-            g *= by_row[:, None]
-            logits -= column_lse
-            h = _exp(logits)
-            h *= by_column
-            g += h
-            return g
-
-        b = size(rows)
-        more = (row_lse, upstream[:b]), (column_lse, upstream[b:])
-        return (*_backward(pull, rows, columns, log_scale, None, offset, *more), ops.zeros_like(offset))
-
-    return result, grad
+    return _logsumexp(rows, columns, log_scale, offset)
 
 
-@_compiled
-@ops.custom_gradient
-def sum_of_softplus(rows: Tensor, columns: Tensor, log_scale: Tensor, bias: Tensor, offset: Tensor):
+def sum_of_softplus(rows: Tensor, columns: Tensor, log_scale: Tensor, bias: Tensor, offset: Tensor) -> Tensor:
     """Sum over each row of softplus(logit + bias), non-matching pairs only.
 
     Args:
@@ -308,30 +346,4 @@ def sum_of_softplus(rows: Tensor, columns: Tensor, log_scale: Tensor, bias: Tens
         float32 (2, b + n). First row: the sum of each row, then zeros. Second row: the largest logit + bias of each row
         and of each column, without a gradient.
     """
-
-    def step(logits, _, __, row_state, column_state):
-        (row_highest, total), (column_highest,) = row_state, column_state
-        row_highest = ops.maximum(row_highest, ops.max(logits, axis=1))
-        column_highest = ops.maximum(column_highest, ops.max(logits, axis=0))
-        return (row_highest, total + ops.sum(ops.softplus(logits), axis=1)), (column_highest,)
-
-    highest = [ops.full((size(x),), LOWEST, "float32") for x in (rows, columns)]
-    first = (highest[0], ops.zeros_like(highest[0])), (highest[1],)
-    (row_highest, total), (column_highest,) = _each_tile(
-        step, (rows,), (columns,), *first, ops.exp(log_scale), bias, offset
-    )
-    sums = ops.concatenate([total, ops.zeros_like(column_highest)])
-    result = ops.stack([sums, ops.concatenate([row_highest, column_highest])])
-
-    def grad(*args, upstream=None):
-        upstream = (args[0] if upstream is None else upstream)[0]
-
-        def pull(logits, row, _):
-            g = ops.sigmoid(logits)
-            g *= row[0][:, None]
-            return g
-
-        more = (upstream[: size(rows)],), ()
-        return (*_backward(pull, rows, columns, log_scale, bias, offset, *more), ops.zeros_like(offset))
-
-    return result, grad
+    return _softplus(rows, columns, log_scale, bias, offset)

@@ -53,6 +53,11 @@ CASES = {
     "frozen BatchNorm": (QUICK, {"is_frozen": True}),
     "BatchNorm": (QUICK, {"rows": BATCH, "epochs": 1}),
     "ResNet": ({"image_encoder": "resnet"}, {"rows": BATCH, "epochs": 1}),
+    "patch dropout": ({"patch_dropout": 0.5}, {"rows": BATCH, "epochs": 1}),
+    "bag of words": (
+        {"is_predictor": True},
+        {"optimizer": {"global_clipnorm": 0.1, "learning_rate": 5.0}, "rows": BATCH, "epochs": 1},
+    ),
 }
 
 

@@ -22,7 +22,7 @@ LEVELS = (
     ("layers",),
     ("export",),
     ("data", "losses"),
-    ("distribution", "prompts", "optimizers"),
+    ("distribution", "prompts", "optimizers", "custom_gradient"),
     ("compat",),
     ("types",),
 )
@@ -58,6 +58,7 @@ ONLY = {
 # What may ask which backend runs, or import one inside a function: whole rooms, or single modules.
 BACKEND_AWARE = (
     "compat",
+    "custom_gradient",
     "data",
     "distribution",
     "tiling",

@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from keras_clip import distribution
+from keras_clip.custom_gradient import custom_gradient
 from keras_clip.layers.initialisation import normal
 from keras_clip.types import Tensor
 
@@ -25,21 +26,23 @@ def unit_length(x: Tensor) -> Tensor:
     return _unit_length(ops.cast(x, "float32"))
 
 
-@ops.custom_gradient
-def _unit_length(x):
-    """Its gradient uses the output, which a loss keeps anyway, and not the input."""
+def _normalize(x):
     # The bound is inside the root: a bound on the norm itself would give a zero row a gradient of NaN.
     inverse = ops.rsqrt(ops.maximum(ops.sum(ops.square(x), axis=-1, keepdims=True), EPSILON_SQUARED))
     result = _scaled(x, inverse)
+    # The gradient uses the output, which a loss keeps anyway, and not the input.
+    return result, (result, inverse)
 
-    def grad(*args, upstream=None):
-        upstream = args[0] if upstream is None else upstream
-        along = ops.sum(result * upstream, axis=-1, keepdims=True)
-        # Rows shorter than the bound are scaled by a constant, so their gradient has no part along the row.
-        along = ops.where(inverse < EPSILON_SQUARED**-0.5, along, 0.0)
-        return inverse * (upstream - along * result)
 
-    return result, grad
+def _normalize_backward(saved, upstream):
+    result, inverse = saved
+    along = ops.sum(result * upstream, axis=-1, keepdims=True)
+    # Rows shorter than the bound are scaled by a constant, so their gradient has no part along the row.
+    along = ops.where(inverse < EPSILON_SQUARED**-0.5, along, 0.0)
+    return (inverse * (upstream - along * result),)
+
+
+_unit_length = custom_gradient(_normalize, _normalize_backward)
 
 
 def _scaled(x, factors):

@@ -44,12 +44,15 @@ class Branch(NamedTuple):
         embedder: Keras model of the input, gives float32 embeddings (B, E).
         output_name: str. Key of the embeddings in what the trainer's `call` returns.
         has_tokens: whether the input is token ids (B, L), whose length `Telemetry` counts.
+        head: the layer that `embedder` applies last, to the output of its method `features(inputs, training)`. With it,
+            micro-batches compute the features of a locked encoder once, not twice.
     """
 
     input_name: str
     embedder: keras.Model
     output_name: str
     has_tokens: bool = False
+    head: keras.layers.Layer | None = None
 
 
 @keras.saving.register_keras_serializable(package="keras_clip")
@@ -161,12 +164,15 @@ class GlobalBatchTrainer(compat.FitHooks):
         if size is not None and rows is not None and rows <= size * distribution.row_shards():
             size = None
         if size is None and not self._compiles_embedders:
-            return self(x, training=training)
+            # Each embedder takes a tensor: Keras keeps the dict of a call in a reference cycle on torch.
+            return GlobalBatchTrainer.call(self, x, training=training)
         options = {"size": size, "training": training, "compiled": self._compiles_embedders}
         outputs, penalties = {}, []
         for branch in self.branches:
             rows = ops.convert_to_tensor(x[branch.input_name])
-            outputs[branch.output_name], penalty = microbatches.embed(branch.embedder, rows, **options)
+            outputs[branch.output_name], penalty = microbatches.embed(
+                branch.embedder, rows, head=branch.head, **options
+            )
             penalties.append(penalty)
         return {**outputs, "penalty": sum(penalties)}
 

@@ -1,5 +1,7 @@
 """Micro-batches: the step of the whole batch, with the random numbers and statistics of one pass."""
 
+import gc
+
 import keras
 import numpy as np
 import pytest
@@ -40,6 +42,20 @@ def test_a_locked_encoder_stays():
     assert distance(one, other) < 1e-5
     kept = [key for key, value in other[1].items() if np.array_equal(value, other[2][key])]
     assert len(kept) == len(locked().image_encoder.weights) == 5
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="backend unable: compiled steps do not call layers")
+@pytest.mark.parametrize("is_locked, calls", [(True, 5), (False, 10)])
+def test_a_locked_encoder_is_called_once_for_each_micro_batch(is_locked, calls, monkeypatch):
+    clip, counted = build("convolution"), []
+    clip.image_encoder.trainable = not is_locked
+    convolution = clip.image_encoder.get_layer("convolution")
+    call = convolution.call
+    monkeypatch.setattr(convolution, "call", lambda *args, **kwargs: counted.append(1) or call(*args, **kwargs))
+    train(clip, pairs(24), 24, epochs=1, microbatch_size=5)
+    counted.clear()
+    clip.fit(pairs(24), batch_size=24, verbose=0)
+    assert len(counted) == calls
 
 
 def gradients_in_parts(clip, data, size):
@@ -111,6 +127,32 @@ def test_it_survives_saving(tmp_path):
     clip.save(tmp_path / "clip.keras")
     loaded = keras.saving.load_model(tmp_path / "clip.keras")
     assert loaded.microbatch_size == 5 and float(loaded.optimizer.learning_rate) == pytest.approx(0.3)
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="backend unable: no graph outside of a compiled step")
+@pytest.mark.parametrize(
+    "options", [{}, {"loss": "sigmoid"}, {"image_encoder": "resnet"}, {"microbatch_size": 7}], ids=str
+)
+def test_no_tensor_outlives_its_step(options):
+    import torch
+
+    def count():
+        return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+
+    size = options.pop("microbatch_size", None)
+    clip, data = build(**options), pairs()
+    clip.compile("sgd", microbatch_size=size)
+    clip.fit(data, batch_size=12, verbose=0)
+    gc.collect()
+    gc.disable()
+    try:
+        before = count()
+        clip.fit(data, batch_size=12, verbose=0)
+        clip.encode_image(data["images"])
+        clip.encode_text(data["token_ids"])
+        assert count() == before
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("size", [0, -1, 2.5, "4"])

@@ -62,7 +62,16 @@ RUNS = {
         *runs_of(
             "mirrored",
             2,
-            ["plain", "several tiles", "clipped together", "uneven micro-batches", "uneven last batch", "ResNet"],
+            [
+                "plain",
+                "several tiles",
+                "clipped together",
+                "uneven micro-batches",
+                "uneven last batch",
+                "ResNet",
+                "patch dropout",
+                "bag of words",
+            ],
             slow=[
                 "sigmoid, averaged weights",
                 "clipped one by one",
@@ -75,7 +84,7 @@ RUNS = {
         *runs_of(
             "multi_worker",
             1,
-            ["plain", "clipped together", "uneven last batch", "BatchNorm"],
+            ["plain", "clipped together", "uneven last batch", "BatchNorm", "bag of words"],
             processes=2,
             slow=["sigmoid, averaged weights", "micro-batches"],
         ),
@@ -84,7 +93,7 @@ RUNS = {
         *runs_of(
             "data_parallel",
             2,
-            ["plain", "several tiles", "uneven micro-batches", "ResNet"],
+            ["plain", "several tiles", "uneven micro-batches", "ResNet", "patch dropout", "bag of words"],
             slow=["sigmoid, averaged weights", "clipped together"],
         ),
         *runs_of("data_parallel", 4, [], slow=["plain", "uneven micro-batches"]),
@@ -96,7 +105,15 @@ RUNS = {
         *runs_of(
             "processes",
             1,
-            ["plain", "several tiles", "clipped together", "uneven micro-batches", "ResNet"],
+            [
+                "plain",
+                "several tiles",
+                "clipped together",
+                "uneven micro-batches",
+                "ResNet",
+                "patch dropout",
+                "bag of words",
+            ],
             processes=2,
             slow=["sigmoid, averaged weights", "clipped one by one", "micro-batches", "frozen BatchNorm"],
         ),
