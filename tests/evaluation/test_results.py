@@ -1,4 +1,4 @@
-"""Scores and results: what is refused, and that files give back what was measured."""
+"""Scores and results: refusals, and files that restore the same results."""
 
 import csv
 import io
@@ -19,7 +19,7 @@ def score(dataset="digits", method="linear_probe", value=0.5, n=4, **more):
     return Score(dataset, method, "accuracy", value, 0.25, 0.75, n, "test, 8 px", **more)
 
 
-def test_json_gives_back_all():
+def test_json_restores_everything():
     results = Results(info={"model": "tiny", "parameters": np.int64(3)})
     results.add(score(published=0.6, details={"C": np.float32(0.5), "seeds": (0, 1)}), np.array([True, False] * 5))
     results.add(score(method="few_shot/4", value=NAN))
@@ -54,7 +54,7 @@ def test_select_takes_whole_steps_of_a_path():
 
 
 @pytest.mark.parametrize("bad", [{"n": 0}, {"dataset": ""}, {"method": ""}], ids=str)
-def test_a_score_of_nothing_is_refused(bad):
+def test_a_score_without_examples_or_names_is_refused(bad):
     with pytest.raises(ValueError, match="at least one example.*Received"):
         score(**bad)
 

@@ -1,4 +1,4 @@
-"""From images to results in one call, on scikit-learn's digits with a model that knows nothing."""
+"""From images to results in one call, on scikit-learn's digits with an untrained model."""
 
 import dataclasses
 
@@ -15,14 +15,14 @@ TEMPLATES = ("a photo of the number {}.", "the digit {}.")
 
 
 def build():
-    """Features of 8 numbers, which do not part the classes: a probe is then found in few steps for every C."""
+    """Returns a CLIP whose 8 features do not separate the classes, so that a probe converges fast for every C."""
     image_encoder = keras_clip.encoders.VisionTransformer(16, 8, 8, 1, 1)
     text_encoder = keras_clip.encoders.TextTransformer(32, 1, 2, context_length=16)
     return keras_clip.CLIPModel(image_encoder, text_encoder, 16)
 
 
 def few(images, count, name=None, classes=None):
-    """The first images, of some classes, under another name."""
+    """Returns the first images of some classes under another name."""
     names = [images.class_names[label] for label in images.labels[:count]]
     rows = [row for row, label in enumerate(names) if classes is None or label in classes]
 
@@ -64,7 +64,7 @@ def make_task():
 @pytest.fixture(scope="module")
 def clip():
     model, generator = build(), np.random.default_rng(0)
-    # The same on every backend, whose own random numbers differ.
+    # The weights are equal on every backend, although the backends' random numbers differ.
     for variable in model.trainable_variables:
         if len(variable.shape) == 2:
             variable.assign(generator.standard_normal(variable.shape) / variable.shape[0] ** 0.5)
@@ -111,9 +111,9 @@ def test_scores_are_those_of_the_parts(clip, folder, results):
     assert family.published == 0.4
 
 
-def test_a_probe_of_features_beats_a_model_that_knows_nothing(results):
+def test_a_probe_beats_chance_on_features_of_an_untrained_model(results):
     assert results.select("digits", "linear_probe")[0].value > 0.3
-    # Two shots and eight are too near each other, in 120 images, to say which is better.
+    # On 120 images, the scores of two and of eight shots are too close to be compared.
     assert min(score.value for score in results.select("digits", "few_shot")) > 0.15
 
 
@@ -122,7 +122,7 @@ def test_shifts_compare_the_same_classes(folder, results):
     assert [(row["reference"], row["shift"], row["n"]) for row in rows] == [
         ("digits", "even", len(results.correct["even/shift/linear_probe"]))
     ]
-    # These images are a part of the test split, and there are fewer classes to take them for.
+    # These images are a subset of the test split, and there are fewer classes to confuse them with.
     test = FeatureStore.open(folder / "digits-test")
     among = np.isin(test.labels, [0, 2, 8]) & (np.arange(120) < 90)
     assert (results.correct["even/shift/linear_probe"] >= results.correct["digits/linear_probe"][among]).all()
@@ -150,7 +150,7 @@ def test_a_second_call_needs_no_encoder(clip, folder, results, monkeypatch):
 def test_the_report_has_every_figure_that_one_model_gives(results, tmp_path, monkeypatch):
     results.tables["efficiency"] = [{"objective": "contrastive", "images": 8, "accuracy": 0.1}]
     page = report.write(results, tmp_path).read_text(encoding="utf-8")
-    # Figure 11 needs another model on the same data: digits are not among the paper's sets.
+    # Figure 11 needs another model on the same data: the digits are not among the paper's datasets.
     for number in (2, 4, 5, 6, 7, 8, 9, 10, 13, 14, 15):
         assert f'alt="figure {number}"' in page
     assert 'alt="figure 11"' not in page
@@ -172,7 +172,7 @@ def test_two_models_are_compared_by_method(results):
         compare(results, other)
 
 
-def test_what_does_not_fit_is_refused(clip, folder, tmp_path):
+def test_inconsistent_tasks_are_refused(clip, folder, tmp_path):
     task = make_task()
     with pytest.raises(ValueError, match="'retrieval' requires `captions`"):
         evaluate(clip, task.test, folder, parts=["retrieval"], verbose=0)
@@ -192,7 +192,7 @@ def test_what_does_not_fit_is_refused(clip, folder, tmp_path):
         evaluate(build(), task.test, folder, verbose=0)
 
 
-def test_what_is_held_out_is_a_part_of_each_class():
+def test_a_part_of_each_class_is_held_out():
     rng = np.random.default_rng(0)
     embeddings = np.eye(4)[rng.integers(0, 4, 60)]
     labels = np.repeat([0, 1, 2], [40, 16, 4])

@@ -1,4 +1,4 @@
-"""examples/evaluate.py on a folder of pictures, in this process."""
+"""Runs examples/evaluate.py on a folder of images, in this process."""
 
 import numpy as np
 import pytest
@@ -52,7 +52,7 @@ def test_a_folder_becomes_a_report(example, folder, capsys):
     ],
     ids=["model", "data", "captions"],
 )
-def test_what_cannot_be_read_is_said(example, folder, monkeypatch, words, message):
+def test_missing_inputs_are_named(example, folder, monkeypatch, words, message):
     monkeypatch.chdir(folder)
     with pytest.raises(SystemExit, match=message):
         example.main(words)

@@ -1,4 +1,4 @@
-"""Data sets in memory: what an image and a caption may be."""
+"""Datasets in memory: the accepted types of images and captions."""
 
 import io
 
@@ -26,7 +26,7 @@ class TestDatasets:
         assert read_all(SequenceReader([(given, "x")], lambda row: row)) == [(expected, [b"x"])]
 
     @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "CMYK", "1", "I;16"])
-    def test_pictures_come_back_as_they_were(self, mode):
+    def test_pil_images_are_unchanged(self, mode):
         picture = (
             Image.fromarray(np.arange(0, 60, dtype=np.uint8).reshape(4, 5, 3))
             .convert("L")
@@ -48,7 +48,7 @@ class TestDatasets:
         with pytest.raises(ValueError, match="uint8 array.*Received.*float32"):
             reader.read(np.array([0]))
 
-    def test_pictures_are_turned_upright(self):
+    def test_exif_orientation_is_applied(self):
         file = io.BytesIO()
         exif = Image.Exif()
         exif[0x0112] = 6

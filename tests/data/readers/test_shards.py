@@ -1,4 +1,4 @@
-"""The index of a shard: made once, stored, made again when the shard or the version changes."""
+"""The index of a shard: it is made once, stored, and made again when the shard or the format version changes."""
 
 import os
 from pathlib import Path
@@ -39,7 +39,7 @@ class TestCache:
         load_index(tar, self.counted(calls))
         write_tar(tar, tar_members(numbered(3)))
         assert len(load_index(tar, self.counted(calls)).offsets) == 3
-        # The same size, another time.
+        # The size stays the same; only the modification time changes.
         os.utime(tar, ns=(0, 12345))
         load_index(tar, self.counted(calls))
         load_index(tar, self.counted(calls))

@@ -34,7 +34,7 @@ class TestTables:
             ("a.tsv", 'path\tcaption\na.png\t"hello there\nb.png\ta "dog"\nc.png\tx\n', 3),
             ("a.csv", "path,caption\na.png,x\nb.png,a dog, running\n", 3),
         ],
-        ids=["a lonely quote", "a comma outside of quotes"],
+        ids=["an unmatched quote", "a comma outside of quotes"],
     )
     def test_quotes_that_would_change_the_data(self, name, text, line, tmp_path):
         (tmp_path / name).write_text(text)

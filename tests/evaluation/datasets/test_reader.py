@@ -1,4 +1,4 @@
-"""Evaluation reads every form of storage by the reader of training: equal images, captions, keys and refusals."""
+"""Evaluation reads every storage form with the reader of training: equal images, captions, keys and refusals."""
 
 import io
 import json
@@ -19,7 +19,7 @@ CLASSES = ("even", "odd")
 
 
 def labelled():
-    """(key, image file, caption, class) of each number."""
+    """Returns (key, image file, caption, class) of each number."""
     return [(key, image, caption, CLASSES[number % 2]) for number, (key, image, caption) in enumerate(numbered(COUNT))]
 
 
@@ -88,7 +88,7 @@ class Own(Reader):
         return [{"name": labelled()[k][3]} for k in ids.tolist()]
 
 
-# How to store them, the mapping, the name of the label, and the key of a sample.
+# Each form: the function that stores the samples, the mapping, the name of the label, and the key of a sample.
 FORMS = {
     "tar": (tar, None, "name", lambda key, name: f"x/{key}"),
     "TFRecord": (records, None, "name", lambda key, name: key),
@@ -129,7 +129,7 @@ def test_training_and_evaluation_read_the_same(store, mapping, label, key, tmp_p
     assert texts == {identity: [caption.decode()] for identity, (caption,) in zip(images.ids, captions, strict=True)}
     assert [images.class_names[number] for number in images.labels] == [expected[i][2] for i in images.ids]
     assert images.class_names == CLASSES
-    # From any image on.
+    # Reading can start at any image.
     assert list(images.read(7)) == files[7:] and list(images.read(COUNT)) == []
 
 

@@ -1,4 +1,4 @@
-"""`FeatureStore`: the model's own numbers, a key that changes with all they depend on, and a build that resumes."""
+"""`FeatureStore`: values equal the model's, the store key covers all that they depend on, and a build can resume."""
 
 import gc
 import io
@@ -54,7 +54,7 @@ def make(files=FILES, **changes):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Of `store`. Nobody writes into it."""
+    """The folder of `store`. No test writes into it."""
     return tmp_path_factory.mktemp("stores") / "animals"
 
 
@@ -63,7 +63,7 @@ def store(clip, folder):
     return FeatureStore.build(clip, make(), folder, batch_size=8)
 
 
-def test_the_numbers_are_the_model_s(clip, store):
+def test_values_equal_the_model_s(clip, store):
     pixels = clip.image_preprocessor(FILES)
     embeddings = keras.ops.convert_to_numpy(clip.encode_image(pixels))
     features = keras.ops.convert_to_numpy(clip.image_encoder(pixels, training=False))
@@ -152,7 +152,7 @@ DATA = {
 
 
 @pytest.mark.backend_free
-def test_the_same_model_made_anew_is_the_same(clip):
+def test_an_equal_model_has_the_same_key(clip):
     assert model_parts(small_clip.build().image_embedder, 1.0) == model_parts(clip.image_embedder, 1.0)
 
 
@@ -179,11 +179,11 @@ def test_other_data_is_refused(clip, store, folder, change):
 
 
 class Killed(BaseException):
-    """Nothing catches it, as nothing catches a SIGKILL."""
+    """An exception that no code catches, as no code can catch a SIGKILL."""
 
 
 def interrupted(files, after):
-    """Images that stop the build after a number of them."""
+    """Returns images that interrupt the build after a number of them."""
 
     def read(start):
         for number in range(start, len(files)):
@@ -198,7 +198,7 @@ def interrupted(files, after):
     return images
 
 
-def test_an_interrupted_build_goes_on(clip, store, tmp_path, monkeypatch):
+def test_an_interrupted_build_resumes(clip, store, tmp_path, monkeypatch):
     folder = tmp_path / "store"
     monkeypatch.setattr(draft, "_SECONDS_BETWEEN_NOTES", 0)
     monkeypatch.setattr(draft, "_AHEAD", 0)
@@ -251,7 +251,7 @@ FeatureStore.build(small_clip.build(), images, sys.argv[1], batch_size=4)
 
 @pytest.mark.slow
 @pytest.mark.backend_free
-def test_a_killed_build_goes_on(clip, store, tmp_path):
+def test_a_killed_build_resumes(clip, store, tmp_path):
     paths = os.pathsep.join(map(str, (REPOSITORY, REPOSITORY / "tests")))
     process = subprocess.Popen(
         [sys.executable, "-c", BUILD, str(tmp_path / "store")],
@@ -275,7 +275,7 @@ def test_broken_images_are_left_out_and_named(clip, store, tmp_path, caplog, mon
     files = FILES * 2
     files[3], files[10] = b"no image at all", b""
     images = make(files)
-    # What was broken before an interruption is not forgotten after it.
+    # Images that were broken before an interruption are still counted after it.
     monkeypatch.setattr(draft, "_SECONDS_BETWEEN_NOTES", 0)
     monkeypatch.setattr(draft, "_AHEAD", 0)
     with pytest.raises(Killed):
@@ -314,7 +314,7 @@ def test_nan_is_refused(tmp_path):
 
 
 @pytest.mark.backend_free
-def test_a_source_that_gives_too_few_is_refused(clip, tmp_path):
+def test_a_source_with_too_few_images_is_refused(clip, tmp_path):
     images = make()
     images.digest()
     images.read = lambda start: iter(FILES[start:-1])
@@ -323,7 +323,7 @@ def test_a_source_that_gives_too_few_is_refused(clip, tmp_path):
 
 
 @pytest.mark.backend_free
-def test_places_that_are_no_store(clip, store, folder, tmp_path):
+def test_folders_without_a_store_are_refused(clip, store, folder, tmp_path):
     store_folder = folder
     with pytest.raises(FileNotFoundError, match="with no store"):
         FeatureStore.open(tmp_path / "nowhere")
@@ -367,7 +367,7 @@ REFUSED = {
     "too few labels": ({"labels": [0, 1]}, "A store must have"),
     "no image": ({"features": np.zeros((0, 3)), "embeddings": np.zeros((0, 2)), "labels": np.zeros(0, int)}, "N >= 1"),
     "an id twice": ({"ids": ["x", "y", "x", "z"]}, "same id"),
-    "a column for no class": ({"labels": np.eye(4, 3, dtype=int) + 0}, "2 class names"),
+    "a column without a class name": ({"labels": np.eye(4, 3, dtype=int) + 0}, "2 class names"),
 }
 
 
@@ -379,7 +379,7 @@ def test_arrays_that_do_not_fit_are_refused(changes, message):
 
 
 @pytest.mark.backend_free
-def test_arrays_and_parts_of_them():
+def test_stores_of_arrays_and_their_subsets():
     whole = arrays(groups=["g", "h", "g", "h"])
     assert (whole.key, whole.ids.tolist(), whole.logit_scale) == ("", ["0", "1", "2", "3"], None)
     part = whole.take(np.array([True, False, False, True]))
@@ -388,7 +388,7 @@ def test_arrays_and_parts_of_them():
 
 
 def test_digits_end_to_end(tmp_path):
-    # Prompts need the whole vocabulary.
+    # The prompts need the full vocabulary.
     clip = small_clip.build(vocabulary_size=49408)
     images = sources.digits("test")
     store = FeatureStore.build(clip, images, tmp_path / "digits", batch_size=64)
@@ -402,7 +402,7 @@ def test_digits_end_to_end(tmp_path):
     assert store.labels.tolist() == images.labels.tolist()
 
 
-def test_what_is_compiled_is_shared_and_follows_the_weights(tmp_path):
+def test_the_compiled_function_is_shared_and_uses_the_current_weights(tmp_path):
     clip = small_clip.build()
     first = FeatureStore.build(clip, make(), tmp_path / "first", batch_size=8)
     compiled = draft._COMPILED[clip.image_embedder]

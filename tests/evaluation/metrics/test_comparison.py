@@ -1,4 +1,4 @@
-"""Two models on the same images: counts and intervals by hand, coverage, Holm over data sets, refusals."""
+"""Two models on the same images: counts and intervals by hand, coverage, Holm over datasets, refusals."""
 
 import numpy as np
 import pytest
