@@ -69,7 +69,15 @@ class _Embedder(keras.Model):
         compat.forget_step(self, evaluation=True)
 
     def features(self, inputs: Tensor, training: bool = False) -> Tensor:
-        """The features (B, D) of the encoder, which the projection head maps to embeddings."""
+        """Computes the features that the projection head maps to embeddings.
+
+        Args:
+            inputs: as `call` takes them.
+            training: bool.
+
+        Returns:
+            Features (B, D).
+        """
         # A locked encoder does not learn and does not drop: its statistics and its patches stay as they are.
         return self.encoder(inputs, training=bool(training) and self.encoder.trainable)
 
@@ -152,7 +160,15 @@ class ImageEmbedder(_Embedder):
         return self.projection(self.features(images, training))
 
     def features(self, images: Tensor, training: bool = False) -> Tensor:
-        """The features (B, D) of images, uint8 or normalised floats, which the projection head maps to embeddings."""
+        """Computes the features that the projection head maps to embeddings.
+
+        Args:
+            images: as `call` takes them.
+            training: bool.
+
+        Returns:
+            Features (B, D).
+        """
         return super().features(self.pixels(images), training)
 
     def encode_image(self, images: Tensor) -> Tensor:
