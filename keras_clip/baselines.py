@@ -15,6 +15,7 @@ from keras_clip import distribution
 from keras_clip.data.images import ImagePreprocessor
 from keras_clip.data.tokenizer import CLIPTokenizer
 from keras_clip.encoders.contract import features_shape, preprocessor_for
+from keras_clip.files import WholeFileMixin
 from keras_clip.layers.embeddings import PixelNormalization, TokenEmbedding
 from keras_clip.layers.initialisation import normal
 from keras_clip.layers.transformer import TransformerBlock
@@ -72,7 +73,7 @@ class _Scores(keras.Model):
         return -self.predictor.losses_of_all(inputs["features"], inputs["token_ids"])
 
 
-class _CaptionPredictor(keras.Model):
+class _CaptionPredictor(WholeFileMixin, keras.Model):
     """Base class of both predictors: image encoder, vocabulary, mean loss of a batch, and zero-shot scores.
 
     A subclass defines `_logits_of(features, words)` and `_losses_of(logits, words)`, where `words` are ids of its

@@ -24,7 +24,7 @@ LEVELS = (
     ("data", "losses"),
     ("distribution", "prompts", "optimizers"),
     ("compat",),
-    ("types",),
+    ("types", "files"),
 )
 # Modules beside the rooms that are a part of one.
 PARTS = {"tiling": "losses", "graph_tokenizer": "export"}
@@ -52,6 +52,7 @@ ONLY = {
         "evaluation.studies.robustness",
         "evaluation.studies.scaling",
         "evaluation.studies.transfer",
+        "files",
     ),
 }
 

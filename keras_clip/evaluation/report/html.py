@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from keras_clip import files
 from keras_clip.evaluation.metrics.comparison import compare
 from keras_clip.evaluation.report.figure_data import gallery
 from keras_clip.evaluation.results import Results, Score
@@ -80,17 +81,8 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     page = render(results, other, title)
     for name, text in (("report.html", page), ("results.json", results.to_json()), ("results.csv", results.to_csv())):
-        _write_atomically(folder / name, text)
+        files.write_text(folder / name, text)
     return folder / "report.html"
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_text(text, encoding="utf-8")
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def render(results: Results, other: Results | None = None, title: str = "Evaluation of a CLIP model") -> str:
