@@ -27,8 +27,8 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     Args:
         path: the file to write. Its folder must exist.
 
-    Yields:
-        Path of the temporary file, which does not exist yet.
+    Returns:
+        A context manager, which gives the Path of the temporary file; it does not exist yet.
     """
     path = Path(os.path.realpath(path))
     mode = path.stat().st_mode if path.exists() else None
@@ -51,13 +51,23 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Writes a text as UTF-8; the file is complete at any time."""
+    """Writes a text as UTF-8; the file is complete at any time.
+
+    Args:
+        path: the file. Its folder must exist.
+        text: its new content.
+    """
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Writes JSON data; the file is complete at any time."""
+    """Writes JSON data; the file is complete at any time.
+
+    Args:
+        path: the file. Its folder must exist.
+        value: what `json.dumps` takes.
+    """
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 

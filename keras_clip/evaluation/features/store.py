@@ -10,10 +10,12 @@ import numpy as np
 
 from keras_clip.data.skipped import SkippedSamples
 from keras_clip.evaluation.datasets.labelled_images import LabelledImages, require_class_names, require_images_of_all
-from keras_clip.evaluation.features.draft import DRAFT_SUFFIX, MANIFEST, Draft
+from keras_clip.evaluation.features.draft import DRAFT_SUFFIX, MANIFEST, Draft, empty_row
 from keras_clip.evaluation.features.key import Key, model_parts
+from keras_clip.evaluation.features.lock import Lock
 from keras_clip.model import CLIPModel, ImageEmbedder
 
+_LOCK_SUFFIX = ".lock"
 _COLUMNS = ("features", "embeddings", "labels", "ids", "groups")
 
 
@@ -83,10 +85,14 @@ class FeatureStore:
         that cannot be decoded are skipped, counted and named in `skipped`, with a warning; more than 5 % is an error.
         PIL decodes them, with one thread per core.
 
+        Several processes may build one store: the first one encodes, and the others wait for it, with a warning that
+        names it, and open what it built. The lock of a process that died is taken over (see `features.lock`).
+
         Args:
             clip: `CLIPModel` or `ImageEmbedder`.
             images: the images to encode.
-            folder: folder of the store, which must be empty or new. The draft is kept in `<folder>.building`.
+            folder: folder of the store, which must be empty or new. The draft is kept in `<folder>.building`, and the
+                lock in `<folder>.lock`.
             batch_size: int. Images per step; all batches have this size, so that the encoder compiles once.
 
         Returns:
@@ -95,21 +101,24 @@ class FeatureStore:
         Raises:
             ValueError: the folder holds a store of another model, preprocessing or dataset; the model returns NaN; too
                 many images, or all images of a class, are broken.
+            RuntimeError: another process took the lock over, since this one was suspended.
         """
         folder, embedder = Path(folder), getattr(clip, "image_embedder", clip)
         logit_scale = _logit_scale(clip)
         dataset = {"name": images.name, "split": images.split, "images": images.digest()}
         key = Key({**model_parts(embedder, logit_scale), "data set": dataset})
-        if (folder / MANIFEST).exists():
-            store = cls.open(folder)
-            store._key.require_equal(key, folder)
-            return store
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ValueError(f"`folder` must be empty, new, or a store. Received: folder={folder}, with other files.")
-        draft = Draft(folder, key, images)
-        draft.encode(embedder, batch_size)
-        draft.finish(logit_scale)
-        return cls.open(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if not (folder / MANIFEST).exists():
+            with Lock(f"{folder}{_LOCK_SUFFIX}", f"the feature store {folder}") as lock:
+                # Another process may have built it meanwhile.
+                if not (folder / MANIFEST).exists():
+                    _require_empty(folder)
+                    draft = Draft(folder, key, images, lock.require_held)
+                    draft.encode(embedder, batch_size)
+                    draft.finish(logit_scale)
+        store = cls.open(folder)
+        store._key.require_equal(key, folder)
+        return store
 
     @classmethod
     def open(cls, folder: str | os.PathLike, clip: CLIPModel | ImageEmbedder | None = None) -> "FeatureStore":
@@ -143,6 +152,8 @@ class FeatureStore:
             ) from error
         store._key.require_format(folder)
         _check_columns(columns, store.class_names, f"{folder}")
+        if not manifest.get("is_verified"):
+            _require_no_empty_row(columns, folder)
         if clip is not None:
             store.require_model(clip)
         return store
@@ -217,6 +228,21 @@ class FeatureStore:
         for name in _COLUMNS:
             setattr(store, name, np.asarray(getattr(self, name))[rows])
         return store
+
+
+def _require_empty(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"`folder` must be empty, new, or a store. Received: folder={folder}, with other files.")
+
+
+def _require_no_empty_row(columns: dict[str, np.ndarray], folder: Path) -> None:
+    """Checks a store of an earlier version, in which two processes could leave rows out."""
+    for name in ("features", "embeddings"):
+        if (row := empty_row(columns[name])) is not None:
+            raise ValueError(
+                f"Every image must have {name}. Received: folder={folder}, where those of image "
+                f"{str(columns['ids'][row])!r} are all zero. Delete the folder and build the store again."
+            )
 
 
 def _logit_scale(clip) -> float | None:
