@@ -186,7 +186,7 @@ def _machine() -> str:
 
 
 def _start_of(process: int) -> str | None:
-    """When a process started, which distinguishes it from a later one of the same number; None if it is not known to run."""
+    """When a process started, as opposed to a later one of the same number; None if it is not known to run."""
     try:
         # The name of the program, in parentheses, may contain spaces. The 22nd field is the start.
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()

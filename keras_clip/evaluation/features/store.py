@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from keras_clip.evaluation.datasets.labelled_images import LabelledImages, requi
 from keras_clip.evaluation.features.draft import DRAFT_SUFFIX, MANIFEST, Draft, empty_row
 from keras_clip.evaluation.features.key import Key, model_parts
 from keras_clip.evaluation.features.lock import Lock
+from keras_clip.evaluation.results import Examples, digest_of
 from keras_clip.model import CLIPModel, ImageEmbedder
 
 _LOCK_SUFFIX = ".lock"
@@ -64,6 +66,12 @@ class FeatureStore:
     def multi_label(self) -> bool:
         """Whether an image may have several classes."""
         return self.labels.ndim == 2
+
+    @cached_property
+    def examples(self) -> Examples:
+        """The identity of the images, by which results of two models are compared: see `Examples`."""
+        images = "" if self._key is None else self._key.parts["data set"]["images"]
+        return Examples(digest_of(self.ids.tolist()), images, np.asarray(self.labels))
 
     def __len__(self) -> int:
         return len(self.embeddings)
@@ -225,8 +233,33 @@ class FeatureStore:
         """
         store = object.__new__(FeatureStore)
         store.__dict__.update(self.__dict__)
+        store.__dict__.pop("examples", None)
         for name in _COLUMNS:
             setattr(store, name, np.asarray(getattr(self, name))[rows])
+        return store
+
+    def of_classes(self, class_names: Sequence[str]) -> "FeatureStore":
+        """Selects the images of some classes, in memory.
+
+        Args:
+            class_names: K names. Images of other classes are left out; of images with several classes, those without a
+                remaining one. A class without images stays a class.
+
+        Returns:
+            A store with these classes in this order.
+        """
+        places = {name: place for place, name in enumerate(self.class_names)}
+        columns = np.array([places.get(name, -1) for name in class_names])
+        if self.multi_label:
+            labels = np.where(columns >= 0, np.asarray(self.labels)[:, columns], 0).astype(self.labels.dtype)
+            kept = (labels == 1).any(axis=1) | ~(np.asarray(self.labels) == 1).any(axis=1)
+        else:
+            numbers = np.full(len(self.class_names), -1)
+            numbers[columns[columns >= 0]] = np.flatnonzero(columns >= 0)
+            labels = numbers[self.labels]
+            kept = labels >= 0
+        store = self.take(kept)
+        store.class_names, store.labels = tuple(class_names), labels[kept]
         return store
 
 
