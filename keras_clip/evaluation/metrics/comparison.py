@@ -389,19 +389,9 @@ def compare(
     Raises:
         ValueError: no score in common, or datasets of the same name with different images.
     """
-    pairs = _pairs(first, second)
-    differing = [one.dataset for one, other in pairs.values() if one.n != other.n or not _same_examples(one, other)]
-    # Files of earlier versions have ids alone.
-    images = [results.info.get("images", {}) for results in (first, second)]
-    differing += [name for name in images[0] if name in images[1] and images[0][name] != images[1][name]]
-    if differing:
-        raise ValueError(
-            "Expected the same images in the same order for both models. Received: different images in the datasets "
-            f"{list(dict.fromkeys(differing))}. Evaluate both models on the same dataset."
-        )
-    if unknown := {
-        one.dataset for pair in pairs.values() for one in pair if not (one.examples and one.examples.images)
-    }:
+    pairs = comparable_scores(first, second)
+    scores = [score for pair in pairs.values() for score in pair]
+    if unknown := {score.dataset for score in scores if not (score.examples and score.examples.images)}:
         logging.getLogger("keras_clip").warning(
             "The images of %s are compared by their ids only: one of the results has no digest of them.",
             ", ".join(sorted(unknown)),
@@ -419,8 +409,19 @@ def compare(
     return rows
 
 
-def _pairs(first: Results, second: Results) -> dict[tuple[str, ...], tuple[Score, Score]]:
-    """The scores that both have, by `Score.key`, as far as the outcomes of their examples are known."""
+def comparable_scores(first: Results, second: Results) -> dict[tuple[str, ...], tuple[Score, Score]]:
+    """Returns the scores that both results have, and of which the outcomes of the examples are known.
+
+    Args:
+        first: `Results` of the first model.
+        second: `Results` of the second model.
+
+    Returns:
+        {`Score.key`: (score of the first model, score of the second)}.
+
+    Raises:
+        ValueError: no score in common, or datasets of the same name with different images.
+    """
     found = [{score.key: score for score in results.scores if _is_known(score)} for results in (first, second)]
     for results, scores in zip((first, second), found, strict=True):
         if len(scores) < sum(map(_is_known, results.scores)):
@@ -434,6 +435,15 @@ def _pairs(first: Results, second: Results) -> dict[tuple[str, ...], tuple[Score
         raise ValueError(
             "Expected at least one dataset and method that both results have. "
             f"Received: {list(found[0])[:5]} and {list(found[1])[:5]}."
+        )
+    differing = [one.dataset for one, other in pairs.values() if one.n != other.n or not _same_examples(one, other)]
+    # Files of earlier versions have ids alone.
+    images = [results.info.get("images", {}) for results in (first, second)]
+    differing += [name for name in images[0] if name in images[1] and images[0][name] != images[1][name]]
+    if differing:
+        raise ValueError(
+            "Expected the same images in the same order for both models. Received: different images in the datasets "
+            f"{list(dict.fromkeys(differing))}. Evaluate both models on the same dataset."
         )
     return pairs
 
