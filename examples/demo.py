@@ -8,7 +8,6 @@ other classes are classified among the names of these 103 by an ensemble of prom
 intervals, and writes the model, a loss curve, a similarity matrix and a contact sheet to runs/demo.
 """
 
-import json
 from pathlib import Path
 
 import terminal
@@ -149,7 +148,7 @@ def main(argv=None):
             print(f"{group:9} {k.replace('_', '-')}  {correct / total:6.1%}  [{low:.1%}, {high:.1%}]  of {total}")
 
     clip.save(args.out / "clip.keras")
-    (args.out / "summary.json").write_text(json.dumps({"candidates": len(names), "accuracies": accuracies}, indent=1))
+    keras_clip.files.write_json(args.out / "summary.json", {"candidates": len(names), "accuracies": accuracies})
     plot_loss(history, args.out / "loss_curve.png")
     plot_similarities(clip, [synthetic.sample_scene(i, seed=2) for i in range(12)], args.out / "similarity_matrix.png")
     plot_contact_sheet(images, labels, probabilities, names, args.out / "contact_sheet.png")

@@ -58,6 +58,7 @@ import numpy as np
 from evaluate_zero_shot import class_of, read
 
 import keras_clip
+from keras_clip import files
 from keras_clip.data import synthetic
 from keras_clip.evaluation import wilson_interval
 
@@ -197,7 +198,7 @@ def main(argv=None):
     options = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
     record = {"arguments": options, "words": len(vocabulary), "classes": len(names), "curves": curves}
     record |= {"minutes": minutes, "common_accuracy": common, "images_to_common_accuracy": reached}
-    (args.out / "efficiency.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    files.write_json(args.out / "efficiency.json", record)
     with open(args.out / "efficiency.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["objective", *curves["contrastive"][0]])

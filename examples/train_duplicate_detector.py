@@ -40,6 +40,7 @@ if __name__ == "__main__":
 
 import keras
 
+from keras_clip import files
 from keras_clip.evaluation import duplicate_detector, overlap, sources
 
 
@@ -86,7 +87,7 @@ def main(argv=None):
         ]
         print(f"{alteration:12} {'   '.join(shown)}   n = {record['hash'][alteration]['n']}", flush=True)
     text = json.dumps(record, indent=1, default=float).replace("Infinity", "null")
-    (args.out / "recall.json").write_text(text + "\n", encoding="utf-8")
+    files.write_text(args.out / "recall.json", text + "\n")
     return record
 
 

@@ -15,6 +15,7 @@ from keras_clip.data.images import ImagePreprocessor
 from keras_clip.data.tokenizer import CLIPTokenizer
 from keras_clip.encoders.contract import attribute, features_shape, images_shape, preprocessor_for
 from keras_clip.export import export_image_model, export_text_model
+from keras_clip.files import WholeFileMixin
 from keras_clip.layers.contrastive_loss import ContrastiveLoss
 from keras_clip.layers.embeddings import PixelNormalization
 from keras_clip.layers.projection import ProjectionHead
@@ -47,7 +48,7 @@ def _one_collection():
         gc.collect()
 
 
-class _Embedder(keras.Model):
+class _Embedder(WholeFileMixin, keras.Model):
     """An encoder and its projection head."""
 
     # Keras rebuilds a saved model from its configuration, which does not say that layers inside were quantised.

@@ -12,6 +12,7 @@ from keras import ops
 from keras_clip.data.images import ImagePreprocessor
 from keras_clip.encoders.contract import images_shape
 from keras_clip.export import export_image_model
+from keras_clip.files import WholeFileMixin
 from keras_clip.model import CLIPModel, ImageEmbedder, TextEmbedder
 from keras_clip.prompts import validate_class_names, validate_templates
 from keras_clip.types import Tensor
@@ -113,7 +114,7 @@ def _tokenize(tokenizer, prompts: list[str]) -> np.ndarray:
 
 
 @keras.saving.register_keras_serializable(package="keras_clip")
-class ZeroShotClassifier(keras.Model):
+class ZeroShotClassifier(WholeFileMixin, keras.Model):
     """Classifies images among classes given by their names, without training on these classes.
 
     The classifier holds the image embedder of the CLIP and the class embeddings, not the text encoder. It shares the

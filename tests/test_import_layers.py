@@ -25,7 +25,7 @@ LEVELS = (
     ("data", "losses"),
     ("distribution", "prompts", "optimizers", "custom_gradient"),
     ("compat",),
-    ("types",),
+    ("types", "files"),
 )
 # Modules that count as a part of another component.
 PARTS = {"tiling": "losses", "graph_tokenizer": "export"}
@@ -53,6 +53,7 @@ ONLY = {
         "evaluation.studies.robustness",
         "evaluation.studies.scaling",
         "evaluation.studies.transfer",
+        "files",
     ),
 }
 

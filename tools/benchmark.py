@@ -294,13 +294,17 @@ def main(argv=None):
         "is_tiny": arguments.tiny,
         "tasks": [],
     }
+    # Not with the other imports: a process that serves tasks chooses its backend first.
+    from keras_clip import files
+
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    path = arguments.out / f"{run['time'].replace(' ', '_').replace(':', '')}.json"
     for task in arguments.tasks or TASKS:
         if possible(task, arguments):
             print(task, flush=True)
             run["tasks"].append(measure(task, arguments))
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    path = arguments.out / f"{run['time'].replace(' ', '_').replace(':', '')}.json"
-    path.write_text(json.dumps(run, indent=1))
+        # A task that fails or is interrupted does not take those before it along.
+        files.write_json(path, run)
     print(path)
 
 

@@ -168,7 +168,9 @@ def main(argv=None):
     if "theirs_float64" in results:
         report["fits"] = compare(results, make_splits(arguments))
     Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
-    Path(arguments.out).write_text(json.dumps(report, indent=1))
+    from keras_clip import files
+
+    files.write_json(arguments.out, report)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import keras
 from keras import ops
 
+from keras_clip.files import WholeFileMixin
 from keras_clip.layers.initialisation import uniform
 from keras_clip.layers.pooling import AttentionPool
 from keras_clip.layers.pure_call import rematerialize
@@ -100,7 +101,7 @@ class Bottleneck(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="keras_clip")
-class ModifiedResNet(keras.Model):
+class ModifiedResNet(WholeFileMixin, keras.Model):
     """Encodes images with a ResNet that has three stem convolutions, anti-aliased strides and an attention pool.
 
     Radford et al. (2021), sections 2.4 and 2.5. The output projection of the published attention pool is the projection

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import keras
 from keras import ops
 
+from keras_clip.files import WholeFileMixin
 from keras_clip.layers.pooling import end_positions
 
 # Inputs of a text model that are computed from the token ids.
@@ -99,7 +100,7 @@ def _check_rank(features, pooling: str | None) -> None:
         )
 
 
-class _Wrapped(keras.Model):
+class _Wrapped(WholeFileMixin, keras.Model):
     def __init__(self, model: keras.Model, pooling: str | None, output: str | None, **kwargs):
         kwargs.setdefault("name", f"{model.name}_encoder")
         super().__init__(**kwargs)

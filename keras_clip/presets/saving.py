@@ -1,10 +1,10 @@
 """`save`: writes a model in the layout of Keras, of open_clip or of Hugging Face."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 
+from keras_clip import files
 from keras_clip.data.tokenizer import CLIPTokenizer
 from keras_clip.model import CLIPModel, ImageEmbedder, TextEmbedder
 from keras_clip.presets import loading
@@ -67,6 +67,7 @@ def save(model: CLIPModel | ImageEmbedder | TextEmbedder, directory: str | Path,
             tensors[key.replace("running_var", "num_batches_tracked")] = np.zeros((), np.int64)
     directory.mkdir(parents=True, exist_ok=True)
     # transformers reads this entry to know the order of the axes.
-    save_file(tensors, directory / weights, metadata={"format": "pt"})
+    with files.replacing(directory / weights) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
     for filename, config in configs.items():
-        (directory / filename).write_text(json.dumps(config, indent=2) + "\n")
+        files.write_json(directory / filename, config)

@@ -11,6 +11,7 @@ import keras
 from keras import ops
 
 from keras_clip import compat, distribution
+from keras_clip.files import WholeFileMixin
 from keras_clip.optimizers.adam import adamw
 from keras_clip.step import backend_steps, batch_timing, compile_checks, microbatches
 from keras_clip.types import Tensor
@@ -56,7 +57,7 @@ class Branch(NamedTuple):
 
 
 @keras.saving.register_keras_serializable(package="keras_clip")
-class GlobalBatchTrainer(compat.FitHooks):
+class GlobalBatchTrainer(WholeFileMixin, compat.FitHooks):
     """Base of models whose loss compares the embeddings of several inputs, such as `CLIPModel`.
 
     A subclass builds its parts in the constructor, calls `add_step_metrics` and sets `built = True` there. It has the

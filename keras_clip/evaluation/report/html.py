@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from keras_clip import files
 from keras_clip.evaluation.metrics.comparison import compare
 from keras_clip.evaluation.report.figure_data import gallery
 from keras_clip.evaluation.results import Results, Score
@@ -57,7 +58,7 @@ class Section(NamedTuple):
 def write(
     results: Results, folder: str | os.PathLike, other: Results | None = None, title: str = "Evaluation of a CLIP model"
 ) -> Path:
-    """Writes report.html, results.json and results.csv.
+    """Writes results.json and results.csv, and then draws and writes report.html.
 
     Each file is complete at any time: it is written under another name and then renamed.
 
@@ -76,21 +77,11 @@ def write(
     """
     if not results.scores:
         raise ValueError("A report needs at least one score. Received: results without scores.")
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    page = render(results, other, title)
-    for name, text in (("report.html", page), ("results.json", results.to_json()), ("results.csv", results.to_csv())):
-        _write_atomically(folder / name, text)
-    return folder / "report.html"
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_text(text, encoding="utf-8")
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+    # An error in a drawing must not take the numbers along.
+    results.save(folder)
+    page = Path(folder) / "report.html"
+    files.write_text(page, render(results, other, title))
+    return page
 
 
 def render(results: Results, other: Results | None = None, title: str = "Evaluation of a CLIP model") -> str:
@@ -112,7 +103,10 @@ def _sections(results: Results, other: Results | None) -> list[Section]:
     """The sections of the page in their order; those that the results do not fill have no blocks."""
     pictures = {name: Picture(_png_url(figure), _words(name)) for name, figure in gallery(results, other).items()}
     comparison = [Block(table=as_table(compare(results, other)))] if other else []
+    failures = as_table([vars(failure) for failure in results.failures])
     return [
+        Section("Failed parts", [Block(table=failures)] if failures else [], _FAILURES_NOTE),
+        Section("Images that were left out", _tables(results, "dropped"), _DROPPED_NOTE),
         Section("Scores", [_scores_of(results, dataset) for dataset in results.datasets]),
         Section("Figures of the paper", _drawn(pictures, "figure_"), _FIGURES_NOTE),
         Section("Calibration", _tables(results, "calibration") + _drawn(pictures, "reliability"), _CALIBRATION_NOTE),
@@ -144,9 +138,13 @@ _SHOTS_NOTE = (
 )
 _DESIGN_NOTE = "How often each group is assigned one of the watched labels, for several class sets on the same images."
 _COMPARISON_NOTE = (
-    "McNemar's exact test on the images that exactly one of the two models classifies correctly, with Holm's "
-    "correction over all rows. The difference is the second model's score minus the first model's."
+    "Fractions of independent images have McNemar's exact test on the images that exactly one of the two models "
+    "classifies correctly; other scores have a paired permutation test, in which the captions of an image stay "
+    "together. The p-values have Holm's correction over all rows. The difference is the second model's score minus the "
+    "first model's."
 )
+_FAILURES_NOTE = "These parts of the evaluation raised an error; their scores are missing or incomplete."
+_DROPPED_NOTE = "Not all splits have these classes; the scores are of the other images."
 
 
 def _facts(results: Results) -> Table | None:

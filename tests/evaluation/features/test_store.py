@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 
 import keras
 import numpy as np
@@ -20,7 +21,7 @@ from subprocesses import REPOSITORY
 import keras_clip
 from keras_clip.evaluation import FeatureStore, ladder, sources
 from keras_clip.evaluation.datasets.labelled_images import LabelledImages
-from keras_clip.evaluation.features import draft
+from keras_clip.evaluation.features import draft, lock
 from keras_clip.evaluation.features.key import model_parts
 
 SIZE = 21
@@ -215,6 +216,99 @@ def test_an_interrupted_build_resumes(clip, store, tmp_path, monkeypatch):
     np.testing.assert_array_equal(resumed.embeddings, store.embeddings)
     np.testing.assert_array_equal(resumed.features, store.features)
     assert resumed.key == store.key
+
+
+def test_a_second_builder_waits_and_opens_what_the_first_built(clip, store, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(lock, "_POLL", 0.01)
+    folder, begun, may_go_on, built, reads = tmp_path / "store", threading.Event(), threading.Event(), [], []
+
+    def read(start):
+        reads.append(start)
+        begun.set()
+        assert may_go_on.wait(60)
+        return iter(FILES[start:])
+
+    def build():
+        images = make()
+        images.digest()
+        images.read = read
+        built.append(FeatureStore.build(clip, images, folder, 8))
+
+    first, second = (threading.Thread(target=build) for _ in range(2))
+    first.start()
+    assert begun.wait(60)
+    with caplog.at_level(logging.WARNING, "keras_clip"):
+        second.start()
+        second.join(0.5)
+    assert second.is_alive() and f"Waiting for process {os.getpid()}" in caplog.text and str(folder) in caplog.text
+    may_go_on.set()
+    first.join(60), second.join(60)
+    assert reads == [0] and [len(one) for one in built] == [SIZE, SIZE]
+    np.testing.assert_array_equal(built[1].embeddings, store.embeddings)
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
+def test_a_builder_whose_lock_was_taken_stops(clip, tmp_path, monkeypatch):
+    monkeypatch.setattr(draft, "_SECONDS_BETWEEN_NOTES", 0)
+    images = make()
+    images.digest()
+
+    def read(start):
+        (tmp_path / "store.lock").write_text('{"token": "another"}')
+        return iter(FILES[start:])
+
+    images.read = read
+    with pytest.raises(RuntimeError, match="Only one process may build the feature store .*another process took over"):
+        FeatureStore.build(clip, images, tmp_path / "store", batch_size=8)
+    # That of the other process stays.
+    assert (tmp_path / "store.lock").exists() and not (tmp_path / "store").exists()
+
+
+def test_empty_rows_of_a_draft_are_encoded_again(clip, store, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(draft, "_SECONDS_BETWEEN_NOTES", 0)
+    monkeypatch.setattr(draft, "_AHEAD", 0)
+    with pytest.raises(Killed):
+        FeatureStore.build(clip, interrupted(FILES, after=18), tmp_path / "store", batch_size=8)
+    # As after a power cut: the note is newer than the file of the rows.
+    for name, row in (("features", 3), ("embeddings", 9)):
+        column = np.load(tmp_path / "store.building" / f"{name}.npy", mmap_mode="r+")
+        column[row] = 0
+        column.flush()
+    with caplog.at_level(logging.WARNING, "keras_clip"):
+        resumed = FeatureStore.build(clip, make(), tmp_path / "store", batch_size=8)
+    assert "has empty rows" in caplog.text
+    np.testing.assert_array_equal(resumed.embeddings, store.embeddings)
+    np.testing.assert_array_equal(resumed.features, store.features)
+
+
+@pytest.mark.backend_free
+@pytest.mark.parametrize("name", ["features", "embeddings"])
+def test_a_store_with_an_empty_row_is_never_finished(clip, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(draft, "_ROWS", 4)
+    write = draft.Draft._write
+
+    def leave_one_out(self, column, rows, values):
+        write(self, column, rows, np.where((column == name) & (rows == 6)[:, None], 0, values))
+
+    monkeypatch.setattr(draft.Draft, "_write", leave_one_out)
+    with pytest.raises(ValueError, match=f"must have {name}. Received: .*those of image 'image 6' are all zero"):
+        FeatureStore.build(clip, make(), tmp_path / "store", batch_size=8)
+    with pytest.raises(FileNotFoundError, match="not finished"):
+        FeatureStore.open(tmp_path / "store")
+
+
+@pytest.mark.backend_free
+def test_a_store_of_an_earlier_version_with_an_empty_row_is_refused(store, folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "store")
+    manifest = json.loads((tmp_path / "store" / "store.json").read_text())
+    del manifest["is_verified"]
+    (tmp_path / "store" / "store.json").write_text(json.dumps(manifest))
+    assert len(FeatureStore.open(tmp_path / "store")) == SIZE
+    column = np.load(tmp_path / "store" / "embeddings.npy", mmap_mode="r+")
+    column[5] = 0
+    column.flush()
+    with pytest.raises(ValueError, match="'image 5' are all zero. Delete the folder"):
+        FeatureStore.open(tmp_path / "store")
 
 
 def test_a_draft_of_another_model_is_refused(clip, tmp_path, monkeypatch):
