@@ -89,10 +89,10 @@ LAZY = BACKENDS | {
     "huggingface_hub",
     "safetensors",
 }
-LAZY |= {"tensorflow_datasets", "sklearn", "pandas", "scipy"}
+LAZY |= {"tensorflow_datasets", "sklearn", "pandas", "scipy", "pyarrow"}
 # Only the readers open the files that samples are stored in: training and evaluation read a form by the same code.
 READERS = ("data.readers",)
-FORMATS = frozenset({"csv", "tarfile", "tensorflow_datasets"})
+FORMATS = frozenset({"csv", "tarfile", "tensorflow_datasets", "pyarrow"})
 # Attributes of TensorFlow and of paths that do so without such an import.
 WALKERS = frozenset({"TFRecordDataset", "rglob"})
 # They write tables of results.

@@ -52,7 +52,8 @@ class TarReader(Shards):
     def __init__(self, paths: Sequence[str], mapping: Mapping | None = None, captions: bool = True):
         (*images,), (*texts,) = names_of(mapping, ("",), CAPTION_NAMES)
         image = _as_extension(images[0]) or None
-        text = _as_extension(texts[0]) if mapping and texts and texts[0] != "json" else "txt"
+        text = _as_extension(texts[0]) if mapping and texts else "txt"
+        text = None if text == "json" else text
         self._caption_names = CAPTION_NAMES if texts in ([], ["json"], ["txt"]) else tuple(texts)
         make = functools.partial(index_tar, image=image, text=text)
         variant = "" if (image, text) == (None, "txt") else hashlib.sha256(f"{image} {text}".encode()).hexdigest()[:8]
@@ -135,7 +136,7 @@ class _Member(NamedTuple):
     target: str | None = None
 
 
-def index_tar(path: str, image: str | None = None, text: str = "txt") -> ShardIndex:
+def index_tar(path: str, image: str | None = None, text: str | None = "txt") -> ShardIndex:
     """Indexes a WebDataset tar: members `<key>.<image extension>`, `.txt`, `.json` and `.cls`, in any order.
 
     A key is the member's path up to the first dot of its base name, as in the library webdataset. A member with another
@@ -146,7 +147,7 @@ def index_tar(path: str, image: str | None = None, text: str = "txt") -> ShardIn
     Args:
         path: an uncompressed tar.
         image: extension of the images, which may have dots. None: any.
-        text: extension of the captions, which may have dots.
+        text: extension of the captions, which may have dots. None: captions are in the `.json`.
 
     Returns:
         The index, with the parts image, text, `.json` and `.cls`.
@@ -201,7 +202,7 @@ def _note_member(
     member: _Member,
     places: dict[str, _Member],
     passed_over: SkippedSamples,
-    wanted: tuple[str | None, str],
+    wanted: tuple[str | None, str | None],
     descriptor: int,
 ) -> None:
     """Adds a member to the sample of its key, by extension, or counts it as passed over."""
@@ -244,7 +245,7 @@ def _begins_like_image(descriptor: int, member: _Member, extension: str) -> bool
     return looks_like_image(os.pread(descriptor, min(HEAD, member.size), member.offset))
 
 
-def _spans(key: str, found: dict[str, tuple[int, int]], text: str, passed_over: SkippedSamples) -> tuple:
+def _spans(key: str, found: dict[str, tuple[int, int]], text: str | None, passed_over: SkippedSamples) -> tuple:
     """The spans of the parts in their order."""
     absent = (0, 0)
     others = [found.pop(extension, absent) for extension in (text, "json", "cls")]
