@@ -92,10 +92,10 @@ LAZY = BACKENDS | {
     "huggingface_hub",
     "safetensors",
 }
-LAZY |= {"tensorflow_datasets", "sklearn", "pandas", "scipy"}
+LAZY |= {"tensorflow_datasets", "sklearn", "pandas", "scipy", "pyarrow"}
 # Only the readers open files with samples, so that training and evaluation read a format by the same code.
 READERS = ("data.readers",)
-FORMATS = frozenset({"csv", "tarfile", "tensorflow_datasets"})
+FORMATS = frozenset({"csv", "tarfile", "tensorflow_datasets", "pyarrow"})
 # Attributes of TensorFlow and of paths that open or list such files without an import of `FORMATS`.
 READING_ATTRIBUTES = frozenset({"TFRecordDataset", "rglob"})
 # Modules that write tables of results.

@@ -35,9 +35,9 @@ class _Epochs:
 
     num_samples: int | None = None
 
-    def __init__(self, source: Any, seed: int, shard: tuple[int, int], batch_size: int, preprocessor: Any):
+    def __init__(self, skipped: SkippedSamples, seed: int, shard: tuple[int, int], batch_size: int, preprocessor: Any):
         self.seed, self.batch_size = seed, batch_size
-        self.skipped = SkippedSamples(repr(source))
+        self.skipped = skipped
         self._part, self._parts = shard
         self._preprocessor = preprocessor
         self._next = Place(0)
@@ -202,9 +202,9 @@ class IndexedEpochs(_Epochs):
 class StreamedEpochs(_Epochs):
     """Epochs over a `tf.data.Dataset`."""
 
-    def __init__(self, source: Any, *options: Any):
-        super().__init__(source, *options)
-        size = int(source.cardinality())
+    def __init__(self, dataset: Any, *options: Any):
+        super().__init__(*options)
+        size = int(dataset.cardinality())
         self.num_samples = size if size >= 0 else None
 
     def skip(self, epoch: int, position: int, image: Any, caption: bytes) -> np.bool_:

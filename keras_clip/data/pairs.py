@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 from keras_clip.data.arguments import check_numbers, check_size, component, increasing_lengths
 from keras_clip.data.epochs import IndexedEpochs, StreamedEpochs
 from keras_clip.data.readers import open_reader
+from keras_clip.data.readers.brief import brief
 from keras_clip.data.readers.dataset import Stream
+from keras_clip.data.skipped import MAX_BROKEN, STRAY, SkippedSamples
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -35,6 +37,8 @@ def image_text_pairs(
     crop_scale: tuple[float, float] = (0.9, 1.0),
     seed: int = 0,
     shard: tuple[int, int] = (0, 1),
+    delimiter: str | None = None,
+    max_broken: float = MAX_BROKEN,
 ) -> "tf.data.Dataset":
     """Batches of image-caption pairs for `model.fit`, `evaluate` and `predict` on every backend.
 
@@ -103,17 +107,18 @@ def image_text_pairs(
     tokenizer = component("tokenizer", tokenizer, model)
     image_preprocessor = component("image_preprocessor", image_preprocessor, model)
     lengths = increasing_lengths(text_lengths, tokenizer)
-    check_numbers(batch_size, seed, shard, crop_scale)
+    check_numbers(batch_size, seed, shard, crop_scale, max_broken)
     with tf.device("/CPU:0"):
         decode = _Decoder(image_preprocessor, crop_scale if training else None)
-        options = seed, shard, batch_size, image_preprocessor
-        reader = open_reader(source, mapping)
+        reader = open_reader(source, mapping, delimiter=delimiter)
+        skipped = SkippedSamples(brief(source), max_broken, getattr(reader, "skipped", None), STRAY)
+        options = skipped, seed, shard, batch_size, image_preprocessor
         if isinstance(reader, Stream):
             stream = reader.part(shard, training)
             epochs = StreamedEpochs(stream.dataset, *options)
             good = _stream(epochs, stream, decode, training)
         else:
-            epochs = IndexedEpochs(reader, training, source, *options)
+            epochs = IndexedEpochs(reader, training, *options)
             good = _indexed(epochs, decode, training)
         check_size(epochs.num_samples, batch_size, training, source)
         numbered = _number(good, epochs, training).map(_tokenize_with(tokenizer, lengths))

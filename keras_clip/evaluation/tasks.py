@@ -252,7 +252,7 @@ def hold_out(store: FeatureStore, share: float = VALIDATION_SHARE) -> tuple[Feat
 
 
 def captions_of_tars(shards: str | os.PathLike | Sequence) -> dict[str, list[str]]:
-    """Reads the captions of WebDataset tars: each line of `<key>.txt`, or else those of `<key>.json`.
+    """Reads the captions of WebDataset tars: the text of `<key>.txt`, or else those of `<key>.json`.
 
     Args:
         shards: as in `sources.tars`.

@@ -496,7 +496,9 @@ class TestRefusals:
             ({"text_lengths": (16, 78)}, ValueError, "context length 77"),
             ({"text_lengths": ()}, ValueError, "text_lengths"),
             ({"tokenizer": "gpt"}, TypeError, "tokenizer='gpt'"),
-            ({"mapping": ("a", "b")}, ValueError, "takes no mapping"),
+            ({"mapping": len}, ValueError, "two names"),
+            ({"delimiter": ";"}, ValueError, "Only tables have a delimiter"),
+            ({"max_broken": 1.5}, ValueError, "max_broken=1.5"),
         ],
         ids=str,
     )

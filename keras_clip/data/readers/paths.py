@@ -5,8 +5,6 @@ import os
 import re
 from collections.abc import Sequence
 
-# Formats that both Pillow and TensorFlow decode.
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
 # The index that `shards` writes beside a shard: `<shard>.index.npz`.
 INDEX_SUFFIX = ".index.npz"
 
@@ -68,3 +66,19 @@ def file_bytes(path: str | bytes | os.PathLike) -> bytes:
             return file.read()
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError):
         return b""
+
+
+def names_among(paths: Sequence[str]) -> list[str]:
+    """Short names of files, which differ among them and do not depend on where the files are.
+
+    Args:
+        paths: several different paths.
+
+    Returns:
+        The paths below the folder that they have in common, with slashes and without extensions where these are equal.
+    """
+    whole = [os.path.abspath(path) for path in paths]
+    folder = os.path.commonpath([os.path.dirname(path) for path in whole])
+    names = [os.path.relpath(path, folder).replace(os.sep, "/") for path in whole]
+    stems = [os.path.splitext(name)[0] for name in names]
+    return stems if len(set(stems)) == len(stems) else names

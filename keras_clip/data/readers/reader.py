@@ -5,6 +5,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from keras_clip.data.skipped import SkippedSamples
+
 # The captions of one sample, each as the bytes of its text.
 Captions = list[bytes]
 
@@ -20,7 +22,13 @@ class Reader(Protocol):
     A reader decodes nothing. A missing image is `b""` and a missing caption `[]` or `[b""]`: the pipeline skips such a
     sample, counts it and names it. An exception means that the source as a whole cannot be read, and ends the run.
     The methods are called from several threads at the same time.
+
+    Attributes:
+        skipped: `SkippedSamples` or None. Files that the reader passed over, which the pipeline and the images of an
+            evaluation report.
     """
+
+    skipped: SkippedSamples | None = None
 
     @abstractmethod
     def __len__(self) -> int:
@@ -54,12 +62,12 @@ def is_reader(source: Any) -> bool:
 
 
 def as_captions(captions: Any) -> Captions:
-    """Captions as bytes, of a text or of several; what is not text (None, a number) is no caption."""
+    """Captions as bytes, of a text or of several; what is blank or no text (None, a number) is no caption."""
     if isinstance(captions, np.ndarray):
         captions = captions.tolist()
     if isinstance(captions, (str, bytes)):
         captions = [captions]
     if not isinstance(captions, (list, tuple)):
         return []
-    texts = [text for text in captions if isinstance(text, (str, bytes))]
+    texts = [text for text in captions if isinstance(text, (str, bytes)) and text.strip()]
     return [text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text for text in texts]

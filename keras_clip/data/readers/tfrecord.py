@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from keras_clip.data.readers.copies import decompressed
+from keras_clip.data.readers.image_formats import IMAGE_EXTENSIONS
 from keras_clip.data.readers.mapping import Mapping, names_of
-from keras_clip.data.readers.paths import IMAGE_EXTENSIONS
 from keras_clip.data.readers.reader import Captions
 from keras_clip.data.readers.shards import ShardIndex, Shards, describe_damage, load_indexes
 
@@ -20,7 +21,7 @@ class TFRecordReader(Shards):
     """Samples of TFRecord files. The metadata are all features but the image.
 
     Args:
-        paths: uncompressed TFRecord files.
+        paths: TFRecord files. Compressed ones are decompressed into the user's cache folder, at the first use.
         mapping: the names of the image and the caption feature. None: the usual ones.
         captions: whether samples are pairs. If False, no caption is needed.
 
@@ -30,7 +31,8 @@ class TFRecordReader(Shards):
 
     def __init__(self, paths: Sequence[str], mapping: Mapping | None = None, captions: bool = True):
         self.image_names, self.caption_names = names_of(mapping, _IMAGES, _CAPTIONS)
-        super().__init__(paths, load_indexes(paths, index_tfrecord))
+        files = list(map(decompressed, paths))
+        super().__init__(paths, load_indexes(files, index_tfrecord), files)
         if len(self):
             self._require_features([self.image_names, self.caption_names] if captions else [self.image_names])
 
@@ -53,10 +55,10 @@ class TFRecordReader(Shards):
         captions = [_strings(row, self.caption_names) for row in rows]
         return [(_strings(row, self.image_names) or [b""])[0] for row in rows], captions
 
-    def keys(self, ids: np.ndarray) -> list[str]:
+    def keys_in_shard(self, ids: np.ndarray) -> list[str]:
         """The features `key`; the rows of the records where there are none."""
         keys = [_strings(row, ("key",)) for row in self._features(ids)]
-        rows = super().keys(ids)
+        rows = super().keys_in_shard(ids)
         return [key[0].decode(errors="replace") if key else row for key, row in zip(keys, rows, strict=True)]
 
     def metadata(self, ids: np.ndarray) -> list[dict[str, Any]]:

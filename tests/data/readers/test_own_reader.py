@@ -109,12 +109,12 @@ class TestWithoutABase:
         assert reader.metadata(ids) == [{}, {}]
 
     def test_a_row_makes_it_a_form_of_files(self, tmp_path, monkeypatch):
-        lines = tmp_path / "pairs.jsonl"
+        lines = tmp_path / "pairs.rows"
         write_images(tmp_path, numbered(5))
         rows = [{"path": f"{key}.png", "text": caption.decode()} for key, _, caption in numbered(5)]
         lines.write_text("\n".join(map(json.dumps, rows)))
-        with pytest.raises(ValueError, match=re.escape("All of one kind. Received: {'other':")):
+        with pytest.raises(ValueError, match=re.escape(f"Received: '{lines}', which is none of these")):
             self.pairs(lines)
-        row = forms.Form("lines of JSON", forms._named(r"\.jsonl"), Lines)
+        row = forms.Form("lines of JSON", forms._named(r"\.rows"), Lines)
         monkeypatch.setattr(forms, "FORMS", (row, *forms.FORMS))
         assert numbers(self.pairs(lines)) == list(range(5))

@@ -95,9 +95,9 @@ class TestCache:
 
 
 class TestIndex:
-    def test_twelve_bytes_for_each_part(self, tmp_path):
+    def test_twelve_bytes_for_each_part_that_occurs(self, tmp_path):
         reader = TarReader(find_files(write_shards(tmp_path, numbered(20))))
-        assert reader.offsets.nbytes + reader.sizes.nbytes == 20 * 3 * 12
+        assert reader.offsets.nbytes + reader.sizes.nbytes == 20 * 2 * 12
 
     def test_places_beyond_four_gigabytes(self):
         far = 2**40
@@ -112,7 +112,7 @@ class TestIndex:
         blob, ends = np.frombuffer(b"a", np.uint8), np.array([1])
         np.savez(f"{tar}.index.npz", stamp=stamp, spans=spans, is_json=np.zeros(1, bool), blob=blob, ends=ends)
         assert len(TarReader([tar])) == 20
-        assert np.load(f"{tar}.index.npz")["offsets"].shape == (20, 3)
+        assert np.load(f"{tar}.index.npz")["offsets"].shape == (20, 4)
 
 
 class TestByteStrings:

@@ -89,7 +89,7 @@ class TestRecords:
                 feature = {name: values[name] for name in names}
                 writer.write(train.Example(features=train.Features(feature=feature)).SerializeToString())
         reader = TFRecordReader([str(tmp_path / "a.tfrecord")] * 2, captions=False)
-        assert reader.keys(np.array([1, 0, 3])) == ["1", "é", "1"]
+        assert reader.keys_in_shard(np.array([1, 0, 3])) == ["1", "é", "1"]
         first = {"key": "é", "raw": b"caf\xe9", "width": 7, "box": [0.5, 2.0], "none": []}
         assert reader.metadata(np.arange(2)) == [first, {"width": 7}]
         assert read_all(reader) == [(b"A", [])] * 4

@@ -223,6 +223,8 @@ def test_a_damaged_tar_is_refused_by_all(damage, tmp_path):
             read(path)
 
 
-def test_the_lines_of_a_text_are_captions(tmp_path):
-    members = [("a.png", b"?"), ("a.txt", b"x\n\ny \n"), ("b.json", b'{"caption": ["u", "v"]}'), ("c.txt", b" \n")]
-    assert captions_of_tars(write_tar(tmp_path / "a.tar", members)) == {"a": ["x", "y "], "b": ["u", "v"]}
+def test_a_text_is_one_caption_in_evaluation_as_in_training(tmp_path, caplog):
+    members = [("a.png", b"?"), ("a.txt", b"x\n\ny \n"), ("b.json", b'{"caption": ["u", "", "v"]}'), ("c.txt", b" \n")]
+    source = write_tar(tmp_path / "a.tar", [*members, ("d.txt", b"caf\xe9"), ("e.jpg", b"?")])
+    assert captions_of_tars(source) == {"a": ["x\n\ny"], "b": ["u", "v"]}
+    assert "skipped 1 of 5 samples: caption not UTF-8 1. First: " in caplog.text and "a.tar: d" in caplog.text
