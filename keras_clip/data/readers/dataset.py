@@ -101,7 +101,7 @@ def _as_image_file(image: Any) -> bytes:
     """The bytes of an image file."""
     from PIL import Image
 
-    from keras_clip.data.images import from_array, upright
+    from keras_clip.data.image_files import from_array, upright
 
     if isinstance(image, dict) and {"bytes", "path"} >= set(image):
         image = image.get("bytes") or image.get("path")
