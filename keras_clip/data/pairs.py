@@ -5,6 +5,7 @@ A reader (see `readers`) reads samples by number, in blocks, so that a full shuf
 time.
 """
 
+import functools
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from keras_clip.data.arguments import check_numbers, check_size, component, increasing_lengths
 from keras_clip.data.epochs import IndexedEpochs, StreamedEpochs
+from keras_clip.data.image_files import PixelBudget
 from keras_clip.data.readers import open_reader
 from keras_clip.data.readers.brief import brief
 from keras_clip.data.readers.dataset import Stream
@@ -39,6 +41,7 @@ def image_text_pairs(
     shard: tuple[int, int] = (0, 1),
     delimiter: str | None = None,
     max_broken: float = MAX_BROKEN,
+    max_pixels_in_flight: int | None = None,
 ) -> "tf.data.Dataset":
     """Batches of image-caption pairs for `model.fit`, `evaluate` and `predict` on every backend.
 
@@ -75,7 +78,7 @@ def image_text_pairs(
     training, other samples are repeated instead, so that an epoch has as many steps as its length says. Captions
     longer than the context are truncated. Texts are as long as the longest of their batch, rounded up to one of
     `text_lengths`, so that compiled backends compile at most one program for each of these lengths. Memory holds a few
-    blocks of 64 encoded images, two decoded images per core, and a few batches, whatever the size of the data; and for
+    blocks of 64 encoded images, the decoded images in flight, and a few batches, whatever the size of the data; and for
     each sample of a tar 44 bytes and its key, of a TFRecord or a table 12 bytes, of a folder its path and caption.
 
     Args:
@@ -92,6 +95,9 @@ def image_text_pairs(
             paper's; a few thousand images need more variety, such as (0.4, 1).
         seed: int >= 0.
         shard: (index, count): one of `count` disjoint parts of each epoch, for as many processes.
+        max_pixels_in_flight: int. How many pixels are decoded at the same time at most, at up to 16 bytes of memory
+            each; an image of more is decoded alone. None: a number that fits the memory of the machine. Images of more
+            than the `max_pixels` of the preprocessor are skipped, from their header.
 
     Returns:
         `tf.data.Dataset` of {"images": uint8 (B, H, W, 3), "token_ids": int32 (B, L)}, to be normalised by the model.
@@ -109,7 +115,8 @@ def image_text_pairs(
     lengths = increasing_lengths(text_lengths, tokenizer)
     check_numbers(batch_size, seed, shard, crop_scale, max_broken)
     with tf.device("/CPU:0"):
-        decode = _Decoder(image_preprocessor, crop_scale if training else None)
+        budget = None if max_pixels_in_flight is None else PixelBudget(max_pixels_in_flight)
+        decode = _Decoder(image_preprocessor, crop_scale if training else None, budget)
         reader = open_reader(source, mapping, delimiter=delimiter)
         skipped = SkippedSamples(brief(source), max_broken, getattr(reader, "skipped", None), STRAY)
         options = skipped, seed, shard, batch_size, image_preprocessor
@@ -279,7 +286,7 @@ def _stream(epochs: StreamedEpochs, stream: Stream, decode: Callable, training: 
 class _Decoder:
     """The graph function (image, crop seed, caption) -> uint8 (H, W, 3); fails if either half is broken."""
 
-    def __init__(self, preprocessor: Any, crop_scale: tuple[float, float] | None):
+    def __init__(self, preprocessor: Any, crop_scale: tuple[float, float] | None, budget: PixelBudget | None = None):
         import tensorflow as tf
 
         rule = getattr(preprocessor, "interpolation", "bicubic"), getattr(preprocessor, "resize_mode", "shortest")
@@ -289,9 +296,8 @@ class _Decoder:
                 f"Received: image_preprocessor with {rule[0]!r}, {rule[1]!r}. Pass one with the defaults, or map its "
                 "`to_uint8` over a data set of your own."
             )
-        self._preprocessor, self._crop_scale = preprocessor, crop_scale
-        size = preprocessor.image_size
-        self.nothing = tf.zeros((*((size, size) if isinstance(size, int) else size), 3), tf.uint8)
+        self._preprocessor, self._crop_scale, self._budget = preprocessor, crop_scale, budget
+        self.nothing = tf.zeros((*preprocessor.sides, 3), tf.uint8)
 
     def __call__(self, image, seed, caption):
         import tensorflow as tf
@@ -303,19 +309,27 @@ class _Decoder:
             return tf.ensure_shape(self._pixels(image, seed), self.nothing.shape)
 
     def _pixels(self, image, seed):
-        from keras_clip.data.graph_images import CROP_RATIO, decode_image, random_resized_crop, resize_and_center_crop
+        import tensorflow as tf
 
-        size, max_pixels = self._preprocessor.image_size, self._preprocessor.max_pixels
-        shortest = None
+        from keras_clip.data import graph_images
+
+        sides, shortest, view_of, dtype = self._preprocessor.sides, None, graph_images.centered_view_in_graph, "float64"
         if self._crop_scale:
             # The smallest and narrowest crop must still have the pixels wanted.
-            shortest = max(self.nothing.shape) / math.sqrt(self._crop_scale[0] * CROP_RATIO[0])
-        if image.dtype == "string":
-            image = decode_image(image, max_pixels, shortest)
-        return (
-            random_resized_crop(image, size, seed, self._crop_scale)
-            if shortest
-            else resize_and_center_crop(image, size)
+            shortest = max(sides) / math.sqrt(self._crop_scale[0] * graph_images.CROP_RATIO[0])
+            view_of, dtype = functools.partial(graph_images.random_resized_view, scale=self._crop_scale), "float32"
+        if image.dtype != "string":
+            return graph_images.take_view_in_graph(image, view_of(tf.shape(image)[:2], sides, seed), sides, dtype)
+        return graph_images.decode_view(
+            image,
+            seed,
+            sides,
+            view_of,
+            max_pixels=self._preprocessor.max_pixels,
+            shortest=shortest,
+            budget=self._budget,
+            parallel=_parallel_images(),
+            dtype=dtype,
         )
 
 

@@ -201,7 +201,7 @@ def as_image_file(image: Any, name: str, folder: str = "") -> bytes:
     """
     from PIL import Image
 
-    from keras_clip.data.images import open_image
+    from keras_clip.data.image_files import open_image
 
     if isinstance(image, dict) and {"bytes", "path"} >= set(image):
         image = image.get("bytes") or image.get("path")
