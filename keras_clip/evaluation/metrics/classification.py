@@ -131,7 +131,8 @@ class Metric:
 
     Args:
         name: str. The key of the metric in `METRICS`, in `Task.metric` and in results.
-        score: function of (scores, labels) that returns a float.
+        score: function of (scores, labels) that returns a float. Higher must be better: C, templates and the parameters
+            of adapters are chosen by the maximum.
         interval: function of (scores, labels, confidence, resamples, seed) that returns the lower and the upper bound.
         unit: str. "fraction" for values in [0, 1], which reports show as percentages; another word for other values.
     """

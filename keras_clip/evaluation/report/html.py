@@ -109,6 +109,9 @@ def _sections(results: Results, other: Results | None) -> list[Section]:
         Section("Images that were left out", _tables(results, "dropped"), _DROPPED_NOTE),
         Section("Scores", [_scores_of(results, dataset) for dataset in results.datasets]),
         Section("Figures of the paper", _drawn(pictures, "figure_"), _FIGURES_NOTE),
+        Section(
+            "Other figures", _drawn({name: pictures[name] for name in pictures if not name.startswith(_PLACED)}, "")
+        ),
         Section("Calibration", _tables(results, "calibration") + _drawn(pictures, "reliability"), _CALIBRATION_NOTE),
         Section("Robustness", _tables(results, "robustness")),
         Section("Shots needed to match zero-shot", _tables(results, "shots_to_match"), _SHOTS_NOTE),
@@ -126,6 +129,8 @@ def _sections(results: Results, other: Results | None) -> list[Section]:
     ]
 
 
+# Figures with these prefixes are in a section of their own.
+_PLACED = ("figure_", "reliability", "confusion/")
 _FIGURES_NOTE = (
     "Values of this evaluation are blue and filled, those of the paper are grey and hollow. Figures are numbered as in "
     "Radford et al. (2021). Datasets, splits and prompts differ from the paper's unless they have the paper's names."

@@ -7,7 +7,7 @@ import pytest
 from evaluation import own_results
 
 from keras_clip.evaluation import Results, Score
-from keras_clip.evaluation.report.figure_data import gallery
+from keras_clip.evaluation.report.figure_data import FIGURES, gallery
 
 pytestmark = pytest.mark.backend_free
 
@@ -29,7 +29,9 @@ def bar(axes, name):
 
 
 def test_all_figures_are_drawn(drawn):
-    assert set(drawn) == {*PAPER, "reliability", "confusion/digits", "confusion/Food101"}
+    assert {name.split("/")[0] for name in drawn} == {name.rstrip("/") for name in FIGURES}
+    assert {name for name in drawn if "/" in name} == {"confusion/digits", "confusion/Food101"}
+    assert set(PAPER) < set(drawn)
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -42,7 +44,8 @@ def test_each_has_points_of_its_own_and_a_title(drawn, name):
 def test_no_figure_is_drawn_without_data():
     assert gallery(Results()) == {}
     # No figure of the paper shows only a zero-shot score without compute.
-    assert gallery(Results([Score("digits", "zero_shot/family", "accuracy", 0.5, 0.4, 0.6, 9, "test")])) == {}
+    alone = gallery(Results([Score("digits", "zero_shot/family", "accuracy", 0.5, 0.4, 0.6, 9, "test")]))
+    assert not set(PAPER) & set(alone)
 
 
 def test_numbers_reach_the_figures(drawn):

@@ -13,9 +13,9 @@ import pytest
 import keras_clip.evaluation as evaluation
 from keras_clip.evaluation.studies import published, scaling
 from keras_clip.evaluation.studies.robustness import logit
-from keras_clip.presets.architectures import ARCHITECTURES
 
 pytestmark = pytest.mark.backend_free
+CLIPS = published.models("zero_shot")
 # The zero-shot scores that figure 5 implies where it differs from table 11 by more than rounding.
 OF_FIGURE_5 = {"KITTI": 0.331, "UCF101": 0.789}
 
@@ -91,9 +91,7 @@ def test_resnets_span_44_times_the_compute():
 
 
 def test_compute_is_counted_for_all_nine_models():
-    assert (
-        set(scaling.RESNETS + scaling.VISION_TRANSFORMERS) == set(ARCHITECTURES) == set(published.models("zero_shot"))
-    )
+    assert set(scaling.RESNETS + scaling.VISION_TRANSFORMERS) == set(CLIPS)
     # open_clip counts both encoders: our count of the image encoder must be most of that, and not exceed it.
     assert evaluation.gflops_per_image("vit_l14_336") == pytest.approx(191, abs=0.5)
 
@@ -118,7 +116,7 @@ def test_zero_shot_error_falls_as_a_power_of_compute():
 def test_a_thousand_times_the_compute():
     """Section 6: "around a 1000x increase in compute" to reach the state of the art, by the ResNets' power law."""
     # The best probe of other models, averaged over the 27 datasets, is that of Noisy Student at 800 pixels.
-    others = [model for model in published.models("linear_probe") if model not in ARCHITECTURES]
+    others = [model for model in published.models("linear_probe") if model not in CLIPS]
     best = max(others, key=lambda model: evaluation.mean_score(published.linear_probe(model)))
     assert best == "efficientnet_ns_l2_800"
     found = evaluation.compute_to_reach(evaluation.mean_score(published.linear_probe(best)))
@@ -136,8 +134,8 @@ def test_margins_of_the_linear_probe():
     for suite in ("kornblith12", "all"):
         tables = {model: published.linear_probe(model) for model in published.models("linear_probe")}
         rows = evaluation.scaling_rows(tables, published.datasets(suite))
-        mine = max(row["score"] for row in rows if row["name"] in ARCHITECTURES)
-        margins.append(points(mine - max(row["score"] for row in rows if row["name"] not in ARCHITECTURES)))
+        mine = max(row["score"] for row in rows if row["name"] in CLIPS)
+        margins.append(points(mine - max(row["score"] for row in rows if row["name"] not in CLIPS)))
     assert margins == pytest.approx([2.64, 4.73], abs=0.005)  # printed: 2.6 and 5
 
 
@@ -231,7 +229,7 @@ def test_tables_agree_where_they_overlap():
     assert published.ocr("linear_raw_pixels") == {"MNIST": 0.925}
 
 
-@pytest.mark.parametrize("model", ARCHITECTURES)
+@pytest.mark.parametrize("model", CLIPS)
 def test_open_clip_measured_nearly_the_same(model):
     paper, again = published.zero_shot(model), published.open_clip(model)
     names = {"STL10": "STL-10", "Food101": "Food-101", "ImageNet": "ImageNet 1k", "OxfordPets": "Oxford-IIIT Pet"}
