@@ -212,7 +212,7 @@ def height_first(height: int, width: int, full_height: int, full_width: int) -> 
 
 
 def _resized_part(pixels: np.ndarray, view: View, sides: tuple[int, int], interpolation: str) -> np.ndarray:
-    """The crop of PIL's resized image without the rest, from uint8 (H, W, 3): both passes read the pixels needed only."""
+    """The crop of PIL's resized image, from uint8 (H, W, 3): both passes read only the pixels that they need."""
     full, offsets = (view.full_height, view.full_width), (view.down, view.right)
     passes = [_weights(pixels.shape[axis], full[axis], offsets[axis], sides[axis], interpolation) for axis in (0, 1)]
     for axis, (first, weights) in enumerate(passes):

@@ -102,6 +102,7 @@ def render(results: Results, other: Results | None = None, title: str = "Evaluat
 def _sections(results: Results, other: Results | None) -> list[Section]:
     """The sections of the page in their order; those that the results do not fill have no blocks."""
     pictures = {name: Picture(_png_url(figure), _words(name)) for name, figure in gallery(results, other).items()}
+    others = {name: picture for name, picture in pictures.items() if not name.startswith(_PLACED)}
     comparison = [Block(table=as_table(compare(results, other)))] if other else []
     failures = as_table([vars(failure) for failure in results.failures])
     return [
@@ -109,9 +110,7 @@ def _sections(results: Results, other: Results | None) -> list[Section]:
         Section("Images that were left out", _tables(results, "dropped"), _DROPPED_NOTE),
         Section("Scores", [_scores_of(results, dataset) for dataset in results.datasets]),
         Section("Figures of the paper", _drawn(pictures, "figure_"), _FIGURES_NOTE),
-        Section(
-            "Other figures", _drawn({name: pictures[name] for name in pictures if not name.startswith(_PLACED)}, "")
-        ),
+        Section("Other figures", _drawn(others, "")),
         Section("Calibration", _tables(results, "calibration") + _drawn(pictures, "reliability"), _CALIBRATION_NOTE),
         Section("Robustness", _tables(results, "robustness")),
         Section("Shots needed to match zero-shot", _tables(results, "shots_to_match"), _SHOTS_NOTE),
