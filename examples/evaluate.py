@@ -6,13 +6,13 @@
     python examples/evaluate.py --model vit_b32 --data tfds:CIFAR10 tfds:DTD --out runs/eval
     python examples/evaluate.py ... --compare runs/other/results.json
 
-`--data` names what the model is tested on:
+`--data` names the test images:
 
     digits          the handwritten digits of scikit-learn, with their own training split
     a folder        with one folder of images for each class
     a .csv or .tsv  with the columns path and label (and group)
     a .tar or glob  WebDataset tars; the class is `--label` of each .json
-    tfds:NAME       a data set of the paper, through tensorflow-datasets, with its prompts: tfds:Food101
+    tfds:NAME       a dataset of the paper, through tensorflow-datasets, with its prompts: tfds:Food101
 
 Images are encoded once; the features stay in `<out>/stores`, so a second run takes seconds. Writes results.json and
 results.csv into `--out` after each part, and at the end report.html, which opens in any browser without a network. A
@@ -31,9 +31,11 @@ import terminal
 def parse_args(argv=None) -> argparse.Namespace:
     parser = terminal.Parser(__doc__)
     parser.add_argument("--model", required=True, help="a .keras file, a preset, a folder or hf://organisation/name")
-    parser.add_argument("--data", nargs="+", required=True, help="what to test on; see above")
+    parser.add_argument("--data", nargs="+", required=True, help="test images; see above")
     parser.add_argument("--train", help="images of the same classes to train probes on, as --data")
-    parser.add_argument("--shift", nargs="+", default=[], help="images of the same classes from elsewhere, as --data")
+    parser.add_argument(
+        "--shift", nargs="+", default=[], help="images of the same classes from another distribution, as --data"
+    )
     parser.add_argument("--label", default="name", help="key of the class in the .json of tars")
     parser.add_argument("--captions", action="store_true", help="measure retrieval by the .txt of tars")
     parser.add_argument(
@@ -44,10 +46,10 @@ def parse_args(argv=None) -> argparse.Namespace:
         "or keep classes of --train without test images as choices",
     )
     templates = parser.add_mutually_exclusive_group()
-    templates.add_argument("--templates", nargs="+", default=["a photo of a {}."], help="the plainest one first")
-    templates.add_argument("--templates-file", help="one template a line, or a JSON list")
+    templates.add_argument("--templates", nargs="+", default=["a photo of a {}."], help="the simplest template first")
+    templates.add_argument("--templates-file", help="one template per line, or a JSON list")
     parser.add_argument(
-        "--parts", nargs="+", help="such as zero_shot, linear_probe; all that the data allow, if not given"
+        "--parts", nargs="+", help="such as zero_shot, linear_probe; by default, all that the data allow"
     )
     parser.add_argument("--compare", type=Path, help="results.json of another model on the same data")
     parser.add_argument("--efficiency", type=Path, help="efficiency.json of examples/efficiency.py, for figure 2")

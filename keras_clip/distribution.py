@@ -23,7 +23,7 @@ _is_alone = contextvars.ContextVar("is_alone", default=False)
 
 @contextlib.contextmanager
 def alone():
-    """Inside, this replica counts as the only one: the functions here do not communicate."""
+    """A context in which this replica counts as the only one: the functions of this module do not communicate."""
     token = _is_alone.set(True)
     try:
         yield
@@ -59,7 +59,7 @@ def _initialized_group():
 
 
 def replica_count() -> int:
-    """R, the number of replicas that share the global batch, as seen from inside one; 1 without a strategy."""
+    """Returns R, the number of replicas that share the global batch, inside a replica; 1 without a strategy."""
     context, group = _replica_context(), _process_group()
     if context is not None:
         return context.num_replicas_in_sync
@@ -124,7 +124,7 @@ def _sizes(size, device, dist):
 
 
 def replica_offset(size: int | Tensor) -> Tensor | int:
-    """The number of rows that the replicas before this one hold, where this one holds `size`.
+    """Returns the number of rows on the replicas before this one, which has `size` rows.
 
     All replicas communicate their sizes, since the last batch of an epoch may be divided unequally.
 
@@ -143,7 +143,7 @@ def replica_offset(size: int | Tensor) -> Tensor | int:
 
 
 def total(x: Tensor) -> Tensor:
-    """The sum over replicas of a tensor that has the same shape on all of them, without a gradient."""
+    """Returns the sum over replicas of a tensor of the same shape on all replicas, without a gradient."""
     x = ops.stop_gradient(x)
     context, group = _replica_context(), _process_group()
     if context is not None:
@@ -195,7 +195,7 @@ def row_range(count: int | Tensor) -> tuple[int | Tensor, int | Tensor]:
 
 
 def sum_gradients(gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """The sum over replicas of each gradient; None stays None.
+    """Returns the sum over replicas of each gradient; None stays None.
 
     Call it before any operation that is not linear, such as clipping, to get the gradients of the global batch.
     """
@@ -212,7 +212,7 @@ def sum_gradients(gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
 
 
 def _sum_over_processes(tensors, dist):
-    """Sums tensors in few large messages: the latency of a message exceeds the transfer of a small tensor."""
+    """Sums tensors in few large messages, since a message has a latency above the transfer time of a small tensor."""
     import torch
 
     summed = []
@@ -260,7 +260,7 @@ def share_first(variables: Sequence[keras.Variable]) -> None:
 
 
 def row_shards() -> int:
-    """The number of devices over which JAX shards the rows of a batch; 1 without `keras.distribution`."""
+    """Returns the number of devices over which JAX shards the rows of a batch; 1 without `keras.distribution`."""
     distribution = keras.distribution.distribution() if keras.backend.backend() == "jax" else None
     if distribution is None:
         return 1
@@ -271,10 +271,10 @@ def row_shards() -> int:
 def replicate(x: Tensor) -> Tensor:
     """Replicates a tensor on every device of JAX; returns it unchanged on other backends.
 
-    XLA gathers what a device lacks by itself, but does so in every iteration of a loop: call this before the loop.
+    XLA would gather missing parts automatically, but in every iteration of a loop: call this before the loop.
 
     Args:
-        x: tensor (n, ...), of the global batch.
+        x: tensor (n, ...) of the global batch.
 
     Returns:
         Tensor (n, ...).
@@ -287,7 +287,7 @@ def replicate(x: Tensor) -> Tensor:
 
 
 def strategy_of(model: keras.Model):
-    """The `tf.distribute` strategy of several replicas that a model was made under, else None."""
+    """Returns the `tf.distribute` strategy of a model if it has several replicas, else None."""
     if keras.backend.backend() != "tensorflow":
         return None
     strategy = compat.strategy_of_model(model)
@@ -295,7 +295,7 @@ def strategy_of(model: keras.Model):
 
 
 def is_multi_worker(strategy) -> bool:
-    """Whether a `tf.distribute` strategy, or None, spans several worker processes."""
+    """Returns whether a `tf.distribute` strategy, or None, spans several worker processes."""
     if strategy is None:
         return False
     import tensorflow as tf
@@ -307,7 +307,7 @@ def is_multi_worker(strategy) -> bool:
 
 
 def replicas_and_devices(model: keras.Model) -> tuple[int, int]:
-    """How many parts a global batch is divided into, and how many devices compute a step, as seen from outside a step.
+    """Returns the number of parts of a global batch and of devices that compute a step, outside of a step.
 
     Args:
         model: Keras model.

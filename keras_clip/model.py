@@ -1,6 +1,7 @@
 """CLIP: two encoders, two projection heads, one temperature (Radford et al., 2021, figure 3).
 
-Training is Keras' own: `compute_loss` is the one hook, on every backend. The loss is that of the global batch.
+Keras' own `fit` trains the model, through the hook `compute_loss` on every backend. The loss is that of the global
+batch.
 """
 
 import contextlib
@@ -39,7 +40,7 @@ def _is_quantizable(layer) -> bool:
 
 @contextlib.contextmanager
 def _one_collection():
-    """Keras collects garbage after every weight that it drops, a minute in a large program. Here it does so once."""
+    """A context with one garbage collection. Keras would collect after every dropped weight, for a minute in total."""
     gc.freeze()
     try:
         yield
@@ -51,11 +52,11 @@ def _one_collection():
 class _Embedder(WholeFileMixin, keras.Model):
     """An encoder and its projection head."""
 
-    # Keras rebuilds a saved model from its configuration, which does not say that layers inside were quantised.
+    # Keras rebuilds a saved model from its configuration, which does not contain the quantisation of inner layers.
     quantization = None
 
     def quantize(self, mode: str = "int8", **kwargs) -> None:
-        """Makes the linear layers and embeddings compute in int8: a quarter of the memory, for inference.
+        """Quantises the linear layers and embeddings to int8, for inference with a quarter of the memory.
 
         Args:
             mode: "int8".
@@ -87,7 +88,7 @@ class _Embedder(WholeFileMixin, keras.Model):
         return self.projection.embed_dim
 
     def build(self, input_shape=None):
-        """The parts are built by the constructor."""
+        """Does nothing: the constructor builds all parts."""
 
     def get_config(self):
         return {
@@ -116,7 +117,7 @@ def _deserialized(config):
 
 @keras.saving.register_keras_serializable(package="keras_clip")
 class ImageEmbedder(_Embedder):
-    """The image half of a CLIP: pixels to unit-length embeddings.
+    """The image tower of a CLIP: it maps pixels to unit-length embeddings.
 
     Args:
         encoder: Keras model or layer, images (B, H, W, 3) -> features (B, D). A Keras model may take more axes before
@@ -134,7 +135,7 @@ class ImageEmbedder(_Embedder):
         float32 embeddings (B, E) of unit length.
 
     Raises:
-        ValueError: the encoder does not give (B, D), or does not tell its image size.
+        ValueError: the encoder does not return (B, D), or its image size is unknown.
     """
 
     def __init__(
@@ -173,24 +174,24 @@ class ImageEmbedder(_Embedder):
         return super().features(self.pixels(images), training)
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Images (B, H, W, 3), uint8 or normalised floats, to float32 embeddings (B, E) of unit length."""
+        """Embeds images (B, H, W, 3), uint8 or normalised floats; returns float32 (B, E) of unit length."""
         return self(images, training=False)
 
     def export(self, filepath: str | os.PathLike, format: str = "tf_saved_model", dtype: str = "uint8") -> None:
-        """Writes the image half as a file that runs without Keras, from "images" to "image_embeddings" (B, E).
+        """Writes the image tower as a graph from "images" to "image_embeddings" (B, E) that runs without Keras.
 
-        TensorFlow must be installed on every backend. What is at `filepath` already is overwritten.
+        TensorFlow must be installed on every backend. An existing file or folder at `filepath` is overwritten.
 
         Args:
             filepath: folder of a SavedModel, or file of an ONNX or LiteRT graph.
             format: "tf_saved_model" (computes in this model's dtype policy), "onnx" or "litert" (always in float32).
-            dtype: what the graph takes: "uint8" for the pixels of `image_preprocessor.to_uint8`, "float32" for the
+            dtype: input dtype of the graph: "uint8" for the pixels of `image_preprocessor.to_uint8`, "float32" for the
                 normalised images of `image_preprocessor`.
 
         Raises:
             ValueError: an unknown format or dtype.
             ImportError: TensorFlow or the ONNX converter is not installed.
-            RuntimeError: on JAX and torch: the TensorFlow process that exports failed.
+            RuntimeError: on JAX and torch, the TensorFlow process that exports the graph failed.
         """
         export_image_model(self, filepath, format, images_shape(self.encoder)[1:-1], "image_embeddings", dtype)
 
@@ -204,7 +205,7 @@ class ImageEmbedder(_Embedder):
 
 @keras.saving.register_keras_serializable(package="keras_clip")
 class TextEmbedder(_Embedder):
-    """The text half of a CLIP: token ids to unit-length embeddings.
+    """The text tower of a CLIP: it maps token ids to unit-length embeddings.
 
     Args:
         encoder: Keras model or layer, token ids (B, L) -> features (B, D).
@@ -212,15 +213,15 @@ class TextEmbedder(_Embedder):
         tokenizer: `CLIPTokenizer` or None. None: one for the encoder's context length.
 
     Call arguments:
-        token_ids: int tensor (B, L), as the tokenizer gives them; may be cut to the longest text of the batch.
+        token_ids: int tensor (B, L), as the tokenizer returns them; L may be that of the longest text of the batch.
         training: bool.
 
     Returns:
         float32 embeddings (B, E) of unit length.
 
     Raises:
-        ValueError: the encoder does not give (B, D), does not tell its context length, or looks for another end token
-            than the tokenizer's.
+        ValueError: the encoder does not return (B, D), its context length is unknown, or its end token is not that of
+            the tokenizer.
     """
 
     def __init__(self, encoder: keras.layers.Layer, embed_dim: int, tokenizer: CLIPTokenizer | None = None, **kwargs):
@@ -238,28 +239,28 @@ class TextEmbedder(_Embedder):
         return self.projection(self.features(token_ids, training))
 
     def encode_text(self, token_ids: Tensor) -> Tensor:
-        """Token ids (B, L) to float32 embeddings (B, E) of unit length."""
+        """Embeds token ids (B, L); returns float32 (B, E) of unit length."""
         return self(token_ids, training=False)
 
     def export(self, filepath: str | os.PathLike, format: str = "tf_saved_model", strings: bool = False) -> None:
-        """Writes the text half as a file that runs without Keras, from "token_ids" to "text_embeddings" (B, E).
+        """Writes the text tower as a graph from "token_ids" to "text_embeddings" (B, E) that runs without Keras.
 
-        TensorFlow must be installed on every backend. What is at `filepath` already is overwritten.
+        TensorFlow must be installed on every backend. An existing file or folder at `filepath` is overwritten.
 
-        With `strings` the graph has the tokenizer in it and takes "texts", a tensor of strings (B,). Its token ids are
-        those of `CLIPTokenizer` for every text that needs neither ftfy's repairs nor HTML unescaping; what is too long
-        is cut.
+        With `strings` the graph contains the tokenizer and takes "texts", a tensor of strings (B,). Its token ids are
+        those of `CLIPTokenizer` for every text that needs neither ftfy's repairs nor HTML unescaping; texts that are
+        too long are truncated.
 
         Args:
             filepath: folder of a SavedModel, or file of an ONNX or LiteRT graph.
             format: "tf_saved_model" (computes in this model's dtype policy), "onnx" or "litert" (always in float32).
-                The graph takes int32 (B, context_length), as the tokenizer gives them.
-            strings: whether it takes texts instead; "tf_saved_model" only.
+                The graph takes int32 (B, context_length), as the tokenizer returns them.
+            strings: whether the graph takes texts instead; "tf_saved_model" only.
 
         Raises:
             ValueError: an unknown format.
             ImportError: TensorFlow or the ONNX converter is not installed.
-            RuntimeError: on JAX and torch: the TensorFlow process that exports failed.
+            RuntimeError: on JAX and torch, the TensorFlow process that exports the graph failed.
         """
         export_text_model(self, filepath, format, self.tokenizer.context_length, strings)
 
@@ -294,24 +295,24 @@ def _loss_config(layer) -> dict:
 
 @keras.saving.register_keras_serializable(package="keras_clip")
 class CLIPModel(GlobalBatchTrainer):
-    """Two encoders that learn to put an image and its caption in one place.
+    """Two encoders that are trained so that an image and its caption have similar embeddings.
 
-    Any Keras model that gives features (B, D) is an encoder. The weights exist after construction. `compile(optimizer)`
-    is enough: the loss is the symmetric cross-entropy over all pairs of the global batch (Radford et al., 2021, figure
-    3), computed without ever holding all similarities at once. Set `trainable = False` on an encoder to lock it (LiT):
-    its BatchNorm statistics stay too.
+    Any Keras model that returns features (B, D) is an encoder. The weights exist after construction. To train, call
+    `compile(optimizer)`: the loss is the symmetric cross-entropy over all pairs of the global batch (Radford et al.,
+    2021, figure 3), computed without storing all similarities at once. Set `trainable = False` on an encoder to lock it
+    (LiT), including its BatchNorm statistics.
 
     Args:
         image_encoder: Keras model or layer, images (B, H, W, 3) -> features (B, D).
         text_encoder: Keras model or layer, token ids (B, L) -> features (B, D); the two D may differ.
-        embed_dim: int. E, the size of the shared space.
+        embed_dim: int. E, the dimension of the shared space.
         tokenizer: `CLIPTokenizer` or None. None: one for the text encoder's context length.
         image_preprocessor: `ImagePreprocessor` or None. None: one for the image encoder's size and pixel range.
         loss: "contrastive", "sigmoid" (SigLIP; Zhai et al., 2023), or a layer with a method `loss_and_matches` like
             that of `layers.ContrastiveLoss`. Such a layer owns its temperature; its class must be registered with
             Keras for the model to be saved.
-        temperature: float > 0 or None. What similarities are divided by at the start; it is learned. None: 0.07, and
-            0.1 for the sigmoid loss.
+        temperature: float > 0 or None. Initial value of the learned divisor of the similarities. None: 0.07, or 0.1 for
+            the sigmoid loss.
 
     Call arguments:
         inputs: dict with "images" (B, H, W, 3), uint8 or normalised floats, and "token_ids" (B, L).
@@ -321,7 +322,7 @@ class CLIPModel(GlobalBatchTrainer):
         Dict with "image_embeddings" and "text_embeddings", float32 (B, E), unit length.
 
     Raises:
-        ValueError: an encoder that does not give (B, D), or does not tell its image size or context length.
+        ValueError: an encoder that does not return (B, D), or whose image size or context length is unknown.
     """
 
     def __init__(
@@ -351,7 +352,7 @@ class CLIPModel(GlobalBatchTrainer):
         self.built = True
 
     def build(self, input_shape=None):
-        """The parts are built by the constructor."""
+        """Does nothing: the constructor builds all parts."""
 
     image_encoder = property(lambda self: self.image_embedder.encoder)
     text_encoder = property(lambda self: self.text_embedder.encoder)
@@ -370,18 +371,18 @@ class CLIPModel(GlobalBatchTrainer):
 
     @property
     def branches(self) -> tuple[Branch, ...]:
-        """The inputs of the model and the halves that embed them, for the training step."""
+        """The inputs of the model and the towers that embed them, for the training step."""
         return (
             Branch("images", self.image_embedder, "image_embeddings", head=self.image_projection),
             Branch("token_ids", self.text_embedder, "text_embeddings", has_tokens=True, head=self.text_projection),
         )
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Images (B, H, W, 3), uint8 or normalised floats, to float32 embeddings (B, E) of unit length."""
+        """Embeds images (B, H, W, 3), uint8 or normalised floats; returns float32 (B, E) of unit length."""
         return self.image_embedder.encode_image(images)
 
     def encode_text(self, token_ids: Tensor) -> Tensor:
-        """Token ids (B, L) to float32 embeddings (B, E) of unit length."""
+        """Embeds token ids (B, L); returns float32 (B, E) of unit length."""
         return self.text_embedder.encode_text(token_ids)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
@@ -393,7 +394,7 @@ class CLIPModel(GlobalBatchTrainer):
         meaning in a contrastive batch.
 
         Raises:
-            ValueError: `y` or `sample_weight` was given.
+            ValueError: `y` or `sample_weight` is given.
         """
         if y is not None or sample_weight is not None:
             raise ValueError(
@@ -411,9 +412,9 @@ class CLIPModel(GlobalBatchTrainer):
         return loss
 
     def quantize(self, mode: str = "int8", **kwargs) -> None:
-        """Makes the linear layers and embeddings of both halves compute in int8, for inference.
+        """Quantises the linear layers and embeddings of both towers to int8, for inference.
 
-        Either half alone: `clip.image_embedder.quantize("int8")`. A quantised model is saved and loaded as it is.
+        For one tower only, call `clip.image_embedder.quantize("int8")`. Saving and loading preserve the quantisation.
 
         Args:
             mode: "int8".
@@ -443,7 +444,7 @@ class CLIPModel(GlobalBatchTrainer):
         config = _deserialized(config)
         modes = config.pop("quantization", (None, None))
         clip = cls(**config)
-        for half, mode in zip((clip.image_embedder, clip.text_embedder), modes, strict=True):
+        for tower, mode in zip((clip.image_embedder, clip.text_embedder), modes, strict=True):
             if mode is not None:
-                half.quantize(mode)
+                tower.quantize(mode)
         return clip

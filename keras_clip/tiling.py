@@ -24,21 +24,21 @@ from keras_clip import distribution
 from keras_clip.custom_gradient import custom_gradient
 from keras_clip.types import Tensor
 
-# The most rows of a tile on each device, and elements of a tile there: this many, or a quarter of the elements of the
-# columns if that is more, since large batches are computed on large devices.
+# Largest number of rows and of elements of a tile on each device. If a quarter of the elements of the columns is more,
+# this is the limit instead, since large batches are computed on large devices.
 TILE_ROWS = 1024
 TILE_AREA = 2**20
-# In place of minus infinity, with which a row that has no other column would become NaN.
+# Replaces minus infinity, which would give NaN for a row without negatives.
 LOWEST = -1e30
 
 
 class _Axis(NamedTuple):
-    """How the rows or the columns are divided into blocks.
+    """The division of rows or columns into blocks.
 
     Attributes:
         blocks: number of blocks.
-        width: rows of a block, on each device.
-        is_padded: whether the blocks may have more rows than the tensor.
+        width: number of rows of a block on each device.
+        is_padded: whether the blocks together may have more rows than the tensor.
         shards: number of devices over which the first axis is sharded; each block has a part on every device.
     """
 
@@ -48,7 +48,7 @@ class _Axis(NamedTuple):
     shards: int
 
     def cut(self, x):
-        """(n, ...) as (blocks, shards * width, ...), zeros added at the end of each shard."""
+        """Divides (n, ...) into (blocks, shards * width, ...), with zeros added at the end of each shard."""
         shape = x.shape[1:]
         x = ops.reshape(x, (self.shards, -1, *shape))
         if self.is_padded:
@@ -75,7 +75,7 @@ def _compiled(function):
 
     @functools.wraps(function)
     def call(*args):
-        # The compiled function depends on these as well.
+        # The compiled function depends on these values too.
         return compiled((keras.distribution.distribution(), TILE_ROWS, TILE_AREA), *args)
 
     return call
@@ -98,7 +98,7 @@ def _loop(body, count, state: tuple):
 def _loop_tensorflow(body, count, state):
     import tensorflow as tf
 
-    # Setting a block of a tensor would copy the tensor.
+    # TensorArrays avoid a copy of the whole tensor for each block that is set.
     arrays = [tf.TensorArray(x.dtype, size=size(x), element_shape=x.shape[1:], clear_after_read=False) for x in state]
     arrays = tuple(array.unstack(x) for array, x in zip(arrays, state, strict=True))
     _, *arrays = tf.while_loop(
@@ -112,7 +112,7 @@ def _get(x, i):
 
 
 def _put(x, i, block):
-    """Sets a block, in place."""
+    """Sets a block in place."""
     if hasattr(x, "write"):
         return x.write(i, block)
     if keras.backend.backend() == "jax":
@@ -122,12 +122,12 @@ def _put(x, i, block):
 
 
 def size(x: Tensor, axis: int = 0) -> int | Tensor:
-    """The length of an axis: a Python int if it is known statically, else a scalar tensor."""
+    """Returns the length of an axis: a Python int if it is known statically, else a scalar tensor."""
     return x.shape[axis] if x.shape[axis] is not None else ops.shape(x)[axis]
 
 
 def _grid(b, n, embed_dim, shards=1):
-    """Divides b rows and n columns into blocks as equal as possible, to pad little."""
+    """Divides b rows and n columns into blocks of nearly equal size, so that little padding is needed."""
     maximum = max if isinstance(n, int) and isinstance(b, int) else ops.maximum
     area = maximum(TILE_AREA, n * embed_dim // 4)
 
@@ -150,14 +150,14 @@ def _matmul(a, b):
 
 
 def _exp(x):
-    """`ops.exp`, in place on torch."""
+    """Returns `ops.exp(x)`, computed in place on torch."""
     return x.exp_() if keras.backend.backend() == "torch" else ops.exp(x)
 
 
 def _mask_positives_and_padding(logits, row_numbers, column_numbers, is_padded):
     """Sets the logits of positives, whose numbers are equal, and of padding, whose number is zero, to `LOWEST`."""
     if keras.backend.backend() == "torch":
-        # One index for each row instead of a mask as large as the tile.
+        # Uses one index per row instead of a mask as large as the tile.
         at = (row_numbers - column_numbers[0]).clamp(0, len(column_numbers) - 1).long()[:, None]
         is_positive = column_numbers[at] == row_numbers[:, None]
         logits.scatter_(1, at, ops.where(is_positive, LOWEST, logits.gather(1, at)))
@@ -187,7 +187,7 @@ def _each_tile(step: Callable, rows, columns, row_state, column_state, scale, bi
         Both states after the last tile.
     """
     b, n = size(rows[0]), size(columns[0])
-    # Each device holds its rows and all columns, which are gathered once and not for each tile.
+    # Each device holds its rows and all columns; the columns are gathered once, not for each tile.
     whole, shards = distribution.replicate, distribution.row_shards()
     shards = shards if isinstance(b, int) and b % shards == 0 else 1
     by_row, by_column = _grid(b, n, rows[0].shape[1], shards)
@@ -227,7 +227,7 @@ def _add_logsumexp(logits, state, axis):
 
 
 def _backward(pull, rows, columns, log_scale, bias, offset, by_row, by_column):
-    """Gradients of rows, columns, log_scale and bias.
+    """Returns the gradients of rows, columns, log_scale and bias.
 
     Args:
         pull: `pull(logits, by_row, by_column)` returns the gradient with respect to a tile of logits.
@@ -248,7 +248,7 @@ def _backward(pull, rows, columns, log_scale, bias, offset, by_row, by_column):
         step, (rows, *by_row), (columns, *by_column), zeros, (ops.zeros_like(columns),), scale, bias, offset
     )
     d_columns *= scale
-    # Each logit is linear in its row, so the third is the sum of gradient times logit.
+    # Each logit is linear in its row, so the gradient of log_scale is the sum of gradient times logit.
     return d_rows, d_columns, ops.sum(rows * d_rows), *map(ops.sum, d_bias)
 
 

@@ -114,7 +114,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("source", FAULTS.values(), ids=FAULTS)
 def test_a_private_name_is_found(tmp_path, source):
-    package = tmp_path / "house"
+    package = tmp_path / "package"
     package.mkdir()
     (package / "compat.py").write_text(source)
     assert find_private_names(package, package / "compat.py") == []
@@ -123,7 +123,7 @@ def test_a_private_name_is_found(tmp_path, source):
 
 
 def test_own_private_names_are_no_fault(tmp_path):
-    package = tmp_path / "house"
+    package = tmp_path / "package"
     package.mkdir()
     source = "class A:\n    def __init__(self):\n        self._x = self.__class__\n    def _f(self, other):\n        "
     (package / "one.py").write_text(source + "return other._f(), self._x, _g()\ndef _g():\n    pass")

@@ -1,4 +1,4 @@
-"""How good a model is, and how sure that is."""
+"""Evaluation of a model by the methods of the paper, with confidence intervals."""
 
 from keras_clip.evaluation import metrics, report
 from keras_clip.evaluation.callback import EvaluateDuringTraining

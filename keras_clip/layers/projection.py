@@ -10,7 +10,7 @@ from keras_clip.types import Tensor
 
 # The square of the smallest norm that a row is divided by.
 EPSILON_SQUARED = 1e-12
-# Elements of an array, 4 MiB, from which saving a copy of it on JAX is worth a loop.
+# Smallest number of elements (4 MiB) for which a loop on JAX is used, which saves a copy of the array.
 LOOP_MIN_ELEMENTS = 2**20
 
 
@@ -46,13 +46,13 @@ _unit_length = custom_gradient(_normalize, _normalize_backward)
 
 
 def _scaled(x, factors):
-    """x * factors, where factors are (..., 1)."""
+    """Returns x * factors, where factors are (..., 1)."""
     shards = distribution.row_shards()
     if keras.backend.backend() != "jax" or x.ndim != 2 or x.size < LOOP_MIN_ELEMENTS or len(x) % (2 * shards):
         return x * factors
     import jax
 
-    # XLA recomputes a product this cheap wherever it is read, and keeps x for that. A loop is computed once, in place.
+    # XLA would recompute such a cheap product wherever it is used, and store x for that. A loop runs once, in place.
     x, factors = (array.reshape(shards, 2, -1, array.shape[1]) for array in (x, factors))
     scaled = jax.lax.fori_loop(0, 2, lambda i, x: x.at[:, i].multiply(factors[:, i]), x)
     return scaled.reshape(-1, x.shape[-1])
@@ -64,7 +64,7 @@ class ProjectionHead(keras.layers.Layer):
 
     Args:
         embed_dim: int. E.
-        use_bias: bool. The published ResNets have one here, the transformers have none.
+        use_bias: bool. The published ResNets have a bias here, the transformers do not.
 
     Call arguments:
         features: float tensor (B, D).

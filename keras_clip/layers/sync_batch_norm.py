@@ -1,4 +1,4 @@
-"""BatchNorm whose moments are those of the global batch."""
+"""BatchNorm with the moments of the global batch."""
 
 import math
 
@@ -10,7 +10,7 @@ from keras_clip import compat, distribution
 
 @keras.saving.register_keras_serializable(package="keras_clip")
 class SyncBatchNorm(compat.BatchNormMoments):
-    """`keras.layers.BatchNormalization` whose moments, in training, are those of all replicas' rows together.
+    """`keras.layers.BatchNormalization` that uses the moments of the rows of all replicas in training.
 
     On TensorFlow it communicates with the other replicas of a `tf.distribute` strategy, on torch with the other
     processes; on JAX every layer sees the global batch anyway. In micro-batches

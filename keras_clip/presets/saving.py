@@ -20,8 +20,8 @@ def save(model: CLIPModel | ImageEmbedder | TextEmbedder, directory: str | Path,
     Args:
         model: any model for "keras"; for the other layouts a `CLIPModel` of `VisionTransformer` or `ModifiedResNet`
             (open_clip only), and `TextTransformer`.
-        directory: made if it does not exist; existing files are overwritten.
-        layout: "keras": everything, with optimizer, in one .keras file. "open_clip": for
+        directory: output directory, which is created if necessary; existing files are overwritten.
+        layout: "keras": the whole model with its optimizer in one .keras file. "open_clip": for
             `open_clip.create_model_from_pretrained("local-dir:...")`. "hugging_face": for `CLIPModel.from_pretrained`.
 
     Raises:

@@ -11,19 +11,19 @@ from keras_clip import compat, distribution
 
 
 def _row_count(model, x):
-    """Rows of this replica's part of the batch."""
+    """Returns the number of rows of this replica's part of the batch."""
     return ops.shape(x[model.branches[0].input_name])[0]
 
 
 def _statistics(model):
-    """The moving statistics of BatchNorm, which a forward pass updates."""
+    """Returns the moving statistics of BatchNorm, which a forward pass updates."""
     layers = compat.all_layers(model, include_self=False)
     norms = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable]
     return [variable for norm in norms for variable in norm.non_trainable_variables]
 
 
 def _norm(model, gradients):
-    """The norm of all gradients together, without the factor by which the optimizer scales the loss."""
+    """Returns the norm of all gradients together, without the factor by which the optimizer scales the loss."""
     squares = [ops.sum(ops.square(ops.cast(g, "float32"))) for g in gradients if g is not None]
     norm = ops.sqrt(sum(squares, ops.zeros((), "float32")))
     return norm / model.optimizer.scale_loss(1.0)
@@ -34,7 +34,7 @@ def _scales_loss(model):
 
 
 def _is_usable(model, loss, norm):
-    # With dynamic loss scaling infinite gradients are normal, and the optimizer skips the step itself.
+    # With dynamic loss scaling, infinite gradients are normal, and the optimizer itself skips the step.
     return ops.isfinite(loss) if _scales_loss(model) else ops.logical_and(ops.isfinite(loss), ops.isfinite(norm))
 
 
@@ -48,7 +48,7 @@ def _track(model, rows, loss, norm=None, usable=None):
 
 
 def _loss_metric(model):
-    """The mean of the loss, which `compile` makes."""
+    """Returns the metric of the mean loss, which `compile` creates."""
     return next(metric for metric in model.metrics if metric.name == "loss")
 
 
@@ -98,8 +98,8 @@ def _apply_tensorflow(optimizer, gradients, variables, usable):
         return
 
     def apply_everywhere(strategy, usable, gradients):
-        # `usable` is the same on all replicas. The branch is outside of them, because the optimizer merges replicas,
-        # which it cannot do inside of a branch.
+        # `usable` is equal on all replicas. The branch is outside of them, because the optimizer merges replicas, which
+        # is not possible inside a branch.
         tf.cond(
             strategy.experimental_local_results(usable)[0],
             lambda: strategy.extended.call_for_each_replica(apply, args=(gradients,)),
@@ -117,7 +117,7 @@ def test_tensorflow(model, data):
 
 
 def _loss_jax(trainable, fixed, metrics, optimizer, model, data, training):
-    """The loss as the optimizer scales it, and (loss, fixed variables, metrics) after the call."""
+    """Returns the loss as scaled by the optimizer, and (loss, fixed variables, metrics) after the call."""
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
 
     def compute_loss():
@@ -198,7 +198,7 @@ def train_torch(model, data):
 
 def test_torch(model, data):
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-    # Each process evaluates its own data, of which others may have more batches or fewer.
+    # Each process evaluates its own data, since other processes may have another number of batches.
     with distribution.alone():
         loss = model.compute_loss(x, y, model.embed(x, training=False), sample_weight, training=False)
         _track(model, _row_count(model, x), loss)

@@ -1,4 +1,4 @@
-"""What `compile` refuses: options that would train another objective, or fail later under several replicas."""
+"""Checks of `compile`: refuses options that would train another objective, or fail later under several replicas."""
 
 import warnings
 

@@ -1,9 +1,9 @@
 """Encodes a batch of any size a few rows at a time, with the gradient of the whole batch.
 
-The forward pass keeps the embeddings only. The backward pass computes each micro-batch again, with the random numbers
-of the forward pass, and accumulates its gradients: the memory of one micro-batch for 4/3 of the work (a gradient cache;
-Gao et al., 2021). The encoder runs as a pure function of the values of its variables, so that its statistics are
-updated once.
+The forward pass stores the embeddings only. The backward pass computes each micro-batch again, with the random numbers
+of the forward pass, and accumulates its gradients: a step takes the memory of one micro-batch and 4/3 of the
+computation (a gradient cache; Gao et al., 2021). The encoder runs as a pure function of the values of its variables, so
+that its statistics are updated once.
 """
 
 import functools
@@ -31,7 +31,7 @@ def embed(
     passes.
 
     Args:
-        embedder: model of rows (B, ...) -> float32 embeddings (B, E).
+        embedder: model that maps rows (B, ...) to float32 embeddings (B, E).
         x: tensor (B, ...).
         size: int or None. Rows of a micro-batch; the last one may be smaller. None: all rows.
         training: bool.
@@ -39,8 +39,8 @@ def embed(
         compiled: whether XLA compiles the embedder; TensorFlow only.
 
     Returns:
-        Embeddings, float32 (B, E), and the losses that layers added, a float32 scalar: the mean of those of the
-        micro-batches, weighted by their rows.
+        Embeddings, float32 (B, E), and a float32 scalar: the mean over micro-batches, weighted by their rows, of the
+        losses that layers added.
     """
     learning = {id(variable) for variable in embedder.trainable_variables}
     is_locked = head is not None and learning <= {id(variable) for variable in head.trainable_variables}
@@ -67,12 +67,12 @@ def _map_rows(function, embedder, x, size, training, is_locked, compiled):
 
 
 def _cuts(rows, size):
-    """The (start, stop) rows of each micro-batch."""
+    """Returns the (start, stop) rows of each micro-batch."""
     return [(start, min(start + size, rows)) for start in range(0, rows, size)]
 
 
 def _weighted(parts, weights):
-    """The mean of each of several tensors over the micro-batches."""
+    """Returns the weighted mean of each of several tensors over the micro-batches."""
     return [sum(w * x for w, x in zip(weights, column, strict=True)) for column in zip(*parts, strict=True)]
 
 
@@ -155,12 +155,12 @@ def _map_jax(pure, values, x, size):
     shards = shards if len(x) % shards == 0 else 1
     rows = len(x) // shards
     count = rows // size
-    # Each device divides its own rows, so that none are moved between devices.
+    # Each device divides its own rows, so that no rows move between devices.
     x = x.reshape(shards, rows, *x.shape[1:])
 
     @functools.partial(jax.checkpoint, static_argnums=3)
     def embed_part(trainable, rng_state, start, size):
-        # Sliced here: the gradient of a loop that passes the slices would keep a copy of each.
+        # The slice is taken here, because the gradient of a loop over slices would store a copy of each.
         part = jax.lax.dynamic_slice_in_dim(x, start, size, axis=1)
         embeddings, *rest = pure(trainable, rng_state, non_trainable, part.reshape(-1, *part.shape[2:]))
         return embeddings.reshape(shards, size, -1), *rest
@@ -191,7 +191,7 @@ def _map_tensorflow(pure, values, x, size, compiled=False):
     rows = tf.shape(x)[0]
     count = -(-rows // size)
     signature = [[tf.TensorSpec(v.shape, v.dtype) for v in group] for group in values]
-    # Traced here, once for both passes, because tracing finds the statistics.
+    # The function is traced here, once for both passes, because tracing determines the statistics.
     function = function.get_concrete_function(*signature, tf.TensorSpec((None, *x.shape[1:]), x.dtype))
     dtype = function.structured_outputs[0].dtype
 

@@ -167,5 +167,5 @@ def test_the_papers_recipe_and_its_extra_epoch(trained, small_presets):
 
 
 def test_the_extra_epoch_needs_a_model():
-    with pytest.raises(SystemExit, match="goes on from a trained vit_l14. Received: no --start"):
+    with pytest.raises(SystemExit, match="continues from a trained vit_l14. Received: no --start"):
         load_script("examples/train.py").main(["x.tar", "--recipe", "vit_l14_336"])

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def is_sequence(source: Any) -> bool:
-    """Whether an object has `len()` and `[number]`."""
+    """Returns whether an object has `len()` and `[number]`."""
     has_both = hasattr(source, "__getitem__") and hasattr(source, "__len__")
     return has_both and not isinstance(source, (str, bytes, dict))
 
@@ -38,7 +38,7 @@ def is_data_frame(source: Any) -> bool:
 
 
 class SequenceReader(Reader):
-    """Anything with `len()` and `[number]`, e.g. a Hugging Face data set, and a mapping of its elements to pairs.
+    """Reads any object with `len()` and `[number]`, such as a Hugging Face dataset, by a mapping of elements to pairs.
 
     An image may be the bytes of a file, a path, Hugging Face's record of both, an array or a PIL image of any mode. The
     metadata are the other columns of an element, with the names of classes instead of Hugging Face's numbers.
@@ -50,7 +50,7 @@ class SequenceReader(Reader):
         captions: unused; the mapping says whether there are captions.
 
     Raises:
-        ValueError: no mapping, or one of other columns.
+        ValueError: no mapping, or a mapping that names columns that do not exist.
     """
 
     def __init__(self, dataset: Any, mapping: Mapping | None = None, captions: bool = True):
@@ -68,11 +68,11 @@ class SequenceReader(Reader):
         return len(self._dataset)
 
     def name(self, index: int) -> str:
-        """The number of the element."""
+        """Returns the number of the element."""
         return f"element {index}"
 
     def keys(self, ids: np.ndarray) -> list[str]:
-        """The numbers of the elements, with leading zeros."""
+        """Returns the numbers of the elements, with leading zeros."""
         return [f"{index:07d}" for index in ids.tolist()]
 
     def read(self, ids: np.ndarray) -> tuple[list[bytes], list[Captions]]:
@@ -85,7 +85,7 @@ class SequenceReader(Reader):
         return [as_captions(self._pair(self._dataset[index])[1]) for index in ids.tolist()]
 
     def metadata(self, ids: np.ndarray) -> list[dict[str, Any]]:
-        """The other columns of each element; empty if elements have no columns."""
+        """Returns the other columns of each element; empty if elements have no columns."""
         return [self._other_columns(self._dataset[index]) for index in ids.tolist()]
 
     def _other_columns(self, element: Any) -> dict[str, Any]:
@@ -239,7 +239,7 @@ def _load(image: Any) -> None:
 
 
 def is_stream(source: Any) -> bool:
-    """Whether an object is a `tf.data.Dataset`."""
+    """Returns whether an object is a `tf.data.Dataset`."""
     tensorflow = sys.modules.get("tensorflow")
     return tensorflow is not None and isinstance(source, tensorflow.data.Dataset)
 
@@ -269,7 +269,7 @@ class Stream:
             self.dataset, self._mapping = _generate_pairs(dataset, mapping), (0, 1)
 
     def part(self, shard: tuple[int, int], training: bool) -> "Stream":
-        """Every n-th element; in training, if the size is known, equally many in all parts.
+        """Returns every n-th element; in training, if the size is known, all parts have the same number of elements.
 
         Args:
             shard: (index, count) of the part.
@@ -284,10 +284,10 @@ class Stream:
         return Stream(part.take(size // count) if training and count > 1 and size >= 0 else part, self._mapping)
 
     def pairs(self, parallel: int) -> "tf.data.Dataset":
-        """(image, captions of any number) of each element.
+        """Returns (image, captions) of each element.
 
         Args:
-            parallel: how many elements are mapped at a time.
+            parallel: number of elements that are mapped at a time.
 
         Returns:
             Dataset of the bytes of a file or uint8 (H, W, 3), and strings (captions,).
@@ -369,16 +369,16 @@ def _generate_pairs(source: Iterable, mapping: Mapping) -> "tf.data.Dataset":
 
 
 class TFDSExamples:
-    """The examples of a split of tensorflow-datasets, one after the other, always in the same order; images undecoded.
+    """The examples of a split of tensorflow-datasets in a fixed order, with images that are not decoded.
 
     Args:
-        builder: name of a data set, with its configuration. It is downloaded and prepared if it is not there yet.
+        builder: name of a dataset, with its configuration. It is downloaded and prepared if necessary.
         split: as tensorflow-datasets writes it: "test", "train[:10000]".
         data_dir: where tensorflow-datasets keeps its files. None: its own default.
 
     Raises:
         ImportError: tensorflow-datasets is not installed.
-        AssertionError: files that must be downloaded by hand are not there.
+        AssertionError: files that must be downloaded manually are missing.
     """
 
     def __init__(self, builder: str, split: str, data_dir: str | os.PathLike | None = None):
@@ -398,11 +398,11 @@ class TFDSExamples:
 
     @property
     def features(self) -> AnyMapping[str, Any]:
-        """Those of the builder, which know the names of classes."""
+        """The features of the builder, which have the class names."""
         return self._builder.info.features
 
     def read(self, start: int = 0) -> Iterator[dict[str, Any]]:
-        """The examples from the `start`-th on, as NumPy values."""
+        """Yields the examples from the `start`-th on, as NumPy values."""
         import tensorflow_datasets
 
         dataset = self._builder.as_dataset(
@@ -412,11 +412,11 @@ class TFDSExamples:
 
     @staticmethod
     def key(example: AnyMapping[str, Any], number: int) -> str:
-        """The identity that tensorflow-datasets gives an example, or its number where there is none.
+        """Returns the id that tensorflow-datasets gives an example, or the number of the example if it has none.
 
         Args:
-            example: what `read` returned.
-            number: of the example.
+            example: an element of `read`.
+            number: number of the example.
 
         Returns:
             The key.

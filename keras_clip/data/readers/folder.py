@@ -1,4 +1,4 @@
-"""Folders of image files, with the caption of `<name>.jpg` in `<name>.txt` beside it."""
+"""Reads folders of image files, with the caption of `<name>.jpg` in `<name>.txt` beside it."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -69,15 +69,15 @@ class FolderReader(Reader):
         return len(self._paths)
 
     def name(self, index: int) -> str:
-        """The path of the image; that of the text if it has none."""
+        """Returns the path of the image, or of the text if the sample has no image."""
         return os.fsdecode(self._paths[index])
 
     def keys(self, ids: np.ndarray) -> list[str]:
-        """The paths below the folder, with slashes."""
+        """Returns the paths relative to the folder, with slashes."""
         return [Path(self.name(index)).relative_to(self._root).as_posix() for index in ids.tolist()]
 
     def read(self, ids: np.ndarray) -> tuple[list[bytes], list[Captions]]:
-        """The bytes of the image files, and the texts beside them."""
+        """Returns the bytes of the image files, and the texts beside them."""
         images = [file_bytes(self._paths[index]) if index < self._count else b"" for index in ids.tolist()]
         return images, self.captions(ids)
 
@@ -86,7 +86,7 @@ class FolderReader(Reader):
         return [[self._captions[index]] for index in ids.tolist()]
 
     def metadata(self, ids: np.ndarray) -> list[dict[str, Any]]:
-        """The first folder on the way to each file, as its class."""
+        """Returns the first folder of the relative path of each file as its class."""
         return [{"class": folder} for folder in (key.rpartition("/")[0].partition("/")[0] for key in self.keys(ids))]
 
 

@@ -1,4 +1,4 @@
-"""The table of forms: what a path or an object is, and which reader reads it."""
+"""The table of storage forms: how a path or an object is recognised, and which reader reads it."""
 
 import os
 import re
@@ -27,11 +27,11 @@ from keras_clip.data.readers.tfrecord import TFRecordReader
 
 
 class Form(NamedTuple):
-    """A form of storage.
+    """A storage form.
 
     Attributes:
-        name: what errors call it.
-        fits: whether a path (str), or an object that is none, is of this form.
+        name: name of the form in error messages.
+        fits: function that returns whether a path (str), or another object, is of this form.
         open: function (paths or object, mapping, captions) that returns the reader; see `open_reader`.
     """
 
@@ -59,7 +59,7 @@ def _own_reader(reader: Reader, mapping: Mapping | None, captions: bool) -> Read
     return reader
 
 
-# The first row that fits is taken. To add a form, write its reader and a row.
+# The first row that fits is used. To add a form, write its reader and a row.
 FORMS = (
     Form("folder", _is_folder, FolderReader),
     Form("tar", _named(r"\.tar|\.tgz|\.tbz2?|\.txz"), TarReader),

@@ -1,4 +1,4 @@
-"""Which part of an element is its image and which its captions: a user's mapping, or the usual names."""
+"""Selects the image and the captions of an element, by a user's mapping or by usual names."""
 
 from collections.abc import Callable, Sequence
 from collections.abc import Mapping as AnyMapping
@@ -16,7 +16,7 @@ PATH_NAMES = ("path", "image", "image_path", "filepath", "file_path", "filename"
 
 
 def check_mapping(mapping: Any, captions: bool = True) -> Mapping | None:
-    """A user's mapping as a function or as a tuple of two names; None remains None.
+    """Returns a user's mapping as a function or as a tuple of two names; None remains None.
 
     Args:
         mapping: a function, a sequence of two names, or None.
@@ -38,7 +38,7 @@ def check_mapping(mapping: Any, captions: bool = True) -> Mapping | None:
 
 
 def require_mapping(mapping: Mapping | None) -> Mapping:
-    """The mapping of a data set, which has no usual names."""
+    """Returns the mapping of a dataset, which is required because datasets have no usual names."""
     if mapping is None:
         raise ValueError(
             "A dataset needs a mapping to pairs. Received: mapping=None. Pass the names of two columns, e.g. "

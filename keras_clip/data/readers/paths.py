@@ -1,4 +1,4 @@
-"""The local files that a user's paths, globs and braces stand for, and the content of one file."""
+"""Expands a user's paths, globs and braces to local files, and reads the content of a file."""
 
 import glob
 import os
@@ -10,16 +10,16 @@ INDEX_SUFFIX = ".index.npz"
 
 
 def find_files(source: str | os.PathLike | Sequence) -> list[str]:
-    """The paths that a path, a glob, a brace expression or a list of these stands for.
+    """Returns the files that a path, a glob, a brace expression or a list of these matches.
 
     Args:
-        source: `a.tar`, `shards/*.tar`, `{00000..00031}.tar`, `{train,val}/*.tar`, or a list of such.
+        source: `a.tar`, `shards/*.tar`, `{00000..00031}.tar`, `{train,val}/*.tar`, or a list of these.
 
     Returns:
         Existing paths in order, each once.
 
     Raises:
-        FileNotFoundError: nothing has that name, or the list is empty.
+        FileNotFoundError: no file matches, or the list is empty.
         ValueError: not a local file.
     """
     found = {}
@@ -40,7 +40,7 @@ def find_files(source: str | os.PathLike | Sequence) -> list[str]:
 
 
 def _expand_braces(pattern: str) -> list[str]:
-    """`a{00..02}b` and `a{x,y}b` as a shell expands them."""
+    """Expands `a{00..02}b` and `a{x,y}b` as a shell does."""
     match = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
     if match is None:
         return [pattern]
@@ -57,9 +57,9 @@ def _expand_braces(pattern: str) -> list[str]:
 
 
 def file_bytes(path: str | bytes | os.PathLike) -> bytes:
-    """The content of a file; `b""` if there is none of that name.
+    """Returns the content of a file, or `b""` if it does not exist.
 
-    Other errors, such as a failing disk or a missing permission, concern more than one sample and are raised.
+    Other errors, such as a failing disk or a missing permission, affect more than one sample and are raised.
     """
     try:
         with open(path, "rb") as file:

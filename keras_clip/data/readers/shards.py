@@ -1,4 +1,4 @@
-"""Files that hold many samples each: where the parts of a sample lie, so that any can be read without those before it.
+"""Files with many samples each: an index of the parts of all samples allows random access.
 
 Indexing passes over a file once and also verifies that the file is complete. The index is stored in a `.npz` file
 beside the shard, or in the user's cache folder where that cannot be written, and is made again when the shard changes.
@@ -57,7 +57,7 @@ class ShardIndex(NamedTuple):
         """The index of (offset, size) of each part of each sample.
 
         Args:
-            path: of the shard.
+            path: path of the shard.
             spans: (samples, parts, 2); (0, 0) if a sample has no such part.
             parts: how many parts a sample may have.
             keys: of the samples.
@@ -76,7 +76,7 @@ class ShardIndex(NamedTuple):
         return cls(offsets, sizes, ByteStrings.pack(keys), passed_over or SkippedSamples(path))
 
     def with_part(self, part: int) -> "ShardIndex":
-        """The samples that have a part."""
+        """Returns the index of the samples that have a part."""
         rows = np.flatnonzero(self.offsets[:, part])
         if len(rows) == len(self.offsets):
             return self
@@ -139,7 +139,7 @@ class SamplesOfSeveral(Reader):
             yield self.keys_in_shard(np.arange(start, end))
 
     def _shards(self, ids: np.ndarray | int) -> np.ndarray:
-        """The number of each sample's shard."""
+        """Returns the number of the shard of each sample."""
         return np.searchsorted(self.ends, ids, side="right")
 
     def _rows_in_shard(self, ids: np.ndarray) -> np.ndarray:
@@ -192,7 +192,7 @@ class Shards(SamplesOfSeveral):
         return parts
 
     def _raise_changed(self, index: int, what: str) -> None:
-        """Raises the error of a file that is not as it was when it was indexed."""
+        """Raises the error of a file that has changed since it was indexed."""
         raise OSError(
             "A shard must stay as it is while it is read. "
             f"Received: {self.paths[self._shards(index)]}, sample {index}: {what}. Start again."

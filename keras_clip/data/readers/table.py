@@ -73,7 +73,7 @@ class _Table(NamedTuple):
 
 
 class TableReader(Shards):
-    """Image files that the rows of tables name. Rows are read from the file when they are needed.
+    """Reads the image files that the rows of tables name. Rows are read from the file when they are needed.
 
     Paths are relative to the table. The metadata are all columns.
 
@@ -108,7 +108,7 @@ class TableReader(Shards):
         super().__init__(paths, indexes, files)
 
     def name(self, index: int) -> str:
-        """The path of the image; the table and the row if there is none."""
+        """Returns the path of the image, or the table and the row if there is none."""
         ((table, row),) = self._rows(np.array([index]))
         number = super().keys_in_shard(np.array([index]))[0]
         return table.image_path(row) or f"{self.paths[self._shards(index)]}: {number}"
@@ -118,7 +118,7 @@ class TableReader(Shards):
         return [table.key(row) for table, row in self._rows(ids)]
 
     def read(self, ids: np.ndarray) -> tuple[list[bytes], list[Captions]]:
-        """The bytes of the image files, and the captions."""
+        """Returns the bytes of the image files, and the captions."""
         rows = self._rows(ids)
         paths = [table.image_path(row) for table, row in rows]
         return [file_bytes(path) if path else b"" for path in paths], [table.captions(row) for table, row in rows]
@@ -128,7 +128,7 @@ class TableReader(Shards):
         return [table.captions(row) for table, row in self._rows(ids)]
 
     def metadata(self, ids: np.ndarray) -> list[dict[str, Any]]:
-        """All columns of each row.
+        """Returns all columns of each row.
 
         Raises:
             ValueError: a row is not UTF-8.
@@ -262,14 +262,14 @@ def _delimiter(path: str, file: BinaryIO, wanted: _Wanted) -> str:
 
 
 class _Lines:
-    """The lines of a UTF-8 file as text, of which `end` bytes have been read. Other bytes become lone surrogates."""
+    """The lines of a UTF-8 file as text; `end` bytes have been read. Invalid bytes become lone surrogates."""
 
     def __init__(self, file: BinaryIO):
         self._file, self.end = file, 0
 
     def __iter__(self) -> Iterator[str]:
         for line in self._file:
-            # A lone carriage return ends a line as well.
+            # A carriage return alone also ends a line.
             for part in re.split(rb"(?<=\r)(?!\n)", line) if b"\r" in line else (line,):
                 text = part.decode("utf-8", "surrogateescape")
                 text = text if self.end else text.removeprefix("\ufeff")

@@ -1,4 +1,4 @@
-"""WebDataset tars: the members `<key>.<extension>` of one key are a sample."""
+"""Reads WebDataset tars: the members `<key>.<extension>` of one key form a sample."""
 
 import functools
 import hashlib
@@ -34,7 +34,7 @@ _HEADER_ERRORS = (tarfile.TarError, ValueError, OverflowError, IndexError, EOFEr
 
 
 class TarReader(Shards):
-    """Samples of WebDataset tars; see `index_tar` for their members.
+    """Reads the samples of WebDataset tars; see `index_tar` for their members.
 
     The caption is the text of the `.txt` member, or else the caption or captions that the `.json` member names. The
     metadata are the object of the `.json` member, and as "cls" the text of the `.cls` member.
@@ -75,11 +75,11 @@ class TarReader(Shards):
             yield [_as_text(keys[row]) for row in range(len(keys))]
 
     def read(self, ids: np.ndarray) -> tuple[list[bytes], list[Captions]]:
-        """The bytes of the image members, and the captions."""
+        """Returns the bytes of the image members, and the captions."""
         return self._bytes(ids, _IMAGE), self.captions(ids)
 
     def captions(self, ids: np.ndarray) -> list[Captions]:
-        """The text of each `.txt` member as one caption, or else those of the `.json` member."""
+        """Returns the text of each `.txt` member as one caption, or else the captions of the `.json` member."""
         captions = [[text] for text in self._bytes(ids, _TEXT)]
         rows = np.flatnonzero(~self._has(ids, _TEXT) & self._has(ids, _RECORD))
         for row, record in zip(rows.tolist(), self._bytes(ids[rows], _RECORD), strict=True):
@@ -257,13 +257,13 @@ def _spans(key: str, found: dict[str, tuple[int, int]], text: str | None, passed
 
 
 def _require_end_marker(path: str, end: int) -> None:
-    """A tar ends in blocks of zeros; `tarfile` takes a file without them, or with a damaged header, for complete."""
+    """Raises a ValueError if the tar does not end in blocks of zeros; `tarfile` also accepts truncated files."""
     with open(path, "rb") as file:
         file.seek(end)
         if file.read(_BLOCK) != bytes(_BLOCK):
             raise ValueError(
                 "A WebDataset shard must be a whole tar file. "
-                + describe_damage(path, f"no end marker at byte {end}: the file is cut short or damaged")
+                + describe_damage(path, f"no end marker at byte {end}: the file is truncated or damaged")
             )
         while chunk := file.read(1 << 20):
             if chunk.strip(b"\0"):

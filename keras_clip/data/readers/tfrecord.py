@@ -1,4 +1,4 @@
-"""TFRecords of `tf.train.Example`, as img2dataset writes them: an encoded image, its captions and other features."""
+"""Reads TFRecords of `tf.train.Example`, as img2dataset writes them: an image file, captions and other features."""
 
 import os
 import struct
@@ -18,7 +18,7 @@ _CAPTIONS = ("txt", "caption", "text", "image/caption")
 
 
 class TFRecordReader(Shards):
-    """Samples of TFRecord files. The metadata are all features but the image.
+    """Reads the samples of TFRecord files. The metadata are all features except the image.
 
     Args:
         paths: TFRecord files. Compressed ones are decompressed into the user's cache folder, at the first use.
@@ -50,7 +50,7 @@ class TFRecordReader(Shards):
         return [_parse(record) for record in self._bytes(ids, 0)]
 
     def read(self, ids: np.ndarray) -> tuple[list[bytes], list[Captions]]:
-        """The first image feature and the first caption feature that have a value."""
+        """Returns the first image feature and the first caption feature that have a value."""
         rows = self._features(ids)
         captions = [_strings(row, self.caption_names) for row in rows]
         return [(_strings(row, self.image_names) or [b""])[0] for row in rows], captions
@@ -62,7 +62,7 @@ class TFRecordReader(Shards):
         return [key[0].decode(errors="replace") if key else row for key, row in zip(keys, rows, strict=True)]
 
     def metadata(self, ids: np.ndarray) -> list[dict[str, Any]]:
-        """All features but the image: a value, or a list of several; strings as str where they are UTF-8."""
+        """Returns all features except the image: a value, or a list of several; strings that are UTF-8 become str."""
         return [
             {name: _value(feature) for name, feature in row.items() if name not in self.image_names}
             for row in self._features(ids)
@@ -70,7 +70,7 @@ class TFRecordReader(Shards):
 
 
 def _parse(record: bytes) -> Any:
-    """The features of a record by name; none if it is damaged."""
+    """Returns the features of a record by name; none if it is damaged."""
     import tensorflow as tf
     from google.protobuf.message import DecodeError
 
@@ -81,7 +81,7 @@ def _parse(record: bytes) -> Any:
 
 
 def _strings(features: Any, names: Sequence[str]) -> list[bytes]:
-    """The strings of the first of these features that has any."""
+    """Returns the strings of the first of these features that has any."""
     for name in names:
         if name in features and any(features[name].bytes_list.value):
             return list(features[name].bytes_list.value)
@@ -111,7 +111,7 @@ def index_tfrecord(path: str) -> ShardIndex:
         The index, with one part: the record.
 
     Raises:
-        ValueError: the file is compressed, damaged or cut short.
+        ValueError: the file is compressed, damaged or truncated.
     """
     spans = []
     with open(path, "rb") as file:
@@ -129,7 +129,7 @@ def index_tfrecord(path: str) -> ShardIndex:
                 raise ValueError(
                     "A TFRecord file must be whole. "
                     + describe_damage(
-                        path, f"cut short within the record at byte {offset}, after {len(spans)} good ones"
+                        path, f"truncated within the record at byte {offset}, after {len(spans)} good ones"
                     )
                 )
             spans.append((offset + 12, length))
@@ -150,7 +150,7 @@ _CRC_TABLE = _crc_table()
 
 
 def _masked_crc32c(data: bytes) -> int:
-    """The checksum of the TFRecord format."""
+    """Returns the checksum of the TFRecord format."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc = _CRC_TABLE[(crc ^ byte) & 0xFF] ^ crc >> 8

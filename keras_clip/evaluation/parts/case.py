@@ -1,4 +1,4 @@
-"""The state of the evaluation of one dataset: its feature stores, its classifiers and the results so far."""
+"""The state of the evaluation of one dataset: its feature stores, its classifiers and its results."""
 
 from dataclasses import dataclass
 from functools import cached_property

@@ -85,7 +85,7 @@ def write(
 
 
 def render(results: Results, other: Results | None = None, title: str = "Evaluation of a CLIP model") -> str:
-    """The page that `write` writes, as HTML; arguments as of `write`."""
+    """Returns the page that `write` writes, as HTML; arguments as of `write`."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -100,7 +100,7 @@ def render(results: Results, other: Results | None = None, title: str = "Evaluat
 
 
 def _sections(results: Results, other: Results | None) -> list[Section]:
-    """The sections of the page in their order; those that the results do not fill have no blocks."""
+    """Returns the sections of the page in their order; sections without results have no blocks."""
     pictures = {name: Picture(_png_url(figure), _words(name)) for name, figure in gallery(results, other).items()}
     others = {name: picture for name, picture in pictures.items() if not name.startswith(_PLACED)}
     comparison = [Block(table=as_table(compare(results, other)))] if other else []
@@ -157,7 +157,7 @@ def _facts(results: Results) -> Table | None:
 
 
 def _scores_of(results: Results, dataset: str) -> Block:
-    """The scores of a dataset: method, metric, value with interval, n, the paper's value, and numbered protocols."""
+    """Returns the scores of a dataset: method, metric, value, interval, n, published value, and numbered protocols."""
     scores = results.select(dataset)
     protocols = list(dict.fromkeys(score.protocol for score in scores))
     notes = ["Protocols:", *(f"{i}: {protocol}" for i, protocol in enumerate(protocols, 1))]
@@ -179,7 +179,7 @@ def _score_row(score: Score, protocols: Sequence[str]) -> dict[str, Any]:
 
 
 def _errors(dataset: str, rows: Sequence[Mapping[str, Any]]) -> Block:
-    """The misclassified images with the highest confidence."""
+    """Returns the misclassified images with the highest confidence."""
     pictures = [
         Picture(
             f"data:image/png;base64,{row['thumbnail']}" if row.get("thumbnail") else None,
@@ -191,13 +191,13 @@ def _errors(dataset: str, rows: Sequence[Mapping[str, Any]]) -> Block:
 
 
 def as_table(rows: Sequence[Mapping[str, Any]]) -> Table | None:
-    """A table of rows. Its columns are the keys in the order in which they first occur; empty columns are left out.
+    """Makes a table. Its columns are the keys in the order of their first occurrence; empty columns are omitted.
 
     Args:
-        rows: dicts of what JSON allows, or of `Cell`s.
+        rows: dicts of JSON values or `Cell`s.
 
     Returns:
-        `Table`, or None of no rows.
+        `Table`, or None if there are no rows.
     """
     if not rows:
         return None
@@ -217,14 +217,14 @@ def _tables(results: Results, name: str) -> list[Block]:
 
 
 def _by_dataset(results: Results, prefix: str) -> list[tuple[str, Sequence[Mapping[str, Any]]]]:
-    """(dataset, rows) of the tables of that prefix."""
+    """Returns (dataset, rows) of the tables whose names have this prefix."""
     return [
         (name.removeprefix(prefix), rows) for name, rows in results.tables.items() if name.startswith(prefix) and rows
     ]
 
 
 def _drawn(pictures: Mapping[str, Picture], prefix: str) -> list[Block]:
-    """A block of the pictures of that prefix; where the prefix is a folder, the rest of the name is the caption."""
+    """Returns a block of the pictures with this prefix; after a prefix that ends in "/", the name is the caption."""
     found = {name: picture for name, picture in pictures.items() if name.startswith(prefix)}
     if prefix.endswith("/"):
         found = {

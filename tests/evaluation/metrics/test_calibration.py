@@ -75,7 +75,7 @@ def test_negative_log_likelihood_equals_scikit_learn(rng):
     assert negative_log_likelihood(np.array([[1e4, 0]]), np.array([1])) == 1e4
 
 
-def test_temperature_is_the_likeliest(rng):
+def test_temperature_maximises_the_likelihood(rng):
     logits, labels = two_classes(rng)
     best = optimize.minimize_scalar(
         lambda t: negative_log_likelihood(logits, labels, np.exp(t)), bounds=(-3, 3), options={"xatol": 1e-9}

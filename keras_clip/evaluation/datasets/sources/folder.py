@@ -18,16 +18,16 @@ def folder_per_class(
     split: str = "test",
     empty_classes: str = "refuse",
 ) -> LabelledImages:
-    """Images in one folder per class: `<folder>/<class>/**/<image>`.
+    """Reads images in one folder per class: `<folder>/<class>/**/<image>`.
 
     Which files are images, and which links are followed, `data.readers.folder.FolderReader` says. `skipped` of the
     images counts and names the other files.
 
     Args:
-        folder: where they are.
+        folder: folder that contains the folders of the classes.
         class_names: the folders to read, in this order. None: all, in alphabetical order.
-        name: of the data set. None: that of the folder.
-        split: what to call this part.
+        name: name of the dataset. None: that of the folder.
+        split: name of the split.
         empty_classes: what to do with a class without an image: "refuse", "keep" or "drop".
 
     Returns:

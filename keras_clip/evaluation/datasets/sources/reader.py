@@ -1,4 +1,4 @@
-"""Labelled images and captions of any reader: evaluation reads a form of storage by the code of training."""
+"""Labelled images and captions of any reader, so that evaluation reads a storage form by the code of training."""
 
 import os
 import reprlib
@@ -12,7 +12,7 @@ from keras_clip.data.readers.brief import brief
 from keras_clip.data.skipped import SkippedSamples
 from keras_clip.evaluation.datasets.labelled_images import Label, LabelledImages
 
-# Images that are read at a time, and samples whose metadata are.
+# Numbers of images and of metadata records that are read at a time.
 _IMAGES, _SAMPLES = 8, 1024
 
 
@@ -28,13 +28,13 @@ def from_reader(
     split: str = "test",
     empty_classes: str = "refuse",
 ) -> LabelledImages:
-    """Images of a `keras_clip.data.Reader`, or of any source that `image_text_pairs` reads by number.
+    """Reads images of a `keras_clip.data.Reader`, or of any source that `image_text_pairs` reads by index.
 
     Args:
-        source: a `Reader` with the methods `keys` and `metadata`, files of any form, or a data set.
+        source: a `Reader` with the methods `keys` and `metadata`, files of any form, or a dataset.
         class_names: K names. None: all labels, in alphabetical order.
         label: the name of the class in the metadata ("class" of a folder), or a function of the metadata of an image
-            that returns it. A list of names makes the data set one of several classes.
+            that returns it. For several classes per image, it is a list of names.
         group: the name of the group in the metadata. None: no groups.
         mapping: as of `image_text_pairs`. The second name may be None: captions are not needed.
         delimiter: as of `image_text_pairs`.
@@ -63,12 +63,12 @@ def captions_of(
     UTF-8 are left out, with a warning that names them.
 
     Args:
-        source: a `Reader` with the methods `keys` and `captions`, files of any form, or a data set.
+        source: a `Reader` with the methods `keys` and `captions`, files of any form, or a dataset.
         mapping: as of `image_text_pairs`.
         delimiter: as of `image_text_pairs`.
 
     Returns:
-        {key: captions} of the samples that have any; keys as the ids of the images from the same source.
+        {key: captions} of the samples that have any; the keys are the ids of images from the same source.
 
     Raises:
         FileNotFoundError, TypeError, ValueError: as of `image_text_pairs`; a stream, or a reader without these methods.
@@ -98,10 +98,10 @@ class Columns:
     """The keys, labels and groups of the samples of a reader.
 
     Args:
-        reader: what reads them.
-        label: the name of the label in the metadata, or a function of them.
+        reader: reader of the samples.
+        label: the name of the label in the metadata, or a function of the metadata.
         group: the name of the group, or a function of the metadata. None: no groups.
-        where: where the metadata are stored, for errors.
+        where: location of the metadata, for error messages.
 
     Raises:
         TypeError: a reader without `keys` and `metadata`.
@@ -147,7 +147,7 @@ class Columns:
     def labelled_images(
         self, class_names: Sequence[str] | None, rows: Sequence[int] | None = None, **options: Any
     ) -> LabelledImages:
-        """The images, or some of them.
+        """Returns the images, or some of them.
 
         Args:
             class_names: K names. None: all labels, in alphabetical order.

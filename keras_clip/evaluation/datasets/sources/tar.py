@@ -42,7 +42,7 @@ def tars(
 
     Raises:
         FileNotFoundError: no such shard.
-        ValueError: no tar, no such key in a .json, an image without .json; see `LabelledImages`.
+        ValueError: a file that is no tar, a .json without this key, or an image without .json; see `LabelledImages`.
     """
     paths = find_files(shards)
     reader = TarReader(paths, None if image is None else (image, None), captions=False)
