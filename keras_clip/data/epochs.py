@@ -10,7 +10,7 @@ from keras_clip.data.skipped import SkippedSamples
 
 
 class Place(NamedTuple):
-    """Where a pass over the samples begins.
+    """The place at which a pass over the samples begins.
 
     Attributes:
         epoch: int. It determines order, crops and captions.

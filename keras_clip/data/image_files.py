@@ -32,7 +32,7 @@ _PLUGINS = {
 FORMATS = tuple(_PLUGINS)
 # Half a gigabyte once decoded: more than any photograph needs.
 MAX_PIXELS = 178_956_970
-# Larger images must have at least one byte for so many pixels. Photographs have one for 1 to 20, a flat PNG for 350.
+# Larger images must have at least one byte per 32 pixels. Photographs have one per 1 to 20, a flat PNG one per 350.
 _UNSUSPICIOUS_PIXELS, _PIXELS_PER_BYTE = 2**24, 32
 # Bytes of memory for each pixel of the default budget: decoding takes up to 16, and most of the memory is for the rest.
 _MEMORY_PER_PIXEL = 128
@@ -66,7 +66,7 @@ class PixelBudget:
 
     @contextlib.contextmanager
     def hold(self, pixels: int) -> Iterator[None]:
-        """Waits until the budget has room for so many pixels, and takes it until the end of the block."""
+        """Waits until the budget has room for this number of pixels, and reserves it until the end of the block."""
         with self._next, self._changed:
             self._changed.wait_for(lambda: not self._in_flight or self._in_flight + pixels <= self.pixels)
             self._in_flight += pixels

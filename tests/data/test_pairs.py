@@ -500,7 +500,22 @@ class TestRefusals:
             ({"delimiter": ";"}, ValueError, "Only tables have a delimiter"),
             ({"max_broken": 1.5}, ValueError, "max_broken=1.5"),
         ],
-        ids=str,
+        ids=[
+            "batch larger than the data",
+            "batch of zero",
+            "negative seed",
+            "crop scale of zero",
+            "crop scale above one",
+            "shard index too large",
+            "decreasing lengths",
+            "equal lengths",
+            "length above the context",
+            "no lengths",
+            "tokenizer that is a text",
+            "function for a tar",
+            "delimiter of a tar",
+            "broken fraction above one",
+        ],
     )
     def test_arguments(self, options, error, message, shards):
         with pytest.raises(error, match=message):

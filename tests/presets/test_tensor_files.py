@@ -95,7 +95,11 @@ def test_headers_that_do_not_fit(change, tmp_path):
         read(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff" * 100, struct.pack("<Q", 2**60) + b"{}", b"version https://git-lfs"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\xff" * 100, struct.pack("<Q", 2**60) + b"{}", b"version https://git-lfs"],
+    ids=["empty", "not text", "huge header", "Git LFS pointer"],
+)
 def test_other_files(content, tmp_path):
     path = tmp_path / "x.safetensors"
     path.write_bytes(content)
@@ -166,7 +170,9 @@ def test_torchscript_is_opened_for_published_digests_only(tmp_path, monkeypatch)
     assert {key: value.shape for key, value in read(path).items()} == {"weight": (3, 2), "bias": (3,)}
 
 
-@pytest.mark.parametrize("content", ["", "[1]", "{", '{"a": NaN', "\xff"])
+@pytest.mark.parametrize(
+    "content", ["", "[1]", "{", '{"a": NaN', "\xff"], ids=["empty", "a list", "truncated", "truncated NaN", "not UTF-8"]
+)
 def test_configurations(content, tmp_path):
     path = tmp_path / "config.json"
     path.write_bytes(content.encode("latin-1"))

@@ -1,4 +1,4 @@
-"""Data sets in memory or of other libraries: sequences, data frames, Hugging Face, tf.data, tensorflow-datasets."""
+"""Datasets in memory or of other libraries: sequences, data frames, Hugging Face, tf.data, tensorflow-datasets."""
 
 import inspect
 import io
@@ -56,7 +56,7 @@ class SequenceReader(Reader):
     def __init__(self, dataset: Any, mapping: Mapping | None = None, captions: bool = True):
         mapping = require_mapping(mapping)
         if not callable(mapping) and len(dataset):
-            # A transform may return other columns than the data set has.
+            # A transform may return other columns than the dataset has.
             has_columns = getattr(dataset, "column_names", None) and not _has_transform(dataset)
             require_columns(mapping, dataset.column_names if has_columns else dataset[0])
         self._dataset = _undecoded(dataset, mapping)
@@ -111,19 +111,19 @@ def _pair_of_columns(element: Any, names: tuple[Any, Any]) -> tuple[Any, Any]:
 
 
 def _has_transform(dataset: Any) -> bool:
-    """Whether a Hugging Face data set applies a function of the user's to its elements."""
+    """Whether a Hugging Face dataset applies a function of the user's to its elements."""
     form = getattr(dataset, "format", None)
     return isinstance(form, dict) and form.get("type") == "custom"
 
 
 def _class_names(dataset: Any) -> dict[str, Callable[[int], str]]:
-    """The function from numbers to names of each column of classes of a Hugging Face data set."""
+    """The function from numbers to names of each column of classes of a Hugging Face dataset."""
     features = getattr(dataset, "features", None) or {}
     return {name: kind.int2str for name, kind in features.items() if hasattr(kind, "int2str")}
 
 
 def _undecoded(dataset: Any, mapping: Mapping) -> Any:
-    """A Hugging Face data set that returns the files of its images, which the pipeline decodes faster.
+    """A Hugging Face dataset that returns the files of its images, which the pipeline decodes faster.
 
     A transform of the user's gets the decoded images that it expects. Other formats, such as "torch", are left out:
     they change how values are represented, not the values.

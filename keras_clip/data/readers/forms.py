@@ -85,7 +85,7 @@ def open_reader(
 
     Args:
         source: a path, a glob, braces, an object, or a list of these, of one form or several.
-        mapping: the names of the image and the caption column, or, for data sets, a function of an element.
+        mapping: the names of the image and the caption column, or, for datasets, a function of an element.
         captions: whether samples must be pairs. If False, they are images with metadata: no captions are needed, and
             the second name of a mapping may be None.
         delimiter: what separates the columns of tables. None: see `TableReader`.

@@ -32,30 +32,29 @@ class TestForms:
     def test_tables_and_folders_are_files_of_images(self, tmp_path):
         assert type(open_reader(write_table(tmp_path / "a.tsv", numbered(2), delimiter="\t"))) is TableReader
 
-    @pytest.mark.parametrize(
-        "source, mapping, error, message",
-        [
-            ("nothing/*.tar", None, FileNotFoundError, r"nothing/\*.tar"),
-            ([], None, FileNotFoundError, "an empty list"),
-            ("s3://bucket/a.tar", None, ValueError, "local files"),
-            ("https://host/a.tar", None, ValueError, "Download"),
-            ("pipe:curl", None, ValueError, "local files"),
-            (["b.tfrecord", "c.zip"], None, ValueError, "'c.zip', which is none of these"),
-            ("c.zip", None, ValueError, "'c.zip', which is none of these"),
-            ("a.tar", len, ValueError, "two names"),
-            ("a.tar", (0, 1), ValueError, "two names"),
-            ("a.tar", ("jpg", ""), ValueError, "two columns"),
-            ("a.tar", "jpg", ValueError, "two columns"),
-            ("b.tfrecord", len, ValueError, "two names"),
-            ("b.tfrecord", ("a", "b", "c"), ValueError, "image and caption"),
-            (7, None, TypeError, "int"),
-            ({"train": [1]}, None, TypeError, "pick one"),
-            (iter([1]), None, TypeError, "tf.data.Dataset"),
-            ([{"image": b""}], None, ValueError, "mapping=None"),
-            ((), len, FileNotFoundError, "empty"),
-        ],
-        ids=str,
-    )
+    # (source, mapping, error, a part of its message).
+    REFUSED = {
+        "a glob without a match": ("nothing/*.tar", None, FileNotFoundError, r"nothing/\*.tar"),
+        "an empty list": ([], None, FileNotFoundError, "an empty list"),
+        "a tar on S3": ("s3://bucket/a.tar", None, ValueError, "local files"),
+        "a web address": ("https://host/a.tar", None, ValueError, "Download"),
+        "a pipe": ("pipe:curl", None, ValueError, "local files"),
+        "a list of two forms": (["b.tfrecord", "c.zip"], None, ValueError, "'c.zip', which is none of these"),
+        "an unknown form": ("c.zip", None, ValueError, "'c.zip', which is none of these"),
+        "a function for a tar": ("a.tar", len, ValueError, "two names"),
+        "numbers for a tar": ("a.tar", (0, 1), ValueError, "two names"),
+        "an empty name for a tar": ("a.tar", ("jpg", ""), ValueError, "two columns"),
+        "one name for a tar": ("a.tar", "jpg", ValueError, "two columns"),
+        "a function for a TFRecord": ("b.tfrecord", len, ValueError, "two names"),
+        "three names for a TFRecord": ("b.tfrecord", ("a", "b", "c"), ValueError, "image and caption"),
+        "a number": (7, None, TypeError, "int"),
+        "a dict of splits": ({"train": [1]}, None, TypeError, "pick one"),
+        "an iterator": (iter([1]), None, TypeError, "tf.data.Dataset"),
+        "a list without a mapping": ([{"image": b""}], None, ValueError, "mapping=None"),
+        "an empty tuple": ((), len, FileNotFoundError, "empty"),
+    }
+
+    @pytest.mark.parametrize("source, mapping, error, message", REFUSED.values(), ids=REFUSED)
     def test_refusals(self, source, mapping, error, message, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         for name in ("a.tar", "b.tfrecord", "c.zip"):

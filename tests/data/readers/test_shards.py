@@ -52,7 +52,7 @@ class TestCache:
         load_index(tar, self.counted(calls))
         assert len(calls) == 2
 
-    @pytest.mark.parametrize("content", [b"", b"PK\3\4 damaged", b"no zip"])
+    @pytest.mark.parametrize("content", [b"", b"PK\3\4 damaged", b"no zip"], ids=["empty", "damaged zip", "no zip"])
     def test_a_damaged_index_is_made_again(self, content, tar):
         load_index(tar, index_tar)
         Path(f"{tar}.index.npz").write_bytes(content)

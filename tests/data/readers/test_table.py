@@ -148,7 +148,11 @@ class TestTables:
         with pytest.raises(ValueError, match="must be UTF-8. Received: .*a.png"):
             open_reader(tmp_path / "a.csv").metadata(np.array([0]))
 
-    @pytest.mark.parametrize("text", ["path,caption\n", 'path,caption\n"a.png,x\n', "path,caption\nx\ny\nz,1\n"])
+    @pytest.mark.parametrize(
+        "text",
+        ["path,caption\n", 'path,caption\n"a.png,x\n', "path,caption\nx\ny\nz,1\n"],
+        ids=["no rows", "an open quote", "other rows"],
+    )
     def test_a_table_that_changes(self, text, tmp_path):
         (tmp_path / "a.csv").write_text("path,caption\na.png,x\n")
         reader = open_reader(tmp_path / "a.csv")

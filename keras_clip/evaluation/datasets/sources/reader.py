@@ -38,7 +38,7 @@ def from_reader(
         group: the name of the group in the metadata. None: no groups.
         mapping: as of `image_text_pairs`. The second name may be None: captions are not needed.
         delimiter: as of `image_text_pairs`.
-        name: of the data set. None: "images".
+        name: of the dataset. None: "images".
         split: what to call this part.
         empty_classes: what to do with a class without an image: "refuse", "keep" or "drop".
 

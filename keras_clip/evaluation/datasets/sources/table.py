@@ -35,7 +35,7 @@ def csv(
         image: the column of paths. None: `path`, or another usual name (see `image_text_pairs`).
         label: the column of labels. In JSON it may be a list of several.
         group: the column of groups, if there is one.
-        name: of the data set. None: that of the file.
+        name: of the dataset. None: that of the file.
         split: what to call this part.
         empty_classes: what to do with a class without an image: "refuse", "keep" or "drop".
 

@@ -30,10 +30,10 @@ def tars(
         class_names: K names. None: all labels, in alphabetical order. The numbers of `.cls` files are names too, but if
             they are not among `class_names`, they are places in them.
         label: the key of the class name in the .json, or "cls", or a function of the .json's object. Several names in a
-            list make the data set one of several classes. None: "name", or "cls" if there is only that.
+            list make the dataset one of several classes. None: "name", or "cls" if there is only that.
         group: the key of the group. None: no groups.
         image: the extension of the images, if there are several images of a key. None: the first.
-        name: of the data set. None: that of the folder of the first shard.
+        name: of the dataset. None: that of the folder of the first shard.
         split: what to call this part.
         empty_classes: what to do with a class without an image: "refuse", "keep" or "drop".
 
