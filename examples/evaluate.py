@@ -12,7 +12,9 @@
     a folder        with one folder of images for each class
     a .csv or .tsv  with the columns path and label (and group)
     a .tar or glob  WebDataset tars; the class is `--label` of each .json
-    tfds:NAME       a dataset of the paper, through tensorflow-datasets, with its prompts: tfds:Food101
+    tfds:NAME       a dataset of the paper, through tensorflow-datasets, with its prompts: tfds:Food101. With the name
+                    of a preset as `--model`, the report shows the paper's scores. Its shifts of ImageNet are named
+                    likewise, `--shift tfds:ImageNet-R`, or by a folder of that name: `--shift files/ObjectNet`
 
 Images are encoded once; the features stay in `<out>/stores`, so a second run takes seconds. Writes results.json and
 results.csv into `--out` after each part, and at the end report.html, which opens in any browser without a network. A
@@ -36,6 +38,11 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument(
         "--shift", nargs="+", default=[], help="images of the same classes from another distribution, as --data"
     )
+    parser.add_argument(
+        "--pooled",
+        type=Path,
+        help="JSON {shift: {class of the shift: [classes of --data]}}, for shifts with coarser classes",
+    )
     parser.add_argument("--label", default="name", help="key of the class in the .json of tars")
     parser.add_argument("--captions", action="store_true", help="measure retrieval by the .txt of tars")
     parser.add_argument(
@@ -57,6 +64,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if len(args.data) > 1 and (args.train or args.shift):
         parser.error("--train and --shift go with one --data. Run the command once for each.")
+    if args.train and args.data[0].startswith("tfds:"):
+        parser.error("--train goes with your own --data: a dataset of the paper has its own training split.")
     return args
 
 
@@ -85,6 +94,8 @@ def is_tars(source: str) -> bool:
 
 def images(source: str, label: str, split: str) -> evaluation.LabelledImages:
     """The images that a word of the command line names."""
+    if source.startswith("tfds:"):
+        return suites.record(source.removeprefix("tfds:")).images("test")
     named = {"split": split, "name": Path(source).stem.strip("*") or None}
     if source == "digits":
         return sources.digits(split)
@@ -101,21 +112,15 @@ def images(source: str, label: str, split: str) -> evaluation.LabelledImages:
 
 
 def make_task(source: str, args: argparse.Namespace, templates: list[str]) -> evaluation.Task:
+    names = [shift.removeprefix("tfds:") if shift.startswith("tfds:") else Path(shift).stem for shift in args.shift]
+    if len(set(names)) < len(names):
+        raise SystemExit(f"Shifts must have different names. Received: --shift {' '.join(args.shift)}. Rename one.")
+    shifts = {name: images(shift, args.label, "shift") for name, shift in zip(names, args.shift, strict=True)}
+    pooled = json.loads(args.pooled.read_text(encoding="utf-8")) if args.pooled else {}
     if source.startswith("tfds:"):
         record = suites.record(source.removeprefix("tfds:"))
-        test = record.images("test")
-        return evaluation.Task(
-            test,
-            *(record.images(split) if split in record.splits else None for split in ("train", "validation")),
-            record.templates,
-            dict(zip(test.class_names, record.names_per_class(test.class_names), strict=True)),
-            record.metric,
-            protocol=record.protocol,
-            missing=args.missing,
-        )
-    shifts = [Path(shift).stem for shift in args.shift]
-    if len(set(shifts)) < len(shifts):
-        raise SystemExit(f"Shifts must have different names. Received: --shift {' '.join(args.shift)}. Rename one.")
+        model = args.model if args.model in keras_clip.presets.names() else None
+        return evaluation.Task.from_record(record, shifts, model, pooled=pooled, missing=args.missing)
     train = args.train or ("digits" if source == "digits" else None)
     captions = {}
     if args.captions:
@@ -126,7 +131,8 @@ def make_task(source: str, args: argparse.Namespace, templates: list[str]) -> ev
         images(source, args.label, "test"),
         images(train, args.label, "train") if train else None,
         templates=templates,
-        shifts={name: images(shift, args.label, "shift") for name, shift in zip(shifts, args.shift, strict=True)},
+        shifts=shifts,
+        pooled=pooled,
         captions=captions,
         missing=args.missing,
     )
