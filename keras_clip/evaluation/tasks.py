@@ -269,8 +269,8 @@ def _require_members(name: str, shift: Images, test: Images, classes: Mapping[st
     if set(classes) != _classes(shift) or unknown or len(set(members)) < len(members) or not all(classes.values()):
         raise ValueError(
             f"`pooled` must give each class of the shift {name!r} classes of {test.name}, none of them twice. "
-            f"Received: {len(classes)} classes for the {len(_classes(shift))} of the shift, {len(members)} members, of which "
-            f"{len(members) - len(set(members))} occur again and {unknown[:5]} are unknown."
+            f"Received: {len(classes)} classes for the {len(_classes(shift))} of the shift, {len(members)} "
+            f"members, of which {len(members) - len(set(members))} occur again and {unknown[:5]} are unknown."
         )
 
 
