@@ -150,7 +150,7 @@ def _common_classes(task: Task) -> tuple[str, ...] | None:
     """The classes to evaluate on, in order; None if all splits have them already.
 
     Raises:
-        ValueError: classes that only some splits have, if the task does not ask for less.
+        ValueError: classes that only some splits have, unless `task.missing` allows them.
     """
     test, others = task.test, [split for split in (task.train, task.validation) if split is not None]
     unequal = [split for split in others if _kind(split) != _kind(test)]

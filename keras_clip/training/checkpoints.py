@@ -21,7 +21,7 @@ _END_OF_EPOCH = "the rest of the epoch is trained"
 
 
 class DifferentTrainingError(ValueError):
-    """Checkpoints of another training than the one that shall resume: of another model, optimizer, data or options."""
+    """The checkpoints found are of another training: of another model, optimizer, data or options."""
 
 
 class Checkpoints(keras.callbacks.Callback):
@@ -202,7 +202,7 @@ class Checkpoints(keras.callbacks.Callback):
         compat.set_initial_epoch(self.model, record["epoch"])
         if record["epoch"] >= self.params.get("epochs", record["epoch"] + 1):
             logging.getLogger("keras_clip").warning(
-                "Nothing left to do: %s is the end of epoch %s, and `fit` was asked for %s.",
+                "Nothing left to do: %s is the end of epoch %s, and `epochs` is %s.",
                 path,
                 record["epoch"],
                 self.params["epochs"],

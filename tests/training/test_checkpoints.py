@@ -83,7 +83,7 @@ def test_a_run_that_has_ended_is_not_trained_again(trained, source, copy, caplog
     clip, pairs, checkpoints = trainer(source, copy)
     with caplog.at_level(logging.WARNING, "keras_clip"):
         again = fit(clip, pairs, checkpoints)
-    assert "Nothing left to do" in caplog.text and "is the end of epoch 2, and `fit` was asked for 2" in caplog.text
+    assert "Nothing left to do" in caplog.text and "is the end of epoch 2, and `epochs` is 2" in caplog.text
     assert checkpoints.first_step == STEPS * EPOCHS
     assert (again.epoch, again.history) == (history.epoch, history.history) and again.epoch == [0, 1]
     for array, expected in zip(clip.variables, end, strict=False):
