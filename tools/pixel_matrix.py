@@ -149,12 +149,14 @@ def jpegs() -> Iterator[tuple[str, bytes]]:
             yield f"XMP {as_element} {orientation} after EXIF", plain[:2] + upright + packet + plain[2:]
     long = b"".join(segment(0xE2, bytes(65_000)) for _ in range(3))
     yield "EXIF far from the start", plain[:2] + long + segment(0xE1, b"Exif\0\0" + exif_block(6)) + plain[2:]
-    yield "XMP far from the start", plain[:2] + long + segment(
-        0xE1, b"http://ns.adobe.com/xap/1.0/\0" + xmp(8)
-    ) + plain[2:]
-    yield "two EXIF blocks", plain[:2] + segment(0xE1, b"Exif\0\0" + exif_block(1)) + segment(
-        0xE1, b"Exif\0\0" + exif_block(6)
-    ) + plain[2:]
+    yield (
+        "XMP far from the start",
+        plain[:2] + long + segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + xmp(8)) + plain[2:],
+    )
+    yield (
+        "two EXIF blocks",
+        plain[:2] + segment(0xE1, b"Exif\0\0" + exif_block(1)) + segment(0xE1, b"Exif\0\0" + exif_block(6)) + plain[2:],
+    )
     yield "damaged EXIF", plain[:2] + segment(0xE1, b"Exif\0\0" + exif_block(6)[:-9]) + plain[2:]
 
 

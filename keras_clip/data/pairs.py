@@ -129,6 +129,11 @@ def image_text_pairs(
             epochs = IndexedEpochs(reader, training, *options)
             good = _indexed(epochs, decode, training)
         check_size(epochs.num_samples, batch_size, training, source)
+        epochs.options = {
+            "crop_scale": list(crop_scale),
+            "preprocessing": getattr(image_preprocessor, "get_config", dict)(),
+            "context_length": lengths[-1],
+        }
         numbered = _number(good, epochs, training).map(_tokenize_with(tokenizer, lengths))
         if training and epochs.num_samples:
             numbered = _with_length(numbered, epochs.num_samples // batch_size)

@@ -61,7 +61,10 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 30\n%%EndComments\n(ran) 
 # What Pillow would open, by a program or by itself, and what only looks like an image.
 REFUSED = {
     "EPS": EPS,
-    "EPS with a binary header": b"\xc5\xd0\xd3\xc6" + struct.pack("<6IH", 32, len(EPS), 0, 0, 0, 0, 0xFFFF) + bytes(2) + EPS,
+    "EPS with a binary header": b"\xc5\xd0\xd3\xc6"
+    + struct.pack("<6IH", 32, len(EPS), 0, 0, 0, 0, 0xFFFF)
+    + bytes(2)
+    + EPS,
     "ICO": encode(GREY, "ICO"),
     "TGA": encode(GREY, "TGA"),
     "PCX": encode(GREY, "PCX"),
