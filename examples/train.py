@@ -2,8 +2,9 @@
 
     python examples/train.py "shards/*.tar" --val "val/*.tar" --epochs 30 --out runs/mine
 
-Pairs are read from WebDataset tars, img2dataset TFRecords, a CSV or TSV table of paths and captions, or a folder of
-images and .txt files (see `keras_clip.data.image_text_pairs`). Keras shows the progress; the environment variable
+Pairs are read from WebDataset tars, TFRecords or Parquet files of img2dataset, tables of paths and captions (.csv, .tsv,
+.jsonl), folders of images and .txt files, or several of these (see `keras_clip.data.image_text_pairs`); `--image`,
+`--caption` and `--delimiter` name what is not called as usual. Keras shows the progress; the environment variable
 KERAS_BACKEND selects the backend. Writes into the folder `--out`: clip.keras (load it with
 `keras.saving.load_model`), history.csv (one row per epoch), steps.csv (throughput, wait for data, loss and more every
 ten steps), loss.png (the curve of the loss) and command.json (the arguments and the duration of the run).
@@ -54,7 +55,9 @@ KEPT = ("model", "recipe", "image_size", "context_length", "epochs", "flip", "co
 
 def parse_args(argv=None) -> argparse.Namespace:
     parser = terminal.Parser(__doc__)
-    parser.add_argument("source", nargs="+", help="tars, TFRecords, tables or a folder; globs and braces are expanded")
+    parser.add_argument("source", nargs="+", help="shards, tables or folders; globs and braces are expanded")
+    terminal.add_source_arguments(parser)
+    parser.add_argument("--max-broken", type=float, default=0.05, help="fraction of the samples that may be broken")
     parser.add_argument("--val", nargs="+", help="pairs on which the loss is measured after each epoch")
     parser.add_argument("--model", choices=MODELS, default="resnet_tiny")
     parser.add_argument("--recipe", help="a model and training of the paper, such as vit_b32")
@@ -226,10 +229,13 @@ def read_pairs(args: argparse.Namespace, clip: keras_clip.CLIPModel, part: keras
     if args.strategy == "jax_data_parallel" and part.count > 1:
         # All processes run the same program, so their texts must have one length.
         options["text_lengths"] = (clip.tokenizer.context_length,)
-    pairs = keras_clip.data.image_text_pairs(args.source, clip, args.batch_size // part.count, **options)
+    source = {**terminal.source_options(args), "max_broken": args.max_broken}
+    pairs = keras_clip.data.image_text_pairs(args.source, clip, args.batch_size // part.count, **source, **options)
     is_changed = args.flip or args.color_jitter
     batches = augment(pairs, args.flip, args.color_jitter, args.seed) if is_changed else pairs
-    validation = args.val and keras_clip.data.image_text_pairs(args.val, clip, args.batch_size, training=False)
+    validation = args.val and keras_clip.data.image_text_pairs(
+        args.val, clip, args.batch_size, training=False, **source
+    )
     return pairs, batches, validation
 
 
