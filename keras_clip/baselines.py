@@ -15,6 +15,7 @@ from keras_clip import distribution
 from keras_clip.data.images import ImagePreprocessor
 from keras_clip.data.tokenizer import CLIPTokenizer
 from keras_clip.encoders.contract import features_shape, preprocessor_for
+from keras_clip.layers.composite import CompositeModel
 from keras_clip.layers.embeddings import PixelNormalization, TokenEmbedding
 from keras_clip.layers.initialisation import normal
 from keras_clip.layers.transformer import TransformerBlock
@@ -43,7 +44,7 @@ def vocabulary_of(token_ids: Iterable[np.ndarray]) -> list[int]:
     return sorted(found)
 
 
-class _ImageFeatures(keras.Model):
+class _ImageFeatures(CompositeModel):
     """Normalises the pixels and encodes them: images (B, H, W, 3) to features (B, D)."""
 
     def __init__(self, encoder, image_preprocessor, **kwargs):
@@ -54,25 +55,25 @@ class _ImageFeatures(keras.Model):
         )
         images = keras.KerasTensor((None, *image_preprocessor.sides, 3), dtype=self.compute_dtype)
         self.width = features_shape(encoder, images, "image_encoder")[-1]
-        self.built = True
+        self.mark_built()
 
     def call(self, images, training=False):
         return self.encoder(self.pixels(images), training=bool(training) and self.encoder.trainable)
 
 
-class _Scores(keras.Model):
+class _Scores(CompositeModel):
     """Computes the log-likelihood per word of texts: features (B, D) and token ids (K, L) to (B, K)."""
 
     def __init__(self, predictor):
         super().__init__(name="scores")
         self.predictor = predictor
-        self.built = True
+        self.mark_built()
 
     def call(self, inputs):
         return -self.predictor.losses_of_all(inputs["features"], inputs["token_ids"])
 
 
-class _CaptionPredictor(keras.Model):
+class _CaptionPredictor(CompositeModel):
     """Base class of both predictors: image encoder, vocabulary, mean loss of a batch, and zero-shot scores.
 
     A subclass defines `_logits_of(features, words)` and `_losses_of(logits, words)`, where `words` are ids of its
@@ -201,7 +202,7 @@ class _CaptionPredictor(keras.Model):
         }
 
     @classmethod
-    def from_config(cls, config):
+    def _from_own_config(cls, config):
         parts = ("image_encoder", "tokenizer", "image_preprocessor")
         return cls(**{**config, **{key: keras.saving.deserialize_keras_object(config[key]) for key in parts}})
 
@@ -247,7 +248,7 @@ class BagOfWordsPredictor(_CaptionPredictor):
             self.num_words, kernel_initializer=normal(width**-0.5), dtype=self.dtype_policy, name="output_words"
         )
         self.output_words.build((None, width))
-        self.built = True
+        self.mark_built()
 
     def _logits_of(self, features: Tensor, words: Tensor) -> Tensor:
         """Returns logits (B, V) of features (B, D); `words` is not used."""
@@ -329,7 +330,7 @@ class CaptionLanguageModel(_CaptionPredictor):
         for layer in (*self.blocks, self.norm_final):
             layer.build((None, None, width))
         self.output_words = dense(self.num_words, width, "output_words")
-        self.built = True
+        self.mark_built()
 
     def _logits_of(self, features: Tensor, words: Tensor) -> Tensor:
         """Returns logits (B, L, V) of features (B, D) and words (B, L)."""

@@ -3,8 +3,6 @@
 Training is Keras' own: `compute_loss` is the one hook, on every backend. The loss is that of the global batch.
 """
 
-import contextlib
-import gc
 import os
 
 import keras
@@ -15,6 +13,7 @@ from keras_clip.data.images import ImagePreprocessor
 from keras_clip.data.tokenizer import CLIPTokenizer
 from keras_clip.encoders.contract import attribute, features_shape, images_shape, preprocessor_for
 from keras_clip.export import export_image_model, export_text_model
+from keras_clip.layers.composite import CompositeModel
 from keras_clip.layers.contrastive_loss import ContrastiveLoss
 from keras_clip.layers.embeddings import PixelNormalization
 from keras_clip.layers.projection import ProjectionHead
@@ -32,41 +31,14 @@ def _check_end_token(tokenizer, encoder) -> None:
         )
 
 
-def _is_quantizable(layer) -> bool:
-    return isinstance(layer, keras.layers.Dense | keras.layers.EinsumDense | keras.layers.Embedding)
-
-
-@contextlib.contextmanager
-def _one_collection():
-    """Keras collects garbage after every weight that it drops, a minute in a large program. Here it does so once."""
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-        gc.collect()
-
-
-class _Embedder(keras.Model):
+class _Embedder(CompositeModel):
     """An encoder and its projection head."""
 
-    # Keras rebuilds a saved model from its configuration, which does not say that layers inside were quantised.
-    quantization = None
-
-    def quantize(self, mode: str = "int8", **kwargs) -> None:
-        """Makes the linear layers and embeddings compute in int8: a quarter of the memory, for inference.
-
-        Args:
-            mode: "int8".
-            kwargs: as of `keras.Model.quantize`.
-        """
-        with _one_collection():
-            super().quantize(mode, **{"filters": _is_quantizable, **kwargs})
-        self._note_quantization(mode)
-
-    def _note_quantization(self, mode):
-        self.quantization = mode
-        compat.forget_step(self, evaluation=True)
+    @property
+    def quantization(self) -> str | None:
+        """The mode of the first layer inside that is quantised, such as "int8"; None without one."""
+        modes = (layer.quantization_mode for layer in compat.all_layers(self))
+        return next((mode for mode in modes if mode is not None), None)
 
     def _embed(self, inputs, training):
         # A locked encoder does not learn and does not drop: its statistics and its patches stay as they are.
@@ -85,12 +57,12 @@ class _Embedder(keras.Model):
             **super().get_config(),
             "encoder": keras.saving.serialize_keras_object(self.encoder),
             "embed_dim": self.embed_dim,
-            "quantization": self.quantization,
         }
 
     @classmethod
-    def from_config(cls, config):
+    def _from_own_config(cls, config):
         config = _deserialized(config)
+        # Of files that an earlier version saved.
         mode = config.pop("quantization", None)
         embedder = cls(**config)
         if mode is not None:
@@ -146,7 +118,7 @@ class ImageEmbedder(_Embedder):
         )
         images = keras.KerasTensor(shape, dtype=self.compute_dtype)
         self.projection.build(features_shape(encoder, images, "image_encoder"))
-        self.built = True
+        self.mark_built()
 
     def call(self, images, training=False):
         return self._embed(self.pixels(images), training)
@@ -211,7 +183,7 @@ class TextEmbedder(_Embedder):
         self.projection = ProjectionHead(embed_dim, dtype=self.dtype_policy, name="text_projection")
         token_ids = keras.KerasTensor((None, length), dtype="int32")
         self.projection.build(features_shape(encoder, token_ids, "text_encoder"))
-        self.built = True
+        self.mark_built()
 
     def call(self, token_ids, training=False):
         return self._embed(token_ids, training)
@@ -327,7 +299,7 @@ class CLIPModel(GlobalBatchTrainer):
         self.text_to_image_accuracy = keras.metrics.Mean(name="text_to_image_accuracy")
         self.mean_logit_scale = keras.metrics.Mean(name="logit_scale")
         self.add_step_metrics()
-        self.built = True
+        self.mark_built()
 
     def build(self, input_shape=None):
         """The parts are built by the constructor."""
@@ -394,20 +366,6 @@ class CLIPModel(GlobalBatchTrainer):
             loss = loss + ops.sum(ops.cast(penalty, "float32")) / replicas
         return loss
 
-    def quantize(self, mode: str = "int8", **kwargs) -> None:
-        """Makes the linear layers and embeddings of both halves compute in int8, for inference.
-
-        Either half alone: `clip.image_embedder.quantize("int8")`. A quantised model is saved and loaded as it is.
-
-        Args:
-            mode: "int8".
-            kwargs: as of `keras.Model.quantize`.
-        """
-        with _one_collection():
-            super().quantize(mode, **{"filters": _is_quantizable, **kwargs})
-        self.image_embedder._note_quantization(mode)
-        self.text_embedder._note_quantization(mode)
-
     def get_config(self):
         image, text = self.image_embedder, self.text_embedder
         serialize = keras.saving.serialize_keras_object
@@ -419,12 +377,12 @@ class CLIPModel(GlobalBatchTrainer):
             "tokenizer": serialize(text.tokenizer),
             "image_preprocessor": serialize(image.image_preprocessor),
             **_loss_config(self.contrast),
-            "quantization": [image.quantization, text.quantization],
         }
 
     @classmethod
-    def from_config(cls, config):
+    def _from_own_config(cls, config):
         config = _deserialized(config)
+        # Of files that an earlier version saved.
         modes = config.pop("quantization", (None, None))
         clip = cls(**config)
         for half, mode in zip((clip.image_embedder, clip.text_embedder), modes, strict=True):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import keras
 from keras import ops
 
+from keras_clip.layers.composite import Composite, CompositeModel
 from keras_clip.layers.initialisation import uniform
 from keras_clip.layers.pooling import AttentionPool
 from keras_clip.layers.pure_call import rematerialize
@@ -35,7 +36,7 @@ def _average_pool(size: int, dtype, name: str) -> keras.layers.AveragePooling2D:
 
 
 @keras.saving.register_keras_serializable(package="keras_clip")
-class Bottleneck(keras.layers.Layer):
+class Bottleneck(Composite, keras.layers.Layer):
     """A residual block of three convolutions, with anti-aliased strides by average pooling (Zhang, 2019).
 
     Args:
@@ -100,7 +101,7 @@ class Bottleneck(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="keras_clip")
-class ModifiedResNet(keras.Model):
+class ModifiedResNet(CompositeModel):
     """Encodes images with a ResNet that has three stem convolutions, anti-aliased strides and an attention pool.
 
     Radford et al. (2021), sections 2.4 and 2.5. The output projection of the published attention pool is the projection

@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_clip.layers.composite import CompositeModel
 from keras_clip.layers.embeddings import TokenEmbedding
 from keras_clip.layers.pooling import end_positions
 from keras_clip.layers.pure_call import rematerialize
@@ -10,7 +11,7 @@ from keras_clip.layers.transformer import TransformerBlock
 
 
 @keras.saving.register_keras_serializable(package="keras_clip")
-class TextTransformer(keras.Model):
+class TextTransformer(CompositeModel):
     """Encodes texts with a causal pre-LN transformer, pooled at the first end token.
 
     Radford et al. (2021), section 2.4. As the attention is causal, a batch may be truncated to its longest text without

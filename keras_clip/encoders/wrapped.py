@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import keras
 from keras import ops
 
+from keras_clip.layers.composite import CompositeModel
 from keras_clip.layers.pooling import end_positions
 
 # Inputs of a text model that are computed from the token ids.
@@ -99,7 +100,7 @@ def _check_rank(features, pooling: str | None) -> None:
         )
 
 
-class _Wrapped(keras.Model):
+class _Wrapped(CompositeModel):
     def __init__(self, model: keras.Model, pooling: str | None, output: str | None, **kwargs):
         kwargs.setdefault("name", f"{model.name}_encoder")
         super().__init__(**kwargs)
@@ -109,7 +110,7 @@ class _Wrapped(keras.Model):
         features = _select(model.output, output)
         _check_rank(features, pooling)
         self.width = features.shape[-1]
-        self.built = True
+        self.mark_built()
 
     def build(self, input_shape=None):
         """Does nothing: the wrapped model is already built."""
@@ -126,7 +127,7 @@ class _Wrapped(keras.Model):
         }
 
     @classmethod
-    def from_config(cls, config):
+    def _from_own_config(cls, config):
         return cls(model=keras.saving.deserialize_keras_object(config.pop("model")), **config)
 
 

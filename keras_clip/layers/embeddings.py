@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from keras_clip.layers.adaptable import LoraEmbedding
+from keras_clip.layers.composite import Composite
 from keras_clip.layers.initialisation import normal, uniform
 
 
@@ -42,7 +44,7 @@ class PixelNormalization(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="keras_clip")
-class PatchEmbedding(keras.layers.Layer):
+class PatchEmbedding(Composite, keras.layers.Layer):
     """Splits images into patches, projects them linearly, prepends a class token and adds learned positions.
 
     Args:
@@ -108,7 +110,7 @@ class PatchEmbedding(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="keras_clip")
-class TokenEmbedding(keras.layers.Layer):
+class TokenEmbedding(Composite, keras.layers.Layer):
     """Looks up token embeddings and adds learned positions.
 
     Args:
@@ -135,7 +137,7 @@ class TokenEmbedding(keras.layers.Layer):
     def build(self, token_ids_shape=None):
         if self.built:
             return
-        self.tokens = keras.layers.Embedding(
+        self.tokens = LoraEmbedding(
             self.vocabulary_size,
             self.width,
             embeddings_initializer=normal(0.02),

@@ -34,6 +34,14 @@ class PatchDropout(keras.layers.Layer):
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
 
+    def save_own_variables(self, store):
+        # Keras does not save the states of random generators.
+        store["seed_state"] = self.seed_generator.state
+
+    def load_own_variables(self, store):
+        if "seed_state" in store.keys():
+            self.seed_generator.state.assign(store["seed_state"])
+
     def call(self, x, training=False):
         if not training or self.rate == 0:
             return x

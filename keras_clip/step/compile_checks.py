@@ -15,6 +15,13 @@ def check_compile_arguments(model: keras.Model, optimizer, options: dict) -> Non
             f"The loss is the model's own. Received: loss={options['loss']!r}. Leave it out; "
             "`CLIPModel(loss='sigmoid')` chooses the other one."
         )
+    for metric in keras.tree.flatten([options.get("metrics"), options.get("weighted_metrics")]):
+        if metric in ("accuracy", "acc", "crossentropy", "ce"):
+            raise ValueError(
+                "Metrics compare the image with the text embeddings of a batch, which have no classes. "
+                f"Received: metrics with {metric!r}. `fit` and `evaluate` log `image_to_text_accuracy` and "
+                "`text_to_image_accuracy` in any case; other metrics are functions of both embeddings."
+            )
     inner = getattr(optimizer, "inner_optimizer", optimizer)
     steps = getattr(inner, "gradient_accumulation_steps", None)
     if steps:

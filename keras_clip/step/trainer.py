@@ -5,12 +5,15 @@ over replicas before they are clipped; a step whose loss or gradient is not fini
 encoded in micro-batches.
 """
 
+import contextlib
 from typing import NamedTuple
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_clip import compat, distribution
+from keras_clip.layers.composite import CompositeModel
 from keras_clip.optimizers.adam import adamw
 from keras_clip.step import backend_steps, batch_timing, compile_checks, microbatches
 from keras_clip.types import Tensor
@@ -51,9 +54,13 @@ class Branch(NamedTuple):
     output_name: str
     has_tokens: bool = False
 
+    def example(self) -> np.ndarray:
+        """Embeddings of two rows: zeros, float32 (2, E)."""
+        return np.zeros((2, self.embedder.embed_dim), "float32")
+
 
 @keras.saving.register_keras_serializable(package="keras_clip")
-class GlobalBatchTrainer(compat.FitHooks):
+class GlobalBatchTrainer(CompositeModel, compat.FitHooks):
     """Base of models whose loss compares the embeddings of several inputs, such as `CLIPModel`.
 
     A subclass builds its parts in the constructor, calls `add_step_metrics` and sets `built = True` there. It has the
@@ -112,10 +119,14 @@ class GlobalBatchTrainer(compat.FitHooks):
             microbatch_size: int > 0 or None. Pairs that a device encodes at a time; None: its whole part of the batch.
             jit_compile: as of `keras.Model.compile`. Under a `tf.distribute` strategy, where Keras cannot compile the
                 step, True compiles the encoders.
-            options: other arguments of `keras.Model.compile`, such as `run_eagerly`.
+            options: other arguments of `keras.Model.compile`, such as `run_eagerly` and `metrics`. A metric, or a
+                function, is called with the image and the text embeddings of the pairs, both float32 (B, E) and of unit
+                length, as `y_true` and `y_pred`: `keras.metrics.CosineSimilarity()` is the mean similarity of matching
+                pairs. On several replicas each sees the pairs of its own.
 
         Raises:
-            ValueError: a loss, accumulated gradients, or, under a strategy, options that Keras does not support there.
+            ValueError: a loss, accumulated gradients, metrics of classes, or, under a strategy, options that Keras does
+                not support there.
             RuntimeError: processes or devices that would each train alone.
         """
         if microbatch_size is not None and (not isinstance(microbatch_size, int) or microbatch_size < 1):
@@ -132,6 +143,11 @@ class GlobalBatchTrainer(compat.FitHooks):
         super().compile(optimizer, jit_compile=jit_compile if strategy is None else False, **options)
         if strategy is not None:
             compat.disable_gradient_sum(self.optimizer)
+        if options.get("metrics") or options.get("weighted_metrics"):
+            with self._scope():
+                compat.build_metrics(
+                    self, *self._compared({branch.output_name: branch.example() for branch in self.branches})
+                )
         self.microbatch_size = microbatch_size
         self._compile_options = {**options, "jit_compile": jit_compile, "microbatch_size": microbatch_size}
 
@@ -139,12 +155,27 @@ class GlobalBatchTrainer(compat.FitHooks):
         if not self.compiled:
             return {}
         config = {"optimizer": self.optimizer, **self._compile_options}
-        return {key: keras.saving.serialize_keras_object(value) for key, value in config.items()}
+        config = {key: keras.saving.serialize_keras_object(value) for key, value in config.items()}
+        return {**config, "optimized_weights": self._optimized_weights()}
+
+    def _optimized_weights(self):
+        """The places among `weights` of those that the optimizer was built for, or None before it was."""
+        if not self.optimizer.built:
+            return None
+        places = {id(weight): place for place, weight in enumerate(self.weights)}
+        if any(id(weight) not in places for weight in compat.optimized_weights(self.optimizer)):
+            # Some are no longer in the model, which has been quantised since.
+            self._match_optimizer()
+        return [places[id(weight)] for weight in compat.optimized_weights(self.optimizer)]
 
     def compile_from_config(self, config):
         config = {key: keras.saving.deserialize_keras_object(value) for key, value in config.items()}
+        # Files of an earlier version do not say which weights the optimizer was built for.
+        places = config.pop("optimized_weights", "trainable")
         self.compile(**config)
-        self.optimizer.build(self.trainable_variables)
+        if places is not None:
+            weights = self.weights
+            self.optimizer.build(self.trainable_variables if places == "trainable" else [weights[i] for i in places])
 
     def embed(self, x: dict, training: bool) -> dict:
         """Computes what `call` returns, in micro-batches or with compiled encoders if `compile` was told so.
@@ -172,21 +203,50 @@ class GlobalBatchTrainer(compat.FitHooks):
 
     def prepare_training(self, is_first):
         # The variables of the optimizer must exist before the step is traced.
-        if not self.optimizer.built:
-            self._build_optimizer()
+        self._match_optimizer()
         if is_first:
             distribution.share_first([*self.variables, *self.optimizer.variables])
 
     def wrap_train_function(self, function):
         return batch_timing.timed(self, function)
 
-    def _build_optimizer(self):
+    def _match_optimizer(self):
+        """Builds the optimizer for the weights that are trainable now.
+
+        If some have been locked or unlocked since it was built, the others keep their moments; those of weights that
+        are unlocked begin at zero.
+        """
+        weights = self.trainable_variables
+        with self._scope():
+            if not self.optimizer.built:
+                self.optimizer.build(weights)
+            elif list(map(id, compat.optimized_weights(self.optimizer))) != list(map(id, weights)):
+                compat.rebuild_optimizer(self.optimizer, weights)
+
+    def _scope(self):
         strategy = distribution.strategy_of(self)
-        if strategy is None:
-            self.optimizer.build(self.trainable_variables)
-        else:
-            with strategy.scope():
-                self.optimizer.build(self.trainable_variables)
+        return contextlib.nullcontext() if strategy is None else strategy.scope()
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        """Updates the metrics given to `compile` by the embeddings of both inputs, and returns the logs of all."""
+        first, second = self._compared(y_pred)
+        return super().compute_metrics(x, first, second)
+
+    def _compared(self, embeddings):
+        names = [branch.output_name for branch in self.branches]
+        if len(names) != 2:
+            raise ValueError(
+                "Metrics compare the embeddings of two inputs. "
+                f"Received: metrics for a model with {len(names)} inputs. Override `compute_metrics`."
+            )
+        return [embeddings[name] for name in names]
+
+    def get_metrics_result(self):
+        """The logs. Those of an epoch in which every step was skipped so far are NaN."""
+        logs = super().get_metrics_result()
+        is_counted = backend_steps.loss_metric(self).count > 0
+        about_steps = (self.gradient_norm.name, self.skipped_steps.name)
+        return {k: v if k in about_steps else ops.where(is_counted, v, float("nan")) for k, v in logs.items()}
 
     def train_step(self, *args):
         """A step of `fit`; on JAX of (state, data), elsewhere of data."""
