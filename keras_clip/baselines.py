@@ -18,10 +18,12 @@ from keras_clip.encoders.contract import features_shape, preprocessor_for
 from keras_clip.layers.composite import CompositeModel
 from keras_clip.layers.embeddings import PixelNormalization, TokenEmbedding
 from keras_clip.layers.initialisation import normal
+from keras_clip.layers.input_shapes import check_images
 from keras_clip.layers.transformer import TransformerBlock
 from keras_clip.losses import bag_of_words_loss, caption_loss
 from keras_clip.optimizers.adam import adamw
 from keras_clip.prompts import validate_class_names, validate_templates
+from keras_clip.step.compile_checks import check_pairs_only
 from keras_clip.types import Tensor
 
 # Limits of the logits and of the (image, prompt) pairs that zero-shot scoring holds in memory at a time.
@@ -53,11 +55,13 @@ class _ImageFeatures(CompositeModel):
         self.pixels = PixelNormalization(
             image_preprocessor.mean, image_preprocessor.std, dtype=self.dtype_policy, name="pixels"
         )
-        images = keras.KerasTensor((None, *image_preprocessor.sides, 3), dtype=self.compute_dtype)
+        self._sides = image_preprocessor.sides
+        images = keras.KerasTensor((None, *self._sides, 3), dtype=self.compute_dtype)
         self.width = features_shape(encoder, images, "image_encoder")[-1]
         self.mark_built()
 
     def call(self, images, training=False):
+        check_images(images, self._sides)
         return self.encoder(self.pixels(images), training=bool(training) and self.encoder.trainable)
 
 
@@ -118,6 +122,38 @@ class _CaptionPredictor(CompositeModel):
     def call(self, inputs, training=False):
         features = self.image_features(inputs["images"], training=training)
         return self._logits_of(features, self.words_of(inputs["token_ids"]))
+
+    def fit(self, *args, **options) -> keras.callbacks.History:
+        """Trains as `keras.Model.fit` does, on dicts of "images" and "token_ids".
+
+        Args:
+            args: as of `keras.Model.fit`, such as the data.
+            options: as of `keras.Model.fit`.
+
+        Returns:
+            Keras' `History`.
+
+        Raises:
+            ValueError: `y`, `sample_weight` or `class_weight` was given.
+        """
+        check_pairs_only(keras.Model.fit, args, options)
+        return super().fit(*args, **options)
+
+    def evaluate(self, *args, **options) -> dict[str, float] | list[float]:
+        """Evaluates as `keras.Model.evaluate` does, on dicts of "images" and "token_ids".
+
+        Args:
+            args: as of `keras.Model.evaluate`, such as the data.
+            options: as of `keras.Model.evaluate`.
+
+        Returns:
+            As `keras.Model.evaluate`.
+
+        Raises:
+            ValueError: `y` or `sample_weight` was given.
+        """
+        check_pairs_only(keras.Model.evaluate, args, options)
+        return super().evaluate(*args, **options)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """Returns the mean loss per word of the captions, plus regularisation losses, divided by the replica count.

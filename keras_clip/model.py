@@ -16,7 +16,9 @@ from keras_clip.export import export_image_model, export_text_model
 from keras_clip.layers.composite import CompositeModel
 from keras_clip.layers.contrastive_loss import ContrastiveLoss
 from keras_clip.layers.embeddings import PixelNormalization
+from keras_clip.layers.input_shapes import check_images, check_images_shape
 from keras_clip.layers.projection import ProjectionHead
+from keras_clip.step.compile_checks import check_pairs_only
 from keras_clip.step.trainer import Branch, GlobalBatchTrainer
 from keras_clip.types import Tensor
 
@@ -97,7 +99,7 @@ class ImageEmbedder(_Embedder):
         float32 embeddings (B, E) of unit length.
 
     Raises:
-        ValueError: the encoder does not give (B, D), or does not tell its image size.
+        ValueError: the encoder does not give (B, D), or does not tell its image size; images of another size.
     """
 
     def __init__(
@@ -106,6 +108,7 @@ class ImageEmbedder(_Embedder):
         super().__init__(**kwargs)
         self.encoder = encoder
         shape = images_shape(encoder)
+        self._sides = shape[-3:-1]
         self.image_preprocessor = image_preprocessor or preprocessor_for(encoder)
         self.pixels = PixelNormalization(
             self.image_preprocessor.mean, self.image_preprocessor.std, dtype=self.dtype_policy, name="pixels"
@@ -121,6 +124,7 @@ class ImageEmbedder(_Embedder):
         self.mark_built()
 
     def call(self, images, training=False):
+        check_images(images, self._sides, rank=None)
         return self._embed(self.pixels(images), training)
 
     def encode_image(self, images: Tensor) -> Tensor:
@@ -146,6 +150,7 @@ class ImageEmbedder(_Embedder):
         export_image_model(self, filepath, format, images_shape(self.encoder)[1:-1], "image_embeddings", dtype)
 
     def compute_output_spec(self, images, training=False):
+        check_images_shape(images.shape, self._sides, rank=None)
         return keras.KerasTensor((images.shape[0], self.embed_dim), dtype="float32")
 
     def get_config(self):
@@ -334,6 +339,38 @@ class CLIPModel(GlobalBatchTrainer):
     def encode_text(self, token_ids: Tensor) -> Tensor:
         """Token ids (B, L) to float32 embeddings (B, E) of unit length."""
         return self.text_embedder.encode_text(token_ids)
+
+    def fit(self, *args, **options) -> keras.callbacks.History:
+        """Trains as `keras.Model.fit` does, on dicts of "images" and "token_ids".
+
+        Args:
+            args: as of `keras.Model.fit`, such as the data.
+            options: as of `keras.Model.fit`.
+
+        Returns:
+            Keras' `History`.
+
+        Raises:
+            ValueError: `y`, `sample_weight` or `class_weight` was given.
+        """
+        check_pairs_only(keras.Model.fit, args, options)
+        return super().fit(*args, **options)
+
+    def evaluate(self, *args, **options) -> dict[str, float] | list[float]:
+        """Evaluates as `keras.Model.evaluate` does, on dicts of "images" and "token_ids".
+
+        Args:
+            args: as of `keras.Model.evaluate`, such as the data.
+            options: as of `keras.Model.evaluate`.
+
+        Returns:
+            As `keras.Model.evaluate`.
+
+        Raises:
+            ValueError: `y` or `sample_weight` was given.
+        """
+        check_pairs_only(keras.Model.evaluate, args, options)
+        return super().evaluate(*args, **options)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """Returns global_loss / R on each of R replicas, so that the sum over replicas is the loss of the global batch.

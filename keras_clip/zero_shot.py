@@ -206,6 +206,7 @@ class ZeroShotClassifier(CompositeModel):
 
     def compute_output_spec(self, images, training=False):
         images = images["images"] if isinstance(images, dict) else images
+        self.image_embedder.compute_output_spec(images)
         return keras.KerasTensor((images.shape[0], len(self.names_per_class)), dtype="float32")
 
     def evaluate(

@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_clip.layers.composite import Composite, CompositeModel
 from keras_clip.layers.initialisation import uniform
+from keras_clip.layers.input_shapes import check_images, check_images_shape
 from keras_clip.layers.pooling import AttentionPool
 from keras_clip.layers.pure_call import rematerialize
 from keras_clip.layers.sync_batch_norm import SyncBatchNorm
@@ -124,7 +125,7 @@ class ModifiedResNet(CompositeModel):
         Features (B, 32 width) in the compute dtype.
 
     Raises:
-        ValueError: sizes that are not multiples of 32, or another number of stages than four.
+        ValueError: sizes that are not multiples of 32, another number of stages than four, or images of another size.
     """
 
     # The projection heads of the published models have a bias; `CLIPModel` reads this attribute.
@@ -140,7 +141,7 @@ class ModifiedResNet(CompositeModel):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        self.sides = sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
         if len(blocks) != 4 or any(side < 32 or side % 32 for side in sides):
             raise ValueError(
                 "A modified ResNet has four stages and takes images whose sides are multiples of 32. "
@@ -179,6 +180,8 @@ class ModifiedResNet(CompositeModel):
         self.built = True
 
     def call(self, images, training=False):
+        check_images(images, self.sides)
+
         def run_stem(x):
             x = self.stem_padding(x)
             for convolution, norm in zip(self.stem[::2], self.stem[1::2], strict=True):
@@ -196,6 +199,7 @@ class ModifiedResNet(CompositeModel):
         return self.pool(x)
 
     def compute_output_shape(self, images_shape):
+        check_images_shape(images_shape, self.sides)
         return (images_shape[0], self.width)
 
     def get_config(self):

@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_clip.layers.composite import CompositeModel
+from keras_clip.layers.input_shapes import check_images, check_images_shape, check_token_ids
 from keras_clip.layers.pooling import end_positions
 
 # Inputs of a text model that are computed from the token ids.
@@ -173,7 +174,17 @@ class WrappedImageEncoder(_Wrapped):
             self.pixel_mean = (-low / (high - low),) * 3
             self.pixel_std = (1 / (high - low),) * 3
 
+    @property
+    def sides(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else tuple(self.image_size)
+
+    def compute_output_shape(self, input_shape):
+        check_images_shape(input_shape, self.sides)
+        return super().compute_output_shape(input_shape)
+
     def call(self, images, training=False):
+        check_images(images, self.sides)
         structure = self.model.input
         inputs = {next(iter(structure)): images} if isinstance(structure, dict) else images
         features = _select(self.model(inputs, training=training), self.output_key)
@@ -225,6 +236,7 @@ class WrappedTextEncoder(_Wrapped):
         self.end_token_id = end_token_id
 
     def call(self, token_ids, training=False):
+        check_token_ids(token_ids, self.context_length)
         ends = end_positions(token_ids, self.end_token_id)[:, None]
         is_text = ops.arange(ops.shape(token_ids)[1], dtype="int32")[None] <= ends
         derived = {

@@ -1,6 +1,8 @@
-"""What `compile` refuses: options that would train another objective, or fail later under several replicas."""
+"""What `compile` and `fit` refuse: options that would train another objective, be ignored, or fail later."""
 
+import inspect
 import warnings
+from collections.abc import Callable
 
 import keras
 
@@ -43,6 +45,24 @@ def check_compile_arguments(model: keras.Model, optimizer, options: dict) -> Non
                 f"ema_overwrite_frequency={inner.ema_overwrite_frequency}. Leave it at None: with `use_ema=True` alone "
                 "the averages become the weights when `fit` ends."
             )
+
+
+def check_pairs_only(method: Callable, args: tuple, options: dict) -> None:
+    """Raises a ValueError if a call of `fit` or `evaluate` has targets or weights, which Keras drops without targets.
+
+    Args:
+        method: the method of `keras.Model`.
+        args: positional arguments, without `self`.
+        options: keyword arguments.
+    """
+    given = {**dict(zip(list(inspect.signature(method).parameters)[1:], args, strict=False)), **options}
+    unknown = [name for name in ("y", "sample_weight", "class_weight") if given.get(name) is not None]
+    if unknown:
+        raise ValueError(
+            'The data must be dicts {"images", "token_ids"} without targets or sample weights: the captions are the '
+            f"targets, and each pair is contrasted with all others of its batch. Received: {', '.join(unknown)}. To "
+            "weight pairs, repeat them in the data, or give the model a loss layer of your own."
+        )
 
 
 def warn_of_separate_moments(model: keras.Model) -> None:
