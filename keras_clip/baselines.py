@@ -5,6 +5,7 @@ with the most likely prompt. `examples/efficiency.py` reproduces the comparison.
 """
 
 import itertools
+import os
 from collections.abc import Iterable, Sequence
 
 import keras
@@ -15,6 +16,7 @@ from keras_clip import distribution
 from keras_clip.data.images import ImagePreprocessor
 from keras_clip.data.tokenizer import CLIPTokenizer
 from keras_clip.encoders.contract import features_shape, preprocessor_for
+from keras_clip.export import export_pair_model
 from keras_clip.layers.composite import CompositeModel
 from keras_clip.layers.embeddings import PixelNormalization, TokenEmbedding
 from keras_clip.layers.initialisation import normal
@@ -171,6 +173,18 @@ class _CaptionPredictor(CompositeModel):
             loss = loss + ops.sum(ops.cast(penalty, "float32"))
         # Keras sums over replicas.
         return loss / distribution.replica_count()
+
+    def export(self, filepath: str | os.PathLike, format: str = "tf_saved_model", dtype: str = "uint8") -> None:
+        """Writes the predictor as a graph from "images" and "token_ids", of as many rows, to "logits".
+
+        Args:
+            filepath, format, dtype: as of `CLIPModel.export`.
+
+        Raises:
+            As `CLIPModel.export`.
+        """
+        sides, length = self.image_preprocessor.sides, self.tokenizer.context_length
+        export_pair_model(self, filepath, format, sides, length, "logits", dtype)
 
     def losses_of_all(self, features: Tensor, token_ids: Tensor) -> Tensor:
         """Returns the loss of each of K texts for each of B images.

@@ -210,6 +210,21 @@ class CompiledFunctions(keras.Model):
                 # Otherwise layers of torch would stay in training mode.
                 self.eval()
 
+    @contextlib.contextmanager
+    def _state_kept(self):
+        """Leaves no state of an earlier call or of one that fails, which a later one would write to the variables."""
+        self._end_jax_state()
+        try:
+            yield
+        except BaseException:
+            self._end_jax_state()
+            raise
+
+    def _end_jax_state(self):
+        if keras.backend.backend() == "jax":
+            self.jax_state_sync()
+            self._jax_state, self._jax_state_synced = None, True
+
     @functools.wraps(keras.Model.evaluate)
     def evaluate(self, *args, **kwargs):
         with self._state_kept():
@@ -220,15 +235,20 @@ class CompiledFunctions(keras.Model):
         with self._state_kept():
             return super().predict(*args, **kwargs)
 
-    @contextlib.contextmanager
-    def _state_kept(self):
-        try:
-            yield
-        except BaseException:
-            if keras.backend.backend() == "jax":
-                self.jax_state_sync()
-                self._jax_state = None
-            raise
+    @functools.wraps(keras.Model.train_on_batch)
+    def train_on_batch(self, *args, **kwargs):
+        with self._state_kept():
+            return super().train_on_batch(*args, **kwargs)
+
+    @functools.wraps(keras.Model.test_on_batch)
+    def test_on_batch(self, *args, **kwargs):
+        with self._state_kept():
+            return super().test_on_batch(*args, **kwargs)
+
+    @functools.wraps(keras.Model.predict_on_batch)
+    def predict_on_batch(self, *args, **kwargs):
+        with self._state_kept():
+            return super().predict_on_batch(*args, **kwargs)
 
 
 class FitHooks(CompiledFunctions):

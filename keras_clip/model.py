@@ -12,7 +12,7 @@ from keras_clip import compat, distribution
 from keras_clip.data.images import ImagePreprocessor
 from keras_clip.data.tokenizer import CLIPTokenizer
 from keras_clip.encoders.contract import attribute, features_shape, images_shape, preprocessor_for
-from keras_clip.export import export_image_model, export_text_model
+from keras_clip.export import export_image_model, export_pair_model, export_text_model
 from keras_clip.layers.composite import CompositeModel
 from keras_clip.layers.contrastive_loss import ContrastiveLoss
 from keras_clip.layers.embeddings import PixelNormalization
@@ -371,6 +371,24 @@ class CLIPModel(GlobalBatchTrainer):
         """
         check_pairs_only(keras.Model.evaluate, args, options)
         return super().evaluate(*args, **options)
+
+    def export(self, filepath: str | os.PathLike, format: str = "tf_saved_model", dtype: str = "uint8") -> None:
+        """Writes both halves as one file that runs without Keras.
+
+        The graph maps "images" and "token_ids", each of any number of rows, to "image_embeddings" and
+        "text_embeddings". `clip.image_embedder.export` and `clip.text_embedder.export` write one half; the graph of
+        texts can have the tokenizer in it.
+
+        Args:
+            filepath: folder of a SavedModel, or file of an ONNX or LiteRT graph.
+            format: "tf_saved_model" (computes in this model's dtype policy), "onnx" or "litert" (always in float32).
+            dtype: dtype of the images, as of `ImageEmbedder.export`.
+
+        Raises:
+            As `ImageEmbedder.export`.
+        """
+        sides = images_shape(self.image_encoder)[1:-1]
+        export_pair_model(self, filepath, format, sides, self.tokenizer.context_length, dtype=dtype)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """Returns global_loss / R on each of R replicas, so that the sum over replicas is the loss of the global batch.

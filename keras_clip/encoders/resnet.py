@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import keras
 from keras import ops
 
-from keras_clip.layers.composite import Composite, CompositeModel
+from keras_clip.encoders.contract import ImageEncoder
+from keras_clip.layers.composite import Composite
 from keras_clip.layers.initialisation import uniform
 from keras_clip.layers.input_shapes import check_images, check_images_shape
 from keras_clip.layers.pooling import AttentionPool
@@ -102,7 +103,7 @@ class Bottleneck(Composite, keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="keras_clip")
-class ModifiedResNet(CompositeModel):
+class ModifiedResNet(ImageEncoder):
     """Encodes images with a ResNet that has three stem convolutions, anti-aliased strides and an attention pool.
 
     Radford et al. (2021), sections 2.4 and 2.5. The output projection of the published attention pool is the projection

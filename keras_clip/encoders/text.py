@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_clip.layers.composite import CompositeModel
+from keras_clip.encoders.contract import TextEncoder
 from keras_clip.layers.embeddings import TokenEmbedding
 from keras_clip.layers.input_shapes import check_token_ids
 from keras_clip.layers.pooling import end_positions
@@ -12,7 +12,7 @@ from keras_clip.layers.transformer import TransformerBlock
 
 
 @keras.saving.register_keras_serializable(package="keras_clip")
-class TextTransformer(CompositeModel):
+class TextTransformer(TextEncoder):
     """Encodes texts with a causal pre-LN transformer, pooled at the first end token.
 
     Radford et al. (2021), section 2.4. As the attention is causal, a batch may be truncated to its longest text without

@@ -2,7 +2,7 @@
 
 import keras
 
-from keras_clip.layers.composite import CompositeModel
+from keras_clip.encoders.contract import ImageEncoder
 from keras_clip.layers.embeddings import PatchEmbedding
 from keras_clip.layers.input_shapes import check_images_shape
 from keras_clip.layers.patch_dropout import PatchDropout
@@ -11,7 +11,7 @@ from keras_clip.layers.transformer import TransformerBlock
 
 
 @keras.saving.register_keras_serializable(package="keras_clip")
-class VisionTransformer(CompositeModel):
+class VisionTransformer(ImageEncoder):
     """Encodes images with a pre-LN transformer over patches and a class token, pooled at the class token.
 
     Radford et al. (2021), section 2.4 and table 20. The weights are created at construction with the paper's

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import keras
 from keras import ops
 
+from keras_clip.encoders.contract import ImageEncoder, TextEncoder
 from keras_clip.layers.composite import CompositeModel
 from keras_clip.layers.input_shapes import check_images, check_images_shape, check_token_ids
 from keras_clip.layers.pooling import end_positions
@@ -133,7 +134,7 @@ class _Wrapped(CompositeModel):
 
 
 @keras.saving.register_keras_serializable(package="keras_clip")
-class WrappedImageEncoder(_Wrapped):
+class WrappedImageEncoder(_Wrapped, ImageEncoder):
     """An image encoder that wraps a model; created by `wrap`.
 
     Args:
@@ -202,7 +203,7 @@ class WrappedImageEncoder(_Wrapped):
 
 
 @keras.saving.register_keras_serializable(package="keras_clip")
-class WrappedTextEncoder(_Wrapped):
+class WrappedTextEncoder(_Wrapped, TextEncoder):
     """A text encoder that wraps a model; created by `wrap`.
 
     Args:

@@ -6,6 +6,7 @@ encoded in micro-batches.
 """
 
 import contextlib
+import os
 from typing import NamedTuple
 
 import keras
@@ -226,6 +227,18 @@ class GlobalBatchTrainer(CompositeModel, compat.FitHooks):
     def _scope(self):
         strategy = distribution.strategy_of(self)
         return contextlib.nullcontext() if strategy is None else strategy.scope()
+
+    def export(self, filepath: str | os.PathLike, *args, **options) -> None:
+        """Not supported for every trainer: each embedder is a model of its own.
+
+        Raises:
+            NotImplementedError: always; `CLIPModel` overrides it.
+        """
+        names = [branch.embedder.name for branch in self.branches]
+        raise NotImplementedError(
+            f"The inputs of a {type(self).__name__} are embedded one by one. Received: filepath={os.fspath(filepath)!r}. "
+            f"Export its embedders {names} instead, such as `model.branches[0].embedder.export(...)`."
+        )
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         """Updates the metrics given to `compile` by the embeddings of both inputs, and returns the logs of all."""
