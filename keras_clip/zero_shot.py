@@ -171,7 +171,9 @@ class ZeroShotClassifier(CompositeModel):
         self.class_embeddings.assign(class_embeddings)
         self.logit_scale = self.add_weight(name="logit_scale", shape=(), **fixed)
         # A copy: JAX would share one array with `clip`, whose steps free it.
-        self.logit_scale.assign(_to_numpy(ops.convert_to_tensor(clip.logit_scale if logit_scale is None else logit_scale)))
+        self.logit_scale.assign(
+            _to_numpy(ops.convert_to_tensor(clip.logit_scale if logit_scale is None else logit_scale))
+        )
         self.mark_built()
 
     def build(self, input_shape=None):

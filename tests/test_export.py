@@ -284,7 +284,9 @@ class KnownHereOnly(keras.layers.Layer):
 def test_a_failure_of_the_other_process_is_told(tmp_path):
     embedder = keras_clip.ImageEmbedder(KnownHereOnly(), embed_dim=2)
     classifier = keras_clip.ZeroShotClassifier(embedder, ["a", "b"], class_embeddings=np.eye(2), logit_scale=0.0)
-    options = dict(filepath=str(tmp_path / "x"), format="onnx", inputs={"images": ([2, 2, 3], "uint8")}, output_name="y")
+    options = dict(
+        filepath=str(tmp_path / "x"), format="onnx", inputs={"images": ([2, 2, 3], "uint8")}, output_name="y"
+    )
     with pytest.raises(RuntimeError, match="(?s)TensorFlow process.*KnownHereOnly.*Received") as error:
         export._export_elsewhere(classifier, options)
     assert 'File "' not in str(error.value)

@@ -11,8 +11,8 @@ from keras_clip.types import Tensor
 
 # What the papers start from: Radford et al. (2021), section 2.5; Zhai et al. (2023), section 3.2.
 TEMPERATURES = {"contrastive": 0.07, "sigmoid": 0.1}
-# The sigmoid loss has no bound in its paper, and published models exceed that of CLIP, with 4.72. This one, a temperature
-# of 0.001, is for runs that diverge.
+# The sigmoid loss has no bound in its paper, and published models exceed that of CLIP, with 4.72. This bound, a
+# temperature of 0.001, is for runs that diverge.
 LARGEST_LOGIT_SCALES = {"contrastive": LARGEST_LOGIT_SCALE, "sigmoid": math.log(1000.0)}
 
 

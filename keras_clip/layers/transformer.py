@@ -167,9 +167,7 @@ class TransformerBlock(Composite, keras.layers.Layer):
             dtype=policy,
             name="expand",
         )
-        self.contract = LoraDense(
-            width, kernel_initializer=normal(branch_stddev), dtype=policy, name="contract"
-        )
+        self.contract = LoraDense(width, kernel_initializer=normal(branch_stddev), dtype=policy, name="contract")
         for layer in (self.norm_1, self.attention, self.norm_2, self.expand):
             layer.build((None, None, width))
         self.contract.build((None, None, hidden))

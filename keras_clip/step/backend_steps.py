@@ -31,9 +31,7 @@ class _Step:
         self._variables = [*model.variables, *model.metrics_variables]
         self._metrics = set(map(id, model.metrics_variables))
         values = [variable.value for variable in self._variables]
-        self._result = compat.call_stateless(
-            lambda: _loss(model, x, y, sample_weight, True), self._variables, values
-        )
+        self._result = compat.call_stateless(lambda: _loss(model, x, y, sample_weight, True), self._variables, values)
         self.loss, self.rows = self._result.output, _row_count(model, x)
 
     def assigned(self):

@@ -236,8 +236,8 @@ class GlobalBatchTrainer(CompositeModel, compat.FitHooks):
         """
         names = [branch.embedder.name for branch in self.branches]
         raise NotImplementedError(
-            f"The inputs of a {type(self).__name__} are embedded one by one. Received: filepath={os.fspath(filepath)!r}. "
-            f"Export its embedders {names} instead, such as `model.branches[0].embedder.export(...)`."
+            f"Every embedder of a {type(self).__name__} is exported alone. Received: filepath={os.fspath(filepath)!r}. "
+            f"Export {names}, such as `model.branches[0].embedder.export(...)`."
         )
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
