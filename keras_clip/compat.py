@@ -303,8 +303,8 @@ def has_compiled_metrics(model: keras.Model) -> bool:
 def build_metrics(model: keras.Model, y_true, y_pred) -> None:
     """Makes the metrics that `compile(metrics=...)` was given, for these targets and predictions.
 
-    Relies on the attribute `_compile_metrics` and its method `build`. Keras makes them from the first batch, of which it
-    knows the targets.
+    Relies on the attribute `_compile_metrics` and its method `build`. Keras makes them from the first batch, of which
+    it knows the targets.
     """
     metrics = model._compile_metrics
     if metrics is not None and not metrics.built:

@@ -1,6 +1,6 @@
 """Layers and models that are made of other layers: what is locked and saved holds for the parts as for the whole.
 
-Keras makes a saved layer again from its configuration, which says nothing of the layers that its constructor or `build`
+Keras makes a saved layer again from its configuration, which leaves out the layers that its constructor or `build`
 makes: which of them are locked, have LoRA updates, or are quantised. Here the configuration says so.
 """
 

@@ -240,8 +240,21 @@ class GlobalBatchTrainer(CompositeModel, compat.FitHooks):
             f"Export {names}, such as `model.branches[0].embedder.export(...)`."
         )
 
-    def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        """Updates the metrics given to `compile` by the embeddings of both inputs, and returns the logs of all."""
+    def compute_metrics(self, x: dict, y: None, y_pred: dict, sample_weight: None = None) -> dict:
+        """Updates the metrics given to `compile`, which compare the embeddings of both inputs.
+
+        Args:
+            x: dict of the inputs; not used.
+            y: None.
+            y_pred: dict of the embeddings, as `call` returns it.
+            sample_weight: None.
+
+        Returns:
+            Dict of the values of all metrics.
+
+        Raises:
+            ValueError: a model of another number of inputs.
+        """
         first, second = self._compared(y_pred)
         return super().compute_metrics(x, first, second)
 
@@ -254,8 +267,8 @@ class GlobalBatchTrainer(CompositeModel, compat.FitHooks):
             )
         return [embeddings[name] for name in names]
 
-    def get_metrics_result(self):
-        """The logs. Those of an epoch in which every step was skipped so far are NaN."""
+    def get_metrics_result(self) -> dict:
+        """Dict of the values of all metrics. Without a step that was not skipped, means are NaN."""
         logs = super().get_metrics_result()
         is_counted = backend_steps.loss_metric(self).count > 0
         about_steps = (self.gradient_norm.name, self.skipped_steps.name)
