@@ -1,12 +1,12 @@
-"""Measures how often a CLIP names the right caption, or the right class, of images with captions.
+"""Measures the accuracy of a CLIP in predicting the caption, or the class, of images with captions.
 
     python examples/evaluate_zero_shot.py "val/*.tar" --model runs/mine/clip.keras --candidates "train/*.tar"
     python examples/evaluate_zero_shot.py "val/*.tar" --model runs/mine/clip.keras --classes-file classes.json \
         --templates "a photo of a {}." "{}, on a table."
 
-The first form chooses among all distinct captions of the source and of `--candidates`; right is the image's own
-caption, word for word. The second chooses among classes; right is the (longest) class with whose name the caption
-begins. Prints the share of right answers with its 95 % interval (Wilson, 1927).
+The first form predicts one of all distinct captions of the source and of `--candidates`; the exact caption of the image
+is correct. The second form predicts a class; the (longest) class name with which the caption begins is correct. Prints
+the fraction of correct predictions with its 95 % interval (Wilson, 1927).
 """
 
 import argparse
@@ -20,13 +20,13 @@ LONGEST_CAPTION = 4096
 
 def parse_args(argv=None) -> argparse.Namespace:
     parser = terminal.Parser(__doc__)
-    parser.add_argument("source", nargs="+", help="images with captions, as examples/train.py takes them")
+    parser.add_argument("source", nargs="+", help="images with captions, as for examples/train.py")
     parser.add_argument("--model", required=True, help="a .keras file, as examples/train.py writes it")
     parser.add_argument("--candidates", nargs="+", default=[], help="more pairs whose captions are candidates")
     parser.add_argument("--classes-file", type=Path, help="a JSON list of names to choose from, instead of captions")
     templates = parser.add_mutually_exclusive_group()
     templates.add_argument("--templates", nargs="+", default=["{}"])
-    templates.add_argument("--templates-file", help="one template a line, or a JSON list")
+    templates.add_argument("--templates-file", help="one template per line, or a JSON list")
     return parser.parse_args(argv)
 
 
@@ -41,8 +41,8 @@ from keras_clip.evaluation import wilson_interval
 
 
 def read(source: list[str], clip: keras_clip.CLIPModel):
-    """Batches of images, and of captions in the tokenizer's spelling: lower case, one space around words and marks."""
-    # Whole, also where the model's context would cut them: else different captions could become one.
+    """Yields batches of images, and of captions as the tokenizer decodes them: lower case, spaces between words."""
+    # Captions are not truncated to the context of the model, since different captions could then become equal.
     tokenizer = keras_clip.data.CLIPTokenizer(LONGEST_CAPTION)
     pairs = keras_clip.data.image_text_pairs(source, clip, batch_size=128, tokenizer=tokenizer, training=False)
     for batch in pairs:
@@ -50,7 +50,7 @@ def read(source: list[str], clip: keras_clip.CLIPModel):
 
 
 def class_of(caption: str, classes: dict[str, str]) -> str:
-    """The class with whose name the caption begins; of several ("orange", "orange juice") the longest."""
+    """Returns the class with whose name the caption begins; of several ("orange", "orange juice"), the longest."""
     fitting = [name for name in classes if f"{caption} ".startswith(f"{name} ")]
     if not fitting:
         raise ValueError(f"Each caption must begin with the name of a class. Received: caption={caption!r}.")

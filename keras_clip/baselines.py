@@ -23,9 +23,9 @@ from keras_clip.layers.initialisation import normal
 from keras_clip.layers.input_shapes import check_images
 from keras_clip.layers.transformer import TransformerBlock
 from keras_clip.losses import bag_of_words_loss, caption_loss
-from keras_clip.optimizers.adam import adamw
 from keras_clip.prompts import validate_class_names, validate_templates
 from keras_clip.step.compile_checks import check_pairs_only
+from keras_clip.step.trainer import Branch, GlobalBatchTrainer
 from keras_clip.types import Tensor
 
 # Limits of the logits and of the (image, prompt) pairs that zero-shot scoring holds in memory at a time.
@@ -79,7 +79,7 @@ class _Scores(CompositeModel):
         return -self.predictor.losses_of_all(inputs["features"], inputs["token_ids"])
 
 
-class _CaptionPredictor(CompositeModel):
+class _CaptionPredictor(GlobalBatchTrainer):
     """Base class of both predictors: image encoder, vocabulary, mean loss of a batch, and zero-shot scores.
 
     A subclass defines `_logits_of(features, words)` and `_losses_of(logits, words)`, where `words` are ids of its
@@ -106,10 +106,25 @@ class _CaptionPredictor(CompositeModel):
         self._word_of[list(kept)] = np.arange(len(kept))
         self._end_word = int(self._word_of[tokenizer.end_token_id])
         self.num_words = len(kept) + (len(kept) < size)
+        self.add_step_metrics()
 
     def compile(self, optimizer=None, **options):
-        """Configures training like `keras.Model.compile`; without an optimizer with `keras_clip.training.adamw`."""
-        super().compile(adamw(self) if optimizer is None else optimizer, **options)
+        """Configures training like `CLIPModel.compile`, but without `microbatch_size`."""
+        if options.get("microbatch_size") is not None:
+            raise ValueError(
+                f"A {type(self).__name__} trains on whole batches. Received: "
+                f"microbatch_size={options['microbatch_size']}. Leave it out, and pass smaller batches to `fit`."
+            )
+        super().compile(optimizer, **options)
+
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        """The input of the image encoder, whose rows are those of the batch."""
+        return (Branch("images", self.image_features, "image_features"),)
+
+    def embed(self, x: dict, training: bool) -> Tensor:
+        """The logits that `call` returns, for the training step."""
+        return self(x, training=training)
 
     def build(self, input_shape=None):
         """Does nothing: the constructor builds all parts."""
@@ -158,7 +173,9 @@ class _CaptionPredictor(CompositeModel):
         return super().evaluate(*args, **options)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        """Returns the mean loss per word of the captions, plus regularisation losses, divided by the replica count.
+        """Returns global_loss / R on each of R replicas: the mean loss per word of the captions, and regularisation.
+
+        The sum over replicas, and of their gradients, is that of the global batch.
 
         Raises:
             ValueError: `y` or `sample_weight` is given.
@@ -168,11 +185,11 @@ class _CaptionPredictor(CompositeModel):
                 'The data must be dicts {"images", "token_ids"} without targets or sample weights. Received: '
                 f"y={type(y).__name__}, sample_weight={type(sample_weight).__name__}. The captions are the targets."
             )
-        loss = ops.mean(self._losses_of(y_pred, self.words_of(x["token_ids"])))
+        losses, replicas = self._losses_of(y_pred, self.words_of(x["token_ids"])), distribution.replica_count()
+        loss = distribution.global_mean(losses)
         for penalty in self.losses:
-            loss = loss + ops.sum(ops.cast(penalty, "float32"))
-        # Keras sums over replicas.
-        return loss / distribution.replica_count()
+            loss = loss + ops.sum(ops.cast(penalty, "float32")) / replicas
+        return loss
 
     def export(self, filepath: str | os.PathLike, format: str = "tf_saved_model", dtype: str = "uint8") -> None:
         """Writes the predictor as a graph from "images" and "token_ids", of as many rows, to "logits".

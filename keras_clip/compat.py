@@ -1,8 +1,8 @@
 """The private and undocumented names of Keras, TensorFlow and torch that the library relies on, and nothing else.
 
-Each function or class below wraps one of them, names it, and says why no public name would do. No other module touches
-a private name of these packages. `tests/test_compat.py` holds both: it checks every entry against the installed
-versions, and fails with the name of the entry when upstream has renamed or changed what the entry relies on.
+Each function or class below wraps one of them, names it, and says why no public name would do. No other module uses a
+private name of these packages. `tests/test_compat.py` checks every entry against the installed versions, and fails with
+the name of the entry when upstream has renamed or changed a name that the entry uses.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ import keras
 
 
 def all_layers(layer: keras.layers.Layer, include_self: bool = True) -> list[keras.layers.Layer]:
-    """A layer and every layer inside it, at any depth, each once.
+    """Returns a layer and every layer inside it, at any depth, each once.
 
     Relies on `keras.layers.Layer._flatten_layers`. The public `keras.Model.layers` has the direct children only, and a
     layer that is not a model has no such attribute.
@@ -104,7 +104,7 @@ class BatchNormMoments(keras.layers.BatchNormalization):
     """
 
     def moments(self, inputs, axes: Sequence[int], mask=None) -> tuple[Any, Any]:
-        """Mean and variance (C,) of a tensor (B, ..., C) over `axes`; here those of Keras."""
+        """Returns mean and variance (C,) of a tensor (B, ..., C) over `axes`; here those of Keras."""
         return super()._moments(inputs, mask)
 
     def _moments(self, inputs, mask):
@@ -112,11 +112,11 @@ class BatchNormMoments(keras.layers.BatchNormalization):
 
 
 class StatelessResult(NamedTuple):
-    """What `call_stateless` returns.
+    """The result of `call_stateless`.
 
     Attributes:
-        output: what the function returned.
-        losses: list of scalars that layers gave to `add_loss`, without regularizers of weights.
+        output: the result of the function.
+        losses: list of scalars that layers passed to `add_loss`, without regularizers of weights.
         values: list of tensors. The value of each variable after the call.
         assigned: list of bool. Whether the call assigned a new value to the variable.
     """
@@ -130,22 +130,22 @@ class StatelessResult(NamedTuple):
 def call_stateless(
     function: Callable, variables: Sequence[keras.Variable], values: Sequence, *inputs
 ) -> StatelessResult:
-    """Calls a function of layers with other values of their variables, which stay as they are.
+    """Calls a function of layers with other values of their variables, without changing the variables.
 
     Relies on `keras.StatelessScope(collect_losses=True)` and its attribute `losses`. `Layer.stateless_call` returns the
     losses too, but those of regularizers among them, and it takes a single layer, not a function.
 
     Args:
-        function: of `inputs`; reads and assigns no variables but these.
+        function: function of `inputs`, which reads and assigns no other variables than these.
         variables: Keras variables.
-        values: their values, as many tensors.
-        inputs: what the function takes.
+        values: the value of each variable, a tensor.
+        inputs: arguments of the function.
 
     Returns:
         A `StatelessResult`.
     """
     with keras.StatelessScope(list(zip(variables, values, strict=True)), collect_losses=True) as scope:
-        # The scope converts values, so that these need not be the tensors that it was given.
+        # The scope may convert the given values to other tensors.
         before = [scope.get_current_value(variable) for variable in variables]
         output = function(*inputs)
         losses = list(scope.losses)
@@ -263,10 +263,10 @@ class FitHooks(CompiledFunctions):
     """
 
     def prepare_training(self, is_first: bool) -> None:
-        """Called before a train function is made or reused; `is_first`: after `compile`, before its first step."""
+        """Is called before a train function is made or reused; `is_first`: before the first step after `compile`."""
 
     def wrap_train_function(self, function: Callable) -> Callable:
-        """Called with each new train function of Keras; returns the one that `fit` calls, of the same arguments."""
+        """Is called with each new train function of Keras; returns the one of the same arguments that `fit` calls."""
         return function
 
     def make_train_function(self, force=False):
@@ -312,7 +312,7 @@ def build_metrics(model: keras.Model, y_true, y_pred) -> None:
 
 
 def retrace_step(model: keras.Model) -> None:
-    """Compiles the training step anew, also during `fit`: for attributes of layers that a trace has constant.
+    """Compiles the training step again, also during `fit`, after a change of attributes that are constants in a trace.
 
     Relies on `make_train_function`, see `FitHooks`. `compile` would reset the metrics and the optimizer.
     """
@@ -320,10 +320,10 @@ def retrace_step(model: keras.Model) -> None:
 
 
 def forget_step(model: keras.Model, evaluation: bool = False) -> None:
-    """Drops the compiled training step, with `evaluation` also those of `evaluate` and `predict`.
+    """Discards the compiled training step, and with `evaluation` those of `evaluate` and `predict`.
 
-    The next `fit` makes another. Relies on the attributes `train_function`, `test_function` and `predict_function`, see
-    `FitHooks`; `compile` would reset the metrics and the optimizer.
+    The next `fit` compiles a new one. Relies on the attributes `train_function`, `test_function` and
+    `predict_function`, see `FitHooks`; `compile` would reset the metrics and the optimizer.
     """
     model.train_function = None
     if evaluation:
@@ -331,7 +331,7 @@ def forget_step(model: keras.Model, evaluation: bool = False) -> None:
 
 
 def set_initial_epoch(model: keras.Model, epoch: int | None) -> None:
-    """Lets `fit` begin at an epoch; to be called by a callback in `on_train_begin`, and with None once it has begun.
+    """Sets the epoch at which `fit` begins. A callback calls it in `on_train_begin`, and with None in the first epoch.
 
     Relies on `Trainer._initial_epoch`, which `keras.callbacks.BackupAndRestore` sets for the same purpose. The argument
     `initial_epoch` of `fit` is the user's, and a callback cannot change it.
@@ -340,10 +340,10 @@ def set_initial_epoch(model: keras.Model, epoch: int | None) -> None:
 
 
 def synchronize_variables(model: keras.Model) -> None:
-    """Gives the variables of a model in `fit` the values after the last step; on JAX they lag behind.
+    """Updates the variables of a model in `fit` to their values after the last step; on JAX they are older.
 
-    Relies on `jax_state_sync`, which Keras calls when a callback reads `self.model`. It has no other name, and a
-    callback that reads `self.model` for it would not say why.
+    Relies on `jax_state_sync`, which Keras calls when a callback reads `self.model`. There is no public name, and a
+    callback that reads `self.model` for this effect would hide its purpose.
     """
     if keras.backend.backend() == "jax":
         model.jax_state_sync()
@@ -362,10 +362,10 @@ class AsyncCallback(keras.callbacks.Callback):
 
 
 def strategy_of_model(model: keras.Model):
-    """The `tf.distribute` strategy that a model was made under, the default one without; on TensorFlow only.
+    """Returns the `tf.distribute` strategy of a model, or the default strategy without one; on TensorFlow only.
 
-    Relies on `distribute_strategy` of Keras' TensorFlow trainer. `tf.distribute.get_strategy` answers within the scope
-    only, which users need not enter again to call `compile` and `fit`.
+    Relies on `distribute_strategy` of Keras' TensorFlow trainer. `tf.distribute.get_strategy` returns the
+    strategy inside its scope only, which users need not enter again to call `compile` and `fit`.
     """
     return model.distribute_strategy
 
@@ -373,9 +373,9 @@ def strategy_of_model(model: keras.Model):
 def disable_gradient_sum(optimizer: keras.optimizers.Optimizer) -> None:
     """Keeps an optimizer of the TensorFlow backend from summing gradients over replicas.
 
-    For a step that has summed them already. Keras clips first and sums then, so that each replica clips its own part
-    and the step is not that of the global batch. Relies on the method `_all_reduce_sum_gradients`, which is replaced.
-    `apply` has no argument for it.
+    It is for a step that has already summed them. Keras clips before it sums, so that each replica clips the gradient
+    of its own part, and the step is not that of the global batch. Relies on the method `_all_reduce_sum_gradients`,
+    which is replaced. `apply` has no argument for it.
     """
     for part in (optimizer, getattr(optimizer, "inner_optimizer", None)):
         if part is not None:
@@ -383,9 +383,9 @@ def disable_gradient_sum(optimizer: keras.optimizers.Optimizer) -> None:
 
 
 def replicas_must_merge() -> bool:
-    """Whether replicas of the current `tf.distribute` strategy must join to update variables.
+    """Returns whether replicas of the current `tf.distribute` strategy must merge to update variables.
 
-    Relies on `tf.__internal__.distribute.strategy_supports_no_merge_call`, by which Keras' optimizers choose as well.
+    Relies on `tf.__internal__.distribute.strategy_supports_no_merge_call`, which Keras' optimizers use as well.
     Where they merge, the optimizer cannot be called in a branch of `tf.cond`.
     """
     import tensorflow as tf
@@ -397,15 +397,15 @@ def replicas_must_merge() -> bool:
 
 
 class UpdateHooks:
-    """Mixin before a Keras optimizer, with hooks for which weights decay, and how all weights decay and move.
+    """A mixin for Keras optimizers with hooks for the choice of decayed weights, for weight decay and for the update.
 
     Relies on `_use_weight_decay`, `_apply_weight_decay` and `_backend_update_step`, which `apply` calls on every
-    backend. The public `update_step` is of one variable, and `exclude_from_weight_decay` is lost when an optimizer is
+    backend. The public `update_step` updates one variable, and `exclude_from_weight_decay` is lost when an optimizer is
     saved.
     """
 
     def decays(self, variable) -> bool:
-        """Whether weight decay applies to a variable."""
+        """Returns whether weight decay applies to a variable."""
         return super()._use_weight_decay(variable)
 
     def decay_all(self, variables: Sequence) -> None:
@@ -413,7 +413,7 @@ class UpdateHooks:
         super()._apply_weight_decay(variables)
 
     def update_all(self, gradients: Sequence, variables: Sequence, learning_rate) -> None:
-        """Updates all variables, by `update_step` of each."""
+        """Updates all variables, each by `update_step`."""
         super()._backend_update_step(gradients, variables, learning_rate)
 
     def _use_weight_decay(self, variable):
@@ -427,10 +427,10 @@ class UpdateHooks:
 
 
 def variable_index(optimizer: keras.optimizers.Optimizer, variable) -> int:
-    """The place of a variable among those that an optimizer was built with.
+    """Returns the index of a variable among those that an optimizer was built with.
 
-    Relies on `_get_variable_index`. On TensorFlow the variable may be a replica's copy, whose path is another and which
-    only Keras can tell apart.
+    Relies on `_get_variable_index`. On TensorFlow the variable may be the copy of a replica, which has another path
+    and which only Keras can identify.
     """
     return optimizer._get_variable_index(variable)
 
@@ -491,7 +491,7 @@ def rebuild_optimizer(optimizer: keras.optimizers.Optimizer, weights: Sequence[k
 
 
 class AdamMoments(NamedTuple):
-    """What Adam keeps of each weight, in the order of `variable_index`.
+    """The moments of Adam for each weight, in the order of `variable_index`.
 
     Attributes:
         momentums: list of variables. First moments.
@@ -503,7 +503,7 @@ class AdamMoments(NamedTuple):
 
 
 def adam_moments(optimizer: keras.optimizers.Adam) -> AdamMoments:
-    """The moments of a built `keras.optimizers.Adam` or `AdamW`.
+    """Returns the moments of a built `keras.optimizers.Adam` or `AdamW`.
 
     Relies on the attributes `_momentums` and `_velocities`. In the public `optimizer.variables` they differ from other
     variables by their names only.
@@ -517,10 +517,10 @@ _LIST_OPERATIONS = ("add", "add_", "copy_", "div", "mul", "mul_", "sqrt", "sub_"
 
 
 def list_operations() -> SimpleNamespace:
-    """Element-wise operations of torch on lists of tensors, a few kernels for all of them together.
+    """Returns element-wise operations of torch on lists of tensors, which use a few kernels for all of them.
 
-    Relies on `torch._foreach_add` and so on, which torch documents as a beta interface, and by which `torch.optim` and
-    Keras' own optimizers for torch work. There is no public name.
+    Relies on `torch._foreach_add` and so on, which torch documents as a beta interface, and which `torch.optim` and
+    Keras' own optimizers for torch use. There is no public name.
 
     Returns:
         Functions `add`, `add_`, `copy_`, `div`, `mul`, `mul_`, `sqrt` and `sub_`, as the methods of a tensor.

@@ -1,7 +1,7 @@
 """Exports models to files that run without Keras: SavedModel, ONNX and LiteRT.
 
 TensorFlow writes them on every backend, since the others cannot write a graph of any batch size. On JAX and torch the
-model is saved, and loaded by a TensorFlow process that exports it.
+model is saved, and a TensorFlow process loads and exports it.
 """
 
 import importlib.util
@@ -38,8 +38,8 @@ def export_image_model(
         filepath: folder of a SavedModel, or file of an ONNX or LiteRT graph.
         format: "tf_saved_model" (with the model's dtype policy), "onnx" or "litert" (always float32).
         image_size: (height, width) in pixels, with the axes before them if there are any, such as frames.
-        output_name: str. The output's name in the graph.
-        dtype: "uint8" or "float32": that of the images.
+        output_name: str. Name of the output in the graph.
+        dtype: "uint8" or "float32": dtype of the images.
 
     Raises:
         ValueError: an unknown format or dtype.
@@ -93,9 +93,9 @@ def export_text_model(
     Args:
         model: Keras model of token ids, with a `tokenizer`. It is not changed.
         filepath: as of `export_image_model`.
-        format: as there; "tf_saved_model" for strings.
+        format: as of `export_image_model`; "tf_saved_model" for strings.
         context_length: L.
-        strings: whether the graph takes texts, and has the tokenizer in it.
+        strings: whether the graph takes texts, and contains the tokenizer.
         output_name: str. The output's name in the graph.
 
     Raises:
@@ -194,7 +194,7 @@ def _write_onnx(model, filepath, inputs, output_name):
 
 
 def _in_float32(model):
-    """The model, or a copy that computes in float32: ONNX Runtime has no bfloat16 on a CPU."""
+    """Returns the model, or a copy that computes in float32: ONNX Runtime has no bfloat16 on a CPU."""
 
     def exact(config):
         if isinstance(config, dict):
@@ -239,7 +239,7 @@ def _export_elsewhere(model, options):
 
 
 def _last_error(stderr: str) -> str:
-    """The message of the last traceback, without the source lines."""
+    """Returns the message of the last traceback, without the source lines."""
     lines = stderr.rpartition("Traceback (most recent call last):")[2].strip().splitlines()
     return "\n".join(line for line in lines if not line.startswith("  "))[-2000:] or "no message."
 

@@ -1,7 +1,7 @@
-"""What `keras_clip.compat` relies on still exists upstream, and behaves as each entry says.
+"""The private names that `keras_clip.compat` uses still exist upstream, and behave as each entry says.
 
 A failure names the entry. Read the new version of Keras, TensorFlow or torch there, then change the entry, or remove it
-if a public name has come.
+if there is a public name now.
 """
 
 import inspect
@@ -19,7 +19,7 @@ BACKEND = keras.backend.backend()
 
 
 def upstream(path):
-    """An object by its dotted path, of which "keras" and the backends are imported."""
+    """Returns an object by its dotted path; keras and the backends are imported on demand."""
     name, *rest = path.split(".")
     value = __import__(name)
     for part in rest:
@@ -27,7 +27,7 @@ def upstream(path):
     return value
 
 
-# Entry: what must exist, on these backends (None: on all).
+# {entry: [(name that must exist, the only backend that it concerns, or None)]}.
 NAMES = {
     "all_layers": [("keras.layers.Layer._flatten_layers", None)],
     "sublayers": [("keras.layers.Layer._flatten_layers", None)],
@@ -68,7 +68,7 @@ def test_the_name_exists(entry, path, only):
 
 
 class Small(keras.Model):
-    """A layer that multiplies by a weight, which starts as one."""
+    """A model that multiplies by one weight, which starts as 1."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -81,7 +81,7 @@ class Small(keras.Model):
 
 
 class Hooked(compat.FitHooks, Small):
-    """Notes the calls of its hooks."""
+    """Records the calls of its hooks."""
 
     def __init__(self):
         super().__init__()
@@ -325,7 +325,7 @@ def call_stateless():
 
     result = compat.call_stateless(function, variables, values, x)
     dense = ops.matmul(x, values[0]) + values[1]
-    # The loss of the activity alone; that of the kernel belongs to `model.losses`.
+    # Only the loss of the activity is returned; that of the kernel belongs to `model.losses`.
     (loss,) = map(ops.convert_to_numpy, result.losses)
     assert loss == pytest.approx(7.0 * ops.convert_to_numpy(ops.sum(dense)) / 4, rel=1e-5)
     assigned = [v.path for v, was_assigned in zip(variables, result.assigned, strict=True) if was_assigned]
@@ -352,7 +352,7 @@ def no_symbolic_build():
             called.append(sorted(options))
 
     fit(compiled(Plain()))
-    # If Keras calls it no more, `FitHooks` need not replace it.
+    # If Keras no longer calls it, `FitHooks` need not replace it.
     assert called == ([["iterator"]] if BACKEND == "tensorflow" else [])
     assert compat.FitHooks._maybe_symbolic_build(None, iterator=None) is None
 
@@ -366,7 +366,7 @@ def retrace_step():
                 compat.retrace_step(model)
 
     fit(model, epochs=2, callbacks=[Retrace()])
-    # The new function is used at once, and nothing is shared or built as at the first time.
+    # Keras uses the new function at once; it does not share variables or build again, as before the first step.
     steps = ["prepare True", "wrap", "step 0", "step 0", "prepare False", "wrap", "step 1", "step 1"]
     assert model.noted == steps
 
@@ -413,7 +413,7 @@ def synchronize_variables():
             seen.append(kernel(model))
 
     fit(model, callbacks=[Look()])
-    # Halfway to 2 is 1.02 with the learning rate of 0.01.
+    # With a learning rate of 0.01, the first step from 1 towards 2 ends at 1.02.
     assert seen == pytest.approx([1.02, 1.0396], rel=1e-5)
 
 
@@ -430,7 +430,7 @@ def async_callback():
     fit(compiled(Small()), callbacks=[look(keras.callbacks.Callback, "plain")])
     fit(compiled(Small()), callbacks=[look(compat.AsyncCallback, "async")])
     assert threads["plain"] == {main}
-    # Keras does not call callbacks from other threads on TensorFlow.
+    # On TensorFlow, Keras calls all callbacks from the main thread.
     assert (threads["async"] == {main}) == (BACKEND == "tensorflow") and threads["async"]
 
 
@@ -456,7 +456,7 @@ def disable_gradient_sum():
         assert float(variable.value) == 1.5
         return seen
 
-    # If Keras sums elsewhere, the first is empty, and gradients would be summed twice.
+    # If Keras sums elsewhere, the first list is empty, and gradients would be summed twice.
     assert (sums(False), sums(True)) == ([1], [])
 
 
@@ -489,7 +489,7 @@ def update_hooks():
     optimizer.build(variables)
     optimizer.apply([ops.zeros((2,)), ops.zeros((2,))], variables)
     assert seen == ["decay 2", "update 2 2 0.5"]
-    # Without a gradient nothing moves but what decays, by a quarter.
+    # With zero gradients, only weight decay changes variables, here by a quarter.
     assert [float(v.value[0]) for v in variables] == [4.0, 3.0]
 
 
@@ -543,7 +543,7 @@ def list_operations():
     assert equal(changed, [x - y for x, y in zip(a, b, strict=True)])
 
 
-# Entry: its check, and the only backend that it concerns.
+# {entry: (its check, the only backend that it concerns, or None)}.
 BEHAVIOURS = {
     "all_layers": (all_layers, None),
     "sublayers": (sublayers, None),

@@ -1,4 +1,4 @@
-"""Exports: every format gives what the model gives, from one input, and is small."""
+"""Exports: every format gives the outputs of the model, has one input, and is small."""
 
 import importlib.util
 import os
@@ -11,8 +11,8 @@ import pytest
 import keras_clip
 from keras_clip import encoders, export
 
-# On the other backends the model is saved, and a TensorFlow process exports it as on TensorFlow. That process takes a
-# while to start, so what depends on the format is tested in one format there.
+# On the other backends, a new TensorFlow process loads the saved model and exports it. That process is slow to start,
+# so most tests use one format there.
 ON_TENSORFLOW = os.environ["KERAS_BACKEND"] == "tensorflow"
 SLOW_ELSEWHERE = [] if ON_TENSORFLOW else [pytest.mark.slow]
 
@@ -20,7 +20,7 @@ SLOW_ELSEWHERE = [] if ON_TENSORFLOW else [pytest.mark.slow]
 def make_clip(encoder=None):
     keras.utils.set_random_seed(0)
     return keras_clip.CLIPModel(
-        # Wide rather than deep: the size of the graph itself should not matter.
+        # A wide model with few layers has a small graph compared with its weights.
         encoder or encoders.VisionTransformer(32, 16, 512, 1, 4),
         encoders.TextTransformer(64, 1, 2, context_length=16),
         embed_dim=8,
@@ -81,7 +81,7 @@ def check(classifier, format, path, images, dtype="uint8", atol=1e-5):
     assert classifier.predict(images, verbose=0).std(axis=0).min() > 1e-4
     inputs = images if dtype == "uint8" else classifier.image_preprocessor.normalize(images)
     for batch in (slice(0, 5), slice(1, 2)):
-        # The same images together in both: some processors round bfloat16 otherwise for one image than for five.
+        # Both get the same batches: some processors round bfloat16 differently for one image than for five.
         expected = classifier.predict(images[batch], verbose=0)
         np.testing.assert_allclose(RUN[format](path, inputs[batch]), expected, atol=atol)
 
@@ -94,28 +94,28 @@ def test_gives_the_probabilities_and_is_small(format, images, tmp_path):
     weights = sum(4 * int(np.prod(weight.shape)) for weight in classifier.weights)
     assert size(path) == pytest.approx(weights, rel=0.05)
     if ON_TENSORFLOW or format == "tf_saved_model":
-        # Over what is there already.
+        # The second export overwrites the first.
         classifier.class_embeddings.assign(np.roll(keras.ops.convert_to_numpy(classifier.class_embeddings), 1, axis=0))
         check(classifier, format, path, images)
 
 
 @pytest.mark.slow
 @formats_or("tf_saved_model")
-def test_halves(format, images, tmp_path):
+def test_towers(format, images, tmp_path):
     clip = make_clip()
     tokens = clip.tokenizer(["a cat", "two dogs in a boat", "x"])
     image, text = clip.image_embedder, clip.text_embedder
     image.export(tmp_path / "image", format=format)
     text.export(tmp_path / "text", format=format)
-    for half, path, inputs, names in (
+    for embedder, path, inputs, names in (
         (image, tmp_path / "image", images, ("images", "image_embeddings")),
         (text, tmp_path / "text", tokens, ("token_ids", "text_embeddings")),
     ):
-        expected = half.predict(inputs, verbose=0)
+        expected = embedder.predict(inputs, verbose=0)
         assert expected.std(axis=0).min() > 1e-4
         np.testing.assert_allclose(RUN[format](path, inputs, *names), expected, atol=1e-5)
         np.testing.assert_allclose(RUN[format](path, inputs[:1], *names), expected[:1], atol=1e-5)
-        weights = sum(4 * int(np.prod(weight.shape)) for weight in half.weights)
+        weights = sum(4 * int(np.prod(weight.shape)) for weight in embedder.weights)
         assert size(path) == pytest.approx(weights, rel=0.05)
 
 
@@ -193,7 +193,7 @@ def test_int8(format, images, tmp_path):
     expected = clip.image_embedder.predict(images, verbose=0)
     clip.image_embedder.export(tmp_path / "image", format=format)
     served = RUN[format](tmp_path / "image", images, "images", "image_embeddings")
-    # Where TensorFlow's floats differ in their last bit, an activation may be rounded to the next integer.
+    # If an activation differs in its last bit in TensorFlow, it may be rounded to the next integer.
     assert (served * expected).sum(axis=1).min() > 0.999
     assert size(tmp_path / "image") < 0.4 * sum(4 * int(np.prod(w.shape)) for w in make_clip().image_embedder.weights)
     for model in (clip.text_embedder, keras_clip.ZeroShotClassifier(clip, ["cat", "dog"])):
@@ -250,7 +250,7 @@ def test_resnet_with_moved_statistics(format, images, tmp_path):
     classifier = make_classifier(encoders.ModifiedResNet(32, (1, 1, 1, 1), 8, num_heads=2))
     rng = np.random.default_rng(0)
     for weight in classifier.image_embedder.weights:
-        # About as small as the activations are at the start: otherwise no image would matter.
+        # Changes are as small as the initial activations; larger ones would hide the influence of the image.
         if "moving_mean" in weight.path:
             weight.assign(rng.uniform(-0.02, 0.02, size=weight.shape))
         if "moving_variance" in weight.path:
@@ -267,7 +267,7 @@ def test_mixed_precision(format, images, tmp_path):
         classifier = make_classifier()
     finally:
         keras.config.set_dtype_policy("float32")
-    # ONNX computes in float32, so it is closer to the truth than the classifier.
+    # ONNX computes in float32, and so more precisely than the classifier.
     check(classifier, format, tmp_path / "exported", images, atol=1e-5 if format == "tf_saved_model" else 0.02)
     assert classifier.image_embedder.compute_dtype == "bfloat16"
 
@@ -281,7 +281,7 @@ class KnownHereOnly(keras.layers.Layer):
 
 
 @pytest.mark.slow
-def test_a_failure_of_the_other_process_is_told(tmp_path):
+def test_a_failure_of_the_other_process_is_reported(tmp_path):
     embedder = keras_clip.ImageEmbedder(KnownHereOnly(), embed_dim=2)
     classifier = keras_clip.ZeroShotClassifier(embedder, ["a", "b"], class_embeddings=np.eye(2), logit_scale=0.0)
     options = dict(

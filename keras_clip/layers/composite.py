@@ -13,6 +13,7 @@ from typing import Any
 import keras
 
 from keras_clip import compat
+from keras_clip.files import WholeFileMixin
 
 _KEY = "parts"
 
@@ -42,7 +43,7 @@ class Composite(compat.BuildHook):
         super().build_from_config(config)
 
 
-class CompositeModel(Composite, compat.CompiledFunctions):
+class CompositeModel(WholeFileMixin, Composite, compat.CompiledFunctions):
     """A `keras.Model` whose constructor makes and builds all of its parts."""
 
     def quantize(self, mode: str = "int8", **kwargs) -> None:

@@ -11,7 +11,7 @@ from keras_clip import compat, distribution
 
 
 def _row_count(model, x):
-    """Rows of this replica's part of the batch."""
+    """Returns the number of rows of this replica's part of the batch."""
     return ops.shape(x[model.branches[0].input_name])[0]
 
 
@@ -131,8 +131,8 @@ def _apply_tensorflow(optimizer, gradients, variables, usable):
         return
 
     def apply_everywhere(strategy, usable, gradients):
-        # `usable` is the same on all replicas. The branch is outside of them, because the optimizer merges replicas,
-        # which it cannot do inside of a branch.
+        # `usable` is equal on all replicas. The branch is outside of them, because the optimizer merges replicas, which
+        # is not possible inside a branch.
         tf.cond(
             strategy.experimental_local_results(usable)[0],
             lambda: strategy.extended.call_for_each_replica(apply, args=(gradients,)),
@@ -230,7 +230,7 @@ def train_torch(model, data):
 
 def test_torch(model, data):
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-    # Each process evaluates its own data, of which others may have more batches or fewer.
+    # Each process evaluates its own data, since other processes may have another number of batches.
     with distribution.alone():
         loss = _loss(model, x, y, sample_weight, False)
         _track(model, _row_count(model, x), loss)

@@ -1,4 +1,4 @@
-"""A Keras model whose training step is that of the global batch, however the batch is divided.
+"""A Keras model with an exact training step of the global batch, however the batch is divided.
 
 `fit`, `evaluate` and all callbacks are Keras' own. The step differs from Keras' in three points: gradients are summed
 over replicas before they are clipped; a step whose loss or gradient is not finite changes nothing; and a batch may be
@@ -45,15 +45,18 @@ class Branch(NamedTuple):
 
     Attributes:
         input_name: str. Key of the input, a tensor (B, ...), in a batch.
-        embedder: Keras model of the input, gives float32 embeddings (B, E).
-        output_name: str. Key of the embeddings in what the trainer's `call` returns.
+        embedder: Keras model of the input that returns float32 embeddings (B, E).
+        output_name: str. Key of the embeddings in the output of the trainer's `call`.
         has_tokens: whether the input is token ids (B, L), whose length `Telemetry` counts.
+        head: the layer that `embedder` applies last, to the output of its method `features(inputs, training)`. With it,
+            micro-batches compute the features of a locked encoder once, not twice.
     """
 
     input_name: str
     embedder: keras.Model
     output_name: str
     has_tokens: bool = False
+    head: keras.layers.Layer | None = None
 
     def example(self) -> np.ndarray:
         """Embeddings of two rows: zeros, float32 (2, E)."""
@@ -64,9 +67,9 @@ class Branch(NamedTuple):
 class GlobalBatchTrainer(CompositeModel, compat.FitHooks):
     """Base of models whose loss compares the embeddings of several inputs, such as `CLIPModel`.
 
-    A subclass builds its parts in the constructor, calls `add_step_metrics` and sets `built = True` there. It has the
-    property `branches`, and the method `compute_loss` as of `keras.Model`, which returns global_loss / R on each of R
-    replicas: see `keras_clip.distribution` for the collective operations.
+    The constructor of a subclass builds its parts, calls `add_step_metrics` and sets `built = True`. The subclass has
+    the property `branches` and the method `compute_loss` of `keras.Model`, which returns global_loss / R on each of R
+    replicas; `keras_clip.distribution` has the collective operations for it.
 
     Call arguments:
         inputs: dict of a tensor (B, ...) for each `input_name` of `branches`.
@@ -77,13 +80,13 @@ class GlobalBatchTrainer(CompositeModel, compat.FitHooks):
     """
 
     microbatch_size: int | None = None
-    # Called with a `batch_timing.BatchRead` after each batch that `fit` reads, if it is set.
+    # If set, it is called with a `batch_timing.BatchRead` after each batch that `fit` reads.
     batch_listener = None
     _compiles_embedders = False
 
     @property
     def branches(self) -> tuple[Branch, ...]:
-        """The inputs and their embedders. The number of rows of a batch is that of the first input."""
+        """The inputs and their embedders. The first input determines the number of rows of a batch."""
         raise NotImplementedError(
             f"A `GlobalBatchTrainer` must declare its inputs. Received: {type(self).__name__} without the property "
             "`branches`. Return a tuple of `keras_clip.step.Branch`."
@@ -96,7 +99,7 @@ class GlobalBatchTrainer(CompositeModel, compat.FitHooks):
         }
 
     def add_step_metrics(self) -> None:
-        """Adds two metrics of `fit`: the norm of the last gradient, and the number of skipped steps of the epoch."""
+        """Adds two metrics: the norm of the last gradient, and the number of skipped steps of the epoch."""
         self.gradient_norm = Latest("gradient_norm")
         self.skipped_steps = Latest("skipped_steps")
 
@@ -110,7 +113,7 @@ class GlobalBatchTrainer(CompositeModel, compat.FitHooks):
     ) -> None:
         """Configures training. The loss is the model's own.
 
-        With `microbatch_size` a step over a batch of any size takes the memory of `microbatch_size` pairs, and 4/3 of
+        With `microbatch_size`, a step over a batch of any size takes the memory of `microbatch_size` pairs, and 4/3 of
         the time. It is the exact step of the whole batch, except for BatchNorm in training mode, which uses the moments
         of each micro-batch and updates its statistics by their mean.
 
@@ -179,7 +182,7 @@ class GlobalBatchTrainer(CompositeModel, compat.FitHooks):
             self.optimizer.build(self.trainable_variables if places == "trainable" else [weights[i] for i in places])
 
     def embed(self, x: dict, training: bool) -> dict:
-        """Computes what `call` returns, in micro-batches or with compiled encoders if `compile` was told so.
+        """Computes the output of `call`, in micro-batches or with compiled encoders as configured by `compile`.
 
         Args:
             x: dict of the inputs, as `call` takes it.
@@ -193,12 +196,15 @@ class GlobalBatchTrainer(CompositeModel, compat.FitHooks):
         if size is not None and rows is not None and rows <= size * distribution.row_shards():
             size = None
         if size is None and not self._compiles_embedders:
-            return self(x, training=training)
+            # Each embedder takes a tensor: Keras keeps the dict of a call in a reference cycle on torch.
+            return GlobalBatchTrainer.call(self, x, training=training)
         options = {"size": size, "training": training, "compiled": self._compiles_embedders}
         outputs, penalties = {}, []
         for branch in self.branches:
             rows = ops.convert_to_tensor(x[branch.input_name])
-            outputs[branch.output_name], penalty = microbatches.embed(branch.embedder, rows, **options)
+            outputs[branch.output_name], penalty = microbatches.embed(
+                branch.embedder, rows, head=branch.head, **options
+            )
             penalties.append(penalty)
         return {**outputs, "penalty": sum(penalties)}
 
@@ -275,9 +281,9 @@ class GlobalBatchTrainer(CompositeModel, compat.FitHooks):
         return {k: v if k in about_steps else ops.where(is_counted, v, float("nan")) for k, v in logs.items()}
 
     def train_step(self, *args):
-        """A step of `fit`; on JAX of (state, data), elsewhere of data."""
+        """Runs a step of `fit`; the arguments are (state, data) on JAX, and data on other backends."""
         return backend_steps.TRAIN[keras.backend.backend()](self, *args)
 
     def test_step(self, *args):
-        """A step of `evaluate`; on JAX of (state, data), elsewhere of data."""
+        """Runs a step of `evaluate`; the arguments are (state, data) on JAX, and data on other backends."""
         return backend_steps.TEST[keras.backend.backend()](self, *args)

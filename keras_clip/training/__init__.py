@@ -1,4 +1,4 @@
-"""How a model learns: the paper's optimizer and schedule."""
+"""Training: optimizers, recipes, callbacks, checkpoints and strategies."""
 
 from keras_clip.optimizers.adam import AdamW, adamw
 from keras_clip.optimizers.decay import decay_mask

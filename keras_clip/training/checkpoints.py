@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from keras_clip import compat
+from keras_clip.files import PART
 from keras_clip.training import checkpoint_file, state
 
 _NAME = re.compile(r"step-(\d{9,})\.safetensors")
@@ -84,8 +85,10 @@ class Checkpoints(keras.callbacks.Callback):
             )
         self.folder.mkdir(parents=True, exist_ok=True)
         if state.each_process(0, self.model).index == 0:
-            for begun in self.folder.glob(".step-*.safetensors.*"):
-                begun.unlink(missing_ok=True)
+            # The second pattern is that of earlier versions.
+            for pattern in (f".step-*{PART}.safetensors", ".step-*.safetensors.*"):
+                for begun in self.folder.glob(pattern):
+                    begun.unlink(missing_ok=True)
         self._resumed, self._has_begun = None, False
         self._first_step, self._metrics = 0, ([], [])
         path = self._newest()

@@ -1,4 +1,4 @@
-"""`image_text_pairs`: every source, order and chance, broken samples, refusals."""
+"""`image_text_pairs`: every source, order and randomness, broken samples, refusals."""
 
 import builtins
 import io
@@ -78,7 +78,7 @@ def crop_seeds(monkeypatch):
     draw_from_the_crop_seed(monkeypatch)
 
 
-# Tests of what is not decoding: order, parts, captions, lengths, sources and what their errors do.
+# For tests that do not depend on decoding: order, parts, captions, lengths, sources and their errors.
 not_of_decoding = pytest.mark.usefixtures("one_colour")
 
 
@@ -131,7 +131,7 @@ class TestSources:
 
 
 @backend_free
-class TestChance:
+class TestRandomness:
     @pytest.mark.parametrize("source, decoder", DECODERS.items(), ids=DECODERS)
     def test_the_seed_and_the_epoch_decide_everything(self, source, decoder, tmp_path, request):
         store, mapping = SOURCES[source]
@@ -181,7 +181,7 @@ class TestChance:
         assert len(set(crops)) == len(crops) == 40
 
     @pytest.mark.parametrize("scale, least, most", [((0.9, 1.0), 0.8, 1.0), ((0.2, 0.2), 0.38, 0.52)], ids=str)
-    def test_crops_keep_their_share(self, scale, least, most, tmp_path):
+    def test_crop_areas_lie_in_the_given_range(self, scale, least, most, tmp_path):
         ramp = np.broadcast_to(np.arange(256, dtype="uint8")[None, :, None], (256, 256, 3))
         file = io.BytesIO()
         Image.fromarray(ramp).save(file, "PNG")
@@ -190,7 +190,7 @@ class TestChance:
         spans = np.ptp(batch["images"].numpy()[..., 0].astype(int), axis=(1, 2)) / 255
         assert least - 0.01 < spans.min() < spans.max() < most + 0.01
 
-    def test_evaluation_draws_nothing(self, tmp_path):
+    def test_evaluation_is_deterministic(self, tmp_path):
         write_tar(tmp_path / "a.tar", tar_members(noisy(10)))
         dataset = pairs(str(tmp_path / "a.tar"), training=False)
         assert (
@@ -200,7 +200,7 @@ class TestChance:
     @not_of_decoding
     def test_shuffling_goes_across_shards(self, shards):
         found = np.array(numbers(pairs(shards, 50)))
-        # In the first third there is about a third of each of the three shards.
+        # The first third of the epoch has about a third of the samples of each of the three shards.
         assert np.bincount(found[:18] % 3, minlength=3).min() >= 2
 
     @not_of_decoding
@@ -335,7 +335,7 @@ class TestBrokenSamples:
 
     @pytest.mark.parametrize("place", [0, 24, COUNT - 1])
     @not_of_decoding
-    def test_wherever_it_is(self, place, tmp_path):
+    def test_at_any_position(self, place, tmp_path):
         samples = numbered(COUNT)
         samples[place] = ("broken", b"?", b"1")
         dataset = pairs(write_tar(tmp_path / "a.tar", tar_members(samples)), 1, training=False)
@@ -380,14 +380,14 @@ class TestBrokenSamples:
 
     @pytest.mark.parametrize("source", ["tars", "tf.data of files"])
     @not_of_decoding
-    def test_none_good(self, source, tmp_path):
+    def test_all_are_broken(self, source, tmp_path):
         samples = [(f"{k:03d}", b"<html>", b"1") for k in range(20)]
         store, mapping = SOURCES[source]
         with pytest.raises(Exception, match="2 of 2 samples: undecodable image 2.*begin with b'<html>'"):
             list(pairs(store(tmp_path, samples), 1, mapping=mapping))
 
     @not_of_decoding
-    def test_none_good_among_the_first_thousand_ends_the_epoch_there(self):
+    def test_an_epoch_ends_when_its_first_thousand_samples_are_broken(self):
         asked = []
 
         class Endless:
@@ -403,7 +403,7 @@ class TestBrokenSamples:
         assert len(asked) < 3000
 
     @not_of_decoding
-    def test_too_many_end_the_epoch_as_soon_as_they_are(self):
+    def test_an_epoch_ends_as_soon_as_too_many_are_broken(self):
         class Source:
             def __len__(self):
                 return 4000
@@ -423,21 +423,21 @@ class TestBrokenSamples:
             list(pairs([1, 2, 3], 1, mapping=failing))
 
     @not_of_decoding
-    def test_a_moment_without_the_disk_is_not_a_broken_sample(self, tmp_path, monkeypatch):
+    def test_a_temporary_read_error_is_not_a_broken_sample(self, tmp_path, monkeypatch):
         dataset = pairs(write_tar(tmp_path / "a.tar", tar_members(numbered(200))), 1, training=False)
         original, calls = os.pread, []
 
         def failing(*arguments):
             calls.append(arguments)
             if len(calls) == 300:
-                raise OSError("the disk is away")
+                raise OSError("disk not mounted")
             return original(*arguments)
 
         monkeypatch.setattr(os, "pread", failing)
-        with pytest.raises(Exception, match="the disk is away"):
+        with pytest.raises(Exception, match="disk not mounted"):
             list(dataset)
         assert dataset.skipped.total == 0
-        # Once it is back, the next epoch is whole.
+        # When the disk can be read again, the next epoch is complete.
         assert len(numbers(dataset)) == 200
 
     def test_a_picture_that_cannot_be_loaded(self):
@@ -470,7 +470,7 @@ class TestBrokenSamples:
             list(dataset)
 
     @not_of_decoding
-    def test_an_iterator_that_was_given_up_does_not_count(self, tmp_path):
+    def test_an_abandoned_iterator_does_not_count(self, tmp_path):
         samples = numbered(COUNT)
         samples[3] = ("broken", b"?", b"1")
         dataset = pairs(write_tar(tmp_path / "a.tar", tar_members(samples)), 1, training=False)
@@ -496,9 +496,26 @@ class TestRefusals:
             ({"text_lengths": (16, 78)}, ValueError, "context length 77"),
             ({"text_lengths": ()}, ValueError, "text_lengths"),
             ({"tokenizer": "gpt"}, TypeError, "tokenizer='gpt'"),
-            ({"mapping": ("a", "b")}, ValueError, "takes no mapping"),
+            ({"mapping": len}, ValueError, "two names"),
+            ({"delimiter": ";"}, ValueError, "Only tables have a delimiter"),
+            ({"max_broken": 1.5}, ValueError, "max_broken=1.5"),
         ],
-        ids=str,
+        ids=[
+            "batch larger than the data",
+            "batch of zero",
+            "negative seed",
+            "crop scale of zero",
+            "crop scale above one",
+            "shard index too large",
+            "decreasing lengths",
+            "equal lengths",
+            "length above the context",
+            "no lengths",
+            "tokenizer that is a text",
+            "function for a tar",
+            "delimiter of a tar",
+            "broken fraction above one",
+        ],
     )
     def test_arguments(self, options, error, message, shards):
         with pytest.raises(error, match=message):
@@ -551,7 +568,7 @@ class TestRefusals:
 
 
 class Shrink(keras.Model):
-    """Any model and any loss."""
+    """A model and a loss that use all inputs: their values do not matter."""
 
     def __init__(self):
         super().__init__()

@@ -38,7 +38,7 @@ def write_tar(path, samples):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder with shards, and in `run` what two epochs of training left."""
+    """A folder with shards, and the files of two epochs of training in its folder `run`."""
     folder = tmp_path_factory.mktemp("trained")
     for shard in range(2):
         write_tar(folder / f"train{shard}.tar", (synthetic.sample(40 * shard + i, 32, seed=0) for i in range(40)))
@@ -99,7 +99,7 @@ def test_class_of_a_caption():
 @pytest.mark.backend_free
 def test_evaluate_among_classes(trained, capsys):
     folder, _ = trained
-    # Beside shards also a folder, a caption longer than the model's context, and a class that begins another's name.
+    # Reads a folder instead of shards, with a caption longer than the context, and a class name that begins another.
     (folder / "pictures").mkdir()
     captions = {"a": "orange, " + "very " * 20 + "round", "b": "orange juice", "c": "pear."}
     for scene, (name, caption) in enumerate(captions.items()):
@@ -124,7 +124,7 @@ def test_evaluate_among_classes(trained, capsys):
 
 @pytest.mark.backend_free
 def test_histogram_probe(tmp_path):
-    """Classes of one colour each are told apart by it, and two of the same colour are not."""
+    """The probe distinguishes classes by their colour, and cannot distinguish two classes of the same colour."""
     colors = {"red": (200, 0, 0), "red wine": (200, 0, 0), "green": (0, 200, 0), "blue": (0, 0, 200)}
     for part, count in (("train", 40), ("val", 10)):
         samples = [(np.full((40, 48, 3), colors[name], np.uint8), f"{name}, a colour") for name in colors] * count
@@ -136,7 +136,7 @@ def test_histogram_probe(tmp_path):
     assert output.startswith("right: 75.0% [59.8%, 85.8%] of 40 images, C=")
 
 
-def test_a_mistake_in_an_argument_is_told(tmp_path, capsys):
+def test_a_missing_argument_is_reported(tmp_path, capsys):
     with pytest.raises(FileNotFoundError, match="(?s)[Nn]o file.*nowhere.tar"):
         load_script("examples/train.py").main([str(tmp_path / "nowhere.tar"), "--out", str(tmp_path / "other")])
     with pytest.raises(SystemExit):
@@ -167,5 +167,5 @@ def test_the_papers_recipe_and_its_extra_epoch(trained, small_presets):
 
 
 def test_the_extra_epoch_needs_a_model():
-    with pytest.raises(SystemExit, match="goes on from a trained vit_l14. Received: no --start"):
+    with pytest.raises(SystemExit, match="continues from a trained vit_l14. Received: no --start"):
         load_script("examples/train.py").main(["x.tar", "--recipe", "vit_l14_336"])

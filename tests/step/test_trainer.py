@@ -1,4 +1,4 @@
-"""The step under `fit`: what it logs, what it skips, and what is refused before training something else."""
+"""The step under `fit`: its logs, skipped steps, and configurations that are refused instead of trained wrongly."""
 
 import keras
 import numpy as np
@@ -33,7 +33,7 @@ OPTIMIZERS = {"momentum": lambda: SGD(0.1, momentum=0.9), "AdamW": lambda: keras
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_a_step_that_is_not_finite_changes_nothing(optimizer):
-    # Statistics of BatchNorm among the weights: they must not move either.
+    # The compared weights include the statistics of BatchNorm, which must not change either.
     clip, data = build("convolution"), pairs(24)
     bad = {**data, "images": data["images"].copy()}
     bad["images"][3, 0, 0] = np.inf
@@ -47,7 +47,7 @@ def test_a_step_that_is_not_finite_changes_nothing(optimizer):
     np.testing.assert_equal(state(clip), before)
     for variable, value in zip(clip.optimizer.variables, moments, strict=True):
         np.testing.assert_array_equal(np.array(ops.convert_to_tensor(variable)), value, err_msg=variable.path)
-    # The next one counts again.
+    # The next step is applied again.
     logs = clip.fit(data, batch_size=24, shuffle=False, verbose=0).history
     assert logs["skipped_steps"] == [0] and np.isfinite(logs["loss"][0])
     assert any(not np.array_equal(value, before[key]) for key, value in state(clip).items())

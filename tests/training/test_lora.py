@@ -22,7 +22,7 @@ def make_clip(encoder):
 
 
 def embeddings(clip, images):
-    """One operation after the other, so that nothing has to be compiled again when the model changes."""
+    """Embeds images eagerly, so that a changed model is not compiled again."""
     return keras.ops.convert_to_numpy(clip.encode_image(images))
 
 
@@ -69,8 +69,9 @@ def test_only_the_additions_learn(encoder, tmp_path):
         ({"projections": ("output",)}, "Received: .*projections=\\('output',\\)"),
         ({"projections": ()}, "Received"),
     ],
+    ids=["rank of zero", "unknown projection", "no projection"],
 )
-def test_what_makes_no_sense(arguments, message):
+def test_invalid_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         enable_lora(ENCODERS["VisionTransformer"](), **arguments)
 

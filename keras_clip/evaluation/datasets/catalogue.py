@@ -75,7 +75,7 @@ class DatasetRecord:
 
     @property
     def protocol(self) -> str:
-        """What two comparable scores have in common: source, test split, templates, version."""
+        """The conditions that two comparable scores share: source, test split, templates, version."""
         source = f"tfds:{self.builder}[{self.splits['test']}]" if self.builder else "files"
         return f"{self.name}/{source}/{self.family}/{self.metric}/{PROTOCOL}"
 
@@ -97,7 +97,7 @@ class DatasetRecord:
     def images(
         self, split: str = "test", files: str | os.PathLike | None = None, data_dir: str | os.PathLike | None = None
     ) -> LabelledImages:
-        """The images of a split.
+        """Returns the images of a split.
 
         Args:
             split: a key of `splits`.
@@ -140,13 +140,13 @@ class DatasetRecord:
         return images
 
     def published_scores(self, model: str) -> dict[str, float]:
-        """What the paper reports of a model.
+        """Returns the scores that the paper reports for a model.
 
         Args:
             model: a preset, or another row of `published.models("linear_probe")`.
 
         Returns:
-            {method: share in [0, 1]}, the methods "zero_shot/family" and "linear_probe" as far as the paper has them.
+            {method: fraction in [0, 1]}, for "zero_shot/family" and "linear_probe" as far as the paper has them.
         """
         if self.name in SHIFTS:
             rows = {"zero_shot/family": "zero_shot_clip", "linear_probe": "linear_probe_clip"}
@@ -165,14 +165,14 @@ def _middle_frame(example: dict) -> Any:
 
 
 def _voc_labels(example: dict, features: Any) -> dict[str, int]:
-    """Objects that are marked as difficult count neither way."""
+    """Returns the classes of the objects in an image; classes with difficult objects only are ignored."""
     name = features["labels"].feature.int2str
     found = {name(int(label)): IGNORED for label in example["labels"]}
     return found | {name(int(label)): 1 for label in example["labels_no_difficult"]}
 
 
 def _nearest_vehicle(example: dict, features: Any) -> str:
-    """VTAB's rule: metres ahead of the camera to the nearest car, van or truck."""
+    """Returns the class by VTAB's rule: the distance in metres to the nearest car, van or truck ahead of the camera."""
     kind = features["objects"]["type"].int2str
     objects = example["objects"]
     vehicles = [kind(int(number)) in ("Car", "Van", "Truck") for number in objects["type"]]
@@ -328,10 +328,10 @@ SHIFTS: Mapping[str, DatasetRecord] = MappingProxyType({record.name: record for 
 
 
 def record(name: str) -> DatasetRecord:
-    """The record of a data set.
+    """Returns the record of a dataset.
 
     Args:
-        name: of one of the paper's 27, or of the 7 shifts.
+        name: name of one of the paper's 27 datasets or of the 7 shifts.
 
     Returns:
         A `DatasetRecord`.

@@ -1,4 +1,4 @@
-"""The state of the evaluation of one dataset: its feature stores, its classifiers and the results so far."""
+"""The state of the evaluation of one dataset: its feature stores, its classifiers and its results."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +10,7 @@ from keras_clip.evaluation.classifiers.few_shot import FewShotScore, few_shot_sc
 from keras_clip.evaluation.classifiers.linear_probe import CSearch, search_C
 from keras_clip.evaluation.classifiers.zero_shot import Rung, ladder, zero_shot_scores
 from keras_clip.evaluation.features.store import FeatureStore
+from keras_clip.evaluation.metrics.comparison import outcomes
 from keras_clip.evaluation.results import Results, Score
 from keras_clip.evaluation.tasks import Splits, Task
 from keras_clip.model import CLIPModel
@@ -100,7 +101,11 @@ class Case:
         """Returns the protocol of a score on the test split: split, image size and further conditions."""
         test = self.splits.test
         sides = "x".join(map(str, self.clip.image_preprocessor.sides))
-        parts = [self.task.protocol, f"{test.name}/{test.split}", f"{sides} px", *more]
+        dropped = [
+            f"without {row['images']} of {row['of']} images of {row['split']}, whose classes not all splits have"
+            for row in self.splits.dropped
+        ]
+        parts = [self.task.protocol, f"{test.name}/{test.split}", f"{sides} px", *more, *dropped]
         return ", ".join(part for part in parts if part)
 
     def trained_protocol(self, store: FeatureStore) -> str:
@@ -123,6 +128,8 @@ class Case:
             self.task.published.get(method),
             details,
             metric.unit,
+            examples=self.splits.test.examples,
+            **outcomes(metric.name, scores, labels),
         )
-        self.results.add(score, metrics.correct(scores, labels))
+        self.results.add(score)
         return score

@@ -24,9 +24,20 @@ def run(case: Case) -> None:
             low, high = metrics.interval("accuracy", shifted, shift.labels)
             protocol = case.protocol(f"shift {shift.name}/{shift.split}, {len(columns)} classes")
             score = Score(
-                name, f"shift/{method}", "accuracy", pair[1], low, high, len(shift), protocol, details=details
+                name,
+                f"shift/{method}",
+                "accuracy",
+                pair[1],
+                low,
+                high,
+                len(shift),
+                protocol,
+                # Two datasets may have a shift of one name.
+                details={"reference": case.name, **details},
+                correct=metrics.correct(shifted, shift.labels),
+                examples=shift.examples,
             )
-            case.results.add(score, metrics.correct(shifted, shift.labels))
+            case.results.add(score)
             row = {"reference": case.name, "shift": name, "method": method, **details, "n": len(shift)}
             row |= {"reference_accuracy": pair[0], "accuracy": pair[1], "low": low, "high": high}
             if name in SHIFT_LINES and 0 < pair[0] < 1:

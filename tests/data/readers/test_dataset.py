@@ -1,4 +1,4 @@
-"""Data sets in memory: what an image and a caption may be."""
+"""Datasets in memory: the accepted types of images and captions."""
 
 import io
 
@@ -7,6 +7,7 @@ import pytest
 from numbered_pairs import image_file, read_all
 from PIL import Image
 
+from keras_clip.data import ImagePreprocessor
 from keras_clip.data.readers import open_reader
 from keras_clip.data.readers.dataset import SequenceReader
 
@@ -25,30 +26,64 @@ class TestDatasets:
     def test_images(self, given, expected):
         assert read_all(SequenceReader([(given, "x")], lambda row: row)) == [(expected, [b"x"])]
 
-    @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "CMYK", "1", "I;16"])
-    def test_pictures_come_back_as_they_were(self, mode):
-        picture = (
-            Image.fromarray(np.arange(0, 60, dtype=np.uint8).reshape(4, 5, 3))
-            .convert("L")
-            .convert(mode if mode != "I;16" else "I")
-        )
-        picture = picture.convert("I;16") if mode == "I;16" else picture
-        ((file, _),) = read_all(SequenceReader([(picture, "x")], lambda row: row))
-        stored = Image.open(io.BytesIO(file))
-        assert np.array_equal(np.asarray(stored.convert("RGB")), np.asarray(picture.convert("RGB")))
-        assert ("A" in stored.mode) == ("A" in mode)
+    MODES = [
+        "1",
+        "L",
+        "LA",
+        "La",
+        "P",
+        "PA",
+        "RGB",
+        "RGBA",
+        "RGBa",
+        "RGBX",
+        "CMYK",
+        "YCbCr",
+        "LAB",
+        "HSV",
+        "I",
+        "I;16",
+        "I;16B",
+    ]
 
-    def test_an_array_of_one_channel(self):
-        pixels = np.arange(20, dtype=np.uint8).reshape(4, 5, 1)
+    @pytest.mark.parametrize("mode", MODES)
+    def test_pictures_of_every_mode_are_seen_as_evaluation_sees_them(self, mode):
+        ramp = np.arange(0, 240, 4, dtype=np.uint8).reshape(4, 5, 3)
+        picture = Image.fromarray(ramp)
+        if mode in ("La", "RGBa", "RGBX", "PA", "LAB", "I", "I;16", "I;16B"):
+            channels = {"La": 2, "PA": 2, "RGBa": 4, "RGBX": 4, "LAB": 3, "I": 4, "I;16": 2, "I;16B": 2}[mode]
+            picture = Image.frombytes(mode, (5, 4), (bytes(range(200)) * 2)[: 20 * channels])
+        else:
+            picture = picture.convert(mode)
+        ((file, _),) = read_all(SequenceReader([(picture, "x")], lambda row: row))
+        preprocessor = ImagePreprocessor(image_size=(4, 5))
+        picture = picture.convert("LA") if mode == "La" else picture
+        assert np.array_equal(preprocessor.to_uint8(file), preprocessor.to_uint8(picture))
+
+    def test_a_transparent_colour_is_white(self):
+        picture = Image.new("RGB", (5, 4), (10, 20, 30))
+        picture.info["transparency"] = (10, 20, 30)
+        ((file, _),) = read_all(SequenceReader([(picture, "x")], lambda row: row))
+        assert np.asarray(Image.open(io.BytesIO(file))).min() == 255
+
+    def test_floating_point_pictures(self):
+        reader = SequenceReader([(Image.new("F", (5, 4)), "x")], lambda row: row)
+        with pytest.raises(ValueError, match="floating-point.*Received"):
+            reader.read(np.array([0]))
+
+    @pytest.mark.parametrize("shape", [(4, 5), (4, 5, 1), (4, 5, 3)])
+    def test_arrays(self, shape):
+        pixels = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape)
         ((file, _),) = read_all(SequenceReader([(pixels, "x")], lambda row: row))
-        assert np.array_equal(np.asarray(Image.open(io.BytesIO(file))), pixels[:, :, 0])
+        expected = np.broadcast_to(pixels if len(shape) == 3 else pixels[..., None], (4, 5, 3))
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(file))), expected)
 
     def test_arrays_that_are_no_pixels(self):
         reader = SequenceReader([(np.full((4, 4), 0.7, np.float32), "x")], lambda row: row)
         with pytest.raises(ValueError, match="uint8 array.*Received.*float32"):
             reader.read(np.array([0]))
 
-    def test_pictures_are_turned_upright(self):
+    def test_exif_orientation_is_applied(self):
         file = io.BytesIO()
         exif = Image.Exif()
         exif[0x0112] = 6
@@ -59,7 +94,13 @@ class TestDatasets:
     @pytest.mark.parametrize(
         "given, expected",
         [("é", ["é".encode()]), (b"x", [b"x"]), (["x", b"y"], [b"x", b"y"]), (("x", None), [b"x"]), (None, []), (3, [])]
-        + [(np.array(["x", "y"]), [b"x", b"y"]), ([], [])],
+        + [
+            (["a cat", " ", ""], [b"a cat"]),
+            ("", []),
+            (float("nan"), []),
+            (np.array(["x", "y"]), [b"x", b"y"]),
+            ([], []),
+        ],
     )
     def test_captions(self, given, expected):
         assert read_all(SequenceReader([(b"A", given)], lambda row: row)) == [(b"A", expected)]

@@ -1,4 +1,4 @@
-"""Evaluation reads every form of storage by the reader of training: equal images, captions, keys and refusals."""
+"""Evaluation reads every storage form with the reader of training: equal images, captions, keys and refusals."""
 
 import io
 import json
@@ -19,7 +19,7 @@ CLASSES = ("even", "odd")
 
 
 def labelled():
-    """(key, image file, caption, class) of each number."""
+    """Returns (key, image file, caption, class) of each number."""
     return [(key, image, caption, CLASSES[number % 2]) for number, (key, image, caption) in enumerate(numbered(COUNT))]
 
 
@@ -88,7 +88,7 @@ class Own(Reader):
         return [{"name": labelled()[k][3]} for k in ids.tolist()]
 
 
-# How to store them, the mapping, the name of the label, and the key of a sample.
+# Each form: the function that stores the samples, the mapping, the name of the label, and the key of a sample.
 FORMS = {
     "tar": (tar, None, "name", lambda key, name: f"x/{key}"),
     "TFRecord": (records, None, "name", lambda key, name: key),
@@ -129,7 +129,7 @@ def test_training_and_evaluation_read_the_same(store, mapping, label, key, tmp_p
     assert texts == {identity: [caption.decode()] for identity, (caption,) in zip(images.ids, captions, strict=True)}
     assert [images.class_names[number] for number in images.labels] == [expected[i][2] for i in images.ids]
     assert images.class_names == CLASSES
-    # From any image on.
+    # Reading can start at any image.
     assert list(images.read(7)) == files[7:] and list(images.read(COUNT)) == []
 
 
@@ -223,6 +223,8 @@ def test_a_damaged_tar_is_refused_by_all(damage, tmp_path):
             read(path)
 
 
-def test_the_lines_of_a_text_are_captions(tmp_path):
-    members = [("a.png", b"?"), ("a.txt", b"x\n\ny \n"), ("b.json", b'{"caption": ["u", "v"]}'), ("c.txt", b" \n")]
-    assert captions_of_tars(write_tar(tmp_path / "a.tar", members)) == {"a": ["x", "y "], "b": ["u", "v"]}
+def test_a_text_is_one_caption_in_evaluation_as_in_training(tmp_path, caplog):
+    members = [("a.png", b"?"), ("a.txt", b"x\n\ny \n"), ("b.json", b'{"caption": ["u", "", "v"]}'), ("c.txt", b" \n")]
+    source = write_tar(tmp_path / "a.tar", [*members, ("d.txt", b"caf\xe9"), ("e.jpg", b"?")])
+    assert captions_of_tars(source) == {"a": ["x\n\ny"], "b": ["u", "v"]}
+    assert "skipped 1 of 5 samples: caption not UTF-8 1. First: " in caplog.text and "a.tar: d" in caplog.text
