@@ -5,6 +5,7 @@ with the most likely prompt. `examples/efficiency.py` reproduces the comparison.
 """
 
 import itertools
+import os
 from collections.abc import Iterable, Sequence
 
 import keras
@@ -15,11 +16,15 @@ from keras_clip import distribution
 from keras_clip.data.images import ImagePreprocessor
 from keras_clip.data.tokenizer import CLIPTokenizer
 from keras_clip.encoders.contract import features_shape, preprocessor_for
+from keras_clip.export import export_pair_model
+from keras_clip.layers.composite import CompositeModel
 from keras_clip.layers.embeddings import PixelNormalization, TokenEmbedding
 from keras_clip.layers.initialisation import normal
+from keras_clip.layers.input_shapes import check_images
 from keras_clip.layers.transformer import TransformerBlock
 from keras_clip.losses import bag_of_words_loss, caption_loss
 from keras_clip.prompts import validate_class_names, validate_templates
+from keras_clip.step.compile_checks import check_pairs_only
 from keras_clip.step.trainer import Branch, GlobalBatchTrainer
 from keras_clip.types import Tensor
 
@@ -43,7 +48,7 @@ def vocabulary_of(token_ids: Iterable[np.ndarray]) -> list[int]:
     return sorted(found)
 
 
-class _ImageFeatures(keras.Model):
+class _ImageFeatures(CompositeModel):
     """Normalises the pixels and encodes them: images (B, H, W, 3) to features (B, D)."""
 
     def __init__(self, encoder, image_preprocessor, **kwargs):
@@ -52,21 +57,23 @@ class _ImageFeatures(keras.Model):
         self.pixels = PixelNormalization(
             image_preprocessor.mean, image_preprocessor.std, dtype=self.dtype_policy, name="pixels"
         )
-        images = keras.KerasTensor((None, *image_preprocessor.sides, 3), dtype=self.compute_dtype)
+        self._sides = image_preprocessor.sides
+        images = keras.KerasTensor((None, *self._sides, 3), dtype=self.compute_dtype)
         self.width = features_shape(encoder, images, "image_encoder")[-1]
-        self.built = True
+        self.mark_built()
 
     def call(self, images, training=False):
+        check_images(images, self._sides)
         return self.encoder(self.pixels(images), training=bool(training) and self.encoder.trainable)
 
 
-class _Scores(keras.Model):
+class _Scores(CompositeModel):
     """Computes the log-likelihood per word of texts: features (B, D) and token ids (K, L) to (B, K)."""
 
     def __init__(self, predictor):
         super().__init__(name="scores")
         self.predictor = predictor
-        self.built = True
+        self.mark_built()
 
     def call(self, inputs):
         return -self.predictor.losses_of_all(inputs["features"], inputs["token_ids"])
@@ -133,6 +140,38 @@ class _CaptionPredictor(GlobalBatchTrainer):
         features = self.image_features(inputs["images"], training=training)
         return self._logits_of(features, self.words_of(inputs["token_ids"]))
 
+    def fit(self, *args, **options) -> keras.callbacks.History:
+        """Trains as `keras.Model.fit` does, on dicts of "images" and "token_ids".
+
+        Args:
+            args: as of `keras.Model.fit`, such as the data.
+            options: as of `keras.Model.fit`.
+
+        Returns:
+            Keras' `History`.
+
+        Raises:
+            ValueError: `y`, `sample_weight` or `class_weight` was given.
+        """
+        check_pairs_only(keras.Model.fit, args, options)
+        return super().fit(*args, **options)
+
+    def evaluate(self, *args, **options) -> dict[str, float] | list[float]:
+        """Evaluates as `keras.Model.evaluate` does, on dicts of "images" and "token_ids".
+
+        Args:
+            args: as of `keras.Model.evaluate`, such as the data.
+            options: as of `keras.Model.evaluate`.
+
+        Returns:
+            As `keras.Model.evaluate`.
+
+        Raises:
+            ValueError: `y` or `sample_weight` was given.
+        """
+        check_pairs_only(keras.Model.evaluate, args, options)
+        return super().evaluate(*args, **options)
+
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """Returns global_loss / R on each of R replicas: the mean loss per word of the captions, and regularisation.
 
@@ -151,6 +190,18 @@ class _CaptionPredictor(GlobalBatchTrainer):
         for penalty in self.losses:
             loss = loss + ops.sum(ops.cast(penalty, "float32")) / replicas
         return loss
+
+    def export(self, filepath: str | os.PathLike, format: str = "tf_saved_model", dtype: str = "uint8") -> None:
+        """Writes the predictor as a graph from "images" and "token_ids", of as many rows, to "logits".
+
+        Args:
+            filepath, format, dtype: as of `CLIPModel.export`.
+
+        Raises:
+            As `CLIPModel.export`.
+        """
+        sides, length = self.image_preprocessor.sides, self.tokenizer.context_length
+        export_pair_model(self, filepath, format, sides, length, "logits", dtype)
 
     def losses_of_all(self, features: Tensor, token_ids: Tensor) -> Tensor:
         """Returns the loss of each of K texts for each of B images.
@@ -218,7 +269,7 @@ class _CaptionPredictor(GlobalBatchTrainer):
         }
 
     @classmethod
-    def from_config(cls, config):
+    def _from_own_config(cls, config):
         parts = ("image_encoder", "tokenizer", "image_preprocessor")
         return cls(**{**config, **{key: keras.saving.deserialize_keras_object(config[key]) for key in parts}})
 
@@ -264,7 +315,7 @@ class BagOfWordsPredictor(_CaptionPredictor):
             self.num_words, kernel_initializer=normal(width**-0.5), dtype=self.dtype_policy, name="output_words"
         )
         self.output_words.build((None, width))
-        self.built = True
+        self.mark_built()
 
     def _logits_of(self, features: Tensor, words: Tensor) -> Tensor:
         """Returns logits (B, V) of features (B, D); `words` is not used."""
@@ -346,7 +397,7 @@ class CaptionLanguageModel(_CaptionPredictor):
         for layer in (*self.blocks, self.norm_final):
             layer.build((None, None, width))
         self.output_words = dense(self.num_words, width, "output_words")
-        self.built = True
+        self.mark_built()
 
     def _logits_of(self, features: Tensor, words: Tensor) -> Tensor:
         """Returns logits (B, L, V) of features (B, D) and words (B, L)."""

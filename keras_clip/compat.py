@@ -5,6 +5,8 @@ private name of these packages. `tests/test_compat.py` checks every entry agains
 the name of the entry when upstream has renamed or changed a name that the entry uses.
 """
 
+import contextlib
+import functools
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -28,6 +30,69 @@ def all_layers(layer: keras.layers.Layer, include_self: bool = True) -> list[ker
         List of layers.
     """
     return list(layer._flatten_layers(include_self=include_self))
+
+
+def sublayers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """The layers directly inside a layer, in the order in which they became attributes.
+
+    Relies on `keras.layers.Layer._flatten_layers`; see `all_layers`.
+    """
+    return list(layer._flatten_layers(include_self=False, recursive=False))
+
+
+def trainable_by_nature(layer: keras.layers.Layer) -> list[keras.Variable]:
+    """The weights of a layer alone that were made to be trained, whether or not they are locked now.
+
+    Relies on `keras.layers.Layer._trainable_variables`. The public `trainable_variables` leaves out what is locked, and
+    includes the layers inside.
+    """
+    return list(layer._trainable_variables)
+
+
+def set_trainable_flag(layer: keras.layers.Layer, value: bool) -> None:
+    """Sets the flag `trainable` of a layer alone.
+
+    Relies on `keras.layers.Layer._trainable`. The public attribute also sets the flags of the weights and of all layers
+    inside, of which some may have others.
+    """
+    layer._trainable = value
+
+
+def forget_removed_weights(layer: keras.layers.Layer) -> None:
+    """Frees weights that were removed from layers inside; on other backends than torch nothing holds them.
+
+    Relies on `_track_variables`, which `keras.Model.quantize` calls for the same purpose.
+    """
+    if keras.backend.backend() == "torch":
+        for part in all_layers(layer):
+            part._track_variables()
+
+
+class BuildHook:
+    """Mixin before a Keras layer, with a hook that is called once, when the layer has been built.
+
+    Relies on `keras.layers.Layer._post_build`, which Keras calls after `build`, and a model's also in every `fit`. A
+    subclass that overrides `build` would have to call the hook itself, at its end.
+    """
+
+    _is_finished = False
+
+    def finish_build(self) -> None:
+        """Called when the weights exist."""
+
+    def mark_built(self) -> None:
+        """For constructors that make all weights, so that there is nothing for `build` to do."""
+        self.built = True
+        self._finish_once()
+
+    def _finish_once(self):
+        if not self._is_finished:
+            self._is_finished = True
+            self.finish_build()
+
+    def _post_build(self):
+        super()._post_build()
+        self._finish_once()
 
 
 class BatchNormMoments(keras.layers.BatchNormalization):
@@ -91,7 +156,102 @@ def call_stateless(
 # Training with `fit`.
 
 
-class FitHooks(keras.Model):
+class CompiledFunctions(keras.Model):
+    """A model whose compiled functions follow its locks, and which an exception leaves as it was.
+
+    Keras compiles the functions of `fit`, `evaluate` and `predict` once. On TensorFlow they go on training a weight
+    that has been locked since; on JAX they pair values with variables by their order, which a lock changes. So each is
+    made anew when a variable or a flag `trainable` differs from when it was made. Relies on `make_train_function`,
+    `make_test_function` and `make_predict_function`, which `fit`, `evaluate` and `predict` call first, and which are
+    documented on no backend.
+
+    On JAX, Keras takes the values out of the variables before the first step, and has nowhere to take them from if that
+    step fails: a wrong shape in `predict` would destroy the model. Relies on `_purge_model_variables`, which does
+    nothing here: steps of `fit` donate the arrays, which frees them as well. After an exception the newest values are
+    put back by `jax_state_sync` and the attribute `_jax_state`.
+    """
+
+    _made_for = None
+
+    def _must_remake(self, name):
+        variables = [(id(variable), variable.trainable) for variable in self.variables]
+        now = hash((*variables, *(layer.trainable for layer in all_layers(self))))
+        # A tuple, which Keras does not track.
+        made_for = dict(self._made_for or ())
+        is_changed = made_for.get(name) != now
+        self._made_for = tuple({**made_for, name: now}.items())
+        return is_changed
+
+    def make_train_function(self, force=False):
+        return super().make_train_function(self._must_remake("train") or force)
+
+    def make_test_function(self, force=False):
+        return super().make_test_function(self._must_remake("test") or force)
+
+    def make_predict_function(self, force=False):
+        return super().make_predict_function(self._must_remake("predict") or force)
+
+    def _purge_model_variables(self, **_):
+        pass
+
+    def call_after_fit(self, function: Callable[[], None]) -> None:
+        """Calls a function when the running `fit` ends, also by an exception, for which Keras has no callback."""
+        self._after_fit = (*getattr(self, "_after_fit", ()), function)
+
+    @functools.wraps(keras.Model.fit)
+    def fit(self, *args, **kwargs):
+        try:
+            return super().fit(*args, **kwargs)
+        finally:
+            functions, self._after_fit = getattr(self, "_after_fit", ()), ()
+            for function in functions:
+                function()
+            if keras.backend.backend() == "torch":
+                # Otherwise layers of torch would stay in training mode.
+                self.eval()
+
+    @contextlib.contextmanager
+    def _state_kept(self):
+        """Leaves no state of an earlier call or of one that fails, which a later one would write to the variables."""
+        self._end_jax_state()
+        try:
+            yield
+        except BaseException:
+            self._end_jax_state()
+            raise
+
+    def _end_jax_state(self):
+        if keras.backend.backend() == "jax":
+            self.jax_state_sync()
+            self._jax_state, self._jax_state_synced = None, True
+
+    @functools.wraps(keras.Model.evaluate)
+    def evaluate(self, *args, **kwargs):
+        with self._state_kept():
+            return super().evaluate(*args, **kwargs)
+
+    @functools.wraps(keras.Model.predict)
+    def predict(self, *args, **kwargs):
+        with self._state_kept():
+            return super().predict(*args, **kwargs)
+
+    @functools.wraps(keras.Model.train_on_batch)
+    def train_on_batch(self, *args, **kwargs):
+        with self._state_kept():
+            return super().train_on_batch(*args, **kwargs)
+
+    @functools.wraps(keras.Model.test_on_batch)
+    def test_on_batch(self, *args, **kwargs):
+        with self._state_kept():
+            return super().test_on_batch(*args, **kwargs)
+
+    @functools.wraps(keras.Model.predict_on_batch)
+    def predict_on_batch(self, *args, **kwargs):
+        with self._state_kept():
+            return super().predict_on_batch(*args, **kwargs)
+
+
+class FitHooks(CompiledFunctions):
     """A model with two hooks around the step that `fit` compiles, and without Keras' symbolic build.
 
     Relies on `make_train_function` and the attribute `train_function`, which exist on every backend and are documented
@@ -110,15 +270,45 @@ class FitHooks(keras.Model):
         return function
 
     def make_train_function(self, force=False):
-        is_new = force or self.train_function is None
-        self.prepare_training(is_first=is_new and not force)
+        is_first = self.train_function is None and not force
+        before = self.train_function
+        self.prepare_training(is_first=is_first)
         super().make_train_function(force)
-        if is_new:
+        if self.train_function is not before:
             self.train_function = self.wrap_train_function(self.train_function)
         return self.train_function
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         pass
+
+    def _get_jax_state(self, **names):
+        """Relies on `_get_jax_state`, with which `fit` begins: at its end, averages and weights are the same arrays."""
+        if names.get("optimizer_variables"):
+            arrays = set()
+            for variable in (*self.variables, *self.optimizer.variables):
+                if id(variable.value) in arrays:
+                    variable.assign(keras.ops.copy(variable.value))
+                arrays.add(id(variable.value))
+        return super()._get_jax_state(**names)
+
+
+def has_compiled_metrics(model: keras.Model) -> bool:
+    """Whether `compile` was given metrics.
+
+    Relies on the attribute `_compile_metrics`. In the public `metrics` they are one of many.
+    """
+    return model._compile_metrics is not None
+
+
+def build_metrics(model: keras.Model, y_true, y_pred) -> None:
+    """Makes the metrics that `compile(metrics=...)` was given, for these targets and predictions.
+
+    Relies on the attribute `_compile_metrics` and its method `build`. Keras makes them from the first batch, of which
+    it knows the targets.
+    """
+    metrics = model._compile_metrics
+    if metrics is not None and not metrics.built:
+        metrics.build(y_true, y_pred)
 
 
 def retrace_step(model: keras.Model) -> None:
@@ -243,6 +433,61 @@ def variable_index(optimizer: keras.optimizers.Optimizer, variable) -> int:
     and which only Keras can identify.
     """
     return optimizer._get_variable_index(variable)
+
+
+def optimized_weights(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
+    """The weights that an optimizer was built for, in its order; none before.
+
+    Relies on `_trainable_variables`. The public `variables` are the optimizer's own.
+    """
+    return list(getattr(optimizer, "inner_optimizer", optimizer)._trainable_variables)
+
+
+def rebuild_optimizer(optimizer: keras.optimizers.Optimizer, weights: Sequence[keras.Variable]) -> None:
+    """Builds an optimizer again, for other weights. It keeps its step, and the moments of weights that it had before.
+
+    Keras builds an optimizer once. A new one would be another object than the one that the user holds.
+
+    Relies on `_variables`, which begins with the step and, unless it is a schedule, the learning rate of
+    `_learning_rate`; on `_tracker.untrack` and `_trainable_variables_indices`; and on lists with one variable or None
+    for each weight, such as `_momentums` of `keras.optimizers.Adam`.
+    """
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+
+    def state(count):
+        """The variables by attribute: those of all weights together, and lists of those of each."""
+        single = {name: value for name, value in vars(inner).items() if isinstance(value, keras.Variable)}
+        lists = {name: value for name, value in vars(inner).items() if isinstance(value, list) and len(value) == count}
+        for name in ("_variables", "_trainable_variables"):
+            lists.pop(name, None)
+        return single, {name: list(value) for name, value in lists.items()}
+
+    old = {id(weight): i for i, weight in enumerate(inner._trainable_variables)}
+    old_single, old_lists = state(len(old))
+    made_at_construction = 1 + isinstance(inner._learning_rate, keras.Variable)
+    for variable in inner._variables[made_at_construction:]:
+        inner._tracker.untrack(variable)
+    inner._trainable_variables_indices.clear()
+    inner.built = False
+    inner.build(list(weights))
+    single, lists = state(len(weights))
+    pairs = [(variable, old_single.get(name)) for name, variable in single.items()]
+    for name, variables in lists.items():
+        for weight, variable in zip(weights, variables, strict=True):
+            # The average of a new weight begins with its value, as those of all do at the first step.
+            first = weight if name == "_model_variables_moving_average" else None
+            is_old = id(weight) in old and name in old_lists
+            pairs.append((variable, old_lists[name][old[id(weight)]] if is_old else first))
+    for variable, source in pairs:
+        if isinstance(variable, keras.Variable) and source is not None and variable is not source:
+            # A copy: JAX would keep one array for both, which a step cannot donate twice.
+            variable.assign(keras.ops.copy(keras.ops.convert_to_tensor(source)))
+    if inner is not optimizer:
+        # In place: an optimizer tracks the variables that become attributes.
+        optimizer._trainable_variables.clear()
+        optimizer._trainable_variables.extend(weights)
+        optimizer._trainable_variables_indices.clear()
+        optimizer._trainable_variables_indices.update(inner._trainable_variables_indices)
 
 
 class AdamMoments(NamedTuple):

@@ -4,8 +4,6 @@ Keras' own `fit` trains the model, through the hook `compute_loss` on every back
 batch.
 """
 
-import contextlib
-import gc
 import os
 
 import keras
@@ -15,11 +13,13 @@ from keras_clip import compat, distribution
 from keras_clip.data.images import ImagePreprocessor
 from keras_clip.data.tokenizer import CLIPTokenizer
 from keras_clip.encoders.contract import attribute, features_shape, images_shape, preprocessor_for
-from keras_clip.export import export_image_model, export_text_model
-from keras_clip.files import WholeFileMixin
+from keras_clip.export import export_image_model, export_pair_model, export_text_model
+from keras_clip.layers.composite import CompositeModel
 from keras_clip.layers.contrastive_loss import ContrastiveLoss
 from keras_clip.layers.embeddings import PixelNormalization
+from keras_clip.layers.input_shapes import check_images, check_images_shape
 from keras_clip.layers.projection import ProjectionHead
+from keras_clip.step.compile_checks import check_pairs_only
 from keras_clip.step.trainer import Branch, GlobalBatchTrainer
 from keras_clip.types import Tensor
 
@@ -34,41 +34,14 @@ def _check_end_token(tokenizer, encoder) -> None:
         )
 
 
-def _is_quantizable(layer) -> bool:
-    return isinstance(layer, keras.layers.Dense | keras.layers.EinsumDense | keras.layers.Embedding)
-
-
-@contextlib.contextmanager
-def _one_collection():
-    """A context with one garbage collection. Keras would collect after every dropped weight, for a minute in total."""
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-        gc.collect()
-
-
-class _Embedder(WholeFileMixin, keras.Model):
+class _Embedder(CompositeModel):
     """An encoder and its projection head."""
 
-    # Keras rebuilds a saved model from its configuration, which does not contain the quantisation of inner layers.
-    quantization = None
-
-    def quantize(self, mode: str = "int8", **kwargs) -> None:
-        """Quantises the linear layers and embeddings to int8, for inference with a quarter of the memory.
-
-        Args:
-            mode: "int8".
-            kwargs: as of `keras.Model.quantize`.
-        """
-        with _one_collection():
-            super().quantize(mode, **{"filters": _is_quantizable, **kwargs})
-        self._note_quantization(mode)
-
-    def _note_quantization(self, mode):
-        self.quantization = mode
-        compat.forget_step(self, evaluation=True)
+    @property
+    def quantization(self) -> str | None:
+        """The mode of the first layer inside that is quantised, such as "int8"; None without one."""
+        modes = (layer.quantization_mode for layer in compat.all_layers(self))
+        return next((mode for mode in modes if mode is not None), None)
 
     def features(self, inputs: Tensor, training: bool = False) -> Tensor:
         """Computes the features that the projection head maps to embeddings.
@@ -95,12 +68,12 @@ class _Embedder(WholeFileMixin, keras.Model):
             **super().get_config(),
             "encoder": keras.saving.serialize_keras_object(self.encoder),
             "embed_dim": self.embed_dim,
-            "quantization": self.quantization,
         }
 
     @classmethod
-    def from_config(cls, config):
+    def _from_own_config(cls, config):
         config = _deserialized(config)
+        # Of files that an earlier version saved.
         mode = config.pop("quantization", None)
         embedder = cls(**config)
         if mode is not None:
@@ -135,7 +108,7 @@ class ImageEmbedder(_Embedder):
         float32 embeddings (B, E) of unit length.
 
     Raises:
-        ValueError: the encoder does not return (B, D), or its image size is unknown.
+        ValueError: the encoder does not return (B, D), or its image size is unknown; images of another size.
     """
 
     def __init__(
@@ -144,6 +117,7 @@ class ImageEmbedder(_Embedder):
         super().__init__(**kwargs)
         self.encoder = encoder
         shape = images_shape(encoder)
+        self._sides = shape[-3:-1]
         self.image_preprocessor = image_preprocessor or preprocessor_for(encoder)
         self.pixels = PixelNormalization(
             self.image_preprocessor.mean, self.image_preprocessor.std, dtype=self.dtype_policy, name="pixels"
@@ -156,7 +130,7 @@ class ImageEmbedder(_Embedder):
         )
         images = keras.KerasTensor(shape, dtype=self.compute_dtype)
         self.projection.build(features_shape(encoder, images, "image_encoder"))
-        self.built = True
+        self.mark_built()
 
     def call(self, images, training=False):
         return self.projection(self.features(images, training))
@@ -171,6 +145,7 @@ class ImageEmbedder(_Embedder):
         Returns:
             Features (B, D).
         """
+        check_images(images, self._sides, rank=None)
         return super().features(self.pixels(images), training)
 
     def encode_image(self, images: Tensor) -> Tensor:
@@ -196,6 +171,7 @@ class ImageEmbedder(_Embedder):
         export_image_model(self, filepath, format, images_shape(self.encoder)[1:-1], "image_embeddings", dtype)
 
     def compute_output_spec(self, images, training=False):
+        check_images_shape(images.shape, self._sides, rank=None)
         return keras.KerasTensor((images.shape[0], self.embed_dim), dtype="float32")
 
     def get_config(self):
@@ -233,7 +209,7 @@ class TextEmbedder(_Embedder):
         self.projection = ProjectionHead(embed_dim, dtype=self.dtype_policy, name="text_projection")
         token_ids = keras.KerasTensor((None, length), dtype="int32")
         self.projection.build(features_shape(encoder, token_ids, "text_encoder"))
-        self.built = True
+        self.mark_built()
 
     def call(self, token_ids, training=False):
         return self.projection(self.features(token_ids, training))
@@ -349,7 +325,7 @@ class CLIPModel(GlobalBatchTrainer):
         self.text_to_image_accuracy = keras.metrics.Mean(name="text_to_image_accuracy")
         self.mean_logit_scale = keras.metrics.Mean(name="logit_scale")
         self.add_step_metrics()
-        self.built = True
+        self.mark_built()
 
     def build(self, input_shape=None):
         """Does nothing: the constructor builds all parts."""
@@ -385,6 +361,56 @@ class CLIPModel(GlobalBatchTrainer):
         """Embeds token ids (B, L); returns float32 (B, E) of unit length."""
         return self.text_embedder.encode_text(token_ids)
 
+    def fit(self, *args, **options) -> keras.callbacks.History:
+        """Trains as `keras.Model.fit` does, on dicts of "images" and "token_ids".
+
+        Args:
+            args: as of `keras.Model.fit`, such as the data.
+            options: as of `keras.Model.fit`.
+
+        Returns:
+            Keras' `History`.
+
+        Raises:
+            ValueError: `y`, `sample_weight` or `class_weight` was given.
+        """
+        check_pairs_only(keras.Model.fit, args, options)
+        return super().fit(*args, **options)
+
+    def evaluate(self, *args, **options) -> dict[str, float] | list[float]:
+        """Evaluates as `keras.Model.evaluate` does, on dicts of "images" and "token_ids".
+
+        Args:
+            args: as of `keras.Model.evaluate`, such as the data.
+            options: as of `keras.Model.evaluate`.
+
+        Returns:
+            As `keras.Model.evaluate`.
+
+        Raises:
+            ValueError: `y` or `sample_weight` was given.
+        """
+        check_pairs_only(keras.Model.evaluate, args, options)
+        return super().evaluate(*args, **options)
+
+    def export(self, filepath: str | os.PathLike, format: str = "tf_saved_model", dtype: str = "uint8") -> None:
+        """Writes both halves as one file that runs without Keras.
+
+        The graph maps "images" and "token_ids", each of any number of rows, to "image_embeddings" and
+        "text_embeddings". `clip.image_embedder.export` and `clip.text_embedder.export` write one half; the graph of
+        texts can have the tokenizer in it.
+
+        Args:
+            filepath: folder of a SavedModel, or file of an ONNX or LiteRT graph.
+            format: "tf_saved_model" (computes in this model's dtype policy), "onnx" or "litert" (always in float32).
+            dtype: dtype of the images, as of `ImageEmbedder.export`.
+
+        Raises:
+            As `ImageEmbedder.export`.
+        """
+        sides = images_shape(self.image_encoder)[1:-1]
+        export_pair_model(self, filepath, format, sides, self.tokenizer.context_length, dtype=dtype)
+
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """Returns global_loss / R on each of R replicas, so that the sum over replicas is the loss of the global batch.
 
@@ -411,20 +437,6 @@ class CLIPModel(GlobalBatchTrainer):
             loss = loss + ops.sum(ops.cast(penalty, "float32")) / replicas
         return loss
 
-    def quantize(self, mode: str = "int8", **kwargs) -> None:
-        """Quantises the linear layers and embeddings of both towers to int8, for inference.
-
-        For one tower only, call `clip.image_embedder.quantize("int8")`. Saving and loading preserve the quantisation.
-
-        Args:
-            mode: "int8".
-            kwargs: as of `keras.Model.quantize`.
-        """
-        with _one_collection():
-            super().quantize(mode, **{"filters": _is_quantizable, **kwargs})
-        self.image_embedder._note_quantization(mode)
-        self.text_embedder._note_quantization(mode)
-
     def get_config(self):
         image, text = self.image_embedder, self.text_embedder
         serialize = keras.saving.serialize_keras_object
@@ -436,12 +448,12 @@ class CLIPModel(GlobalBatchTrainer):
             "tokenizer": serialize(text.tokenizer),
             "image_preprocessor": serialize(image.image_preprocessor),
             **_loss_config(self.contrast),
-            "quantization": [image.quantization, text.quantization],
         }
 
     @classmethod
-    def from_config(cls, config):
+    def _from_own_config(cls, config):
         config = _deserialized(config)
+        # Of files that an earlier version saved.
         modes = config.pop("quantization", (None, None))
         clip = cls(**config)
         for tower, mode in zip((clip.image_embedder, clip.text_embedder), modes, strict=True):

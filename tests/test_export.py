@@ -119,6 +119,72 @@ def test_towers(format, images, tmp_path):
         assert size(path) == pytest.approx(weights, rel=0.05)
 
 
+def run_all(format, path, inputs):
+    """The outputs by name, of a graph that takes inputs by name."""
+    if format == "onnx":
+        onnxruntime = pytest.importorskip("onnxruntime", reason="backend unable: ONNX Runtime is not installed")
+        session = onnxruntime.InferenceSession(path)
+        return dict(zip([output.name for output in session.get_outputs()], session.run(None, inputs), strict=True))
+    tf = pytest.importorskip("tensorflow", reason="backend unable: TensorFlow is not installed")
+    if format == "litert":
+        return tf.lite.Interpreter(str(path)).get_signature_runner()(**inputs)
+    outputs = tf.saved_model.load(str(path)).signatures["serving_default"](
+        **{name: tf.constant(array) for name, array in inputs.items()}
+    )
+    return {name: output.numpy() for name, output in outputs.items()}
+
+
+@pytest.mark.slow
+@formats_or("tf_saved_model")
+def test_both_halves_in_one(format, images, tmp_path):
+    clip = make_clip()
+    inputs = {"images": images, "token_ids": clip.tokenizer(["a cat", "two dogs in a boat", "x"])}
+    clip.export(tmp_path / "clip", format=format)
+    served = run_all(format, tmp_path / "clip", inputs)
+    assert set(served) == {"image_embeddings", "text_embeddings"}
+    np.testing.assert_allclose(served["image_embeddings"], clip.image_embedder.predict(images, verbose=0), atol=1e-5)
+    np.testing.assert_allclose(
+        served["text_embeddings"], clip.text_embedder.predict(inputs["token_ids"], verbose=0), atol=1e-5
+    )
+
+
+ENCODERS = {
+    "VisionTransformer": (lambda: encoders.VisionTransformer(32, 16, 64, 1, 2), "images"),
+    "ModifiedResNet": (lambda: encoders.ModifiedResNet(32, (1, 1, 1, 1), 8, num_heads=2), "images"),
+    "TextTransformer": (lambda: encoders.TextTransformer(64, 1, 2, context_length=16), "token_ids"),
+    "wrap": (lambda: encoders.wrap(convolution()), "images"),
+}
+
+
+def convolution():
+    inputs = keras.Input((32, 32, 3))
+    return keras.Model(inputs, keras.layers.Conv2D(4, 3)(inputs))
+
+
+@pytest.mark.slow
+@pytest.mark.backend_free
+@pytest.mark.parametrize("make, name", ENCODERS.values(), ids=ENCODERS)
+def test_encoders(make, name, images, tmp_path):
+    encoder = make()
+    inputs = images.astype("float32") / 255 if name == "images" else np.full((3, 16), 49407, "int32")
+    for format in ("tf_saved_model", "onnx"):
+        encoder.export(tmp_path / format, format=format)
+        served = RUN[format](tmp_path / format, inputs, name, "features")
+        np.testing.assert_allclose(served, encoder.predict(inputs, verbose=0), atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.backend_free
+def test_a_baseline(images, tmp_path):
+    tokenizer = keras_clip.data.CLIPTokenizer(8)
+    encoder = encoders.VisionTransformer(32, 16, 16, 1, 2)
+    bag = keras_clip.baselines.BagOfWordsPredictor(encoder, tokenizer, vocabulary=range(9))
+    inputs = {"images": images, "token_ids": tokenizer(["a"] * 5)}
+    bag.export(tmp_path / "bag")
+    served = run_all("tf_saved_model", tmp_path / "bag", inputs)
+    np.testing.assert_allclose(served["logits"], bag.predict(inputs, verbose=0), atol=1e-5)
+
+
 @pytest.mark.slow
 @formats_or("onnx", among=("tf_saved_model", "onnx"))
 def test_int8(format, images, tmp_path):
@@ -218,8 +284,9 @@ class KnownHereOnly(keras.layers.Layer):
 def test_a_failure_of_the_other_process_is_reported(tmp_path):
     embedder = keras_clip.ImageEmbedder(KnownHereOnly(), embed_dim=2)
     classifier = keras_clip.ZeroShotClassifier(embedder, ["a", "b"], class_embeddings=np.eye(2), logit_scale=0.0)
-    options = dict(filepath=str(tmp_path / "x"), format="onnx", input_name="images", shape=[2, 2, 3], dtype="uint8")
-    options["output_name"] = "y"
+    options = dict(
+        filepath=str(tmp_path / "x"), format="onnx", inputs={"images": ([2, 2, 3], "uint8")}, output_name="y"
+    )
     with pytest.raises(RuntimeError, match="(?s)TensorFlow process.*KnownHereOnly.*Received") as error:
         export._export_elsewhere(classifier, options)
     assert 'File "' not in str(error.value)

@@ -64,6 +64,7 @@ BACKEND_AWARE = (
     "data",
     "distribution",
     "tiling",
+    "layers.input_shapes",
     "layers.projection",
     "layers.pure_call",
     "step",

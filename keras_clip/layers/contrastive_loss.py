@@ -1,14 +1,19 @@
 """Temperature and loss in one layer, for functional models."""
 
+import math
+
 import keras
 from keras import initializers
 
-from keras_clip.layers.logit_scale import add_logit_scale, check_temperature
+from keras_clip.layers.logit_scale import LARGEST_LOGIT_SCALE, add_logit_scale, check_temperature
 from keras_clip.losses import PairLosses, contrastive_pairs, sigmoid_pairs
 from keras_clip.types import Tensor
 
 # Initial temperatures of the papers: Radford et al. (2021), section 2.5; Zhai et al. (2023), section 3.2.
 TEMPERATURES = {"contrastive": 0.07, "sigmoid": 0.1}
+# The sigmoid loss has no bound in its paper, and published models exceed that of CLIP, with 4.72. This bound, a
+# temperature of 0.001, is for runs that diverge.
+LARGEST_LOGIT_SCALES = {"contrastive": LARGEST_LOGIT_SCALE, "sigmoid": math.log(1000.0)}
 
 
 @keras.saving.register_keras_serializable(package="keras_clip")
@@ -22,6 +27,8 @@ class ContrastiveLoss(keras.layers.Layer):
         model = keras.Model([images, texts], loss)
         model.compile("adam", loss=lambda y_true, pair_losses: pair_losses)
         model.fit([images, texts], y=np.zeros(len(images)))
+
+    The logit scale is at most ln 100 for "contrastive", and ln 1000 for "sigmoid".
 
     Under `tf.distribute.MirroredStrategy`, the pairs of each replica are contrasted with the pairs of all replicas.
 
@@ -59,7 +66,7 @@ class ContrastiveLoss(keras.layers.Layer):
     def build(self, image_embeddings_shape=None, text_embeddings_shape=None):
         if self.built:
             return
-        self.logit_scale = add_logit_scale(self, self.temperature)
+        self.logit_scale = add_logit_scale(self, self.temperature, LARGEST_LOGIT_SCALES[self.kind])
         if self.kind == "sigmoid":
             self.logit_bias = self.add_weight(
                 name="logit_bias",

@@ -36,6 +36,23 @@ class PatchDropout(keras.layers.Layer):
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
 
+    def save_own_variables(self, store: dict) -> None:
+        """Saves the state of the random generator, which Keras does not.
+
+        Args:
+            store: what the model is saved in.
+        """
+        store["seed_state"] = self.seed_generator.state
+
+    def load_own_variables(self, store: dict) -> None:
+        """Loads the state of the random generator; files of earlier versions have none.
+
+        Args:
+            store: what `save_own_variables` saved.
+        """
+        if "seed_state" in store.keys():
+            self.seed_generator.state.assign(store["seed_state"])
+
     def call(self, x, training=False):
         if not training or self.rate == 0:
             return x

@@ -5,6 +5,8 @@ from keras import ops
 
 from keras_clip import distribution
 from keras_clip.custom_gradient import custom_gradient
+from keras_clip.layers.adaptable import LoraDense
+from keras_clip.layers.composite import Composite
 from keras_clip.layers.initialisation import normal
 from keras_clip.types import Tensor
 
@@ -59,7 +61,7 @@ def _scaled(x, factors):
 
 
 @keras.saving.register_keras_serializable(package="keras_clip")
-class ProjectionHead(keras.layers.Layer):
+class ProjectionHead(Composite, keras.layers.Layer):
     """Maps features linearly to unit-length embeddings (W_i and W_t of Radford et al., 2021, figure 3).
 
     Args:
@@ -82,7 +84,7 @@ class ProjectionHead(keras.layers.Layer):
         if self.built:
             return
         width = features_shape[-1]
-        self.dense = keras.layers.Dense(
+        self.dense = LoraDense(
             self.embed_dim,
             use_bias=self.use_bias,
             kernel_initializer=normal(width**-0.5),

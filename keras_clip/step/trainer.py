@@ -5,13 +5,16 @@ over replicas before they are clipped; a step whose loss or gradient is not fini
 encoded in micro-batches.
 """
 
+import contextlib
+import os
 from typing import NamedTuple
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_clip import compat, distribution
-from keras_clip.files import WholeFileMixin
+from keras_clip.layers.composite import CompositeModel
 from keras_clip.optimizers.adam import adamw
 from keras_clip.step import backend_steps, batch_timing, compile_checks, microbatches
 from keras_clip.types import Tensor
@@ -55,9 +58,13 @@ class Branch(NamedTuple):
     has_tokens: bool = False
     head: keras.layers.Layer | None = None
 
+    def example(self) -> np.ndarray:
+        """Embeddings of two rows: zeros, float32 (2, E)."""
+        return np.zeros((2, self.embedder.embed_dim), "float32")
+
 
 @keras.saving.register_keras_serializable(package="keras_clip")
-class GlobalBatchTrainer(WholeFileMixin, compat.FitHooks):
+class GlobalBatchTrainer(CompositeModel, compat.FitHooks):
     """Base of models whose loss compares the embeddings of several inputs, such as `CLIPModel`.
 
     The constructor of a subclass builds its parts, calls `add_step_metrics` and sets `built = True`. The subclass has
@@ -116,10 +123,14 @@ class GlobalBatchTrainer(WholeFileMixin, compat.FitHooks):
             microbatch_size: int > 0 or None. Pairs that a device encodes at a time; None: its whole part of the batch.
             jit_compile: as of `keras.Model.compile`. Under a `tf.distribute` strategy, where Keras cannot compile the
                 step, True compiles the encoders.
-            options: other arguments of `keras.Model.compile`, such as `run_eagerly`.
+            options: other arguments of `keras.Model.compile`, such as `run_eagerly` and `metrics`. A metric, or a
+                function, is called with the image and the text embeddings of the pairs, both float32 (B, E) and of unit
+                length, as `y_true` and `y_pred`: `keras.metrics.CosineSimilarity()` is the mean similarity of matching
+                pairs. On several replicas each sees the pairs of its own.
 
         Raises:
-            ValueError: a loss, accumulated gradients, or, under a strategy, options that Keras does not support there.
+            ValueError: a loss, accumulated gradients, metrics of classes, or, under a strategy, options that Keras does
+                not support there.
             RuntimeError: processes or devices that would each train alone.
         """
         if microbatch_size is not None and (not isinstance(microbatch_size, int) or microbatch_size < 1):
@@ -136,6 +147,11 @@ class GlobalBatchTrainer(WholeFileMixin, compat.FitHooks):
         super().compile(optimizer, jit_compile=jit_compile if strategy is None else False, **options)
         if strategy is not None:
             compat.disable_gradient_sum(self.optimizer)
+        if options.get("metrics") or options.get("weighted_metrics"):
+            with self._scope():
+                compat.build_metrics(
+                    self, *self._compared({branch.output_name: branch.example() for branch in self.branches})
+                )
         self.microbatch_size = microbatch_size
         self._compile_options = {**options, "jit_compile": jit_compile, "microbatch_size": microbatch_size}
 
@@ -143,12 +159,27 @@ class GlobalBatchTrainer(WholeFileMixin, compat.FitHooks):
         if not self.compiled:
             return {}
         config = {"optimizer": self.optimizer, **self._compile_options}
-        return {key: keras.saving.serialize_keras_object(value) for key, value in config.items()}
+        config = {key: keras.saving.serialize_keras_object(value) for key, value in config.items()}
+        return {**config, "optimized_weights": self._optimized_weights()}
+
+    def _optimized_weights(self):
+        """The places among `weights` of those that the optimizer was built for, or None before it was."""
+        if not self.optimizer.built:
+            return None
+        places = {id(weight): place for place, weight in enumerate(self.weights)}
+        if any(id(weight) not in places for weight in compat.optimized_weights(self.optimizer)):
+            # Some are no longer in the model, which has been quantised since.
+            self._match_optimizer()
+        return [places[id(weight)] for weight in compat.optimized_weights(self.optimizer)]
 
     def compile_from_config(self, config):
         config = {key: keras.saving.deserialize_keras_object(value) for key, value in config.items()}
+        # Files of an earlier version do not say which weights the optimizer was built for.
+        places = config.pop("optimized_weights", "trainable")
         self.compile(**config)
-        self.optimizer.build(self.trainable_variables)
+        if places is not None:
+            weights = self.weights
+            self.optimizer.build(self.trainable_variables if places == "trainable" else [weights[i] for i in places])
 
     def embed(self, x: dict, training: bool) -> dict:
         """Computes the output of `call`, in micro-batches or with compiled encoders as configured by `compile`.
@@ -179,21 +210,75 @@ class GlobalBatchTrainer(WholeFileMixin, compat.FitHooks):
 
     def prepare_training(self, is_first):
         # The variables of the optimizer must exist before the step is traced.
-        if not self.optimizer.built:
-            self._build_optimizer()
+        self._match_optimizer()
         if is_first:
             distribution.share_first([*self.variables, *self.optimizer.variables])
 
     def wrap_train_function(self, function):
         return batch_timing.timed(self, function)
 
-    def _build_optimizer(self):
+    def _match_optimizer(self):
+        """Builds the optimizer for the weights that are trainable now.
+
+        If some have been locked or unlocked since it was built, the others keep their moments; those of weights that
+        are unlocked begin at zero.
+        """
+        weights = self.trainable_variables
+        with self._scope():
+            if not self.optimizer.built:
+                self.optimizer.build(weights)
+            elif list(map(id, compat.optimized_weights(self.optimizer))) != list(map(id, weights)):
+                compat.rebuild_optimizer(self.optimizer, weights)
+
+    def _scope(self):
         strategy = distribution.strategy_of(self)
-        if strategy is None:
-            self.optimizer.build(self.trainable_variables)
-        else:
-            with strategy.scope():
-                self.optimizer.build(self.trainable_variables)
+        return contextlib.nullcontext() if strategy is None else strategy.scope()
+
+    def export(self, filepath: str | os.PathLike, *args, **options) -> None:
+        """Not supported for every trainer: each embedder is a model of its own.
+
+        Raises:
+            NotImplementedError: always; `CLIPModel` overrides it.
+        """
+        names = [branch.embedder.name for branch in self.branches]
+        raise NotImplementedError(
+            f"Every embedder of a {type(self).__name__} is exported alone. Received: filepath={os.fspath(filepath)!r}. "
+            f"Export {names}, such as `model.branches[0].embedder.export(...)`."
+        )
+
+    def compute_metrics(self, x: dict, y: None, y_pred: dict, sample_weight: None = None) -> dict:
+        """Updates the metrics given to `compile`, which compare the embeddings of both inputs.
+
+        Args:
+            x: dict of the inputs; not used.
+            y: None.
+            y_pred: dict of the embeddings, as `call` returns it.
+            sample_weight: None.
+
+        Returns:
+            Dict of the values of all metrics.
+
+        Raises:
+            ValueError: a model of another number of inputs.
+        """
+        first, second = self._compared(y_pred)
+        return super().compute_metrics(x, first, second)
+
+    def _compared(self, embeddings):
+        names = [branch.output_name for branch in self.branches]
+        if len(names) != 2:
+            raise ValueError(
+                "Metrics compare the embeddings of two inputs. "
+                f"Received: metrics for a model with {len(names)} inputs. Override `compute_metrics`."
+            )
+        return [embeddings[name] for name in names]
+
+    def get_metrics_result(self) -> dict:
+        """Dict of the values of all metrics. Without a step that was not skipped, means are NaN."""
+        logs = super().get_metrics_result()
+        is_counted = backend_steps.loss_metric(self).count > 0
+        about_steps = (self.gradient_norm.name, self.skipped_steps.name)
+        return {k: v if k in about_steps else ops.where(is_counted, v, float("nan")) for k, v in logs.items()}
 
     def train_step(self, *args):
         """Runs a step of `fit`; the arguments are (state, data) on JAX, and data on other backends."""
