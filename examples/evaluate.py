@@ -6,13 +6,16 @@
     python examples/evaluate.py --model vit_b32 --data tfds:CIFAR10 tfds:DTD --out runs/eval
     python examples/evaluate.py ... --compare runs/other/results.json
 
-`--data` names the test images:
+`--data` names the test images (`--image`, `--label`, `--caption` and `--delimiter` name what is not called as usual):
 
     digits          the handwritten digits of scikit-learn, with their own training split
     a folder        with one folder of images for each class
-    a .csv or .tsv  with the columns path and label (and group)
-    a .tar or glob  WebDataset tars; the class is `--label` of each .json
-    tfds:NAME       a dataset of the paper, through tensorflow-datasets, with its prompts: tfds:Food101
+    a table         .csv, .tsv or .jsonl with the columns path and label (and group)
+    a .tar or glob  WebDataset tars; the class is "name" of each .json, or the .cls
+    other shards    .tfrecord or .parquet files, with the class in "label"
+    tfds:NAME       a dataset of the paper, through tensorflow-datasets, with its prompts: tfds:Food101. With the name
+                    of a preset as `--model`, the report shows the paper's scores. Its shifts of ImageNet are named
+                    likewise, `--shift tfds:ImageNet-R`, or by a folder of that name: `--shift files/ObjectNet`
 
 Images are encoded once; the features stay in `<out>/stores`, so a second run takes seconds. Writes results.json and
 results.csv into `--out` after each part, and at the end report.html, which opens in any browser without a network. A
@@ -27,6 +30,9 @@ from pathlib import Path
 
 import terminal
 
+TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
+TARS = (".tar", ".tar.gz", ".tgz")
+
 
 def parse_args(argv=None) -> argparse.Namespace:
     parser = terminal.Parser(__doc__)
@@ -36,8 +42,14 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument(
         "--shift", nargs="+", default=[], help="images of the same classes from another distribution, as --data"
     )
-    parser.add_argument("--label", default="name", help="key of the class in the .json of tars")
-    parser.add_argument("--captions", action="store_true", help="measure retrieval by the .txt of tars")
+    parser.add_argument(
+        "--pooled",
+        type=Path,
+        help="JSON {shift: {class of the shift: [classes of --data]}}, for shifts with coarser classes",
+    )
+    terminal.add_source_arguments(parser)
+    parser.add_argument("--label", help="column of the class, key of the .json of tars, or cls; see above")
+    parser.add_argument("--captions", action="store_true", help="measure retrieval by the captions of the images")
     parser.add_argument(
         "--missing",
         choices=("error", "drop", "keep"),
@@ -57,6 +69,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if len(args.data) > 1 and (args.train or args.shift):
         parser.error("--train and --shift go with one --data. Run the command once for each.")
+    if args.train and args.data[0].startswith("tfds:"):
+        parser.error("--train goes with your own --data: a dataset of the paper has its own training split.")
     return args
 
 
@@ -79,54 +93,52 @@ def load(model: str) -> keras_clip.CLIPModel:
     return keras_clip.presets.load(model)
 
 
-def is_tars(source: str) -> bool:
-    return source.endswith(".tar")
-
-
-def images(source: str, label: str, split: str) -> evaluation.LabelledImages:
+def images(source: str, args: argparse.Namespace, split: str) -> evaluation.LabelledImages:
     """The images that a word of the command line names."""
-    named = {"split": split, "name": Path(source).stem.strip("*") or None}
+    if source.startswith("tfds:"):
+        return suites.record(source.removeprefix("tfds:")).images("test")
     if source == "digits":
         return sources.digits(split)
-    if is_tars(source):
-        folder = Path(source).resolve().parent
-        return sources.tars(source, label=label, **{**named, "name": f"{folder.parent.name}_{folder.name}"})
-    if source.lower().endswith((".csv", ".tsv")):
-        return sources.csv(source, **named)
-    if Path(source).is_dir():
-        return sources.folder_per_class(source, **named)
-    raise SystemExit(
-        f"Cannot read {source!r}: it is neither `digits`, a folder, a .csv, a .tsv, .tar files nor tfds:NAME."
-    )
+    folder = Path(source).resolve().parent
+    shards = {"label": args.label, "split": split, "name": f"{folder.parent.name}_{folder.name}"}
+    named = {"split": split, "name": Path(source).stem.strip("*") or None}
+    try:
+        if Path(source).is_dir():
+            return sources.folder_per_class(source, **named)
+        if source.lower().endswith(TABLES):
+            label = args.label or "label"
+            return sources.csv(source, label=label, image=args.image, delimiter=args.delimiter, **named)
+        if source.lower().endswith(TARS):
+            return sources.tars(source, image=args.image, **shards)
+        return sources.from_reader(source, mapping=(args.image, None) if args.image else None, **shards)
+    except FileNotFoundError as error:
+        raise SystemExit(
+            f"Cannot read {source!r}: it is neither `digits`, a folder, a table, shards nor tfds:NAME. {error}"
+        ) from error
 
 
 def make_task(source: str, args: argparse.Namespace, templates: list[str]) -> evaluation.Task:
+    names = [shift.removeprefix("tfds:") if shift.startswith("tfds:") else Path(shift).stem for shift in args.shift]
+    if len(set(names)) < len(names):
+        raise SystemExit(f"Shifts must have different names. Received: --shift {' '.join(args.shift)}. Rename one.")
+    shifts = {name: images(shift, args, "shift") for name, shift in zip(names, args.shift, strict=True)}
+    pooled = json.loads(args.pooled.read_text(encoding="utf-8")) if args.pooled else {}
     if source.startswith("tfds:"):
         record = suites.record(source.removeprefix("tfds:"))
-        test = record.images("test")
-        return evaluation.Task(
-            test,
-            *(record.images(split) if split in record.splits else None for split in ("train", "validation")),
-            record.templates,
-            dict(zip(test.class_names, record.names_per_class(test.class_names), strict=True)),
-            record.metric,
-            protocol=record.protocol,
-            missing=args.missing,
-        )
-    shifts = [Path(shift).stem for shift in args.shift]
-    if len(set(shifts)) < len(shifts):
-        raise SystemExit(f"Shifts must have different names. Received: --shift {' '.join(args.shift)}. Rename one.")
+        model = args.model if args.model in keras_clip.presets.names() else None
+        return evaluation.Task.from_record(record, shifts, model, pooled=pooled, missing=args.missing)
     train = args.train or ("digits" if source == "digits" else None)
     captions = {}
     if args.captions:
-        if not is_tars(source):
-            raise SystemExit(f"--captions reads the .txt of tars. Received: --data {source}.")
-        captions = evaluation.captions_of_tars(source)
+        if source == "digits":
+            raise SystemExit(f"--captions needs images with captions. Received: --data {source}.")
+        captions = sources.captions_of(source, **terminal.source_options(args))
     return evaluation.Task(
-        images(source, args.label, "test"),
-        images(train, args.label, "train") if train else None,
+        images(source, args, "test"),
+        images(train, args, "train") if train else None,
         templates=templates,
-        shifts={name: images(shift, args.label, "shift") for name, shift in zip(shifts, args.shift, strict=True)},
+        shifts=shifts,
+        pooled=pooled,
         captions=captions,
         missing=args.missing,
     )

@@ -36,6 +36,21 @@ class Parser(argparse.ArgumentParser):
         self.exit(ERROR, f"{self.prog}: error: {message}. See {self.prog} --help.\n")
 
 
+def add_source_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments that say how sources are read; see `source_options`."""
+    parser.add_argument("--image", help="extension of the images of tars and folders, or column of tables and records")
+    parser.add_argument("--caption", help="extension, column or key of the .json that has the captions")
+    parser.add_argument("--delimiter", "--separator", help="what separates the columns of tables, such as ';'")
+
+
+def source_options(args: argparse.Namespace) -> dict:
+    """The options of a source for `image_text_pairs`, from the arguments of `add_source_arguments`."""
+    if args.image and not args.caption:
+        raise SystemExit(f"--image goes with --caption. Received: --image {args.image}. Name both.")
+    options = {"mapping": (args.image, args.caption) if args.caption else None, "delimiter": args.delimiter}
+    return {name: value for name, value in options.items() if value is not None}
+
+
 def start(parse_args: Callable) -> None:
     """Handles `--help` and invalid arguments, and suppresses the output of frameworks that are imported later.
 

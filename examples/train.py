@@ -2,14 +2,16 @@
 
     python examples/train.py "shards/*.tar" --val "val/*.tar" --epochs 30 --out runs/mine
 
-Pairs are read from WebDataset tars, img2dataset TFRecords, a CSV or TSV table of paths and captions, or a folder of
-images and .txt files (see `keras_clip.data.image_text_pairs`). Keras shows the progress; the environment variable
-KERAS_BACKEND selects the backend. Writes into the folder `--out`: clip.keras (load it with
+Pairs are read from WebDataset tars, TFRecords or Parquet files of img2dataset, tables of paths and captions (.csv,
+.tsv, .jsonl), folders of images and .txt files, or several of these (see `keras_clip.data.image_text_pairs`). If the
+images and captions have unusual names in them, pass `--image`, `--caption` and `--delimiter`. Keras shows the progress;
+the environment variable KERAS_BACKEND selects the backend. Writes into the folder `--out`: clip.keras (load it with
 `keras.saving.load_model`), history.csv (one row per epoch), steps.csv (throughput, wait for data, loss and more every
 ten steps), loss.png (the curve of the loss) and command.json (the arguments and the duration of the run).
 
 To resume an interrupted run, run the same command again: it continues from the newest checkpoint in `--out`/checkpoints
-exactly as an uninterrupted run.
+exactly as an uninterrupted run. With other pairs, another augmentation, model or recipe it refuses and names the
+difference; `--restart` begins anew, and moves the earlier run into `--out`/before_1.
 
 With `--strategy`, several devices share the batch, and each process reads its own part of the pairs:
 
@@ -27,7 +29,7 @@ With `--microbatch-size`, a batch that does not fit on a device is encoded in pa
 
 import argparse
 import csv
-import json
+import itertools
 import tempfile
 import time
 from dataclasses import asdict
@@ -45,11 +47,17 @@ MODELS = {
 STRATEGIES = ("mirrored", "multi_worker", "jax_data_parallel", "torch_ddp")
 HEAD_WIDTH = 64
 PATCHES_PER_SIDE = 8
+# What a run writes into its folder.
+WRITTEN = ("checkpoints", "clip.keras", "command.json", "history.csv", "steps.csv", "loss.png")
+# Options that a run keeps when it goes on.
+KEPT = ("model", "recipe", "image_size", "context_length", "epochs", "flip", "color_jitter", "dtype")
 
 
 def parse_args(argv=None) -> argparse.Namespace:
     parser = terminal.Parser(__doc__)
-    parser.add_argument("source", nargs="+", help="tars, TFRecords, tables or a folder; globs and braces are expanded")
+    parser.add_argument("source", nargs="+", help="shards, tables or folders; globs and braces are expanded")
+    terminal.add_source_arguments(parser)
+    parser.add_argument("--max-broken", type=float, default=0.05, help="fraction of the samples that may be broken")
     parser.add_argument("--val", nargs="+", help="pairs on which the loss is measured after each epoch")
     parser.add_argument("--model", choices=MODELS, default="resnet_tiny")
     parser.add_argument("--recipe", help="a model and training of the paper, such as vit_b32")
@@ -85,6 +93,9 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--checkpoint-every", type=int, default=1000, help="steps; also at the end of each epoch")
     parser.add_argument("--keep", type=int, default=3, help="number of checkpoints to keep, the newest")
+    parser.add_argument(
+        "--restart", action="store_true", help="begin anew; the earlier run is moved into --out/before_1"
+    )
     parser.add_argument("--peak-flops", type=float, help="peak FLOP/s of one device, such as 989e12, to report the MFU")
     parser.add_argument("--out", type=Path, default=Path("runs/train"))
     return parser.parse_args(argv)
@@ -97,6 +108,7 @@ import keras
 import matplotlib
 
 import keras_clip
+from keras_clip import files
 from keras_clip.presets.architectures import ARCHITECTURES
 
 matplotlib.use("agg")
@@ -193,7 +205,7 @@ def augment(pairs, flip: bool, color_jitter: float, seed: int):
 def write_history(history: keras.callbacks.History, path: Path) -> None:
     """Writes a row per epoch of the whole run; after a resumption, the file of `CSVLogger` may have an epoch twice."""
     columns = ["epoch", *sorted(history.history)]
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with files.replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(columns)
         table.writerows(zip(history.epoch, *(history.history[name] for name in columns[1:]), strict=True))
@@ -217,11 +229,41 @@ def read_pairs(args: argparse.Namespace, clip: keras_clip.CLIPModel, part: keras
     if args.strategy == "jax_data_parallel" and part.count > 1:
         # All processes run the same program, so their texts must have one length.
         options["text_lengths"] = (clip.tokenizer.context_length,)
-    pairs = keras_clip.data.image_text_pairs(args.source, clip, args.batch_size // part.count, **options)
+    source = {**terminal.source_options(args), "max_broken": args.max_broken}
+    pairs = keras_clip.data.image_text_pairs(args.source, clip, args.batch_size // part.count, **source, **options)
     is_changed = args.flip or args.color_jitter
     batches = augment(pairs, args.flip, args.color_jitter, args.seed) if is_changed else pairs
-    validation = args.val and keras_clip.data.image_text_pairs(args.val, clip, args.batch_size, training=False)
+    validation = args.val and keras_clip.data.image_text_pairs(
+        args.val, clip, args.batch_size, training=False, **source
+    )
     return pairs, batches, validation
+
+
+def move_away(out: Path) -> None:
+    """Moves what a run has written into a folder of its own beside it."""
+    written = [out / name for name in WRITTEN if (out / name).exists()]
+    if written:
+        number = next(n for n in itertools.count(1) if not (out / f"before_{n}").exists())
+        (out / f"before_{number}").mkdir()
+        for path in written:
+            path.rename(out / f"before_{number}" / path.name)
+        print(f"Moved the run of before into {out / f'before_{number}'}.")
+
+
+def kept_options(args: argparse.Namespace) -> dict:
+    """The options that a run keeps when it goes on, beside what checkpoints compare by themselves."""
+    options = {f"--{name.replace('_', '-')}": getattr(args, name) for name in KEPT}
+    # Its place may have another name on another day.
+    return {**options, "--start": args.start and Path(args.start).name}
+
+
+def check_out(out: Path) -> None:
+    """Refuses to replace a model that no checkpoints belong to."""
+    if (out / "clip.keras").exists() and not list((out / "checkpoints").glob("step-*")):
+        raise SystemExit(
+            f"There is a trained model without checkpoints to go on from. Received: --out {out} with clip.keras. Pass "
+            "--restart to begin anew (it is moved, not removed), or another --out."
+        )
 
 
 def train(args: argparse.Namespace, part: keras_clip.training.Part) -> None:
@@ -232,24 +274,32 @@ def train(args: argparse.Namespace, part: keras_clip.training.Part) -> None:
     steps = args.epochs * len(pairs)
     clip.compile(make_optimizer(args, clip, steps), microbatch_size=args.microbatch_size)
     is_first = part.index == 0
-    callbacks = [
-        keras_clip.training.Checkpoints(args.out / "checkpoints", pairs, args.checkpoint_every, args.keep),
-        keras_clip.training.StopOnSkippedSteps(),
-    ]
+    checkpoints = keras_clip.training.Checkpoints(
+        args.out / "checkpoints", pairs, args.checkpoint_every, args.keep, identity=kept_options(args)
+    )
+    callbacks = [checkpoints, keras_clip.training.StopOnSkippedSteps()]
     if is_first:
         # It must come before the callbacks that store logs.
         callbacks.insert(0, keras_clip.training.Telemetry(args.out / "steps.csv", peak_flops=args.peak_flops))
         callbacks.append(keras.callbacks.CSVLogger(str(args.out / "history.csv"), append=True))
+    is_saved = (args.out / "clip.keras").exists()
     wall, cpu = time.perf_counter(), time.process_time()
     is_multi_worker = args.strategy == "multi_worker"
-    history = clip.fit(
-        keras_clip.training.own_part(batches) if is_multi_worker else batches,
-        epochs=args.epochs,
-        steps_per_epoch=len(pairs) if is_multi_worker else None,
-        validation_data=validation,
-        callbacks=callbacks,
-        verbose="auto" if is_first else 0,
-    )
+    try:
+        history = clip.fit(
+            keras_clip.training.own_part(batches) if is_multi_worker else batches,
+            epochs=args.epochs,
+            steps_per_epoch=len(pairs) if is_multi_worker else None,
+            validation_data=validation,
+            callbacks=callbacks,
+            verbose="auto" if is_first else 0,
+        )
+    except keras_clip.training.DifferentTrainingError as error:
+        raise SystemExit(f"{error} --restart begins anew, and moves the run of before.") from error
+    if is_saved and checkpoints.first_step >= steps:
+        if is_first:
+            print(f"Nothing left to do: {args.out} has all {steps} steps. --restart begins anew.")
+        return
     if not is_first:
         # Saving creates variables, which all workers of TensorFlow must create together.
         with tempfile.TemporaryDirectory() as folder:
@@ -261,10 +311,13 @@ def train(args: argparse.Namespace, part: keras_clip.training.Part) -> None:
     }
     clip.save(args.out / "clip.keras")
     write_history(history, args.out / "history.csv")
-    record = {**vars(args), "out": str(args.out), "backend": keras.backend.backend(), "steps": steps, **minutes}
-    (args.out / "command.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    # The minutes are those of the steps from `first_step` on.
+    record = {**vars(args), "out": str(args.out), "backend": keras.backend.backend(), "steps": steps}
+    files.write_json(args.out / "command.json", {**record, "first_step": checkpoints.first_step, **minutes})
     draw_loss(history.history, args.out / "loss.png")
-    print(f"{steps} steps in {minutes['wall_minutes']} minutes ({minutes['cpu_minutes']} CPU minutes): {args.out}")
+    done = steps - checkpoints.first_step
+    of = f" of {steps}" if checkpoints.first_step else ""
+    print(f"{done} steps{of} in {minutes['wall_minutes']} minutes ({minutes['cpu_minutes']} CPU minutes): {args.out}")
 
 
 def main(argv=None) -> None:
@@ -277,6 +330,12 @@ def main(argv=None) -> None:
                 f"--val works in one process, or with torch_ddp. Received: --strategy {args.strategy} with "
                 f"{part.count} processes. Measure the saved model afterwards, with examples/evaluate_zero_shot.py."
             )
+        if args.restart:
+            # The others wait for this process before they look for checkpoints.
+            if part.index == 0:
+                move_away(args.out)
+        else:
+            check_out(args.out)
         train(args, part)
 
 

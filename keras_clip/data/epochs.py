@@ -1,12 +1,18 @@
 """The Python part of the pipeline: the order of the samples, their crops and captions, and the skipped samples."""
 
 import functools
+import hashlib
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from keras_clip.data.readers import Reader
 from keras_clip.data.skipped import SkippedSamples
+
+# Samples that identify a source.
+_DIGESTED = 64
 
 
 class Place(NamedTuple):
@@ -34,6 +40,8 @@ class _Epochs:
     """
 
     num_samples: int | None = None
+    # What else the samples of an epoch depend on, such as the crops: plain data.
+    options: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(self, skipped: SkippedSamples, seed: int, shard: tuple[int, int], batch_size: int, preprocessor: Any):
         self.seed, self.batch_size = seed, batch_size
@@ -53,6 +61,7 @@ class _Epochs:
             "batch_size": self.batch_size,
             "seed": self.seed,
             "processes": self._parts,
+            **self.options,
         }
 
     def start_at(self, epoch: int, step: int = 0, broken: int = 0) -> None:
@@ -135,6 +144,20 @@ class IndexedEpochs(_Epochs):
         self._failure: Exception | None = None
         # Two epochs are cached: the current one, and the next one, which starts before the current one ends.
         self.order = functools.lru_cache(maxsize=2)(self._order)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {**super().identity, "source": self._source_digest}
+
+    @functools.cached_property
+    def _source_digest(self) -> str:
+        """A digest of the number of samples and of a few of them, evenly spaced: other sources have other ones."""
+        ids = np.unique(np.linspace(0, len(self._reader) - 1, _DIGESTED).astype(np.int64))
+        digest = hashlib.sha256(str(len(self._reader)).encode())
+        for image, captions in zip(*self._reader.read(ids), strict=True):
+            for part in (image, *captions):
+                digest.update(f" {len(part)} ".encode() + bytes(part))
+        return digest.hexdigest()
 
     def begin(self) -> np.ndarray:
         self._failure = None

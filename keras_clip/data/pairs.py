@@ -46,20 +46,27 @@ def image_text_pairs(
     """Returns batches of image-caption pairs for `model.fit`, `evaluate` and `predict` on every backend.
 
     The form of the source determines how it is read:
-    - `.tar` files (WebDataset): members `<key>.jpg` (jpeg, png, webp, gif, bmp) and `<key>.txt`, or `<key>.json` with
-      a "caption", one or a list;
-    - `.tfrecord` files (img2dataset): features `jpg` (png, webp, image, ...) and `txt` (caption, text), or as `mapping`
-      names them;
-    - `.csv` and `.tsv` files: columns `path` (image, filename, ...) and `caption` (text, title), or as `mapping` names
-      them; paths are relative to the file;
-    - a folder: `<name>.jpg` (png, ...) beside `<name>.txt`, in the folders below it too;
+    - `.tar` files (WebDataset): members `<key>.jpg` (png, ...) and `<key>.txt`, or `<key>.json` with a "caption", one
+      or a list. A key ends at the first dot of the base name, as in the library webdataset. `mapping` names other
+      extensions, or the caption in the `.json`;
+    - `.tfrecord` and `.tfrec` files (img2dataset): features `jpg` (png, webp, image, ...) and `txt` (caption, text);
+    - `.parquet` files (img2dataset, Hugging Face): columns `jpg` (png, image, path, ...) and `txt` (caption, text);
+    - `.csv`, `.tsv` and `.jsonl` files: columns `path` (image, filename, ...) and `caption` (text, title); paths are
+      relative to the file;
+    - a folder: `<name>.jpg` (png, ...) beside `<name>.txt`, in the folders below it too; links to folders are followed,
+      each folder once. `mapping` names other extensions;
     - a `Reader`: a class of your own with `__len__`, `read` and `name`, for any other form of storage;
-    - a dataset with `len()` and `[number]` (Hugging Face, TFDS data sources, a list of dicts), as `mapping` says;
-    - a `tf.data.Dataset` (TFDS), as `mapping` says, in graph; images as the bytes of a file or uint8 arrays.
+    - a dataset with `len()` and `[number]` (Hugging Face, with transforms too; TFDS data sources, a list of dicts or
+      of tuples), as `mapping` says; images as bytes, paths, PIL images or arrays;
+    - a pandas `DataFrame`, with the columns of tables, or as `mapping` says;
+    - a `tf.data.Dataset` (TFDS), as `mapping` says, in graph; images as the bytes of a file or uint8 arrays;
+    - another object that can be iterated over again and again (a streamed dataset of Hugging Face), as `mapping` says.
 
-    Files may be given as a path, a glob, braces (`{00000..00031}.tar`) or a list. Tars and TFRecords are indexed once,
-    with a progress bar if there are many; the index is stored beside the file as `<file>.index.npz`, or in the user's
-    cache folder. A truncated or damaged shard raises an error before the first epoch.
+    A text is one caption, whatever its lines. Files may be given as a path, a glob or braces (`{00000..00031}.tar`).
+    A list of files, folders, datasets or readers is one source, also of several forms. Tars and TFRecords are indexed
+    once, with a progress bar if there are many; the index is stored beside the file as `<file>.index.npz`, or in the
+    user's cache folder, where there are also copies of compressed files (.gz, .bz2, .xz) and of Parquet files, which
+    can be read at any place. A shard that is cut short or damaged raises an error before the first epoch.
 
     In training, every epoch is one pass over all samples in an order shuffled across all shards (of a stream: within
     1,024 samples), with a random resized crop and one of several captions; order, crops and captions depend on the
@@ -74,12 +81,14 @@ def image_text_pairs(
     step), batch), for your own augmentation that a resumed run repeats.
 
     A sample that lacks its image or its caption, or cannot be decoded, is skipped. The attribute `skipped` of the
-    dataset (`SkippedSamples`) counts such samples by reason and names them, and a warning summarises each epoch. In
+    dataset (`SkippedSamples`) counts such samples by reason and names them, and a warning summarises each epoch. It
+    also counts and names the files of the source that are no part of a pair, about which there is one warning. In
     training, other samples are repeated instead, so that an epoch has as many steps as its length says. Captions
     longer than the context are truncated. Texts are as long as the longest of their batch, rounded up to one of
     `text_lengths`, so that compiled backends compile at most one program for each of these lengths. Memory holds a few
     blocks of 64 encoded images, the decoded images in flight, and a few batches, whatever the size of the data; and for
-    each sample of a tar 44 bytes and its key, of a TFRecord or a table 12 bytes, of a folder its path and caption.
+    each sample of a tar 12 bytes for each of its members, 8 bytes and its key, of a TFRecord or a table 12 bytes, of a
+    folder its path and caption.
 
     Args:
         source: see above.
@@ -87,14 +96,19 @@ def image_text_pairs(
         batch_size: pairs a batch, B.
         tokenizer: `CLIPTokenizer` or another tokenizer with its interface; None: the model's.
         image_preprocessor: `ImagePreprocessor`; None: the model's.
-        mapping: names of the image and the caption column, or, for datasets, a function of an element that returns
-            (image, caption or captions).
+        mapping: names of the image and the caption column (of tuples their places; of files the first may be None: the
+            usual ones), or, for datasets, a function of an element that returns (image, caption or captions). For a
+            `tf.data.Dataset` of tuples the function may also take their parts.
         training: whether to shuffle, crop at random and drop the smaller last batch.
         text_lengths: lengths that L may take, increasing; None: 16, 32 and the tokenizer's context length.
         crop_scale: lowest and highest fraction of an image's area that a training crop keeps. The default is the
             paper's; a few thousand images need more variety, such as (0.4, 1).
         seed: int >= 0.
         shard: (index, count): one of `count` disjoint parts of each epoch, for as many processes.
+        delimiter: the character that separates the columns of tables. None: a tab in `.tsv` files, otherwise a comma, a
+            tab, a semicolon or a bar, whichever gives the columns that are needed.
+        max_broken: float in [0, 1]. The fraction of the samples that may be broken. Up to five texts without an image,
+            such as a README.txt, are no reason for an error unless it is 0.
         max_pixels_in_flight: int. How many pixels are decoded at the same time at most, at up to 16 bytes of memory
             each; an image of more is decoded alone. None: a number that fits the memory of the machine. Images of more
             than the `max_pixels` of the preprocessor are skipped, from their header.
@@ -107,8 +121,8 @@ def image_text_pairs(
 
     Raises:
         ImportError: TensorFlow is not installed.
-        FileNotFoundError, TypeError, ValueError: an invalid source or argument. While iterating: more than 5 % of the
-            samples, or all of the first 1,000, are broken.
+        FileNotFoundError, TypeError, ValueError: an invalid source or argument. While iterating: more than `max_broken`
+            of the samples, or all of the first 1,000, are broken.
     """
     tf = _require_tensorflow()
     tokenizer = component("tokenizer", tokenizer, model)
@@ -129,6 +143,11 @@ def image_text_pairs(
             epochs = IndexedEpochs(reader, training, *options)
             good = _indexed(epochs, decode, training)
         check_size(epochs.num_samples, batch_size, training, source)
+        epochs.options = {
+            "crop_scale": list(crop_scale),
+            "preprocessing": getattr(image_preprocessor, "get_config", dict)(),
+            "context_length": lengths[-1],
+        }
         numbered = _number(good, epochs, training).map(_tokenize_with(tokenizer, lengths))
         if training and epochs.num_samples:
             numbered = _with_length(numbered, epochs.num_samples // batch_size)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from keras_clip.evaluation.classifiers.few_shot import SHOTS
+from keras_clip.evaluation.datasets.catalogue import SHIFTS, DatasetRecord
 from keras_clip.evaluation.datasets.labelled_images import LabelledImages
 from keras_clip.evaluation.datasets.sources import captions_of
 from keras_clip.evaluation.features.store import FeatureStore
@@ -37,12 +38,14 @@ class Task:
         names: {class name of the labels: name or names to write into prompts}. None: the class names.
         metric: key of `METRICS`.
         shifts: {name: images of the same classes, or of some of them, from another distribution}.
+        pooled: {name of a shift: {class of the shift: classes of `test` that it covers}}, for shifts with coarser
+            classes, such as the 30 of ImageNet-Vid. Their score is the largest of the classes covered.
         captions: {id of an image of `test`: its captions}, for retrieval. `sources.captions_of` reads them.
         class_sets: {name: class names to choose from}, for the class-design probe.
         watched: class names of `class_sets` whose rate of prediction is measured for each group.
         shots: numbers of images per class of the few-shot probes.
         seeds: seeds of the random few-shot subsets.
-        published: {method: the paper's score}.
+        published: {method: the paper's score}; that on a shift is {"shift/method": score}.
         protocol: conditions of the scores other than split, image size and number of prompts.
         missing: what to do with classes that only some splits have, and with images or captions without the other.
             "error"; "drop": measure on the images of the classes that all splits have, and retrieval on the images with
@@ -61,6 +64,7 @@ class Task:
     names: Mapping[str, str | Sequence[str]] | None = None
     metric: str = "accuracy"
     shifts: Mapping[str, Images] = dataclasses.field(default_factory=dict)
+    pooled: Mapping[str, Mapping[str, Sequence[str]]] = dataclasses.field(default_factory=dict)
     captions: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     class_sets: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     watched: Collection[str] = ()
@@ -75,8 +79,58 @@ class Task:
             raise ValueError(f"Expected one of the metrics {list(METRICS)}. Received: metric={self.metric!r}.")
         if self.missing not in ("error", "drop", "keep"):
             raise ValueError(f'`missing` must be "error", "drop" or "keep". Received: missing={self.missing!r}.')
+        for name, classes in self.pooled.items():
+            if name not in self.shifts:
+                raise ValueError(f"`pooled` must be of shifts, {list(self.shifts)}. Received: pooled of {name!r}.")
+            _require_members(name, self.shifts[name], self.test, classes)
         if self.captions and self.missing != "drop":
             _require_captions(self.test, self.captions)
+
+    @classmethod
+    def from_record(
+        cls,
+        record: DatasetRecord,
+        shifts: Mapping[str, Images] | Sequence[DatasetRecord] = (),
+        model: str | None = None,
+        data_dir: str | os.PathLike | None = None,
+        **options: Any,
+    ) -> "Task":
+        """A task of the paper's, with all splits, prompts, the metric and the protocol of its record.
+
+        Args:
+            record: of `suites.record`.
+            shifts: records of shifts, or {name: images}.
+            model: a preset, whose scores in the paper the report shows beside those measured; None: no scores.
+            data_dir: where tensorflow-datasets keeps its files. None: its default.
+            options: other arguments of `Task`.
+
+        Returns:
+            A `Task`.
+
+        Raises:
+            ValueError: as of `DatasetRecord.images`.
+        """
+        splits = {
+            split: record.images(split, data_dir=data_dir)
+            for split in ("test", "train", "validation")
+            if split in record.splits
+        }
+        if not isinstance(shifts, Mapping):
+            shifts = {shift.name: shift.images("test", data_dir=data_dir) for shift in shifts}
+        found = {} if model is None else dict(record.published_scores(model))
+        for name in () if model is None else shifts:
+            if name in SHIFTS:
+                scores = SHIFTS[name].published_scores(model)
+                found |= {f"{name}/{method}": score for method, score in scores.items()}
+        names = record.names_per_class(splits["test"].class_names)
+        defaults = {
+            "templates": record.templates,
+            "names": dict(zip(splits["test"].class_names, names, strict=True)),
+            "metric": record.metric,
+            "protocol": record.protocol,
+            "published": found,
+        }
+        return cls(**splits, shifts=shifts, **{**defaults, **options})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +193,8 @@ def encode(clip: CLIPModel, task: Task, folder: str | os.PathLike | None, batch_
     )
     shifts = {}
     for name, images in task.shifts.items():
-        names = class_names and [known for known in images.class_names if known in class_names]
+        is_whole = class_names is None or name in task.pooled
+        names = None if is_whole else [known for known in images.class_names if known in class_names]
         shifts[name] = store_of_classes(images, f"shift {name}", names)
     if train is not None and validation is None:
         train, validation = hold_out(train)
@@ -156,8 +211,9 @@ def _common_classes(task: Task) -> tuple[str, ...] | None:
     unequal = [split for split in others if _kind(split) != _kind(test)]
     foreign = [
         shift
-        for shift in task.shifts.values()
-        if None in (shift.class_names, test.class_names) or not _classes(shift) <= _classes(test)
+        for name, shift in task.shifts.items()
+        if name not in task.pooled
+        and (None in (shift.class_names, test.class_names) or not _classes(shift) <= _classes(test))
     ]
     if not unequal and not foreign:
         return None
@@ -204,6 +260,18 @@ def _difference(split: Images, test: Images) -> str:
         if (only := _classes(one) - _classes(other))
     ]
     return "".join(f"{part} " for part in parts)
+
+
+def _require_members(name: str, shift: Images, test: Images, classes: Mapping[str, Sequence[str]]) -> None:
+    """Raises a ValueError unless each class of a shift covers classes of the test split, and each of these once."""
+    members = [member for group in classes.values() for member in group]
+    unknown = sorted(set(members) - _classes(test))
+    if set(classes) != _classes(shift) or unknown or len(set(members)) < len(members) or not all(classes.values()):
+        raise ValueError(
+            f"`pooled` must give each class of the shift {name!r} classes of {test.name}, none of them twice. "
+            f"Received: {len(classes)} classes for the {len(_classes(shift))} of the shift, {len(members)} "
+            f"members, of which {len(members) - len(set(members))} occur again and {unknown[:5]} are unknown."
+        )
 
 
 def _require_captions(test: Images, captions: Mapping[str, Sequence[str]]) -> None:

@@ -14,12 +14,14 @@ from numbered_pairs import (
     COLUMNS,
     SOURCES,
     NumberTokenizer,
+    colour,
     decode_one_colour,
     draw_from_the_crop_seed,
     image_file,
     numbered,
     numbers,
     tar_members,
+    write_images,
     write_records,
     write_shards,
     write_table,
@@ -378,6 +380,73 @@ class TestBrokenSamples:
         with pytest.raises(Exception, match=r"6 of \d+ samples: undecodable image 5, no image 1"):
             list(dataset)
 
+    @not_of_decoding
+    def test_a_readme_beside_ten_pairs(self, tmp_path, caplog):
+        write_images(tmp_path, numbered(10))
+        for key, _, caption in numbered(10):
+            (tmp_path / f"{key}.txt").write_bytes(caption)
+        (tmp_path / "README.txt").write_text("7")
+        (tmp_path / "LICENSE.txt").write_text("8")
+        source = write_tar(
+            tmp_path / "a.tar", [*tar_members(numbered(10)), ("README.txt", b"7"), ("LICENSE.txt", b"8")]
+        )
+        for place in (tmp_path, source):
+            for training in (True, False):
+                dataset = pairs(place, 5, training=training)
+                assert set(numbers(dataset)) == set(range(10))
+                assert dataset.skipped.counts["no image"] == 2
+                assert any("README" in example for example in dataset.skipped.examples)
+        assert "skipped 2 of 12 samples: no image 2" in caplog.text
+        # Many are no stray files.
+        for k in range(6):
+            (tmp_path / f"more{k}.txt").write_text("7")
+        with pytest.raises(Exception, match=r"6 of \d+ samples: no image 6.*raise `max_broken`"):
+            list(pairs(tmp_path, 1))
+
+    @not_of_decoding
+    def test_the_limit_is_an_argument(self, tmp_path):
+        samples = [(f"{k:03d}", b"?" if k < 10 else image_file(k), str(k).encode()) for k in range(40)]
+        source = write_tar(tmp_path / "a.tar", tar_members(samples))
+        dataset = pairs(source, 1, training=False, max_broken=0.25)
+        assert numbers(dataset) == list(range(10, 40)) and dataset.skipped.total == 10
+        with pytest.raises(Exception, match=r"At most 22.5% of the samples.*10 of \d+ samples"):
+            list(pairs(source, 1, max_broken=0.225))
+        one = write_tar(tmp_path / "b.tar", tar_members(samples[9:]))
+        assert len(numbers(pairs(one, 1, training=False))) == 30
+        with pytest.raises(Exception, match=r"At most 0% of the samples.*1 of \d+ samples"):
+            list(pairs(one, 1, max_broken=0))
+        # Not one good sample is an error whatever the limit.
+        none = write_tar(tmp_path / "c.tar", tar_members(samples[:10]))
+        with pytest.raises(Exception, match="10 of 10 samples"):
+            list(pairs(none, 1, training=False, max_broken=1))
+
+    @not_of_decoding
+    def test_files_that_are_passed_over_are_reported_and_do_not_count_as_broken(self, tmp_path, caplog):
+        members = [*tar_members(numbered(COUNT))]
+        members += [(f"{key}.5mm.{end}", b"?") for key, _, _ in numbered(60) for end in ("jpg", "txt")]
+        members += [("x.jpg", b"?"), ("x.txt", b"1")]
+        dataset = pairs(write_tar(tmp_path / "a.tar", members), 1, training=False)
+        reason = "a second dot in the name, where keys end at the first"
+        assert dataset.skipped.counts == {reason: 120} and dataset.num_samples == COUNT + 1
+        assert (
+            f"passed over 120 files of {tmp_path}/a.tar: {reason} 120. First: {tmp_path}/a.tar: 000.5mm" in caplog.text
+        )
+        for _ in range(2):
+            assert numbers(dataset) == list(range(COUNT))
+            assert dataset.skipped.counts == {reason: 120, "undecodable image": 1}
+            assert (dataset.skipped.total, dataset.skipped.broken) == (121, 1)
+            assert dataset.skipped.examples[0].endswith(f"000.5mm.jpg: {reason}")
+            assert dataset.skipped.examples[100].startswith(f"{tmp_path}/a.tar: x: undecodable image")
+        assert "skipped 1 of 51 samples: undecodable image 1. First: " in caplog.text
+
+    @not_of_decoding
+    def test_errors_are_short_whatever_the_source(self):
+        arrays = [{"picture": np.zeros((50, 50, 3), np.float32), "text": "1"}] * 3000
+        for batch_size, source in ((5000, arrays), (1, [{"picture": b"?", "text": "1" * 3000}] * 3000)):
+            with pytest.raises(Exception) as error:
+                list(pairs(source, batch_size, mapping=COLUMNS))
+            assert len(str(error.value)) < 5000
+
     @pytest.mark.parametrize("source", ["tars", "tf.data of files"])
     @not_of_decoding
     def test_all_are_broken(self, source, tmp_path):
@@ -545,6 +614,23 @@ class TestRefusals:
     def test_one_name_for_a_stream(self, tmp_path):
         with pytest.raises(ValueError, match="two columns.*Received"):
             pairs(SOURCES["tf.data of files"][0](tmp_path, numbered(9)), 1, mapping=("picture",))
+
+    def test_tuples_of_a_stream(self):
+        import tensorflow as tf
+
+        arrays = np.stack([np.full((20, 24, 3), colour(k), np.uint8) for k in range(6)])
+        stream = tf.data.Dataset.from_tensor_slices((arrays, list(map(str, range(6)))))
+        for mapping in (lambda e: (e[0], e[1]), lambda image, text: (image, text), (0, 1)):
+            assert numbers(pairs(stream, 2, mapping=mapping, training=False)) == list(range(6))
+
+    def test_a_streamed_data_set_of_hugging_face(self, tmp_path):
+        stream = SOURCES["Hugging Face"][0](tmp_path, numbered(9)).to_iterable_dataset()
+        dataset = pairs(stream, 2, mapping=COLUMNS)
+        assert dataset.num_samples is None
+        epochs = [numbers(dataset) for _ in range(2)]
+        assert [len(set(epoch)) for epoch in epochs] == [8, 8] and epochs[0] != epochs[1]
+        parts = [numbers(pairs(stream, 2, mapping=COLUMNS, shard=(k, 2), training=False)) for k in range(2)]
+        assert sorted(parts[0] + parts[1]) == list(range(9))
 
     def test_float_images_of_a_stream(self):
         import tensorflow as tf

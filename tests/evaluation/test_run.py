@@ -7,6 +7,7 @@ import pytest
 
 import keras_clip
 from keras_clip.evaluation import Failure, FeatureStore, Results, Task, compare, evaluate, metrics, report, run
+from keras_clip.evaluation.classifiers.zero_shot import ladder, zero_shot_scores
 from keras_clip.evaluation.datasets.labelled_images import LabelledImages
 from keras_clip.evaluation.datasets.sources import digits
 from keras_clip.evaluation.tasks import encode, hold_out
@@ -50,13 +51,17 @@ def make_task():
         names={
             str(i): [name, str(i)] for i, name in enumerate("zero one two three four five six seven eight nine".split())
         },
-        shifts={"even": few(digits("test"), 90, "even", ["8", "2", "0"])},
+        shifts={
+            "even": few(digits("test"), 90, "even", ["8", "2", "0"]),
+            "round": few(digits("test"), 90, "round", ["8", "2", "0"]),
+        },
+        pooled={"round": {"8": ["8", "9"], "2": ["2", "3", "7"], "0": ["0", "6"]}},
         captions={identity: [f"number {i}", f"the {i}th"] for i, identity in enumerate(test.ids)},
         class_sets={"without": ["a cat", "a dog"], "with": ["a cat", "a dog", "a thief"]},
         watched=["a thief"],
         shots=(2, 8),
         seeds=(0,),
-        published={"zero_shot/family": 0.4},
+        published={"zero_shot/family": 0.4, "even/linear_probe": 0.6},
         protocol="untrained",
     )
 
@@ -86,7 +91,7 @@ def test_every_part_has_its_scores(results):
     assert methods == {"zero_shot", "linear_probe", "few_shot", "knn", "tip_adapter", "wise_ft", "shift", "retrieval"}
     rungs = ["bare_name", "one_template", "family", "selected"]
     assert [s.method for s in results.select("digits", "zero_shot", "accuracy")] == [f"zero_shot/{r}" for r in rungs]
-    assert len(results.select("digits", "few_shot")) == 2 and len(results.select(method="shift")) == 1 + 2 + 1
+    assert len(results.select("digits", "few_shot")) == 2 and len(results.select(method="shift")) == 2 * (1 + 2 + 1)
     tables = {"calibration", "reliability", "robustness", "shots_to_match", "templates"}
     assert tables | {"class_design/digits", "confusion/digits", "errors/digits"} == set(results.tables)
     for score in results.scores:
@@ -118,7 +123,7 @@ def test_a_probe_beats_chance_on_features_of_an_untrained_model(results):
 
 
 def test_shifts_compare_the_same_classes(folder, results):
-    rows = [row for row in results.tables["robustness"] if row["method"] == "linear_probe"]
+    rows = [row for row in results.tables["robustness"] if (row["method"], row["shift"]) == ("linear_probe", "even")]
     (shifted,), (probe,) = (
         results.select("even", "shift/linear_probe"),
         results.select("digits", "linear_probe", "accuracy"),
@@ -129,6 +134,44 @@ def test_shifts_compare_the_same_classes(folder, results):
     among = np.isin(test.labels, [0, 2, 8]) & (np.arange(120) < 90)
     assert (shifted.correct >= probe.correct[among]).all()
     assert rows[0]["reference_accuracy"] >= probe.correct[np.isin(test.labels, [0, 2, 8])].mean()
+    assert shifted.published == 0.6 and results.select("even", "shift/zero_shot/family")[0].published is None
+
+
+def test_a_shift_may_have_coarser_classes(clip, folder, results):
+    """Its score of a class is the largest of the classes that it covers, also on the images of the test split."""
+    (score,) = results.select("round", "shift/zero_shot/family")
+    (row,) = (
+        row for row in results.tables["robustness"] if (row["method"], row["shift"]) == (score.method[6:], "round")
+    )
+    groups = [[8, 9], [2, 3, 7], [0, 6]]
+    shift, test = FeatureStore.open(folder / "round-test"), FeatureStore.open(folder / "digits-test")
+    classes = ladder(clip, test, TEMPLATES, make_task().names)["zero_shot/family"].class_embeddings
+
+    def predicted(store):
+        logits = zero_shot_scores(store, classes)
+        return np.argmax([logits[:, group].max(1) for group in groups], axis=0)
+
+    assert [shift.class_names[i] for i in range(3)] == ["8", "2", "0"]
+    np.testing.assert_array_equal(score.correct, predicted(shift) == shift.labels)
+    pooled = np.array([2, -1, 1, 1, -1, -1, 2, 1, 0, 0])[test.labels]
+    right = (predicted(test) == pooled)[pooled >= 0]
+    assert row["reference_accuracy"] == pytest.approx(right.mean()) and 30 < len(right) < len(test)
+
+
+@pytest.mark.parametrize(
+    "pooled, message",
+    [
+        ({"oval": {}}, r"`pooled` must be of shifts, \['even', 'round'\]. Received: pooled of 'oval'"),
+        ({"even": {"8": ["8"], "2": ["2"]}}, "2 classes for the 3 of the shift"),
+        ({"even": {"8": ["8", "2"], "2": ["2"], "0": ["0"]}}, "1 occur again"),
+        ({"even": {"8": ["8"], "2": ["two"], "0": ["0"]}}, r"\['two'\] are unknown"),
+        ({"even": {"8": ["8"], "2": [], "0": ["0"]}}, "2 members"),
+    ],
+    ids=["another shift", "a class without members", "a member twice", "an unknown member", "no member"],
+)
+def test_pooled_classes_are_checked(pooled, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(make_task(), pooled=pooled)
 
 
 def test_errors_are_wrong_and_shown(results):

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from numbered_pairs import write_records, write_tar
 from PIL import Image
 from scripts import load_script
 
@@ -70,6 +71,35 @@ def test_classes_that_train_lacks(example, folder, capsys):
 
 
 @pytest.mark.backend_free
+def test_every_form_of_data(example, folder, tmp_path):
+    """What a word of the command line names is read by its form, and by the names that are given."""
+    file = next((folder / "pictures").rglob("*.png")).read_bytes()
+    (tmp_path / "a.png").write_bytes(file)
+    (tmp_path / "b.png").write_bytes(file)
+    (tmp_path / "a.csv").write_text("photo;kind;alt\na.png;cat;x\nb.png;dog;y\n")
+    (tmp_path / "a.jsonl").write_text('{"photo": "a.png", "kind": "cat"}\n{"photo": "b.png", "kind": "dog"}\n')
+    members = [
+        (f"{k}.{end}", text) for k in range(2) for end, text in (("png", file), ("cls", b"%d" % k), ("alt", b"x"))
+    ]
+    write_tar(tmp_path / "a.tar", members)
+    rows = [{"photo": file, "kind": name} for name in (b"cat", b"dog")]
+    write_records(tmp_path / "a.tfrec", rows)
+
+    def read(name, *words):
+        args = example.parse_args(["--model", "m", "--data", "d", *words])
+        return example.images(str(tmp_path / name), args, "test")
+
+    named = ["--image", "photo", "--label", "kind"]
+    for name in ("a.csv", "a.jsonl", "a.tfrec"):
+        assert read(name, *named).class_names == ("cat", "dog")
+    assert read("a.csv", *named, "--separator", ";").ids == ("a.png", "b.png")
+    assert read("a.tar").class_names == ("0", "1")
+    args = example.parse_args(["--model", "m", "--data", "d", "--captions", "--caption", "alt"])
+    task = example.make_task(str(tmp_path / "a.tar"), args, ["a {}."])
+    assert dict(task.captions) == {"0": ["x"], "1": ["x"]}
+
+
+@pytest.mark.backend_free
 def test_what_fails_is_written_and_ends_with_an_error(example, folder, capsys, monkeypatch):
     out = folder / "out_failed"
     command = ["--model", str(folder / "clip.keras"), "--data", str(folder / "pictures"), "--out", str(out)]
@@ -104,7 +134,7 @@ def test_what_fails_is_written_and_ends_with_an_error(example, folder, capsys, m
     [
         (["--model", "no.keras", "--data", "digits"], "No such file: --model no.keras"),
         (["--model", "clip.keras", "--data", "no/folder"], "neither `digits`, a folder"),
-        (["--model", "clip.keras", "--data", "digits", "--captions"], "--captions reads the .txt of tars"),
+        (["--model", "clip.keras", "--data", "digits", "--captions"], "--captions needs images with captions"),
         (["--model", "clip.keras", "--data", "digits", "--shift", "a/noise", "b/noise"], "different names"),
     ],
     ids=["model", "data", "captions", "shifts"],

@@ -1,6 +1,7 @@
 """`Checkpoints`: a killed training ends like an uninterrupted one; damaged or foreign checkpoints are reported."""
 
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -32,13 +33,14 @@ def source(tmp_path_factory):
     return write_shards(folder, samples)
 
 
-def trainer(source, folder, learning_rate=1e-3, seed=5, vocabulary_size=64):
-    """Returns a compiled model, its data and its callback."""
+def trainer(source, folder, learning_rate=1e-3, seed=5, vocabulary_size=64, flip=False, **options):
+    """A model, its data and its callback; `options` are those of the data that checkpoints compare."""
     clip = build(patch_dropout=0.5, vocabulary_size=vocabulary_size)
     pairs = resumable.read(source)
     pairs.epochs.seed = seed
+    pairs.epochs.options = {**pairs.epochs.options, **options}
     clip.compile(keras_clip.training.adamw(clip, learning_rate, 4, EPOCHS * len(pairs), use_ema=True))
-    return clip, pairs, keras_clip.training.Checkpoints(folder, pairs, every=3, keep=3)
+    return clip, pairs, keras_clip.training.Checkpoints(folder, pairs, every=3, keep=3, identity={"flip": flip})
 
 
 def fit(clip, pairs, *callbacks, epochs=EPOCHS):
@@ -76,10 +78,13 @@ def test_the_newest_are_kept_and_each_has_its_number_of_steps(trained):
     assert files(trained[0]) == [f"step-{step:09d}.safetensors" for step in (12, 15, 16)]
 
 
-def test_a_run_that_has_ended_is_not_trained_again(trained, source, copy):
+def test_a_run_that_has_ended_is_not_trained_again(trained, source, copy, caplog):
     _, end, history = trained
     clip, pairs, checkpoints = trainer(source, copy)
-    again = fit(clip, pairs, checkpoints)
+    with caplog.at_level(logging.WARNING, "keras_clip"):
+        again = fit(clip, pairs, checkpoints)
+    assert "Nothing left to do" in caplog.text and "is the end of epoch 2, and `epochs` is 2" in caplog.text
+    assert checkpoints.first_step == STEPS * EPOCHS
     assert (again.epoch, again.history) == (history.epoch, history.history) and again.epoch == [0, 1]
     for array, expected in zip(clip.variables, end, strict=False):
         np.testing.assert_array_equal(keras.ops.convert_to_numpy(array), expected)
@@ -115,6 +120,9 @@ def test_no_whole_checkpoint_is_an_error(source, copy):
 
 FOREIGN = {
     "data": ({"seed": 6}, "data's seed 5, and here 6"),
+    "crops": ({"crop_scale": (0.5, 1.0)}, r"data's crop_scale \[0.9, 1.0\], and here \[0.5, 1.0\]"),
+    "preprocessing": ({"preprocessing": {"image_size": 16}}, r"data's preprocessing .* and here \{'image_size': 16\}"),
+    "options": ({"flip": True}, "run's flip False, and here True"),
     "optimizer": ({"learning_rate": 2e-3}, "optimizer's learning_rate"),
     "model": (
         {"vocabulary_size": 80},
@@ -126,8 +134,44 @@ FOREIGN = {
 @pytest.mark.parametrize("change, words", FOREIGN.values(), ids=FOREIGN)
 def test_what_differs_is_named(source, copy, change, words):
     clip, pairs, checkpoints = trainer(source, copy, **change)
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(keras_clip.training.DifferentTrainingError, match=words):
         fit(clip, pairs, checkpoints)
+
+
+@pytest.mark.parametrize("part", [1, 2], ids=["images", "captions"])
+def test_other_pairs_of_the_same_number_are_refused(copy, tmp_path, part):
+    (tmp_path / "other").mkdir()
+    samples = [list(sample) for sample in numbered(70)]
+    # 64 of 70 are compared.
+    for sample in samples[::2]:
+        sample[part] = samples[1][part]
+    clip, pairs, checkpoints = trainer(write_shards(tmp_path / "other", samples), copy)
+    with pytest.raises(keras_clip.training.DifferentTrainingError, match="data's source '[0-9a-f]{64}', and here"):
+        fit(clip, pairs, checkpoints)
+
+
+def test_the_same_pairs_may_have_moved(copy, source, tmp_path, caplog):
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    samples = numbered(70)
+    samples[13] = (samples[13][0], b"broken", samples[13][2])
+    clip, pairs, checkpoints = trainer(write_shards(moved, samples), copy)
+    with caplog.at_level(logging.WARNING, "keras_clip"):
+        fit(clip, pairs, checkpoints)
+    assert "Nothing left to do" in caplog.text
+
+
+def test_a_checkpoint_of_an_earlier_version_is_resumed(source, copy):
+    """It knows neither the samples nor the options."""
+    for path in copy.iterdir():
+        record, entries, arrays = checkpoint_file.read(path)
+        arrays = [np.array(array) for array in arrays]
+        new = ("data's source", "data's crop_scale", "data's preprocessing", "data's context_length", "run's flip")
+        record["identity"] = {key: value for key, value in record["identity"].items() if key not in new}
+        checkpoint_file.write(path, entries, arrays, record)
+    clip, pairs, checkpoints = trainer(source, copy, flip=True)
+    fit(clip, pairs, checkpoints)
+    assert checkpoints.first_step == STEPS * EPOCHS
 
 
 def test_an_epoch_of_another_length_is_refused(source, tmp_path):

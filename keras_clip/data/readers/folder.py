@@ -44,7 +44,7 @@ class FolderReader(Reader):
         wanted = tuple(map(_as_extension, names) for names in names_of(mapping, IMAGE_EXTENSIONS, ("txt",)))
         self._root = str(Path(paths[0]))
         self.skipped = SkippedSamples(self._root)
-        files = _Files(self._root, *map(tuple, wanted), sniff=mapping is None)
+        files = _Files(self._root, *map(tuple, wanted), sniff=mapping is None or mapping[0] is None)
         if captions and (not files.images or not files.texts):
             raise ValueError(
                 "A folder must hold images (.jpg, .png, ...) and a .txt file of the same name for each. Received: "

@@ -104,7 +104,9 @@ def open_reader(
     readers = []
     for form, part in parts:
         options = {"delimiter": delimiter} if delimiter is not None and form.name == "table" else {}
-        readers.append(form.open(part, mapping, captions, **options))
+        # Beside other sources, which need the mapping, a reader of one's own does without it.
+        is_own = form.name == "reader" and len(parts) > 1
+        readers.append(form.open(part, None if is_own else mapping, captions, **options))
     if len(readers) > 1 and any(isinstance(reader, Stream) for reader in readers):
         raise ValueError(
             "Streams cannot be joined with other sources. "

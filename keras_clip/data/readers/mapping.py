@@ -7,8 +7,8 @@ from typing import Any
 from keras_clip.data.readers.brief import brief
 
 # The names of the image and of the caption (of tuples: their places), or a function of an element that returns (image,
-# caption or captions). Where no captions are needed, the second name may be None.
-Mapping = tuple[str | int, str | int | None] | Callable
+# caption or captions). Where no captions are needed, the second name may be None. Of files the first may be: the usual.
+Mapping = tuple[str | int | None, str | int | None] | Callable
 
 # Usual names of the caption in tables and in the .json of tars, and of the path of an image in tables.
 CAPTION_NAMES = ("caption", "captions", "text", "title")
@@ -32,16 +32,17 @@ def check_mapping(mapping: Any, captions: bool = True) -> Mapping | None:
         return mapping
     names = tuple(mapping) if isinstance(mapping, (tuple, list)) else ()
     is_name = [isinstance(name, (str, int)) and name != "" for name in names]
-    if len(names) != 2 or not is_name[0] or not (is_name[1] or (names[1] is None and not captions)):
+    is_image = len(names) == 2 and (is_name[0] or names[0] is None)
+    if not is_image or not (is_name[1] or (names[1] is None and not captions)):
         raise ValueError(f"mapping must name two columns, image and caption. Received: mapping={brief(mapping)}.")
     return names
 
 
 def require_mapping(mapping: Mapping | None) -> Mapping:
     """Returns the mapping of a dataset, which is required because datasets have no usual names."""
-    if mapping is None:
+    if mapping is None or (not callable(mapping) and mapping[0] is None):
         raise ValueError(
-            "A dataset needs a mapping to pairs. Received: mapping=None. Pass the names of two columns, e.g. "
+            f"A dataset needs a mapping to pairs. Received: mapping={mapping}. Pass the names of two columns, e.g. "
             'mapping=("image", "caption"), of tuples their places, mapping=(0, 1), or a function of an element that '
             "returns (image, caption or captions)."
         )
@@ -56,7 +57,8 @@ def names_of(
         return tuple(images), tuple(captions)
     if callable(mapping) or not {type(name) for name in mapping} <= {str, type(None)}:
         raise ValueError(f"A mapping for files must be two names. Received: mapping={brief(mapping)}.")
-    return (mapping[0],), () if mapping[1] is None else (mapping[1],)
+    image, caption = mapping
+    return tuple(images) if image is None else (image,), () if caption is None else (caption,)
 
 
 def require_columns(mapping: Mapping, element: Any) -> None:

@@ -26,9 +26,11 @@ from keras_clip.data.readers.shards import ShardIndex, Shards, describe_damage, 
 from keras_clip.data.skipped import SkippedSamples
 
 _BLOCK = 512
+_IMAGE_EXTENSIONS = frozenset(IMAGE_EXTENSIONS)
 # The parts of a sample in the index.
 _IMAGE, _TEXT, _RECORD, _CLASS = range(4)
 _PARTS = 4
+_MAX_LINKS = 8
 # What `tarfile` raises of a damaged header, beside its own errors.
 _HEADER_ERRORS = (tarfile.TarError, ValueError, OverflowError, IndexError, EOFError, RecursionError)
 
@@ -157,11 +159,11 @@ def index_tar(path: str, image: str | None = None, text: str | None = "txt") -> 
     """
     passed_over = SkippedSamples(path)
     members = _members(path, passed_over)
-    places = {member.name: member for member in members if member.target is None}
+    by_name = {member.name: member for member in members}
     samples: dict[str, dict[str, tuple[int, int]]] = {}
     with open(path, "rb") as file:
         for member in members:
-            _note_member(path, samples, member, places, passed_over, (image, text), file.fileno())
+            _note_member(path, samples, member, by_name, passed_over, (image, text), file.fileno())
     spans = [_spans(key, found, text, passed_over) for key, found in samples.items()]
     keys = [key.encode("utf-8", "surrogateescape") for key in samples]
     return ShardIndex.of_spans(path, spans, _PARTS, keys, passed_over)
@@ -179,14 +181,15 @@ def _members(path: str, passed_over: SkippedSamples) -> list[_Member]:
                 end = tar.offset  # of the next header
                 tar.members = []  # tarfile would keep every header
                 target = None
-                if info.islnk():
-                    target = info.linkname
-                elif info.issym():
-                    target = posixpath.normpath(posixpath.join(posixpath.dirname(info.name), info.linkname))
-                elif not info.isfile():
-                    if not info.isdir():
-                        passed_over.add(info.name, "not a regular file")
-                    continue
+                if not info.isfile():
+                    if info.islnk():
+                        target = info.linkname
+                    elif info.issym():
+                        target = posixpath.normpath(posixpath.join(posixpath.dirname(info.name), info.linkname))
+                    else:
+                        if not info.isdir():
+                            passed_over.add(info.name, "not a regular file")
+                        continue
                 members.append(_Member(info.name, info.offset_data, info.size, info.issparse(), target))
     except _HEADER_ERRORS as error:
         raise ValueError(
@@ -200,7 +203,7 @@ def _note_member(
     path: str,
     samples: dict,
     member: _Member,
-    places: dict[str, _Member],
+    members: dict[str, _Member],
     passed_over: SkippedSamples,
     wanted: tuple[str | None, str | None],
     descriptor: int,
@@ -210,20 +213,18 @@ def _note_member(
     stem, _, extension = base.partition(".")
     extension = extension.lower()
     image, text = wanted
-    place = member if member.target is None else places.get(member.target)
-    is_image = extension == image if image else extension in IMAGE_EXTENSIONS
+    place = member if member.target is None else _follow(member, members)
+    is_image = extension == image if image else extension in _IMAGE_EXTENSIONS
     is_part = is_image or extension in (text, "json", "cls")
-    reason = ""
-    if place is None:
-        reason = "link without target"
-    elif not stem:
-        reason = "hidden file"
-    elif not is_part and "." in extension:
-        reason = "a second dot in the name, where keys end at the first"
-    elif not is_part and (image or not _begins_like_image(descriptor, place, extension)):
-        reason = why_passed_over(extension) if extension in OTHER_IMAGE_EXTENSIONS else "no part of a pair"
-    if reason:
-        passed_over.add(member.name, reason)
+    if place is None or not stem:
+        passed_over.add(member.name, "hidden file" if place else "link without target")
+        return
+    if not is_part and "." in extension:
+        passed_over.add(member.name, "a second dot in the name, where keys end at the first")
+        return
+    if not is_part and (image or not _begins_like_image(descriptor, place, extension)):
+        is_format = extension in OTHER_IMAGE_EXTENSIONS
+        passed_over.add(member.name, why_passed_over(extension) if is_format else "no part of a pair")
         return
     if place.is_sparse:
         raise ValueError(
@@ -239,6 +240,15 @@ def _note_member(
     found[extension] = (place.offset, place.size)
 
 
+def _follow(member: _Member, members: dict[str, _Member]) -> _Member | None:
+    """The file that a link leads to, if necessary by other links; None if it leads nowhere."""
+    for _ in range(_MAX_LINKS):
+        member = members.get(member.target)
+        if member is None or member.target is None:
+            return member
+    return None
+
+
 def _begins_like_image(descriptor: int, member: _Member, extension: str) -> bool:
     if extension in OTHER_IMAGE_EXTENSIONS:
         return False
@@ -250,7 +260,9 @@ def _spans(key: str, found: dict[str, tuple[int, int]], text: str | None, passed
     absent = (0, 0)
     others = [found.pop(extension, absent) for extension in (text, "json", "cls")]
     # What has an image's extension comes before what only begins like an image.
-    images = sorted(found, key=lambda extension: extension not in IMAGE_EXTENSIONS)
+    images = list(found)
+    if len(images) > 1:
+        images.sort(key=lambda extension: extension not in _IMAGE_EXTENSIONS)
     for extension in images[1:]:
         passed_over.add(f"{key}.{extension}", "another image of the same key")
     return found[images[0]] if images else absent, *others

@@ -8,7 +8,12 @@ from keras_clip.evaluation import metrics
 from keras_clip.evaluation.parts.case import Case
 from keras_clip.evaluation.parts.part import Part
 from keras_clip.evaluation.results import Score
-from keras_clip.evaluation.studies.robustness import SHIFT_LINES, effective_robustness, restrict_to_classes
+from keras_clip.evaluation.studies.robustness import (
+    SHIFT_LINES,
+    effective_robustness,
+    pool_classes,
+    restrict_to_classes,
+)
 
 
 def run(case: Case) -> None:
@@ -17,12 +22,12 @@ def run(case: Case) -> None:
     for method, details, scores in _classifiers(case):
         reference = scores[0]
         for (name, shift), shifted in zip(case.splits.shifts.items(), scores[1:], strict=True):
-            columns = case.columns(shift)
-            shifted = shifted[:, columns]
-            restricted, labels, _ = restrict_to_classes(reference, case.splits.test.labels, columns)
+            members = case.members(name)
+            shifted = pool_classes(shifted, members)
+            restricted, labels = _restricted(reference, case.splits.test.labels, members)
             pair = metrics.accuracy(restricted, labels), metrics.accuracy(shifted, shift.labels)
             low, high = metrics.interval("accuracy", shifted, shift.labels)
-            protocol = case.protocol(f"shift {shift.name}/{shift.split}, {len(columns)} classes")
+            protocol = case.protocol(f"shift {shift.name}/{shift.split}, {len(members)} classes")
             score = Score(
                 name,
                 f"shift/{method}",
@@ -32,6 +37,7 @@ def run(case: Case) -> None:
                 high,
                 len(shift),
                 protocol,
+                case.task.published.get(f"{name}/{method}"),
                 # Two datasets may have a shift of one name.
                 details={"reference": case.name, **details},
                 correct=metrics.correct(shifted, shift.labels),
@@ -43,6 +49,15 @@ def run(case: Case) -> None:
             if name in SHIFT_LINES and 0 < pair[0] < 1:
                 row["effective_robustness"] = effective_robustness(name, *pair)
             rows.append(row)
+
+
+def _restricted(scores, labels, members):
+    """The scores (M, J) and labels (M,) of the test images whose class one of J groups of classes covers."""
+    covered = [column for group in members for column in group]
+    restricted, labels, _ = restrict_to_classes(scores, labels, covered)
+    group_of = np.repeat(np.arange(len(members)), [len(group) for group in members])
+    places = np.split(np.arange(len(covered)), np.cumsum([len(group) for group in members])[:-1])
+    return pool_classes(restricted, places), group_of[labels]
 
 
 def _classifiers(case: Case) -> Iterator[tuple[str, dict, list[np.ndarray]]]:

@@ -112,6 +112,16 @@ def test_one_class_only(tmp_path):
         sources.csv(write_table(tmp_path, "path,label\n0.png,cat\n1.png,cat\n"))
 
 
+@pytest.mark.parametrize("form", ["TIFF", "PPM", "AVIF"])
+def test_a_folder_of_images_of_one_format(form, tmp_path):
+    for name in ("cat/a", "cat/b", "dog/c"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(np.full((30, 40, 3), 77, np.uint8)).save(tmp_path / f"{name}.{form.lower()}", form)
+    images = sources.folder_per_class(tmp_path)
+    assert len(images) == 3 and images.skipped.total == 0
+    assert [level(sample.image) for sample in images] == [77] * 3
+
+
 def write_tar(path, members):
     with tarfile.open(path, "w") as tar:
         for name, data in members.items():

@@ -20,7 +20,7 @@ def from_reader(
     source: Reader | str | os.PathLike | Sequence,
     class_names: Sequence[str] | None = None,
     *,
-    label: str | Callable[[dict], Label] = "label",
+    label: str | Callable[[dict], Label] | None = None,
     group: str | None = None,
     mapping: Sequence | Callable | None = None,
     delimiter: str | None = None,
@@ -32,9 +32,11 @@ def from_reader(
 
     Args:
         source: a `Reader` with the methods `keys` and `metadata`, files of any form, or a dataset.
-        class_names: K names. None: all labels, in alphabetical order.
-        label: the name of the class in the metadata ("class" of a folder), or a function of the metadata of an image
-            that returns it. For several classes per image, it is a list of names.
+        class_names: K names. None: all labels, in alphabetical order. The numbers of `.cls` files are names too, but if
+            they are not among `class_names`, they are indices into them.
+        label: the name of the class in the metadata, or a function of the metadata of an image that returns it. For
+            several classes per image, it is a list of names. None: "label", "name", "class" (of a folder) or "cls" (of
+            a tar), the first that the first image has.
         group: the name of the group in the metadata. None: no groups.
         mapping: as of `image_text_pairs`. The second name may be None: captions are not needed.
         delimiter: as of `image_text_pairs`.
@@ -50,7 +52,7 @@ def from_reader(
         ValueError: an image without a label; see `LabelledImages`.
     """
     reader = open_reader(source, mapping, captions=False, delimiter=delimiter)
-    columns = Columns(reader, label, group)
+    columns = Columns(reader, label or usual_label(reader, ("label", "name", "class", "cls")), group)
     return columns.labelled_images(class_names, name=name or "images", split=split, empty_classes=empty_classes)
 
 
@@ -117,6 +119,7 @@ class Columns:
     ):
         _require_methods(reader, "keys", "metadata")
         self._reader, self._where = reader, where
+        self._are_places = label == "cls"
         self.keys: list[str] = []
         self.labels: list[Label] = []
         self.groups: list[str] | None = None if group is None else []
@@ -159,6 +162,8 @@ class Columns:
         """
         rows = np.arange(len(self.keys)) if rows is None else np.array(rows, np.int64)
         labels = [self.labels[row] for row in rows.tolist()]
+        if self._are_places and class_names is not None:
+            labels = _names_at_places(labels, class_names)
         known = {part for label in labels for part in ([label] if isinstance(label, str) else label)}
         return LabelledImages(
             lambda start: _read(self._reader, rows[start:]),
@@ -168,6 +173,26 @@ class Columns:
             groups=None if self.groups is None else [self.groups[row] for row in rows.tolist()],
             **{"skipped": getattr(self._reader, "skipped", None), **options},
         )
+
+
+def usual_label(reader: Reader, names: Sequence[str]) -> str:
+    """Which of these names the metadata of the first image have; the first name if they have none of them."""
+    _require_methods(reader, "keys", "metadata")
+    metadata = reader.metadata(np.arange(min(1, len(reader))))
+    return next((name for name in names if metadata and name in metadata[0]), names[0])
+
+
+def _names_at_places(labels: list[Label], class_names: Sequence[str]) -> list[Label]:
+    """The labels of `.cls` files, or if they are numbers that are no names, the names at these places."""
+    if not all(isinstance(label, str) and label.isdecimal() for label in labels) or set(labels) <= set(class_names):
+        return labels
+    places = list(map(int, labels))
+    if max(places) >= len(class_names):
+        raise ValueError(
+            "The number of a class must be a place in `class_names`. "
+            f"Received: {max(places)} in a .cls, with {len(class_names)} names. Pass those of all classes, in order."
+        )
+    return [class_names[place] for place in places]
 
 
 def _as_label(value: Any) -> Label:

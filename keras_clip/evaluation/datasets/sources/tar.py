@@ -4,12 +4,10 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from keras_clip.data.readers import find_files
 from keras_clip.data.readers.tar import TarReader
 from keras_clip.evaluation.datasets.labelled_images import Label, LabelledImages
-from keras_clip.evaluation.datasets.sources.reader import Columns
+from keras_clip.evaluation.datasets.sources.reader import Columns, usual_label
 
 
 def tars(
@@ -47,24 +45,6 @@ def tars(
     paths = find_files(shards)
     reader = TarReader(paths, None if image is None else (image, None), captions=False)
     reader.skipped.warn_of_files()
-    if label is None:
-        first = reader.metadata(np.arange(min(1, len(reader))))
-        label = "cls" if first and "cls" in first[0] and "name" not in first[0] else "name"
-    columns = Columns(reader, label, group, "the .json beside each image")
-    if label == "cls" and class_names is not None:
-        columns.labels = _names_of_numbers(columns.labels, class_names)
+    columns = Columns(reader, label or usual_label(reader, ("name", "cls")), group, "the .json beside each image")
     name = name or Path(paths[0]).resolve().parent.name
     return columns.labelled_images(class_names, name=name, split=split, empty_classes=empty_classes)
-
-
-def _names_of_numbers(labels: list[Label], class_names: Sequence[str]) -> list[Label]:
-    """The labels, or if they are numbers that are no names, the names at these places."""
-    if set(labels) <= set(class_names) or not all(label.isdecimal() for label in labels):
-        return labels
-    numbers = list(map(int, labels))
-    if max(numbers) >= len(class_names):
-        raise ValueError(
-            "The number of a class must be a place in `class_names`. "
-            f"Received: {max(numbers)} in a .cls, with {len(class_names)} names. Pass those of all classes, in order."
-        )
-    return [class_names[number] for number in numbers]
