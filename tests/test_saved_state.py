@@ -44,31 +44,50 @@ def lock(*path):
     return change
 
 
+def each(*changes):
+    def change(clip):
+        for one in changes:
+            one(clip)
+
+    return change
+
+
+def adapt(encoder, **options):
+    return lambda clip: enable_lora(getattr(clip, encoder), rank=2, **options)
+
+
 LOCKS = {
-    "nothing": ("vit", lambda clip: None),
     "an encoder": ("vit", lock("image_encoder")),
     "a ResNet": ("resnet", lock("image_encoder")),
-    "the moments of one block": ("resnet", lock("image_encoder", "stages", 1, "norm_2")),
-    "a block": ("text", lock("text_encoder", "blocks", 0)),
-    "all but a block": ("text", lock_all_but_a_block),
-    "a projection inside a block": ("vit", lock("image_encoder", "blocks", 0, "attention", "query")),
-    "a single weight": ("vit", lock("image_encoder", "patch_embedding", "positions")),
-    "the temperature": ("vit", lock("contrast")),
-    "a head": ("vit", lock("image_projection")),
-    "LoRA": ("vit", lambda clip: enable_lora(clip.image_encoder, rank=2, alpha=6.0)),
-    "LoRA of a ResNet": ("resnet", lambda clip: enable_lora(clip.image_encoder, rank=2)),
-    "int8 of an encoder alone": ("vit", lambda clip: clip.image_encoder.quantize("int8")),
+    "layers and weights at every depth": (
+        "vit",
+        each(
+            lock("image_encoder", "blocks", 0, "attention", "query"),
+            lock("image_encoder", "patch_embedding", "positions"),
+            lock("text_encoder", "blocks", 0, "norm_1"),
+            lock("image_projection"),
+            lock("contrast"),
+        ),
+    ),
+    "all but a block": ("convolution", lock_all_but_a_block),
+    "moments, and LoRA of a ResNet": (
+        "resnet",
+        each(adapt("image_encoder"), lock("image_encoder", "stages", 1, "norm_2")),
+    ),
     "LoRA, then int8": (
         "vit",
-        lambda clip: (enable_lora(clip.image_encoder, rank=2, alpha=6.0), clip.image_embedder.quantize("int8")),
+        each(adapt("image_encoder", alpha=6.0), lambda clip: clip.image_embedder.quantize("int8")),
     ),
-    "int8, then LoRA": ("vit", lambda clip: (clip.quantize("int8"), enable_lora(clip.text_encoder, rank=2))),
+    "int8 of an encoder alone, then LoRA": (
+        "vit",
+        each(lambda clip: clip.image_encoder.quantize("int8"), adapt("image_encoder", alpha=6.0)),
+    ),
 }
 
 
 @pytest.mark.parametrize("encoder, change", LOCKS.values(), ids=LOCKS)
 def test_flags_weights_and_optimizer(encoder, change, tmp_path):
-    clip = make(encoder if encoder != "text" else "convolution")
+    clip = make(encoder)
     change(clip)
     clip.compile(keras.optimizers.AdamW(1e-3))
     clip.optimizer.build(clip.trainable_variables)
@@ -81,14 +100,14 @@ def test_flags_weights_and_optimizer(encoder, change, tmp_path):
     for new, old in ((again.weights, clip.weights), (again.optimizer.variables, clip.optimizer.variables)):
         for a, b in zip(arrays(new), arrays(old), strict=True):
             np.testing.assert_array_equal(a, b)
-    data = pairs(4)
-    for a, b in zip(again(data).values(), clip(data).values(), strict=True):
-        np.testing.assert_array_equal(*arrays([a, b]))
+    if encoder == "vit":
+        images = pairs(4)["images"]
+        np.testing.assert_array_equal(*arrays([again.encode_image(images), clip.encode_image(images)]))
 
 
 def test_the_next_fit_moves_the_same(tmp_path):
     """Locks of several kinds, some of them from after the first `fit`, and patch dropout."""
-    clip, data = make(num_layers=2, patch_dropout=0.5), pairs(24)
+    clip, data = make(patch_dropout=0.5), pairs(24)
     enable_lora(clip.text_encoder, rank=2, alpha=6.0)
     clip.image_encoder.blocks[0].attention.trainable = False
     clip.compile(keras.optimizers.Adam(1e-2))
@@ -106,7 +125,7 @@ def test_the_next_fit_moves_the_same(tmp_path):
     moved = {v.path for v in clip.trainable_weights}
     names = [weight.path for weight in clip.weights]
     assert {names[int(change.split()[0])] for change in changes[0]} == moved
-    assert changes[0] == changes[1] and 20 < len(moved) < len(names)
+    assert changes[0] == changes[1] and 10 < len(moved) < len(names)
     for a, b in zip(state(clip).values(), state(again).values(), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
@@ -189,15 +208,16 @@ def test_locked_and_unlocked_after_fit(optimizer):
     statistics = {weight.path for weight in clip.image_encoder.weights if "moving" in weight.path}
     everything = learning()
     assert moved() == everything | statistics
-    kept = arrays(clip.optimizer.variables)
+    number = len(clip.optimizer.variables)
     clip.image_encoder.trainable = False
     assert moved() == learning() < everything
-    clip.text_encoder.trainable, clip.image_encoder.trainable = False, True
-    assert moved() == learning() | statistics
-    clip.text_encoder.trainable = True
-    assert moved() == everything | statistics
-    assert len(kept) == len(clip.optimizer.variables)
-    assert int(arrays([clip.optimizer.iterations])[0]) == 4
+    if optimizer == "adam":
+        clip.text_encoder.trainable, clip.image_encoder.trainable = False, True
+        assert moved() == learning() | statistics
+        clip.text_encoder.trainable = True
+        assert moved() == everything | statistics
+        assert len(clip.optimizer.variables) == number
+        assert int(arrays([clip.optimizer.iterations])[0]) == 4
 
 
 def test_predict_follows_a_lock_of_other_layers_of_the_same_shapes():
