@@ -4,9 +4,9 @@
 
 The files are all combinations that exist of format, mode, bit depth, carrier of the orientation, colour profile,
 interlacing and truncation. Each is decoded by the pipeline (evaluation and a training crop), by `ImagePreprocessor`,
-and by PIL alone, spelt out here. Prints, for each format, how many files were whole and refused and the largest difference
-in grey levels; the status is 1 if a difference is above 0 in evaluation or 1 in a training crop, or if one path refuses
-what the other reads.
+and by PIL alone, spelt out here. Prints, for each format, how many files were whole and refused and the largest
+difference in grey levels; the status is 1 if a difference is above 0 in evaluation or 1 in a training crop, or if one
+path refuses what the other reads.
 """
 
 import argparse

@@ -158,7 +158,7 @@ class FeatureStore:
             manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             columns = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _COLUMNS}
             store = cls(columns, manifest)
-        except (OSError, EOFError, KeyError, TypeError, ValueError) as error:
+        except Exception as error:  # NumPy raises many types of exceptions for a damaged header.
             raise ValueError(
                 f"A store must be complete. Received: folder={folder}: {error}. Build it again."
             ) from error
