@@ -185,7 +185,8 @@ class Container:
                 left.unlink()
         # The first call is with the whole file. A file cut between two records of a format without an end is whole.
         self._count = self._count or len(ids)
-        is_shorter = self.is_checked and len(ids) < self._count and not self.files[0].startswith(data)
+        told = len(ids) + (reader.skipped.total if reader.skipped else 0)
+        is_shorter = self.is_checked and told < self._count and not self.files[0].startswith(data)
         if is_shorter or not len(images) == len(captions) == len(names) == len(ids):
             return f"silent shrink: {len(ids)} of {self._count} samples"
         return None if all(isinstance(image, bytes) for image in images) else "an image that is no bytes"
