@@ -15,7 +15,8 @@ class PixelNormalization(keras.layers.Layer):
     """Normalises uint8 pixels by the mean and standard deviation of an image encoder.
 
     Pixels are transferred to the device as bytes, a quarter of their size as floats. Floating-point images are assumed
-    to be normalised, as `ImagePreprocessor` returns them, and pass unchanged; a warning tells if they cannot be.
+    to be normalised, as `ImagePreprocessor` returns them, and pass unchanged; values far outside of that
+    range cause a warning.
 
     Args:
         mean: three floats in [0, 1]: mean of red, green and blue.

@@ -27,7 +27,8 @@ class Target:
     files = [b"whole"]
 
     def __init__(self, folder):
-        self.count = 0
+        # The whole file is read four times first.
+        self.count = -4
 
     def read(self, data):
         import time
