@@ -35,6 +35,7 @@ import keras
 
 import keras_clip
 from keras_clip import prompts
+from keras_clip.printable import printable
 
 
 def main(argv=None) -> None:
@@ -45,7 +46,7 @@ def main(argv=None) -> None:
     classifier = keras_clip.ZeroShotClassifier(clip, class_names, templates)
     probabilities = classifier.predict(clip.image_preprocessor(args.images), verbose=0)
     for path, row in zip(args.images, probabilities, strict=True):
-        print(f"{path}\t{classifier.class_names[row.argmax()]}\t{row.max():.1%}")
+        print(f"{printable(path)}\t{printable(classifier.class_names[row.argmax()])}\t{row.max():.1%}")
 
 
 if __name__ == "__main__":

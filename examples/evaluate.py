@@ -83,6 +83,7 @@ import keras_clip
 from keras_clip import evaluation, prompts
 from keras_clip.evaluation import sources, suites
 from keras_clip.evaluation.metrics.comparison import comparable_scores
+from keras_clip.printable import printable
 
 
 def load(model: str) -> keras_clip.CLIPModel:
@@ -169,7 +170,8 @@ def print_scores(results: evaluation.Results) -> None:
     for score in results.scores:
         if score.metric != "median_rank":
             interval = f"[{score.low:.1%}, {score.high:.1%}]"
-            print(f"{score.dataset}\t{score.method}\t{score.metric}\t{score.value:.1%} {interval}\tn={score.n}")
+            name = printable(score.dataset)
+            print(f"{name}\t{score.method}\t{score.metric}\t{score.value:.1%} {interval}\tn={score.n}")
 
 
 def write_report(results: evaluation.Results, out: Path, other: evaluation.Results | None, title: str) -> None:

@@ -88,7 +88,10 @@ def _report(error: BaseException) -> int:
     if "--debug" in sys.argv[1:]:
         traceback.print_exception(error)
     else:
-        print(f"{name}: error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        text = " ".join(str(error).split()) or type(error).__name__
+        # Names of files and of samples may hold what controls a terminal. The library may be what failed to import.
+        text = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+        print(f"{name}: error: {text}", file=sys.stderr)
     return ERROR
 
 

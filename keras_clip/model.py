@@ -18,6 +18,7 @@ from keras_clip.layers.composite import CompositeModel
 from keras_clip.layers.contrastive_loss import ContrastiveLoss
 from keras_clip.layers.embeddings import PixelNormalization
 from keras_clip.layers.input_shapes import check_images, check_images_shape
+from keras_clip.layers.pixel_range import ChecksPixelRange
 from keras_clip.layers.projection import ProjectionHead
 from keras_clip.step.compile_checks import check_pairs_only
 from keras_clip.step.trainer import Branch, GlobalBatchTrainer
@@ -89,7 +90,7 @@ def _deserialized(config):
 
 
 @keras.saving.register_keras_serializable(package="keras_clip")
-class ImageEmbedder(_Embedder):
+class ImageEmbedder(ChecksPixelRange, _Embedder):
     """The image tower of a CLIP: it maps pixels to unit-length embeddings.
 
     Args:
@@ -270,7 +271,7 @@ def _loss_config(layer) -> dict:
 
 
 @keras.saving.register_keras_serializable(package="keras_clip")
-class CLIPModel(GlobalBatchTrainer):
+class CLIPModel(ChecksPixelRange, GlobalBatchTrainer):
     """Two encoders that are trained so that an image and its caption have similar embeddings.
 
     Any Keras model that returns features (B, D) is an encoder. The weights exist after construction. To train, call

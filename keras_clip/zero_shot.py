@@ -13,6 +13,7 @@ from keras_clip.data.images import ImagePreprocessor
 from keras_clip.encoders.contract import images_shape
 from keras_clip.export import export_image_model
 from keras_clip.layers.composite import CompositeModel
+from keras_clip.layers.pixel_range import ChecksPixelRange
 from keras_clip.model import CLIPModel, ImageEmbedder, TextEmbedder
 from keras_clip.prompts import validate_class_names, validate_templates
 from keras_clip.types import Tensor
@@ -114,7 +115,7 @@ def _tokenize(tokenizer, prompts: list[str]) -> np.ndarray:
 
 
 @keras.saving.register_keras_serializable(package="keras_clip")
-class ZeroShotClassifier(CompositeModel):
+class ZeroShotClassifier(ChecksPixelRange, CompositeModel):
     """Classifies images among classes given by their names, without training on these classes.
 
     The classifier holds the image embedder of the CLIP and the class embeddings, not the text encoder. It shares the

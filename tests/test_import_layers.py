@@ -23,7 +23,7 @@ LEVELS = (
     ("layers",),
     ("export",),
     ("data", "losses"),
-    ("distribution", "prompts", "optimizers", "custom_gradient"),
+    ("distribution", "prompts", "optimizers", "custom_gradient", "printable"),
     ("compat",),
     ("types", "files"),
 )
@@ -54,6 +54,7 @@ ONLY = {
         "evaluation.studies.scaling",
         "evaluation.studies.transfer",
         "files",
+        "printable",
     ),
 }
 

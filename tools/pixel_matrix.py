@@ -3,10 +3,10 @@
     python tools/pixel_matrix.py
 
 The files are all combinations that exist of format, mode, bit depth, carrier of the orientation, colour profile,
-interlacing and truncation. Each is decoded by the pipeline (evaluation and a training crop), by `ImagePreprocessor`, and
-by PIL alone, spelt out here. Prints, for each format, how many files were whole and refused and the largest difference
-in grey levels; the status is 1 if a difference is above 0 in evaluation or 1 in a training crop, or if one path refuses
-what the other reads.
+interlacing and truncation. Each is decoded by the pipeline (evaluation and a training crop), by `ImagePreprocessor`,
+and by PIL alone, spelt out here. Prints, for each format, how many files were whole and refused and the largest
+difference in grey levels; the status is 1 if a difference is above 0 in evaluation or 1 in a training crop, or if one
+path refuses what the other reads.
 """
 
 import argparse
@@ -163,7 +163,7 @@ def jpegs() -> Iterator[tuple[str, bytes]]:
 def pngs() -> Iterator[tuple[str, bytes]]:
     """(name, file) of PNGs."""
     depths = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
-    for colour, bits in ((colour, bits) for colour in depths for bits in depths[colour]):
+    for colour, bits in ((kind, bits) for kind in depths for bits in depths[kind]):
         for interlaced in (False, True):
             name = f"type {colour}, {bits} bit{', interlaced' if interlaced else ''}"
             yield name, png(bits, colour, interlaced)

@@ -3,6 +3,8 @@
 import logging
 from collections import Counter
 
+from keras_clip.printable import printable
+
 MAX_BROKEN = 0.05
 _MIN_BROKEN_TO_REJECT = 1000
 # Up to five texts without an image may be stray files, such as a README.txt beside ten pairs.
@@ -58,7 +60,7 @@ class SkippedSamples:
         """Counts one sample or file."""
         self.counts[reason] += 1
         if len(self.examples) < _MAX_EXAMPLES + self._first:
-            self.examples.append(f"{name}: {reason}{detail and f' ({detail})'}")
+            self.examples.append(printable(f"{name}: {reason}{detail and f' ({detail})'}"))
 
     def merge(self, other: "SkippedSamples", prefix: str = "") -> None:
         """Adds what another object counted.

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from keras_clip import files
+from keras_clip.printable import cell
 
 FORMAT = "keras_clip.evaluation/2"
 # Its `correct` is a dict by "dataset/method" beside the scores.
@@ -292,14 +293,17 @@ class Results:
         return cls(scores, content["tables"], content["info"], failures)
 
     def to_csv(self) -> str:
-        """Returns the scores as CSV, one per line; `details` is JSON in its cell."""
+        """Returns the scores as CSV, one per line; `details` is JSON in its cell.
+
+        Text that a spreadsheet would take for a formula begins with an apostrophe. JSON has every text as it is.
+        """
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(COLUMNS)
         for score in self.scores:
             row = _row(score)
             row["details"] = json.dumps(_plain(row["details"]), sort_keys=True)
-            writer.writerow("" if _missing(row[column]) else row[column] for column in COLUMNS)
+            writer.writerow("" if _missing(row[column]) else cell(row[column]) for column in COLUMNS)
         return text.getvalue()
 
 

@@ -24,6 +24,7 @@ from keras_clip.evaluation.parts.case import Case
 from keras_clip.evaluation.results import Failure, Results, digest_of
 from keras_clip.evaluation.tasks import Images, Task, encode
 from keras_clip.model import CLIPModel
+from keras_clip.printable import printable
 
 _PARTS = {
     part.name: part
@@ -91,7 +92,7 @@ def evaluate(
     results, errors = Results(info=_describe(clip, model)), []
 
     def attempt(dataset: str, part: str, run: Callable[[], Any]) -> Any:
-        bar.set_postfix_str(f"{dataset}: {part}")
+        bar.set_postfix_str(printable(f"{dataset}: {part}"))
         found = None
         try:
             found = run()

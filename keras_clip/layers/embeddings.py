@@ -7,6 +7,7 @@ from keras_clip.layers.adaptable import LoraEmbedding
 from keras_clip.layers.composite import Composite
 from keras_clip.layers.initialisation import normal, uniform
 from keras_clip.layers.input_shapes import check_images, check_images_shape, check_token_ids
+from keras_clip.layers.pixel_range import check_pixel_range
 
 
 @keras.saving.register_keras_serializable(package="keras_clip")
@@ -14,7 +15,8 @@ class PixelNormalization(keras.layers.Layer):
     """Normalises uint8 pixels by the mean and standard deviation of an image encoder.
 
     Pixels are transferred to the device as bytes, a quarter of their size as floats. Floating-point images are assumed
-    to be normalised, as `ImagePreprocessor` returns them, and pass unchanged.
+    to be normalised, as `ImagePreprocessor` returns them, and pass unchanged; values far outside of that
+    range cause a warning.
 
     Args:
         mean: three floats in [0, 1]: mean of red, green and blue.
@@ -31,9 +33,12 @@ class PixelNormalization(keras.layers.Layer):
         super().__init__(**kwargs)
         self.mean = tuple(float(value) for value in mean)
         self.std = tuple(float(value) for value in std)
+        # Reading a value waits for the device: only the first batch is looked at.
+        self._is_range_checked = False
 
     def call(self, images):
         if "float" in keras.backend.standardize_dtype(images.dtype):
+            self._is_range_checked = self._is_range_checked or check_pixel_range(images)
             return ops.cast(images, self.compute_dtype)
         # In float32 under a mixed policy too, since bfloat16 cannot distinguish all 256 levels.
         images = ops.cast(images, "float32") / 255.0

@@ -271,6 +271,11 @@ def _spans(key: str, found: dict[str, tuple[int, int]], text: str | None, passed
 def _require_end_marker(path: str, end: int) -> None:
     """Raises a ValueError if the tar does not end in blocks of zeros; `tarfile` also accepts truncated files."""
     with open(path, "rb") as file:
+        if os.fstat(file.fileno()).st_size % _BLOCK:
+            raise ValueError(
+                "A WebDataset shard must be a whole tar file. "
+                + describe_damage(path, f"not a multiple of {_BLOCK} bytes: the file is cut short or damaged")
+            )
         file.seek(end)
         if file.read(_BLOCK) != bytes(_BLOCK):
             raise ValueError(

@@ -9,6 +9,7 @@ import numpy as np
 
 from keras_clip.data.skipped import SkippedSamples
 from keras_clip.evaluation.metrics.classification import IGNORED
+from keras_clip.printable import printable
 
 # Seconds after which a progress bar appears.
 PATIENCE = 5
@@ -172,7 +173,7 @@ def _content(images: Iterator[Image], size: int, name: str) -> str:
     from tqdm import tqdm
 
     whole = hashlib.sha256()
-    for image in tqdm(images, desc=f"Reading {name}", total=size, delay=PATIENCE, leave=False):
+    for image in tqdm(images, desc=printable(f"Reading {name}"), total=size, delay=PATIENCE, leave=False):
         whole.update(image_digest(image))
     return whole.hexdigest()
 

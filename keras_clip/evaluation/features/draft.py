@@ -15,11 +15,13 @@ import numpy as np
 from keras import ops
 
 from keras_clip import files
+from keras_clip.data.image_files import PixelBudget
 from keras_clip.data.images import ImagePreprocessor
 from keras_clip.data.skipped import SkippedSamples
 from keras_clip.evaluation.datasets.labelled_images import LabelledImages, require_images_of_all
 from keras_clip.evaluation.features.key import Key
 from keras_clip.model import ImageEmbedder
+from keras_clip.printable import printable
 
 MANIFEST = "store.json"
 DRAFT_SUFFIX = ".building"
@@ -114,12 +116,13 @@ class Draft:
     def _record(self) -> dict:
         return {"counts": dict(self._skipped.counts), "examples": self._skipped.examples}
 
-    def encode(self, embedder: ImageEmbedder, batch_size: int) -> None:
+    def encode(self, embedder: ImageEmbedder, batch_size: int, budget: PixelBudget) -> None:
         """Encodes the images that are not encoded yet.
 
         Args:
             embedder: `ImageEmbedder`.
             batch_size: int.
+            budget: `PixelBudget` of all threads that decode.
 
         Raises:
             ValueError: NaN among the features; too many broken images.
@@ -128,9 +131,11 @@ class Draft:
 
         model, noted = features_and_embeddings(embedder), time.monotonic()
         total = len(self._images)
-        bar = tqdm(total=total, initial=self._done, desc=f"Encoding {self._images.name}/{self._images.split}")
+        bar = tqdm(
+            total=total, initial=self._done, desc=printable(f"Encoding {self._images.name}/{self._images.split}")
+        )
         with bar:
-            batches = _decoded(iter(self._images.read(self._done)), embedder.image_preprocessor, batch_size)
+            batches = _decoded(iter(self._images.read(self._done)), embedder.image_preprocessor, batch_size, budget)
             for decoded in batches:
                 self._encode(model, decoded, batch_size)
                 bar.update(len(decoded))
@@ -259,14 +264,14 @@ def empty_row(column: np.ndarray, rows: np.ndarray | None = None) -> int | None:
     return None
 
 
-def _decoded(images: Iterator, preprocessor: ImagePreprocessor, batch_size: int) -> Iterator[list]:
+def _decoded(images: Iterator, preprocessor: ImagePreprocessor, batch_size: int, budget: PixelBudget) -> Iterator[list]:
     """Yields batches: pixels uint8 (H, W, 3) for each image, or (reason, detail) if it is broken."""
 
     def decode(image):
         if isinstance(image, bytes) and not image:
             return "no image", ""
         try:
-            return preprocessor.to_uint8(image)[0]
+            return preprocessor.to_uint8(image, budget)[0]
         except FileNotFoundError:
             return "no image", ""
         except ValueError as error:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_clip.data.image_files import PixelBudget
 from keras_clip.data.skipped import SkippedSamples
 from keras_clip.evaluation.datasets.labelled_images import LabelledImages, require_class_names, require_images_of_all
 from keras_clip.evaluation.features.draft import DRAFT_SUFFIX, MANIFEST, Draft, empty_row
@@ -86,6 +87,7 @@ class FeatureStore:
         images: LabelledImages,
         folder: str | os.PathLike,
         batch_size: int = 64,
+        max_pixels_in_flight: int | None = None,
     ) -> "FeatureStore":
         """Encodes images, or opens the store if it exists.
 
@@ -102,6 +104,8 @@ class FeatureStore:
             folder: folder of the store, which must be empty or new. The draft is kept in `<folder>.building`, and the
                 lock in `<folder>.lock`.
             batch_size: int. Images per step; all batches have this size, so that the encoder compiles once.
+            max_pixels_in_flight: int. How many pixels are decoded at the same time at most, at up to 16 bytes of memory
+                each; an image of more is decoded alone. None: a number that fits the memory of the machine.
 
         Returns:
             The store.
@@ -122,7 +126,7 @@ class FeatureStore:
                 if not (folder / MANIFEST).exists():
                     _require_empty(folder)
                     draft = Draft(folder, key, images, lock.require_held)
-                    draft.encode(embedder, batch_size)
+                    draft.encode(embedder, batch_size, PixelBudget(max_pixels_in_flight))
                     draft.finish(logit_scale)
         store = cls.open(folder)
         store._key.require_equal(key, folder)
@@ -154,7 +158,7 @@ class FeatureStore:
             manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             columns = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _COLUMNS}
             store = cls(columns, manifest)
-        except (OSError, EOFError, KeyError, TypeError, ValueError) as error:
+        except Exception as error:  # NumPy raises many types of exceptions for a damaged header.
             raise ValueError(
                 f"A store must be complete. Received: folder={folder}: {error}. Build it again."
             ) from error

@@ -3,6 +3,7 @@
 In every figure, measured values are blue and filled; values from the paper are grey and hollow.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,14 +18,33 @@ THIS_MODEL = "this model"
 
 
 def sheet(width: float, height: float, panels: int = 1) -> tuple[Any, Any]:
-    """Returns an empty figure without a window or global state, and its axes (one, or an array of several)."""
-    from matplotlib.figure import Figure
+    """Returns an empty figure without a window or global state, and its axes (one, or an array of several).
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    All of its texts are literal, so that a dollar in a name begins no formula, except the numbers of logarithmic axes.
+    """
+    figure = _literal_figure()(figsize=(width, height), layout="constrained")
     axes = figure.subplots(1, panels)
     for panel in np.ravel(axes):
         panel.spines[["top", "right"]].set_visible(False)
     return figure, axes
+
+
+@functools.cache
+def _literal_figure() -> type:
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
+
+    class LiteralFigure(Figure):
+        """Reads no formula in a text. Whatever measures or shows texts draws the figure."""
+
+        def draw(self, renderer):
+            logarithmic = [axis for axes in self.axes for axis in (axes.xaxis, axes.yaxis) if axis.get_scale() == "log"]
+            numbers = {id(text) for axis in logarithmic for text in axis.findobj(Text)}
+            for text in self.findobj(lambda artist: isinstance(artist, Text) and id(artist) not in numbers):
+                text.set_parse_math(False)
+            super().draw(renderer)
+
+    return LiteralFigure
 
 
 def bars(

@@ -1,5 +1,6 @@
 """Selects the data of each figure from `Results` and plots the figures for which there are data."""
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +14,7 @@ from keras_clip.evaluation.results import Results
 from keras_clip.evaluation.studies import published, scaling
 from keras_clip.evaluation.studies.robustness import SHIFT_LINES, adaptation
 from keras_clip.evaluation.studies.transfer import few_shot_curve
+from keras_clip.printable import printable
 
 # The methods whose score represents zero-shot performance, in order of preference.
 ZERO_SHOT = ("zero_shot/family", "zero_shot/one_template", "zero_shot/bare_name")
@@ -46,7 +48,7 @@ def gallery(results: Results, other: Results | None = None) -> dict[str, Any]:
     Returns:
         {name: matplotlib figure}: "figure_2" ... "figure_15" as in the paper, "reliability", "confusion/<dataset>".
     """
-    plots = {}
+    plots, results, other = {}, _printable(results), other and _printable(other)
     for name, draw in FIGURES.items():
         figure = draw(results, other)
         if name.endswith("/"):
@@ -54,6 +56,21 @@ def gallery(results: Results, other: Results | None = None) -> dict[str, Any]:
         elif figure is not None:
             plots[name] = figure
     return plots
+
+
+def _printable(results: Results) -> Results:
+    """The same with names that can be drawn: fonts have no control characters, legends hide what begins with _."""
+
+    def show(value):
+        if isinstance(value, str):
+            text = printable(value)
+            return f" {text}" if text.startswith("_") else text
+        if isinstance(value, Mapping):
+            return {show(key): show(item) for key, item in value.items()}
+        return [show(item) for item in value] if isinstance(value, list | tuple) else value
+
+    scores = [dataclasses.replace(score, dataset=show(score.dataset)) for score in results.scores]
+    return Results(scores, show(results.tables), show(results.info), results.failures)
 
 
 def _figure_2(results, other):

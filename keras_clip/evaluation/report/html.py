@@ -80,7 +80,8 @@ def write(
     # An error in a drawing must not take the numbers along.
     results.save(folder)
     page = Path(folder) / "report.html"
-    files.write_text(page, render(results, other, title))
+    # Names of files may hold what UTF-8 cannot.
+    files.write_text(page, render(results, other, title).encode("utf-8", "backslashreplace").decode())
     return page
 
 

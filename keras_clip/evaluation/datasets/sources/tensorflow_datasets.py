@@ -8,6 +8,7 @@ from typing import Any
 
 from keras_clip.data.readers.dataset import TFDSExamples
 from keras_clip.evaluation.datasets.labelled_images import PATIENCE, Image, Label, LabelledImages, image_digest
+from keras_clip.printable import printable
 
 
 def tfds(
@@ -57,7 +58,7 @@ def tfds(
     elif class_names is None:
         raise ValueError("A function that gives labels needs `class_names`. Received: class_names=None.")
     labels, ids, content = [], [], hashlib.sha256()
-    for example in tqdm(examples.read(), desc=f"Reading {name or builder}", delay=PATIENCE, leave=False):
+    for example in tqdm(examples.read(), desc=printable(f"Reading {name or builder}"), delay=PATIENCE, leave=False):
         labels.append(label(example, examples.features))
         ids.append(examples.key(example, len(ids)))
         content.update(image_digest(image_of(example)))
