@@ -95,17 +95,24 @@ def warn_of_data_of_single_pairs(model: keras.Model, x, batch_size: int | None) 
         _warn_of_single_pair(1 if size == 1 or shape[0] % size == 1 else None)
     spec = getattr(x, "element_spec", None)
     spec = spec[0] if isinstance(spec, tuple) else spec
-    if isinstance(spec, dict) and getattr(spec.get(name), "shape", None):
-        _warn_of_single_pair(spec[name].shape[0])
+    if isinstance(spec, dict):
+        _warn_of_single_pair(_rows(spec.get(name)))
 
 
 def warn_of_step_of_single_pair(model: keras.Model, data) -> None:
     """Warns of a global batch of one pair, as far as its shape is known when the step is traced."""
     x = keras.utils.unpack_x_y_sample_weight(data)[0]
-    rows = x.get(model.branches[0].input_name) if isinstance(x, dict) else None
-    pairs = next(iter(getattr(rows, "shape", ())), None)
+    pairs = _rows(x.get(model.branches[0].input_name)) if isinstance(x, dict) else None
     if model.contrasts_pairs:
         _warn_of_single_pair(pairs and pairs * distribution.replica_count())
+
+
+def _rows(x) -> int | None:
+    """The number of rows of a tensor, or None if it is not known."""
+    try:
+        return x.shape[0]
+    except (AttributeError, IndexError, TypeError):
+        return None
 
 
 def _warn_of_single_pair(pairs: int | None) -> None:
