@@ -11,6 +11,7 @@ the fraction of correct predictions with its 95 % interval (Wilson, 1927).
 
 import argparse
 import json
+import warnings
 from pathlib import Path
 
 import terminal
@@ -81,6 +82,8 @@ def main(argv=None) -> dict[str, float]:
         for images, captions in read(args.source, clip, options)
     ]
     total = sum(len(labels) for _, labels in labelled)
+    # Many candidates have no image, so the mean per class, which is not printed, is undefined.
+    warnings.filterwarnings("ignore", message="The mean per class is defined")
     result = classifier.evaluate(labelled, verbose=0)
     low, high = wilson_interval(round(result["top_1_accuracy"] * total), total)
     print(

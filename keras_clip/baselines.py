@@ -23,7 +23,7 @@ from keras_clip.layers.initialisation import normal
 from keras_clip.layers.input_shapes import check_images
 from keras_clip.layers.transformer import TransformerBlock
 from keras_clip.losses import bag_of_words_loss, caption_loss
-from keras_clip.prompts import validate_class_names, validate_templates
+from keras_clip.prompts import validate_class_names, validate_templates, warn_of_equal_prompts
 from keras_clip.step.compile_checks import check_pairs_only
 from keras_clip.step.trainer import Branch, GlobalBatchTrainer
 from keras_clip.types import Tensor
@@ -85,6 +85,8 @@ class _CaptionPredictor(GlobalBatchTrainer):
     A subclass defines `_logits_of(features, words)` and `_losses_of(logits, words)`, where `words` are ids of its
     vocabulary.
     """
+
+    contrasts_pairs = False
 
     def __init__(self, image_encoder, tokenizer, vocabulary, image_preprocessor, **kwargs):
         super().__init__(**kwargs)
@@ -247,6 +249,8 @@ class _CaptionPredictor(GlobalBatchTrainer):
         templates, class_names = validate_templates(templates), validate_class_names(class_names)
         prompts = [[t.replace("{}", name) for name in names for t in templates] for names in class_names]
         token_ids = self.tokenizer(list(itertools.chain.from_iterable(prompts)), length="longest")
+        owners = [(k, name) for k, names in enumerate(class_names) for name in names for _ in templates]
+        warn_of_equal_prompts(owners, token_ids)
         features = self.image_features.predict(images, batch_size=batch_size, verbose=0)
         scores, scorer = np.empty((len(features), len(token_ids)), np.float32), _Scores(self)
         pairs = min(MAX_PAIRS, max(1, MAX_LOGITS // (self.num_words * token_ids.shape[1])))

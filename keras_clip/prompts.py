@@ -5,8 +5,12 @@ al., 2021, section 3.1.4).
 """
 
 import json
+import unicodedata
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 DETERMINERS = ("a", "the", "my", "one", "many")
 # Qualities of the photo.
@@ -175,6 +179,38 @@ def validate_class_names(class_names: Sequence[str | Sequence[str]]) -> list[lis
             raise ValueError(f"A class must have a non-empty name. Received: class_names[{i}]={class_names[i]!r}.")
     _check_unique("class_names", [name for synonyms in names for name in synonyms])
     return [list(synonyms) for synonyms in names]
+
+
+def warn_of_equal_prompts(owners: Sequence[tuple[int, str]], token_ids: np.ndarray) -> None:
+    """Warns of classes with prompts that the tokenizer makes equal, such as those of "Apple" and "apple".
+
+    Such classes have equal scores, so that the second one is never predicted.
+
+    Args:
+        owners: class index and name of each of P prompts.
+        token_ids: ints (P, L).
+    """
+    seen: dict[bytes, tuple[int, str]] = {}
+    equal: dict[tuple[str, str], None] = {}
+    for (index, name), row in zip(owners, np.ascontiguousarray(token_ids), strict=True):
+        other, other_name = seen.setdefault(row.tobytes(), (index, name))
+        if other != index:
+            equal[other_name, name] = None
+    if equal:
+        shown = "; ".join(f"{_shown(one, other)} and {_shown(other, one)}" for one, other in list(equal)[:5])
+        warnings.warn(
+            "Prompts of different classes must differ for the tokenizer (upper case, accents in one or two characters "
+            "and spaces do not count), or images of the second class are never predicted. Received: equal token ids of "
+            f"{shown} ({len(equal)} pair{'s' if len(equal) > 1 else ''} of names). Rename one of each pair, or make "
+            "them one class with a list of names.",
+            stacklevel=3,
+        )
+
+
+def _shown(name: str, other: str) -> str:
+    """A name in quotes; with numbers for its characters where the other name looks the same."""
+    looks_equal = unicodedata.normalize("NFKC", name) == unicodedata.normalize("NFKC", other)
+    return ascii(name) if looks_equal else repr(name)
 
 
 def _check_unique(argument: str, texts: Sequence[str]) -> None:

@@ -3,7 +3,8 @@
 import itertools
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import keras
 import numpy as np
@@ -15,7 +16,7 @@ from keras_clip.export import export_image_model
 from keras_clip.layers.composite import CompositeModel
 from keras_clip.layers.pixel_range import ChecksPixelRange
 from keras_clip.model import CLIPModel, ImageEmbedder, TextEmbedder
-from keras_clip.prompts import validate_class_names, validate_templates
+from keras_clip.prompts import validate_class_names, validate_templates, warn_of_equal_prompts
 from keras_clip.types import Tensor
 
 MAX_WIDTHS = 3
@@ -79,7 +80,8 @@ def embed_classes(
     """Returns the weights of a zero-shot head: the mean of each class's prompt embeddings, scaled to unit length.
 
     The ensemble is formed over embeddings, not over probabilities (Radford et al., 2021, section 3.1.4). Duplicate
-    prompts are encoded once, and short prompts at a shorter sequence length.
+    prompts are encoded once, and short prompts at a shorter sequence length. There is a warning of classes whose
+    prompts the tokenizer makes equal, since the second of them is never predicted.
 
     Args:
         text_embedder: the text embedder of a `CLIPModel`: `clip.text_embedder`.
@@ -95,7 +97,9 @@ def embed_classes(
     templates = validate_templates(templates)
     class_names = validate_class_names(class_names)
     prompts = [[t.replace("{}", name) for name in names for t in templates] for names in class_names]
-    token_ids = _tokenize(text_embedder.tokenizer, list(itertools.chain.from_iterable(prompts)))
+    token_ids = tokenize_prompts(text_embedder.tokenizer, list(itertools.chain.from_iterable(prompts)))
+    owners = [(k, name) for k, names in enumerate(class_names) for name in names for _ in templates]
+    warn_of_equal_prompts(owners, token_ids)
     token_ids, inverse = np.unique(token_ids, axis=0, return_inverse=True)
     embeddings = _embed_rows(text_embedder, token_ids)
     ends = np.cumsum([len(class_prompts) for class_prompts in prompts])
@@ -103,7 +107,19 @@ def embed_classes(
     return _unit_length(np.stack(means))
 
 
-def _tokenize(tokenizer, prompts: list[str]) -> np.ndarray:
+def tokenize_prompts(tokenizer: Callable, prompts: list[str]) -> np.ndarray:
+    """Returns the token ids of prompts, as long as the longest of them.
+
+    Args:
+        tokenizer: the tokenizer of a `CLIPModel`.
+        prompts: P texts.
+
+    Returns:
+        int32 (P, L).
+
+    Raises:
+        ValueError: a prompt that is longer than the context of the text encoder.
+    """
     try:
         return tokenizer(prompts, length="longest")
     except ValueError as error:
@@ -233,7 +249,7 @@ class ZeroShotClassifier(ChecksPixelRange, CompositeModel):
 
         Returns:
             Dict of floats: "top_1_accuracy", "top_5_accuracy" (1 for K <= 5) and "mean_per_class_accuracy" (top 1,
-            averaged over the classes that occur in the labels).
+            averaged over all classes; NaN, with a warning, if a class has no image).
 
         Raises:
             ValueError: labels that are not classes, another number of labels than images, or no images.
@@ -251,7 +267,17 @@ class ZeroShotClassifier(ChecksPixelRange, CompositeModel):
             raise ValueError(f"There must be at least one labelled image. Received: x={x!r}.")
         labels, ranks = np.concatenate(labels), np.concatenate(ranks)
         correct = ranks < 1
-        per_class = [correct[labels == label].mean() for label in np.unique(labels)]
+        counts = np.bincount(labels, minlength=len(self.class_names))
+        if not counts.all():
+            empty = [name for name, count in zip(self.class_names, counts, strict=True) if not count]
+            warnings.warn(
+                "The mean per class is defined if every class has an image. Received: no image of "
+                f"{empty[:5]} ({len(empty)} of {len(counts)} classes); it is NaN. Make a classifier of the other "
+                "classes to measure it.",
+                stacklevel=2,
+            )
+        # The mean over the classes that occur would be another metric.
+        per_class = np.bincount(labels, correct, len(counts)) / np.where(counts, counts, np.nan)
         return {
             "top_1_accuracy": float(correct.mean()),
             "top_5_accuracy": float((ranks < 5).mean()),

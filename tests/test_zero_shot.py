@@ -11,6 +11,8 @@ import pytest
 import keras_clip
 from keras_clip import encoders, zero_shot
 from keras_clip.data import CLIPTokenizer
+from keras_clip.evaluation import mean_per_class
+from keras_clip.zero_shot import embed_classes
 
 NAMES = ["cat", ["dog", "little dog"], "a boat on a very wide and very blue lake", "tree", "CAT"]
 TEMPLATES = ("{}", "a photo of a {}.", "a drawing of the {}, one of the many of them.")
@@ -263,7 +265,7 @@ def test_probabilities_by_hand(colours):
 
 IMAGES = np.stack([RED, RED, RED, GREEN, BLUE])
 # Four images are classified correctly and the last wrongly: red has three images, green two, blue none.
-UNBALANCED = {"top_1_accuracy": 0.8, "top_5_accuracy": 1.0, "mean_per_class_accuracy": 0.75}
+UNBALANCED = {"top_1_accuracy": 0.8, "top_5_accuracy": 1.0, "mean_per_class_accuracy": np.nan}
 
 
 def dataset_of(labels, batch_size=2):
@@ -286,7 +288,16 @@ LABELLED = {
 
 @pytest.mark.parametrize("labelled", LABELLED.values(), ids=LABELLED)
 def test_evaluate_by_hand(labelled, colours):
-    assert colours.evaluate(*labelled(), batch_size=2, verbose=0) == pytest.approx(UNBALANCED)
+    with pytest.warns(UserWarning, match=r"no image of \['blue'\] \(1 of 3 classes\); it is NaN"):
+        assert colours.evaluate(*labelled(), batch_size=2, verbose=0) == pytest.approx(UNBALANCED, nan_ok=True)
+
+
+def test_the_mean_per_class_is_that_of_the_metric(colours):
+    labels = np.array([0, 0, 2, 1, 1])
+    result = colours.evaluate(IMAGES, labels, verbose=0)
+    expected = mean_per_class(colours.predict(IMAGES, verbose=0), labels)
+    # Two of two red images, none of one blue one, one of two green ones.
+    assert result["mean_per_class_accuracy"] == pytest.approx(expected) == pytest.approx((1 + 0 + 0.5) / 3)
 
 
 def test_top_5_by_hand():
@@ -294,15 +305,44 @@ def test_top_5_by_hand():
     cosines = 1 - 0.1 * np.arange(7)
     matrix = np.stack([cosines, np.sqrt(1 - cosines**2), np.zeros(7)], axis=1)
     classifier = colour_classifier([f"class {i}" for i in range(7)], matrix)
-    metrics = classifier.evaluate(np.stack([RED] * 4), [0, 4, 5, 6])
-    assert metrics == pytest.approx({"top_1_accuracy": 0.25, "top_5_accuracy": 0.5, "mean_per_class_accuracy": 0.25})
+    metrics = classifier.evaluate(np.stack([RED] * 7), [0, 1, 2, 3, 4, 5, 6])
+    per_class = {"mean_per_class_accuracy": 1 / 7}
+    assert metrics == pytest.approx({"top_1_accuracy": 1 / 7, "top_5_accuracy": 5 / 7, **per_class})
+
+
+EQUAL = {
+    "upper case": (["Apple", "pear", "apple"], r"'Apple' and 'apple' \(1 pair of names\)"),
+    "composed and decomposed": (["caf\u00e9", "cafe\u0301"], r"'caf\\xe9' and 'cafe\\u0301'"),
+    "spaces": (["cat ", "cat", "sea  lion", "sea lion"], r"'cat ' and 'cat'; 'sea  lion' and 'sea lion' \(2 pairs"),
+    "one of several names": ([["crane", "heron"], ["digger", "Crane"]], "'crane' and 'Crane'"),
+    "full-width letters": (["ABC", "\uff21\uff22\uff23"], r"'ABC' and '\\uff21\\uff22\\uff23'"),
+}
+DIFFERENT = {
+    "names": ["cat", "dog"],
+    "names of one class": [["Apple", "apple"], "pear"],
+    "one begins with the other": ["cat", "cats", "cat food"],
+}
+
+
+@pytest.mark.parametrize(("names", "message"), EQUAL.values(), ids=EQUAL)
+def test_names_that_the_tokenizer_makes_equal(clip, names, message):
+    with pytest.warns(UserWarning, match=message):
+        keras_clip.ZeroShotClassifier(clip, names, TEMPLATES)
+
+
+@pytest.mark.backend_free
+@pytest.mark.parametrize("names", DIFFERENT.values(), ids=DIFFERENT)
+def test_names_that_differ_have_no_warning(clip, names, recwarn):
+    embed_classes(clip.text_embedder, names, TEMPLATES)
+    assert not [w for w in recwarn if "Prompts of different classes" in str(w.message)]
 
 
 @pytest.mark.parametrize("classes", [1, 2])
 def test_few_classes(classes):
     classifier = colour_classifier(["red", "green"][:classes], np.eye(3)[:classes])
     assert classifier.predict(IMAGES, verbose=0).shape == (5, classes)
-    metrics = classifier.evaluate(IMAGES[:3], [0, 0, 0])
+    rows = [0, 3][:classes]
+    metrics = classifier.evaluate(IMAGES[rows], list(range(classes)))
     assert set(metrics.values()) == {1.0}
 
 

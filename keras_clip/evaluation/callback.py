@@ -16,7 +16,8 @@ class EvaluateDuringTraining(keras.callbacks.Callback):
 
     The values are added to the logs of the step and of the epoch as "zero_shot_accuracy" and "probe_accuracy", so that
     the progress bar shows them, and `keras.callbacks.CSVLogger` and `keras.callbacks.TensorBoard` write them if they
-    follow this callback in the list. `history` holds the values by step. Before the first measurement they are NaN.
+    follow this callback in the list. `history` holds the values by step. Before the first measurement they are NaN, and
+    so they are of a model whose embeddings are not finite.
 
     Training is not affected: weights, metrics, random states and the compiled step are the same as without the
     callback.
@@ -90,13 +91,18 @@ class EvaluateDuringTraining(keras.callbacks.Callback):
         encoder = features_and_embeddings(clip.image_embedder)
         features, embeddings = self._encode(encoder, self.images)
         class_embeddings = embed_classes(clip.text_embedder, self.class_names, self.templates)
-        measured = {"zero_shot_accuracy": accuracy(embeddings @ class_embeddings.T, self.labels)}
+        measured = {"zero_shot_accuracy": self._accuracy(embeddings @ class_embeddings.T)}
         if self.train_images is not None:
-            probe = RidgeProbe().fit(
-                self._encode(encoder, self.train_images)[0], self.train_labels, len(self.class_names)
-            )
-            measured["probe_accuracy"] = accuracy(probe.decision_function(features), self.labels)
+            train_features = self._encode(encoder, self.train_images)[0]
+            measured["probe_accuracy"] = np.nan
+            if np.isfinite(train_features).all():
+                probe = RidgeProbe().fit(train_features, self.train_labels, len(self.class_names))
+                measured["probe_accuracy"] = self._accuracy(probe.decision_function(features))
         return measured
+
+    def _accuracy(self, scores: np.ndarray) -> float:
+        """The accuracy, or NaN of scores that are not finite: a measurement must not end the training."""
+        return accuracy(scores, self.labels) if np.isfinite(scores).all() else np.nan
 
     def _encode(self, encoder: keras.Model, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns features (N, D) and embeddings (N, E)."""

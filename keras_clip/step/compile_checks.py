@@ -85,6 +85,46 @@ def warn_of_separate_moments(model: keras.Model) -> None:
         )
 
 
+def warn_of_data_of_single_pairs(model: keras.Model, x, batch_size: int | None) -> None:
+    """Warns of data of `fit` with batches of one pair: arrays, also of a last batch of one; a `tf.data.Dataset`."""
+    if not model.contrasts_pairs or distribution.replica_count() > 1:
+        # Several replicas: processes of torch, which read their own parts of a batch.
+        return
+    name, size = model.branches[0].input_name, batch_size or 32
+    if isinstance(x, dict) and len(shape := getattr(x.get(name), "shape", ())) > 0:
+        _warn_of_single_pair(1 if size == 1 or shape[0] % size == 1 else None)
+    spec = getattr(x, "element_spec", None)
+    spec = spec[0] if isinstance(spec, tuple) else spec
+    if isinstance(spec, dict):
+        _warn_of_single_pair(_rows(spec.get(name)))
+
+
+def warn_of_step_of_single_pair(model: keras.Model, data) -> None:
+    """Warns of a global batch of one pair, as far as its shape is known when the step is traced."""
+    x = keras.utils.unpack_x_y_sample_weight(data)[0]
+    pairs = _rows(x.get(model.branches[0].input_name)) if isinstance(x, dict) else None
+    if model.contrasts_pairs:
+        _warn_of_single_pair(pairs and pairs * distribution.replica_count())
+
+
+def _rows(x) -> int | None:
+    """The number of rows of a tensor, or None if it is not known."""
+    try:
+        return x.shape[0]
+    except (AttributeError, IndexError, TypeError):
+        return None
+
+
+def _warn_of_single_pair(pairs: int | None) -> None:
+    if pairs == 1:
+        warnings.warn(
+            "A pair is contrasted with the others of its batch. Received: a batch of one pair, which has no others: a "
+            "contrastive loss of 0, an accuracy of 1 and no gradient. Use a larger `batch_size`, or leave an "
+            "incomplete last batch out.",
+            stacklevel=3,
+        )
+
+
 def check_processes() -> None:
     """Raises a RuntimeError if several processes or devices would each train a model of their own."""
     backend, layout = keras.backend.backend(), keras.distribution.distribution()

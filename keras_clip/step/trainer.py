@@ -7,7 +7,7 @@ encoded in micro-batches.
 
 import contextlib
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -80,6 +80,8 @@ class GlobalBatchTrainer(CompositeModel, compat.FitHooks):
     """
 
     microbatch_size: int | None = None
+    # Whether the loss of a pair depends on the others of its batch, so that a batch of one pair has none.
+    contrasts_pairs = True
     # If set, it is called with a `batch_timing.BatchRead` after each batch that `fit` reads.
     batch_listener = None
     _compiles_embedders = False
@@ -280,8 +282,27 @@ class GlobalBatchTrainer(CompositeModel, compat.FitHooks):
         about_steps = (self.gradient_norm.name, self.skipped_steps.name)
         return {k: v if k in about_steps else ops.where(is_counted, v, float("nan")) for k, v in logs.items()}
 
+    def fit(self, x: Any = None, *args, **options) -> keras.callbacks.History:
+        """Trains the model: see `keras.Model.fit`.
+
+        There is a warning of batches of one pair.
+
+        Args:
+            x: as of `keras.Model.fit`, of dicts as `call` takes them.
+            args: as of `keras.Model.fit`.
+            options: as of `keras.Model.fit`.
+
+        Returns:
+            `keras.callbacks.History`.
+        """
+        # A step that is compiled sees the shape of a batch only when it is traced, and on TensorFlow not of arrays.
+        batch_size = options.get("batch_size", args[1] if len(args) > 1 else None)
+        compile_checks.warn_of_data_of_single_pairs(self, x, batch_size)
+        return super().fit(x, *args, **options)
+
     def train_step(self, *args):
         """Runs a step of `fit`; the arguments are (state, data) on JAX, and data on other backends."""
+        compile_checks.warn_of_step_of_single_pair(self, args[-1])
         return backend_steps.TRAIN[keras.backend.backend()](self, *args)
 
     def test_step(self, *args):

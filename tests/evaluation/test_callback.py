@@ -68,6 +68,19 @@ def test_numbers_are_those_of_the_weights_at_that_step(trained):
     assert history["probe_accuracy"][-1] == last["probe_accuracy"]
 
 
+@pytest.mark.backend_free
+def test_a_model_that_is_not_finite_does_not_end_the_training():
+    watcher, clip = callback(every=1), compiled()
+    clip.image_projection.weights[0].assign(np.full(clip.image_projection.weights[0].shape, np.nan))
+    watcher.set_model(clip)
+    watcher.on_train_begin()
+    watcher.on_train_batch_end(0, logs := {})
+    assert np.isnan(logs["zero_shot_accuracy"]) and 0 <= logs["probe_accuracy"] <= 1
+    clip.image_embedder.encoder.weights[0].assign(np.full(clip.image_embedder.encoder.weights[0].shape, np.nan))
+    watcher.on_train_batch_end(1, logs)
+    assert np.isnan(list(logs.values())).all()
+
+
 def test_a_csv_has_it_from_the_first_epoch_on(plain, tmp_path):
     path = tmp_path / "log.csv"
     fit(plain[0], callback(every=4, train_images=None), keras.callbacks.CSVLogger(path))

@@ -13,8 +13,8 @@ from keras_clip.evaluation.datasets.names import align_names
 from keras_clip.evaluation.features.store import FeatureStore
 from keras_clip.evaluation.metrics.classification import accuracy
 from keras_clip.model import CLIPModel
-from keras_clip.prompts import validate_class_names, validate_templates
-from keras_clip.zero_shot import embed_classes
+from keras_clip.prompts import validate_class_names, validate_templates, warn_of_equal_prompts
+from keras_clip.zero_shot import embed_classes, tokenize_prompts
 
 BARE = "{}"
 # Images per product with the class embeddings.
@@ -84,9 +84,19 @@ class PromptTable:
         self.templates = validate_templates(templates)
         self._names = validate_class_names(names)
         prompts = [[t.replace("{}", name) for name in of_class] for t in self.templates for of_class in self._names]
-        distinct = list(dict.fromkeys(prompt for of_class in prompts for prompt in of_class))
+        owners = {
+            t.replace("{}", name): (k, name)
+            for t in self.templates
+            for k, of_class in enumerate(self._names)
+            for name in of_class
+        }
+        distinct = list(owners)
+        token_ids = tokenize_prompts(clip.tokenizer, distinct)
+        warn_of_equal_prompts(list(owners.values()), token_ids)
+        _, first, place_of = np.unique(token_ids, axis=0, return_index=True, return_inverse=True)
+        embedded = embed_classes(clip.text_embedder, [distinct[row] for row in first], (BARE,))
+        embeddings = embedded[place_of.reshape(-1)]
         place = {prompt: row for row, prompt in enumerate(distinct)}
-        embeddings = embed_classes(clip.text_embedder, distinct, (BARE,))
         # The embeddings of synonyms are summed, so that all prompts of a class have equal weight.
         sums = [embeddings[[place[prompt] for prompt in of_class]].sum(axis=0) for of_class in prompts]
         self._sums = np.stack(sums).reshape(len(self.templates), len(self._names), -1)

@@ -70,6 +70,18 @@ def test_every_prompt_is_embedded_once(clip, monkeypatch):
     assert len(seen) == len(set(seen)) == 6 * 5  # six names, four templates and the bare name
 
 
+def test_names_that_the_tokenizer_makes_equal(clip):
+    store = random_store()
+    names = {name: [name, name.upper()] for name in store.class_names}
+    # Those of one class may.
+    table = PromptTable(clip, list(names.values()), TEMPLATES)
+    expected = embed_classes(clip.text_embedder, list(names.values()), TEMPLATES)
+    np.testing.assert_allclose(table.class_embeddings(TEMPLATES), expected, atol=2e-6)
+    names |= {"dog": "dog", "ant": ["emmet", "Dog"]}
+    with pytest.warns(UserWarning, match=r"equal token ids of 'dog' and 'Dog' \(1 pair of names\)"):
+        ladder.ladder(clip, store, TEMPLATES, names)
+
+
 @pytest.mark.backend_free
 def test_scores_by_hand(monkeypatch):
     monkeypatch.setattr(ladder, "_ROWS", 2)  # so that several blocks of rows are multiplied
