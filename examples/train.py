@@ -3,9 +3,15 @@
     python examples/train.py "shards/*.tar" --val "val/*.tar" --epochs 30 --out runs/mine
 
 Pairs are read from WebDataset tars, TFRecords or Parquet files of img2dataset, tables of paths and captions (.csv,
+<<<<<<< HEAD
 .tsv, .jsonl), folders of images and .txt files, or several of these (see `keras_clip.data.image_text_pairs`). If the
 images and captions have unusual names in them, pass `--image`, `--caption` and `--delimiter`. Keras shows the progress;
 the environment variable KERAS_BACKEND selects the backend. Writes into the folder `--out`: clip.keras (load it with
+=======
+.tsv, .jsonl), folders of images and .txt files, or several of these (see `keras_clip.data.image_text_pairs`); the
+arguments `--image`, `--caption` and `--delimiter` name what is not called as usual. Keras shows the progress; the
+environment variable KERAS_BACKEND selects the backend. Writes into the folder `--out`: clip.keras (load it with
+>>>>>>> formats14
 `keras.saving.load_model`), history.csv (one row per epoch), steps.csv (throughput, wait for data, loss and more every
 ten steps), loss.png (the curve of the loss) and command.json (the arguments and the duration of the run).
 

@@ -89,6 +89,8 @@ class SequenceReader(Reader):
         return [self._other_columns(self._dataset[index]) for index in ids.tolist()]
 
     def _other_columns(self, element: Any) -> dict[str, Any]:
+        if isinstance(element, (tuple, list)) and self._image is not None:
+            element = dict(enumerate(element))
         if not isinstance(element, AnyMapping):
             return {}
         columns = {name: value for name, value in element.items() if name != self._image}

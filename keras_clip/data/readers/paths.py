@@ -1,8 +1,10 @@
 """Expands a user's paths, globs and braces to local files, and reads the content of a file."""
 
+import errno
 import glob
 import os
 import re
+import stat
 from collections.abc import Sequence
 
 # The index that `shards` writes beside a shard: `<shard>.index.npz`.
@@ -57,15 +59,21 @@ def _expand_braces(pattern: str) -> list[str]:
 
 
 def file_bytes(path: str | bytes | os.PathLike) -> bytes:
-    """Returns the content of a file, or `b""` if it does not exist.
+    """Returns the content of a file, or `b""` if it does not exist, or is a device or a pipe, which may never end.
 
     Other errors, such as a failing disk or a missing permission, affect more than one sample and are raised.
     """
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return b""
         with open(path, "rb") as file:
             return file.read()
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return b""
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            return b""
+        raise
 
 
 def names_among(paths: Sequence[str]) -> list[str]:

@@ -128,18 +128,22 @@ class TableReader(Shards):
         return [table.captions(row) for table, row in self._rows(ids)]
 
     def metadata(self, ids: np.ndarray) -> list[dict[str, Any]]:
-        """Returns all columns of each row.
+        """Returns all columns of each row; in captions, other bytes than UTF-8 are replaced.
 
         Raises:
-            ValueError: a row is not UTF-8.
+            ValueError: another value of a row is not UTF-8.
         """
-        rows = self._rows(ids)
-        for index, (table, row) in zip(ids.tolist(), rows, strict=True):
-            try:
-                "".join(row.values() if table.delimiter else ()).encode()
-            except UnicodeEncodeError as error:
-                raise ValueError(f"A table must be UTF-8. Received: {self.name(index)}: {brief(row)}.") from error
-        return [row for _, row in rows]
+        metadata = []
+        for index, (table, row) in zip(ids.tolist(), self._rows(ids), strict=True):
+            if table.delimiter:
+                caption = {name: _replaced(text) for name, text in row.items() if name == table.caption}
+                row = {**row, **caption}
+                try:
+                    "".join(row.values()).encode()
+                except UnicodeEncodeError as error:
+                    raise ValueError(f"A table must be UTF-8. Received: {self.name(index)}: {brief(row)}.") from error
+            metadata.append(row)
+        return metadata
 
     def column(self, name: str) -> str:
         """The name of a column as the tables have it, of which upper and lower case do not matter.
@@ -165,6 +169,10 @@ class TableReader(Shards):
             except ValueError as error:
                 self._raise_changed(index, str(error))
         return rows
+
+
+def _replaced(text: str) -> str:
+    return text.encode("utf-8", "surrogateescape").decode(errors="replace")
 
 
 class _Wanted(NamedTuple):

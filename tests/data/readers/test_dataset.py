@@ -349,6 +349,12 @@ class TestElements:
         assert [texts for _, texts in found] == [[b"0"], [b"1"], [b"2"]]
         assert np.array_equal(pixels(found[1][0]), pixels(image_file(1)))
 
+    def test_labels_of_tuples(self):
+        from keras_clip.evaluation import sources
+
+        images = sources.from_reader([(b"A", "x", "cat"), (b"B", "y", "dog")], mapping=(0, None), label=2)
+        assert images.class_names == ("cat", "dog") and [sample.image for sample in images] == [b"A", b"B"]
+
     def test_places_that_are_none(self):
         with pytest.raises(ValueError, match=r"\(0, 2\) for the columns \[0, 1\]"):
             open_reader(pictures(3), (0, 2))

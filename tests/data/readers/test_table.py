@@ -1,6 +1,7 @@
 """Tables of image files and captions: odd rows, columns, quotes."""
 
 import gzip
+import os
 
 import numpy as np
 import pytest
@@ -144,9 +145,21 @@ class TestTables:
             open_reader(tmp_path / "a.csv")
 
     def test_metadata_must_be_text(self, tmp_path):
-        (tmp_path / "a.csv").write_bytes(b"path,caption\na.png,caf\xe9\n")
-        with pytest.raises(ValueError, match="must be UTF-8. Received: .*a.png"):
-            open_reader(tmp_path / "a.csv").metadata(np.array([0]))
+        """A caption that is none concerns one sample, as in training; a label concerns the classes."""
+        (tmp_path / "a.csv").write_bytes(b"path,caption,label\na.png,caf\xe9,cat\nb.png,x,\xe9\n")
+        reader = open_reader(tmp_path / "a.csv")
+        assert reader.metadata(np.array([0])) == [{"path": "a.png", "caption": "caf\ufffd", "label": "cat"}]
+        assert reader.captions(np.array([0])) == [[b"caf\xe9"]]
+        with pytest.raises(ValueError, match="must be UTF-8. Received: .*b.png"):
+            reader.metadata(np.array([1]))
+
+    def test_paths_that_are_no_files(self, tmp_path):
+        os.mkfifo(tmp_path / "pipe.png")
+        (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+        (tmp_path / "folder.png").mkdir()
+        paths = ["/dev/zero", "pipe.png", "loop.png", "folder.png", "gone.png", "a" * 300, "nul\0.png", "a.csv/b.png"]
+        (tmp_path / "a.csv").write_text("path,caption\n" + "".join(f"{path},x\n" for path in paths))
+        assert read_all(open_reader(tmp_path / "a.csv")) == [(b"", [b"x"])] * len(paths)
 
     @pytest.mark.parametrize(
         "text",
