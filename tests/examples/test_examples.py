@@ -45,7 +45,18 @@ def trained(tmp_path_factory):
     for shard in range(2):
         write_tar(folder / f"train{shard}.tar", (synthetic.sample(40 * shard + i, 32, seed=0) for i in range(40)))
     sizes = ["--image-size", "32", "--context-length", "16", "--batch-size", "16"]
-    options = ["--epochs", "2", "--flip", "--model", "resnet_tiny", *sizes, "--val", str(folder / "train1.tar")]
+    options = [
+        "--epochs",
+        "2",
+        "--flip",
+        "--crop",
+        "random_resized",
+        "--model",
+        "resnet_tiny",
+        *sizes,
+        "--val",
+        str(folder / "train1.tar"),
+    ]
     output = run_python(EXAMPLES / "train.py", str(folder / "train*.tar"), *options, "--out", str(folder / "run"))
     return folder, output
 
@@ -58,6 +69,7 @@ def test_train(trained):
     assert Image.open(folder / "run" / "loss.png").size == (720, 480)
     record = json.loads((folder / "run" / "command.json").read_text())
     assert (record["steps"], record["batch_size"], record["model"]) == (10, 16, "resnet_tiny")
+    assert (record["crop"], record["crop_scale"]) == ("random_resized", 0.9)
 
 
 def test_classify(trained, capsys):
@@ -245,8 +257,15 @@ def test_the_papers_recipe_and_its_extra_epoch(trained, small_presets):
         out = ["--out", str(folder / name)]
         train.main([str(folder / "train0.tar"), "--recipe", name, "--batch-size", "16", *out, *more])
         record = json.loads((folder / name / "command.json").read_text())
-        steps[name] = record["steps"], record["learning_rate"], record["image_size"]
-    assert steps == {"vit_l14": (4, 4e-4, 32), "vit_l14_336": (2, 2e-5, 48)}
+        steps[name] = record["steps"], record["learning_rate"], record["image_size"], record["crop"]
+    assert steps == {"vit_l14": (4, 4e-4, 32, "paper"), "vit_l14_336": (2, 2e-5, 48, "paper")}
+
+
+@pytest.mark.parametrize("script", ["train", "efficiency"])
+def test_a_scale_needs_the_crop_that_has_one(script, capsys):
+    with pytest.raises(SystemExit):
+        load_script(f"examples/{script}.py").main(["x.tar", "--crop-scale", "0.3", "--val", "x.tar"])
+    assert "--crop" in capsys.readouterr().err
 
 
 def test_the_extra_epoch_needs_a_model():
