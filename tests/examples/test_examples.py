@@ -262,11 +262,11 @@ def test_the_scale_of_a_crop_is_recorded():
 
 
 @pytest.mark.backend_free
-@pytest.mark.parametrize("script", ["train", "efficiency"])
-def test_a_scale_needs_the_crop_that_has_one(script, capsys):
+@pytest.mark.parametrize("script, source", [("train", ["x.tar"]), ("efficiency", [])])
+def test_a_scale_needs_the_crop_that_has_one(script, source, capsys):
     with pytest.raises(SystemExit):
-        load_script(f"examples/{script}.py").main(["x.tar", "--crop-scale", "0.3", "--val", "x.tar"])
-    assert "--crop" in capsys.readouterr().err
+        load_script(f"examples/{script}.py").main([*source, "--crop-scale", "0.3"])
+    assert "--crop-scale needs --crop random_resized" in capsys.readouterr().err
 
 
 def test_the_extra_epoch_needs_a_model():
