@@ -2,7 +2,7 @@
 
     python examples/efficiency.py --epochs 8 --out runs/efficiency/scenes
     python examples/efficiency.py "train/*.tar" --val "val/*.tar" --classes-file classes.json --templates "{}." \\
-        --crop-scale 0.3 --image-size 32 --epochs 4 --out runs/efficiency/mine
+        --crop random_resized --crop-scale 0.3 --image-size 32 --epochs 4 --out runs/efficiency/mine
 
 Three models with the same image encoder and the same initial weights train on the same pairs in the same order: a
 language model that predicts the caption, a bag-of-words predictor, and CLIP. After 1, 2, 4, 8, ... epochs each model
@@ -35,7 +35,8 @@ def parse_args(argv=None):
     parser.add_argument("--val", nargs="+", help="test images with captions")
     parser.add_argument("--classes-file", type=Path, help="a JSON list of the names of the test images' classes")
     parser.add_argument("--templates", nargs="+", default=["{}"])
-    parser.add_argument("--crop-scale", type=float, default=0.9, help="smallest fraction of an image in a crop")
+    parser.add_argument("--crop", choices=("paper", "random_resized"), default="paper", help="random crop of training")
+    parser.add_argument("--crop-scale", type=float, help="smallest fraction of an image in a random resized crop; 0.9")
     parser.add_argument("--image-size", type=int, default=64)
     parser.add_argument("--width", type=int, default=8, help="width of the image encoder, a small ResNet")
     parser.add_argument("--epochs", type=int, default=8)
@@ -47,6 +48,8 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     if args.source and not (args.val and args.classes_file):
         parser.error("a source needs --val and --classes-file, to measure the accuracy")
+    if args.crop_scale is not None and args.crop != "random_resized":
+        parser.error("--crop-scale needs --crop random_resized: the paper's crop keeps the shorter side whole")
     return args
 
 
@@ -74,8 +77,9 @@ class Parts:
         """Returns batches for `fit`, which are the same in every call, in the same order."""
         if not args.source:
             return synthetic.pairs(self, args.batch_size, args.steps, args.seed)
-        crop = (args.crop_scale, 1.0)
-        return keras_clip.data.image_text_pairs(args.source, self, args.batch_size, crop_scale=crop, seed=args.seed)
+        scale = None if args.crop_scale is None else (args.crop_scale, 1.0)
+        options = {"crop": args.crop, "crop_scale": scale, "seed": args.seed}
+        return keras_clip.data.image_text_pairs(args.source, self, args.batch_size, **options)
 
     def vocabulary(self, args):
         """Returns the tokens of the training captions."""

@@ -3,15 +3,9 @@
     python examples/train.py "shards/*.tar" --val "val/*.tar" --epochs 30 --out runs/mine
 
 Pairs are read from WebDataset tars, TFRecords or Parquet files of img2dataset, tables of paths and captions (.csv,
-<<<<<<< HEAD
 .tsv, .jsonl), folders of images and .txt files, or several of these (see `keras_clip.data.image_text_pairs`). If the
 images and captions have unusual names in them, pass `--image`, `--caption` and `--delimiter`. Keras shows the progress;
 the environment variable KERAS_BACKEND selects the backend. Writes into the folder `--out`: clip.keras (load it with
-=======
-.tsv, .jsonl), folders of images and .txt files, or several of these (see `keras_clip.data.image_text_pairs`); the
-arguments `--image`, `--caption` and `--delimiter` name what is not called as usual. Keras shows the progress; the
-environment variable KERAS_BACKEND selects the backend. Writes into the folder `--out`: clip.keras (load it with
->>>>>>> formats14
 `keras.saving.load_model`), history.csv (one row per epoch), steps.csv (throughput, wait for data, loss and more every
 ten steps), loss.png (the curve of the loss) and command.json (the arguments and the duration of the run).
 
@@ -87,7 +81,12 @@ def parse_args(argv=None) -> argparse.Namespace:
         "--flip", action="store_true", help="mirror images at random; unsuitable if left and right matter"
     )
     parser.add_argument(
-        "--crop-scale", type=float, default=0.9, help="smallest fraction of the area of an image in a crop"
+        "--crop",
+        choices=("paper", "random_resized"),
+        help="random crop, the paper's or open_clip's; default: the paper's",
+    )
+    parser.add_argument(
+        "--crop-scale", type=float, help="smallest fraction of the area of an image in a random resized crop; 0.9"
     )
     parser.add_argument(
         "--color-jitter",
@@ -104,7 +103,10 @@ def parse_args(argv=None) -> argparse.Namespace:
     )
     parser.add_argument("--peak-flops", type=float, help="peak FLOP/s of one device, such as 989e12, to report the MFU")
     parser.add_argument("--out", type=Path, default=Path("runs/train"))
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.crop_scale is not None and args.crop != "random_resized":
+        parser.error("--crop-scale needs --crop random_resized: the paper's crop keeps the shorter side whole")
+    return args
 
 
 if __name__ == "__main__":
@@ -134,8 +136,10 @@ def complete(args: argparse.Namespace) -> None:
         defaults = {**asdict(recipe), "image_size": image_size}
     else:
         sizes = {} if args.start else {"image_size": 64, "context_length": 32}
-        defaults = {"epochs": 30, "batch_size": 128, "learning_rate": 1e-3, **sizes}
-    for name in ("image_size", "context_length", "epochs", "batch_size", "learning_rate"):
+        defaults = {"epochs": 30, "batch_size": 128, "learning_rate": 1e-3, "crop": "paper", **sizes}
+    if args.crop == "random_resized":
+        defaults["crop_scale"] = 0.9
+    for name in ("image_size", "context_length", "epochs", "batch_size", "learning_rate", "crop", "crop_scale"):
         if getattr(args, name) is None:
             setattr(args, name, defaults.get(name))
 
@@ -231,7 +235,8 @@ def draw_loss(history: dict[str, list[float]], path: Path) -> None:
 
 def read_pairs(args: argparse.Namespace, clip: keras_clip.CLIPModel, part: keras_clip.training.Part):
     """Returns this process's part of the pairs, the dataset for `fit`, and the validation pairs."""
-    options = {"crop_scale": (args.crop_scale, 1.0), "seed": args.seed, "shard": part}
+    scale = None if args.crop_scale is None else (args.crop_scale, 1.0)
+    options = {"crop": args.crop, "crop_scale": scale, "seed": args.seed, "shard": part}
     if args.strategy == "jax_data_parallel" and part.count > 1:
         # All processes run the same program, so their texts must have one length.
         options["text_lengths"] = (clip.tokenizer.context_length,)

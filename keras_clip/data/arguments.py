@@ -5,6 +5,10 @@ from typing import Any
 
 from keras_clip.data.readers.brief import brief
 
+CROPS = ("paper", "random_resized")
+# Of a random resized crop in open_clip.
+_CROP_SCALE = (0.9, 1.0)
+
 
 def component(name: str, given: Any, model: Any) -> Any:
     """Returns the argument if it is given, otherwise the model's component of this name."""
@@ -35,19 +39,43 @@ def increasing_lengths(lengths: Sequence[int] | None, tokenizer: Any) -> tuple[i
     return lengths
 
 
-def check_numbers(
-    batch_size: int, seed: int, shard: tuple[int, int], crop_scale: tuple[float, float], max_broken: float
-) -> None:
+def check_crop(crop: str) -> None:
+    """Raises a ValueError for another crop than those of `CROPS`."""
+    if crop not in CROPS:
+        raise ValueError(f"crop must be one of {', '.join(map(repr, CROPS))}. Received: crop={crop!r}.")
+
+
+def region_scale(crop: str, crop_scale: tuple[float, float] | None) -> tuple[float, float] | None:
+    """Returns the smallest and largest area of a random resized crop, by default open_clip's; None: the paper's crop.
+
+    Raises:
+        ValueError: an unknown crop, fractions out of range, or fractions for the paper's crop, which needs none.
+    """
+    check_crop(crop)
+    if crop_scale is None:
+        return _CROP_SCALE if crop == "random_resized" else None
+    if crop != "random_resized":
+        raise ValueError(
+            f'crop_scale requires crop="random_resized". Received: crop={crop!r}, crop_scale={crop_scale}. Pass '
+            "that crop as well, or no crop_scale for the paper's crop, which keeps the shorter side whole."
+        )
+    try:
+        low, high = map(float, crop_scale)
+    except (TypeError, ValueError):
+        low = high = 0.0
+    if not 0 < low <= high <= 1:
+        raise ValueError(
+            f"crop_scale must be (low, high) with 0 < low <= high <= 1. Received: crop_scale={crop_scale}."
+        )
+    return low, high
+
+
+def check_numbers(batch_size: int, seed: int, shard: tuple[int, int], max_broken: float) -> None:
     """Raises a ValueError for numbers out of range."""
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1. Received: batch_size={batch_size}.")
     if seed < 0:
         raise ValueError(f"seed must not be negative. Received: seed={seed}.")
-    low, high = crop_scale
-    if not 0 < low <= high <= 1:
-        raise ValueError(
-            f"crop_scale must be (low, high) with 0 < low <= high <= 1. Received: crop_scale={crop_scale}."
-        )
     index, count = shard
     if not 0 <= index < count:
         raise ValueError(f"shard must be (index, count) with 0 <= index < count. Received: shard={shard}.")

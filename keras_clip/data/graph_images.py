@@ -23,7 +23,7 @@ from keras_clip.data.image_files import (
 from keras_clip.data.images import View, take_view
 from keras_clip.types import Tensor
 
-# Smallest and largest aspect ratio (width / height) of a random crop.
+# Smallest and largest aspect ratio (width / height) of the region of a random resized crop.
 CROP_RATIO = (3 / 4, 4 / 3)
 # Bytes of a JPEG that may turn it: a tag of EXIF's orientation, in either byte order, of another type than a short or
 # with a value from 2 to 8; and XMP's. Where the pattern occurs by chance, PIL decodes the file.
@@ -221,15 +221,44 @@ def centered_view_in_graph(shape: Tensor, sides: tuple[int, int], seed: Tensor |
     """
     import tensorflow as tf
 
+    full = _resized_sides(shape, sides)
+    # Rounds half to even, as Python does.
+    offset = tf.cast(tf.round(tf.cast(full - sides, tf.float64) / 2), tf.int32)
+    return tf.concat([[0, 0], shape, full, offset], axis=0)
+
+
+def _resized_sides(shape, sides):
+    """`images.resized_sides` in graph, of the mode "shortest": int32 (2,)."""
+    import tensorflow as tf
+
     height, width = shape[0], shape[1]
     by_height = tf.cast(height, tf.int64) * sides[1] <= tf.cast(width, tf.int64) * sides[0]
     height_, width_ = tf.cast(height, tf.float64), tf.cast(width, tf.float64)
     full_height = tf.where(by_height, sides[0], tf.cast(sides[1] * height_ / width_, tf.int32))
     full_width = tf.where(by_height, tf.cast(sides[0] * width_ / height_, tf.int32), sides[1])
-    # Rounds half to even, as Python does.
-    down = tf.cast(tf.round(tf.cast(full_height - sides[0], tf.float64) / 2), tf.int32)
-    right = tf.cast(tf.round(tf.cast(full_width - sides[1], tf.float64) / 2), tf.int32)
-    return tf.stack([0, 0, height, width, full_height, full_width, down, right])
+    return tf.stack([full_height, full_width])
+
+
+def random_crop_view(shape: Tensor, sides: tuple[int, int], seed: Tensor) -> Tensor:
+    """The view of a random crop of the whole image, resized so that one side fits (Radford et al., 2021, section 2.4).
+
+    All offsets have the same probability. An image with the aspect ratio of `sides` has only one crop, the whole.
+
+    Args:
+        shape: int32 tensor (2,), height and width of the image.
+        sides: height and width of the crop, pixels.
+        seed: int tensor (2,). Equal seeds produce equal views.
+
+    Returns:
+        int32 tensor (8,), the fields of a `View`.
+    """
+    import tensorflow as tf
+
+    full = _resized_sides(shape, sides)
+    room = full - sides
+    # One side fits, so that only the other has room.
+    offset = tf.random.stateless_uniform((), seed, 0, tf.reduce_sum(room) + 1, tf.int32)
+    return tf.concat([[0, 0], shape, full, tf.minimum(offset, room)], axis=0)
 
 
 def random_resized_view(
@@ -239,7 +268,7 @@ def random_resized_view(
     scale: tuple[float, float] = (0.9, 1.0),
     ratio: tuple[float, float] = CROP_RATIO,
 ) -> Tensor:
-    """The view of a random region that is resized to `sides` (Radford et al., 2021, section 2.4).
+    """The view of a random region that is resized to `sides`, which changes its aspect ratio, as open_clip does.
 
     Args:
         shape: int32 tensor (2,), height and width of the image.

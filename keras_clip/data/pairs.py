@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from keras_clip.data.arguments import check_numbers, check_size, component, increasing_lengths
+from keras_clip.data.arguments import check_numbers, check_size, component, increasing_lengths, region_scale
 from keras_clip.data.epochs import IndexedEpochs, StreamedEpochs
 from keras_clip.data.image_files import PixelBudget
 from keras_clip.data.readers import open_reader
@@ -36,7 +36,8 @@ def image_text_pairs(
     mapping: tuple[str, str] | Callable | None = None,
     training: bool = True,
     text_lengths: Sequence[int] | None = None,
-    crop_scale: tuple[float, float] = (0.9, 1.0),
+    crop: str = "paper",
+    crop_scale: tuple[float, float] | None = None,
     seed: int = 0,
     shard: tuple[int, int] = (0, 1),
     delimiter: str | None = None,
@@ -69,10 +70,10 @@ def image_text_pairs(
     can be read at any place. A shard that is cut short or damaged raises an error before the first epoch.
 
     In training, every epoch is one pass over all samples in an order shuffled across all shards (of a stream: within
-    1,024 samples), with a random resized crop and one of several captions; order, crops and captions depend on the
-    seed and the number of the epoch, which counts how often the dataset has been iterated. Shards are read at random
-    positions: keep them on a local disk. Otherwise samples keep their order, with their first caption, resized and
-    centre-cropped, and the smaller last batch is included.
+    1,024 samples), with a random crop and one of several captions; order, crops and captions depend on the seed and the
+    number of the epoch, which counts how often the dataset has been iterated. Shards are read at random positions: keep
+    them on a local disk. Otherwise samples keep their order, with their first caption, resized and centre-cropped, and
+    the smaller last batch is included.
 
     Training can resume in the middle of an epoch: after `epochs.start_at(epoch, step, broken)` the next pass begins at
     that step, with the samples, crops and captions of a run that was never interrupted (`training.Checkpoints` does
@@ -101,8 +102,12 @@ def image_text_pairs(
             `tf.data.Dataset` of tuples the function may also take their parts.
         training: whether to shuffle, crop at random and drop the smaller last batch.
         text_lengths: lengths that L may take, increasing; None: 16, 32 and the tokenizer's context length.
-        crop_scale: lowest and highest fraction of an image's area that a training crop keeps. The default is the
-            paper's; a few thousand images need more variety, such as (0.4, 1).
+        crop: the random crop of training. "paper": the image is resized so that its shorter side fits, and cropped at a
+            random place of the longer one (Radford et al., 2021, section 2.4); the pixels are those of PIL, to one grey
+            level. "random_resized": a region of random area and aspect ratio is resized to the image size, as open_clip
+            does; large JPEGs are decoded at a fraction of their size. A few thousand images need the variety of the
+            latter, with a crop_scale such as (0.4, 1).
+        crop_scale: lowest and highest fraction of an image's area that a random resized crop keeps; None: (0.9, 1).
         seed: int >= 0.
         shard: (index, count): one of `count` disjoint parts of each epoch, for as many processes.
         delimiter: the character that separates the columns of tables. None: a tab in `.tsv` files, otherwise a comma, a
@@ -128,10 +133,11 @@ def image_text_pairs(
     tokenizer = component("tokenizer", tokenizer, model)
     image_preprocessor = component("image_preprocessor", image_preprocessor, model)
     lengths = increasing_lengths(text_lengths, tokenizer)
-    check_numbers(batch_size, seed, shard, crop_scale, max_broken)
+    scale = region_scale(crop, crop_scale)
+    check_numbers(batch_size, seed, shard, max_broken)
     with tf.device("/CPU:0"):
         budget = None if max_pixels_in_flight is None else PixelBudget(max_pixels_in_flight)
-        decode = _Decoder(image_preprocessor, crop_scale if training else None, budget)
+        decode = _Decoder(image_preprocessor, crop if training else None, scale, budget)
         reader = open_reader(source, mapping, delimiter=delimiter)
         skipped = SkippedSamples(brief(source), max_broken, getattr(reader, "skipped", None), STRAY)
         options = skipped, seed, shard, batch_size, image_preprocessor
@@ -144,7 +150,8 @@ def image_text_pairs(
             good = _indexed(epochs, decode, training)
         check_size(epochs.num_samples, batch_size, training, source)
         epochs.options = {
-            "crop_scale": list(crop_scale),
+            "crop": crop,
+            "crop_scale": scale and list(scale),
             "preprocessing": getattr(image_preprocessor, "get_config", dict)(),
             "context_length": lengths[-1],
         }
@@ -309,7 +316,13 @@ def _stream(epochs: StreamedEpochs, stream: Stream, decode: Callable, training: 
 class _Decoder:
     """The graph function (image, crop seed, caption) -> uint8 (H, W, 3); it fails if the image or caption is broken."""
 
-    def __init__(self, preprocessor: Any, crop_scale: tuple[float, float] | None, budget: PixelBudget | None = None):
+    def __init__(
+        self,
+        preprocessor: Any,
+        crop: str | None = None,
+        scale: tuple[float, float] | None = None,
+        budget: PixelBudget | None = None,
+    ):
         import tensorflow as tf
 
         rule = getattr(preprocessor, "interpolation", "bicubic"), getattr(preprocessor, "resize_mode", "shortest")
@@ -319,7 +332,7 @@ class _Decoder:
                 f"Received: image_preprocessor with {rule[0]!r}, {rule[1]!r}. Pass one with the defaults, or map its "
                 "`to_uint8` over a dataset of your own."
             )
-        self._preprocessor, self._crop_scale, self._budget = preprocessor, crop_scale, budget
+        self._preprocessor, self._crop, self._scale, self._budget = preprocessor, crop, scale, budget
         self.nothing = tf.zeros((*preprocessor.sides, 3), tf.uint8)
 
     def __call__(self, image, seed, caption):
@@ -336,11 +349,13 @@ class _Decoder:
 
         from keras_clip.data import graph_images
 
-        sides, shortest, view_of, dtype = self._preprocessor.sides, None, graph_images.centered_view_in_graph, "float64"
-        if self._crop_scale:
+        sides, shortest = self._preprocessor.sides, None
+        dtype = "float32" if self._crop else "float64"
+        view_of = graph_images.random_crop_view if self._crop else graph_images.centered_view_in_graph
+        if self._crop == "random_resized":
             # The smallest and narrowest crop must still have the pixels wanted.
-            shortest = max(sides) / math.sqrt(self._crop_scale[0] * graph_images.CROP_RATIO[0])
-            view_of, dtype = functools.partial(graph_images.random_resized_view, scale=self._crop_scale), "float32"
+            shortest = max(sides) / math.sqrt(self._scale[0] * graph_images.CROP_RATIO[0])
+            view_of = functools.partial(graph_images.random_resized_view, scale=self._scale)
         if image.dtype != "string":
             return graph_images.take_view_in_graph(image, view_of(tf.shape(image)[:2], sides, seed), sides, dtype)
         return graph_images.decode_view(

@@ -210,6 +210,9 @@ class Checkpoints(keras.callbacks.Callback):
 
     def _refuse_another(self, path, identity, entries):
         own, differing = self._identity(), []
+        if "data's crop" in own:
+            # The only crop of the versions whose checkpoints do not tell it.
+            identity = {"data's crop": "random_resized", **identity}
         # What checkpoints of earlier versions do not tell is not compared.
         unknown = {key for key in own if key not in identity and key.startswith(("data's ", "run's "))}
         for key in sorted({*identity, *own} - unknown):

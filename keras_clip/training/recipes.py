@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from keras_clip.data.arguments import check_crop
+
 # Hyperparameters of Adam for the two model families (table 18).
 _RESNET = {"beta_2": 0.999, "epsilon": 1e-8}
 _VISION_TRANSFORMER = {"beta_2": 0.98, "epsilon": 1e-6}
@@ -42,6 +44,7 @@ class Recipe:
         beta_2: Adam's decay rate of the second moment.
         epsilon: Adam's epsilon.
         temperature: initial temperature; None: the learned temperature of the initial model.
+        crop: the random crop of the images, an argument of `data.image_text_pairs`.
     """
 
     preset: str
@@ -57,6 +60,7 @@ class Recipe:
     beta_2: float
     epsilon: float
     temperature: float | None
+    crop: str
 
     @property
     def optimizer(self) -> dict[str, float]:
@@ -66,7 +70,11 @@ class Recipe:
 
 
 def recipe(
-    preset: str, num_pairs: int | None = None, batch_size: int | None = None, epochs: int | None = None
+    preset: str,
+    num_pairs: int | None = None,
+    batch_size: int | None = None,
+    epochs: int | None = None,
+    crop: str = "paper",
 ) -> Recipe:
     """Returns the paper's hyperparameters of a model, for a given number of pairs, batch size and number of epochs.
 
@@ -81,18 +89,22 @@ def recipe(
             batches, `len(dataset) * batch_size` results in its exact number of steps.
         batch_size: int > 0 or None. Pairs per step, over all devices; None: the paper's 32,768.
         epochs: int > 0 or None. None: the paper's 32, and 1 for "vit_l14_336".
+        crop: "paper", a random crop of the image whose shorter side fits, or "random_resized", that of open_clip: see
+            `data.image_text_pairs`.
 
     Returns:
         A `Recipe`.
 
     Raises:
-        ValueError: an unknown name, a number that is not positive, or fewer pairs over all epochs than one batch.
+        ValueError: an unknown name or crop, a number that is not positive, or fewer pairs over all epochs than one
+            batch.
     """
     if preset not in _LEARNING_RATES:
         raise ValueError(
             f"`preset` must be one of {', '.join(map(repr, _LEARNING_RATES))}. Received: preset={preset!r}. For "
             "another model, use the recipe of the preset with the most similar architecture and size."
         )
+    check_crop(crop)
     starts_from, paper_epochs = _CONTINUED.get(preset, (None, _EPOCHS))
     paper_steps = paper_epochs * _NUM_PAIRS // _BATCH_SIZE
     num_pairs, batch_size, epochs = (
@@ -118,4 +130,5 @@ def recipe(
         beta_1=0.9,
         **(_RESNET if preset.startswith("rn") else _VISION_TRANSFORMER),
         temperature=None if starts_from else 0.07,
+        crop=crop,
     )

@@ -384,3 +384,58 @@ def test_random_crops_are_seeded_and_lie_inside():
     assert 0.86 < shares.min() and 0.97 < shares.max() < 1.03
     small = np.stack([crop(seed, scale=(0.1, 0.2)) for seed in range(50)])
     assert small[:, 16, 16].std(axis=0)[:2].min() > 20
+
+
+def crops_by_pil(data, sides):
+    """Every crop of an image whose shorter side was resized to fit, along the other side; computed with PIL alone."""
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    (height, width), fits_height = sides, image.height * sides[1] <= image.width * sides[0]
+    size = (width, int(width * image.height / image.width))
+    if fits_height:
+        size = (int(height * image.width / image.height), height)
+    resized = np.asarray(image.resize(size, Image.BICUBIC))
+    rows, columns = resized.shape[0] - height, resized.shape[1] - width
+    assert min(rows, columns) == 0
+    return [resized[top : top + height, left : left + width] for top in range(rows + 1) for left in range(columns + 1)]
+
+
+# Height and width: 3:2, 2:3, 16:9, 9:16, square, extreme aspects, smaller than the crop, and a row of pixels.
+RECTANGLES = [(90, 135), (135, 90), (90, 160), (160, 90), (80, 80), (31, 900), (900, 31), (9, 7), (5, 40), (1, 3)]
+
+
+@pytest.mark.parametrize("sides", [(32, 32), (32, 48), (40, 24)], ids=str)
+def test_the_papers_crop_equals_pil(sides):
+    import tensorflow as tf
+
+    @tf.function(input_signature=[tf.TensorSpec([], tf.string), tf.TensorSpec([2], tf.int64)])
+    def in_graph(data, seed):
+        return graph_images.decode_view(data, seed, sides, graph_images.random_crop_view, dtype="float32")
+
+    for number, shape in enumerate(RECTANGLES):
+        for form in ("PNG", "JPEG"):
+            data = encode(noise(*shape, seed=number), form)
+            possible = crops_by_pil(data, sides)
+            for seed in range(2):
+                crop = in_graph(tf.constant(data), [number, seed]).numpy()
+                np.testing.assert_array_equal(in_graph(tf.constant(data), [number, seed]), crop)
+                assert min(difference(crop, expected) for expected in possible) <= 1, (shape, form)
+
+
+@pytest.mark.parametrize("shape", [(20, 30), (30, 20)], ids=str)
+def test_all_offsets_of_the_papers_crop_are_equally_likely(shape):
+    import tensorflow as tf
+
+    @tf.function
+    def views(seeds):
+        return tf.map_fn(lambda seed: graph_images.random_crop_view(tf.constant(shape), (16, 16), seed), seeds)
+
+    draws = 4500
+    seeds = np.stack([np.full(draws, 7), np.arange(draws)], axis=1).astype("int32")
+    found = views(seeds).numpy()
+    longer = int(np.argmax(shape))
+    assert (found[:, :4] == [0, 0, *shape]).all() and (found[:, 7 - longer] == 0).all()
+    assert (found[:, 4 + longer] == 24).all() and (found[:, 5 - longer] == 16).all()
+    counts = np.bincount(found[:, 6 + longer], minlength=9)
+    expected = draws / 9
+    # The quantile of chi-squared with eight degrees of freedom that one correct sample in a thousand exceeds.
+    assert len(counts) == 9 and ((counts - expected) ** 2 / expected).sum() < 26.1

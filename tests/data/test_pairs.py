@@ -40,6 +40,7 @@ slow = pytest.mark.slow
 training_then_evaluation = pytest.mark.parametrize(
     "training", [pytest.param(True, id="training"), pytest.param(False, id="evaluation", marks=slow)]
 )
+RESIZED = {"crop": "random_resized"}
 COUNT = 50
 GOOD_AMONG_BROKEN = 240
 # Cropping does not depend on the source, so with a stream it is enough to test that the seeds of the crops arrive.
@@ -182,13 +183,25 @@ class TestRandomness:
         crops = [image.tobytes() for _ in range(2) for batch in dataset for image in batch["images"].numpy()]
         assert len(set(crops)) == len(crops) == 40
 
+    def test_the_default_is_the_papers_crop(self, tmp_path):
+        file, rng = io.BytesIO(), np.random.default_rng(0)
+        # A JPEG that random resized crops would decode at a quarter of its size.
+        Image.fromarray(rng.integers(0, 256, (80, 200, 3), np.uint8)).save(file, "JPEG")
+        write_tar(tmp_path / "a.tar", tar_members([(str(k), file.getvalue(), b"1") for k in range(20)]))
+        (batch,) = pairs(str(tmp_path / "a.tar"), 20)
+        resized = np.asarray(Image.open(file).resize((40, 16), Image.BICUBIC)).astype(int)
+        possible = np.stack([resized[:, left : left + 16] for left in range(25)])
+        differences = np.abs(batch["images"].numpy()[:, None] - possible).max(axis=(2, 3, 4))
+        assert (differences.min(axis=1) <= 1).all()
+        assert len(set(differences.argmin(axis=1).tolist())) > 8
+
     @pytest.mark.parametrize("scale, least, most", [((0.9, 1.0), 0.8, 1.0), ((0.2, 0.2), 0.38, 0.52)], ids=str)
     def test_crop_areas_lie_in_the_given_range(self, scale, least, most, tmp_path):
         ramp = np.broadcast_to(np.arange(256, dtype="uint8")[None, :, None], (256, 256, 3))
         file = io.BytesIO()
         Image.fromarray(ramp).save(file, "PNG")
         write_tar(tmp_path / "a.tar", tar_members([(str(k), file.getvalue(), b"1") for k in range(20)]))
-        (batch,) = pairs(str(tmp_path / "a.tar"), 20, image_size=128, crop_scale=scale)
+        (batch,) = pairs(str(tmp_path / "a.tar"), 20, image_size=128, crop="random_resized", crop_scale=scale)
         spans = np.ptp(batch["images"].numpy()[..., 0].astype(int), axis=(1, 2)) / 255
         assert least - 0.01 < spans.min() < spans.max() < most + 0.01
 
@@ -557,8 +570,13 @@ class TestRefusals:
             ({"batch_size": 51}, ValueError, "batch_size=51.*with 50 samples"),
             ({"batch_size": 0}, ValueError, "batch_size=0"),
             ({"seed": -1}, ValueError, "seed=-1"),
-            ({"crop_scale": (0, 1)}, ValueError, r"crop_scale=\(0, 1\)"),
-            ({"crop_scale": (0.5, 1.5)}, ValueError, r"crop_scale=\(0.5, 1.5\)"),
+            ({**RESIZED, "crop_scale": (0, 1)}, ValueError, r"crop_scale=\(0, 1\)"),
+            ({**RESIZED, "crop_scale": (0.5, 1.5)}, ValueError, r"crop_scale=\(0.5, 1.5\)"),
+            ({**RESIZED, "crop_scale": (0.9, 0.5)}, ValueError, r"crop_scale=\(0.9, 0.5\)"),
+            ({**RESIZED, "crop_scale": 0.5}, ValueError, r"\(low, high\).*crop_scale=0.5"),
+            ({"crop_scale": (0.9, 1.0)}, ValueError, r'requires crop="random_resized". Received: crop=\'paper\''),
+            ({"crop": "center"}, ValueError, "'paper', 'random_resized'.*crop='center'"),
+            ({"crop": None}, ValueError, "crop=None"),
             ({"shard": (3, 3)}, ValueError, r"shard=\(3, 3\)"),
             ({"text_lengths": (32, 16)}, ValueError, "increase"),
             ({"text_lengths": (16, 16)}, ValueError, "increase"),
@@ -695,7 +713,8 @@ def noisy(count):
     samples = []
     for number in range(count):
         file = io.BytesIO()
-        Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).save(file, "PNG")
+        # The paper's crop has many places in a wide image, but one in a square.
+        Image.fromarray(rng.integers(0, 256, (20, 80, 3), np.uint8)).save(file, "PNG")
         samples.append((str(number), file.getvalue(), str(number).encode()))
     return samples
 

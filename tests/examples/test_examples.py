@@ -58,6 +58,7 @@ def test_train(trained):
     assert Image.open(folder / "run" / "loss.png").size == (720, 480)
     record = json.loads((folder / "run" / "command.json").read_text())
     assert (record["steps"], record["batch_size"], record["model"]) == (10, 16, "resnet_tiny")
+    assert (record["crop"], record["crop_scale"]) == ("paper", None)
 
 
 def test_classify(trained, capsys):
@@ -175,7 +176,7 @@ def test_a_run_that_was_killed_before_it_saved_its_model_saves_it(trained, ended
 OTHERS = {
     "source": ([], "data's source '.*', and here"),
     "augmentation": (["--color-jitter", "0.4"], r"run's --color-jitter 0.0, and here 0.4"),
-    "crops": (["--crop-scale", "0.5"], r"data's crop_scale \[0.9, 1.0\], and here \[0.5, 1.0\]"),
+    "crops": (["--crop", "random_resized"], r"crop 'paper', and here 'random_resized'.* None, and here \[0.9, 1.0\]"),
     "model": (["--model", "vit_tiny"], "run's --model 'resnet_tiny', and here 'vit_tiny'"),
     "schedule": (["--learning-rate", "1e-4"], "optimizer's learning_rate"),
     "seed": (["--seed", "1"], "data's seed 0, and here 1"),
@@ -245,8 +246,27 @@ def test_the_papers_recipe_and_its_extra_epoch(trained, small_presets):
         out = ["--out", str(folder / name)]
         train.main([str(folder / "train0.tar"), "--recipe", name, "--batch-size", "16", *out, *more])
         record = json.loads((folder / name / "command.json").read_text())
-        steps[name] = record["steps"], record["learning_rate"], record["image_size"]
-    assert steps == {"vit_l14": (4, 4e-4, 32), "vit_l14_336": (2, 2e-5, 48)}
+        steps[name] = record["steps"], record["learning_rate"], record["image_size"], record["crop"]
+    assert steps == {"vit_l14": (4, 4e-4, 32, "paper"), "vit_l14_336": (2, 2e-5, 48, "paper")}
+
+
+@pytest.mark.backend_free
+def test_the_scale_of_a_crop_is_recorded():
+    script = load_script("examples/train.py")
+    scales = {}
+    for name, options in {"default": [], "given": ["--crop-scale", "0.5"]}.items():
+        args = script.parse_args(["x.tar", "--recipe", "vit_b32", "--crop", "random_resized", *options])
+        script.complete(args)
+        scales[name] = args.crop, args.crop_scale
+    assert scales == {"default": ("random_resized", 0.9), "given": ("random_resized", 0.5)}
+
+
+@pytest.mark.backend_free
+@pytest.mark.parametrize("script, source", [("train", ["x.tar"]), ("efficiency", [])])
+def test_a_scale_needs_the_crop_that_has_one(script, source, capsys):
+    with pytest.raises(SystemExit):
+        load_script(f"examples/{script}.py").main([*source, "--crop-scale", "0.3"])
+    assert "--crop-scale needs --crop random_resized" in capsys.readouterr().err
 
 
 def test_the_extra_epoch_needs_a_model():

@@ -120,7 +120,8 @@ def test_no_whole_checkpoint_is_an_error(source, copy):
 
 FOREIGN = {
     "data": ({"seed": 6}, "data's seed 5, and here 6"),
-    "crops": ({"crop_scale": (0.5, 1.0)}, r"data's crop_scale \[0.9, 1.0\], and here \[0.5, 1.0\]"),
+    "crop": ({"crop": "random_resized"}, "data's crop 'paper', and here 'random_resized'"),
+    "area of crops": ({"crop_scale": (0.5, 1.0)}, r"data's crop_scale None, and here \[0.5, 1.0\]"),
     "preprocessing": ({"preprocessing": {"image_size": 16}}, r"data's preprocessing .* and here \{'image_size': 16\}"),
     "options": ({"flip": True}, "run's flip False, and here True"),
     "optimizer": ({"learning_rate": 2e-3}, "optimizer's learning_rate"),
@@ -162,14 +163,19 @@ def test_the_same_pairs_may_have_moved(copy, source, tmp_path, caplog):
 
 
 def test_a_checkpoint_of_an_earlier_version_is_resumed(source, copy):
-    """It knows neither the samples nor the options."""
+    """It knows neither the samples nor the options; its crops were random resized ones."""
+    new = [f"data's {name}" for name in ("source", "crop", "crop_scale", "preprocessing", "context_length")]
     for path in copy.iterdir():
         record, entries, arrays = checkpoint_file.read(path)
         arrays = [np.array(array) for array in arrays]
-        new = ("data's source", "data's crop_scale", "data's preprocessing", "data's context_length", "run's flip")
-        record["identity"] = {key: value for key, value in record["identity"].items() if key not in new}
+        record["identity"] = {
+            key: value for key, value in record["identity"].items() if key not in (*new, "run's flip")
+        }
         checkpoint_file.write(path, entries, arrays, record)
     clip, pairs, checkpoints = trainer(source, copy, flip=True)
+    with pytest.raises(keras_clip.training.DifferentTrainingError, match="crop 'random_resized', and here 'paper'"):
+        fit(clip, pairs, checkpoints)
+    clip, pairs, checkpoints = trainer(source, copy, flip=True, crop="random_resized")
     fit(clip, pairs, checkpoints)
     assert checkpoints.first_step == STEPS * EPOCHS
 

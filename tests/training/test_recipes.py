@@ -31,6 +31,7 @@ def test_numbers_of_the_paper(preset):
     assert (numbers.learning_rate, numbers.beta_2, numbers.epsilon, numbers.epochs) == PAPER[preset]
     assert (numbers.weight_decay, numbers.beta_1, numbers.warmup_steps) == (0.2, 0.9, 2000)
     assert (numbers.num_pairs, numbers.batch_size) == (400_000_000, 32_768)
+    assert numbers.crop == "paper"
     assert numbers.total_steps == (12_207 if preset == "vit_l14_336" else 390_625)
 
 
@@ -66,6 +67,11 @@ def test_the_same_numbers_given_or_not():
     assert given == recipe("vit_l14_336")
 
 
+def test_the_crop_of_open_clip():
+    numbers = recipe("rn50", crop="random_resized")
+    assert asdict(numbers) == {**asdict(recipe("rn50")), "crop": "random_resized"}
+
+
 def test_it_is_plain_data():
     numbers = asdict(recipe("vit_l14_336", num_pairs=1000, batch_size=10))
     assert json.loads(json.dumps(numbers)) == numbers
@@ -82,6 +88,7 @@ def test_adamw_takes_it():
 
 REFUSED = {
     "unknown name": (dict(preset="ViT-B/32"), r"preset='ViT-B/32'"),
+    "unknown crop": (dict(preset="rn50", crop="center"), r"crop='center'"),
     "no pairs": (dict(preset="rn50", num_pairs=0), "num_pairs=0"),
     "negative batch and epochs": (dict(preset="rn50", batch_size=-1, epochs=-1), "batch_size=-1, epochs=-1"),
     "no full batch": (dict(preset="rn50", num_pairs=10, batch_size=64, epochs=6), "num_pairs=10, batch_size=64"),
