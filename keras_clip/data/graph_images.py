@@ -208,27 +208,39 @@ def take_view_in_graph(image: Tensor, view: Tensor, sides: tuple[int, int], dtyp
     return tf.ensure_shape(_switch(tf.cast(is_tall, tf.int32), order, image, *place), (*sides, 3))
 
 
-def centered_view_in_graph(shape: Tensor, sides: tuple[int, int], seed: Tensor | None = None) -> Tensor:
+def centered_view_in_graph(
+    shape: Tensor,
+    sides: tuple[int, int],
+    seed: Tensor | None = None,
+    resize_sides: tuple[int, int] | None = None,
+    crop_rounding: str = "even",
+) -> Tensor:
     """`images.centered_view` in graph, of the mode "shortest".
 
     Args:
         shape: int32 tensor (2,), height and width of the image.
         sides: height and width of the crop.
         seed: unused.
+        resize_sides: height and width, at least `sides`, that the shorter side is resized to; None: `sides`.
+        crop_rounding: "even" or "down", as of `ImagePreprocessor`.
 
     Returns:
         int32 tensor (8,), the fields of a `View`.
     """
     import tensorflow as tf
 
+    target = resize_sides or sides
     height, width = shape[0], shape[1]
-    by_height = tf.cast(height, tf.int64) * sides[1] <= tf.cast(width, tf.int64) * sides[0]
+    by_height = tf.cast(height, tf.int64) * target[1] <= tf.cast(width, tf.int64) * target[0]
     height_, width_ = tf.cast(height, tf.float64), tf.cast(width, tf.float64)
-    full_height = tf.where(by_height, sides[0], tf.cast(sides[1] * height_ / width_, tf.int32))
-    full_width = tf.where(by_height, tf.cast(sides[0] * width_ / height_, tf.int32), sides[1])
-    # Rounds half to even, as Python does.
-    down = tf.cast(tf.round(tf.cast(full_height - sides[0], tf.float64) / 2), tf.int32)
-    right = tf.cast(tf.round(tf.cast(full_width - sides[1], tf.float64) / 2), tf.int32)
+    # As `images.resized_sides` and `images.crop_offset`. `tf.round` rounds half to even, as Python does.
+    rounded, halved = (
+        tf.floor if is_down else tf.round for is_down in (target[0] == target[1], crop_rounding == "down")
+    )
+    full_height = tf.where(by_height, target[0], tf.cast(rounded(target[1] * height_ / width_), tf.int32))
+    full_width = tf.where(by_height, tf.cast(rounded(target[0] * width_ / height_), tf.int32), target[1])
+    down = tf.cast(halved(tf.cast(full_height - sides[0], tf.float64) / 2), tf.int32)
+    right = tf.cast(halved(tf.cast(full_width - sides[1], tf.float64) / 2), tf.int32)
     return tf.stack([0, 0, height, width, full_height, full_width, down, right])
 
 
