@@ -21,24 +21,24 @@ SIZE = 32
 # Heights and widths whose resized sides leave odd and even rests, of every remainder by four.
 SHAPES = ((40, 41), (32, 35), (61, 40), (33, 32), (100, 45), (64, 64))
 CROP = {"crop_size": {"height": SIZE, "width": SIZE}}
-SHORTEST = {**CROP, "size": {"shortest_edge": SIZE}}
+PUBLISHED = {**CROP, "size": {"shortest_edge": SIZE}}
 HONOURED = {
-    "as published": SHORTEST,
+    "as published": PUBLISHED,
     "resized to more than the crop": {**CROP, "size": {"shortest_edge": 40}},
     # Where a pixel of an odd border goes, the two implementations of transformers differ.
     "resized to less than the crop": {**CROP, "size": {"shortest_edge": 28}},
     "squashed": {"size": {"height": SIZE, "width": SIZE}, "do_center_crop": False},
     "squashed and cropped": {**CROP, "size": {"height": 37, "width": 43}},
     "sizes as numbers": {"size": 36, "crop_size": SIZE},
-    "to -1 and 1": {**SHORTEST, "rescale_factor": 1 / 127.5, "image_mean": [1, 1, 1], "image_std": [1, 1, 1]},
-    "doubled": {**SHORTEST, "rescale_factor": 2 / 255},
-    "not rescaled": {**SHORTEST, "do_rescale": False, "image_mean": [123.0, 117.0, 104.0], "image_std": [58.0] * 3},
-    "not normalised": {**SHORTEST, "do_normalize": False},
-    "neither": {**SHORTEST, "do_normalize": False, "do_rescale": False},
-    "mean and std": {**SHORTEST, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]},
-    "bilinear": {**SHORTEST, "resample": 2},
-    "no conversion": {**SHORTEST, "do_convert_rgb": False},
-    "entries without a value": {**SHORTEST, "do_pad": None, "do_normalize": None, "processor_class": None},
+    "to -1 and 1": {**PUBLISHED, "rescale_factor": 1 / 127.5, "image_mean": [1, 1, 1], "image_std": [1, 1, 1]},
+    "doubled": {**PUBLISHED, "rescale_factor": 2 / 255},
+    "not rescaled": {**PUBLISHED, "do_rescale": False, "image_mean": [123.0, 117.0, 104.0], "image_std": [58.0] * 3},
+    "not normalised": {**PUBLISHED, "do_normalize": False},
+    "neither": {**PUBLISHED, "do_normalize": False, "do_rescale": False},
+    "mean and std": {**PUBLISHED, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]},
+    "bilinear": {**PUBLISHED, "resample": 2},
+    "no conversion": {**PUBLISHED, "do_convert_rgb": False},
+    "entries without a value": {**PUBLISHED, "do_pad": None, "do_normalize": None, "processor_class": None},
     "of a version before": {"feature_extractor_type": "CLIPFeatureExtractor", "size": SIZE, "crop_size": SIZE},
 }
 
@@ -78,18 +78,18 @@ REFUSED = {
     "the default crop": ({"size": {"shortest_edge": SIZE}}, "crop_size=224"),
     "another size": ({"size": {"height": 24, "width": 24}, "do_center_crop": False}, "image size"),
     "no crop": ({"size": {"shortest_edge": SIZE}, "do_center_crop": False}, "image size"),
-    "no resizing": ({**SHORTEST, "do_resize": False}, "do_resize=False"),
-    "resizing of None": ({**SHORTEST, "do_resize": None}, "do_resize=False"),
-    "a filter of None": ({**SHORTEST, "resample": None}, "resample=None"),
+    "no resizing": ({**PUBLISHED, "do_resize": False}, "do_resize=False"),
+    "resizing of None": ({**PUBLISHED, "do_resize": None}, "do_resize=False"),
+    "a filter of None": ({**PUBLISHED, "resample": None}, "resample=None"),
     "a longest edge": ({**CROP, "size": {"shortest_edge": SIZE, "longest_edge": 64}}, "longest_edge"),
-    "Lanczos": ({**SHORTEST, "resample": 1}, "resample=1"),
-    "no scale": ({**SHORTEST, "rescale_factor": 0}, "rescale_factor=0"),
-    "an offset": ({**SHORTEST, "rescale_offset": True}, "rescale_offset=True"),
-    "padding": ({**SHORTEST, "do_pad": True}, "do_pad=True"),
-    "another colour order": ({**SHORTEST, "do_flip_channel_order": True}, "do_flip_channel_order=True"),
-    "another class": ({**SHORTEST, "image_processor_type": "ConvNextImageProcessor"}, "ConvNextImageProcessor"),
-    "code of its own": ({**SHORTEST, "auto_map": {"AutoImageProcessor": "x.Y"}}, "auto_map"),
-    "two means": ({**SHORTEST, "image_mean": [0.5, 0.5]}, r"image_mean=\[0.5, 0.5\]"),
+    "Lanczos": ({**PUBLISHED, "resample": 1}, "resample=1"),
+    "no scale": ({**PUBLISHED, "rescale_factor": 0}, "rescale_factor=0"),
+    "an offset": ({**PUBLISHED, "rescale_offset": True}, "rescale_offset=True"),
+    "padding": ({**PUBLISHED, "do_pad": True}, "do_pad=True"),
+    "another colour order": ({**PUBLISHED, "do_flip_channel_order": True}, "do_flip_channel_order=True"),
+    "another class": ({**PUBLISHED, "image_processor_type": "ConvNextImageProcessor"}, "ConvNextImageProcessor"),
+    "code of its own": ({**PUBLISHED, "auto_map": {"AutoImageProcessor": "x.Y"}}, "auto_map"),
+    "two means": ({**PUBLISHED, "image_mean": [0.5, 0.5]}, r"image_mean=\[0.5, 0.5\]"),
 }
 
 
