@@ -231,7 +231,7 @@ def negatives_logsumexp(
     log_scale = _scalar(logit_scale, "logit_scale")
     offset = distribution.replica_offset(size(images))
     both = bidirectional_logsumexp(images, distribution.gather(texts), log_scale, _positives(offset, groups))
-    (by_row, by_column), (row_highest, column_highest) = _halves(both, images)
+    (by_row, by_column), (row_highest, column_highest) = _by_row_and_column(both, images)
     if distribution.replica_count() > 1:
         by_column = ops.logsumexp(distribution.gather(by_column[None]), axis=0)
     by_column = by_column[offset : offset + size(images)]
@@ -265,7 +265,7 @@ def sigmoid_pairs(
     own = ops.exp(log_scale) * ops.sum(images * texts, axis=1) + bias
     offset = distribution.replica_offset(size(images))
     both = sum_of_softplus(images, distribution.gather(texts), log_scale, bias, _positives(offset, groups))
-    (by_row, _), (row_highest, column_highest) = _halves(both, images)
+    (by_row, _), (row_highest, column_highest) = _by_row_and_column(both, images)
     return PairLosses(
         ops.softplus(-own) + by_row, *_matched(own, row_highest, _own_columns(column_highest, offset, images))
     )

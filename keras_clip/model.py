@@ -20,6 +20,7 @@ from keras_clip.layers.embeddings import PixelNormalization
 from keras_clip.layers.input_shapes import check_images, check_images_shape
 from keras_clip.layers.projection import ProjectionHead
 from keras_clip.losses import caption_groups
+from keras_clip.step.compile_checks import check_pairs_only
 from keras_clip.step.trainer import Branch, GlobalBatchTrainer
 from keras_clip.types import Tensor
 

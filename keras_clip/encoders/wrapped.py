@@ -210,6 +210,7 @@ class WrappedImageEncoder(_Wrapped, ImageEncoder):
         return super().compute_output_shape(input_shape)
 
     def call(self, images, training=False):
+        check_images(images, self.sides)
         structure = _structure(self.model)
         inputs = {next(iter(structure)): images} if isinstance(structure, dict) else images
         features = _select(self.model(inputs, training=training), self.output_key)

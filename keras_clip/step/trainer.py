@@ -149,6 +149,11 @@ class GlobalBatchTrainer(CompositeModel, compat.FitHooks):
         super().compile(optimizer, jit_compile=jit_compile if strategy is None else False, **options)
         if strategy is not None:
             compat.disable_gradient_sum(self.optimizer)
+        if options.get("metrics") or options.get("weighted_metrics"):
+            with self._scope():
+                compat.build_metrics(
+                    self, *self._compared({branch.output_name: branch.example() for branch in self.branches})
+                )
         compat.keep_averages_apart(self.optimizer)
         self.microbatch_size = microbatch_size
         self._compile_options = {**options, "jit_compile": jit_compile, "microbatch_size": microbatch_size}
