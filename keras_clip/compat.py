@@ -426,6 +426,26 @@ class UpdateHooks:
         self.update_all(grads, trainable_variables, learning_rate)
 
 
+def keep_averages_apart(optimizer: keras.optimizers.Optimizer) -> None:
+    """Gives the weights copies of their averages when `fit` ends with `use_ema=True`; on JAX only.
+
+    Keras lets the weight and its average share one array there. The next `fit` or `evaluate` donates it, and what
+    remains of the other is an array that has been deleted. Relies on `finalize_variable_values`, which `fit` looks up
+    on the optimizer and which is replaced.
+    """
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    if keras.backend.backend() != "jax" or not getattr(inner, "use_ema", False):
+        return
+    finalize = optimizer.finalize_variable_values
+
+    def finalize_by_copies(variables):
+        finalize(variables)
+        for variable in variables:
+            variable.assign(keras.ops.copy(variable.value))
+
+    optimizer.finalize_variable_values = finalize_by_copies
+
+
 def variable_index(optimizer: keras.optimizers.Optimizer, variable) -> int:
     """Returns the index of a variable among those that an optimizer was built with.
 

@@ -46,8 +46,10 @@ class PairLosses(NamedTuple):
     text_matched: Tensor
 
 
-def contrastive_loss(image_embeddings: Tensor, text_embeddings: Tensor, logit_scale: Tensor) -> Tensor:
-    """Returns the symmetric cross-entropy of every pair against the batch (Radford et al., 2021, figure 3).
+def contrastive_loss(
+    image_embeddings: Tensor, text_embeddings: Tensor, logit_scale: Tensor, groups: Tensor | None = None
+) -> Tensor:
+    """The symmetric cross-entropy of every pair against the batch (Radford et al., 2021, figure 3).
 
     It is the mean of the cross-entropy over the texts for each image and over the images for each text. The mean over
     pairs is the loss of the batch.
@@ -56,6 +58,8 @@ def contrastive_loss(image_embeddings: Tensor, text_embeddings: Tensor, logit_sc
         image_embeddings: float tensor (B, E), unit length; it is not normalised again.
         text_embeddings: float tensor (B, E), unit length; row i belongs to image i.
         logit_scale: float scalar, log(1 / temperature), as the weight is stored.
+        groups: int tensor (B,) or None. `caption_groups`: pairs of one group are not each other's negatives. None: all
+            pairs are.
 
     Returns:
         float32 (B,). Under a TensorFlow strategy, the losses of the local pairs against the pairs of all replicas.
@@ -63,17 +67,24 @@ def contrastive_loss(image_embeddings: Tensor, text_embeddings: Tensor, logit_sc
     Raises:
         ValueError: embeddings of different shapes, not of rank 2, or empty; a scale or bias that is no scalar.
     """
-    return contrastive_pairs(image_embeddings, text_embeddings, logit_scale).loss
+    return contrastive_pairs(image_embeddings, text_embeddings, logit_scale, groups).loss
 
 
-def sigmoid_loss(image_embeddings: Tensor, text_embeddings: Tensor, logit_scale: Tensor, logit_bias: Tensor) -> Tensor:
-    """Returns the binary cross-entropy of matching, over each of the B^2 pairs (SigLIP; Zhai et al., 2023).
+def sigmoid_loss(
+    image_embeddings: Tensor,
+    text_embeddings: Tensor,
+    logit_scale: Tensor,
+    logit_bias: Tensor,
+    groups: Tensor | None = None,
+) -> Tensor:
+    """The binary cross-entropy of each of the B^2 pairs: matching or not (SigLIP; Zhai et al., 2023).
 
     Args:
         image_embeddings: float tensor (B, E), unit length; it is not normalised again.
         text_embeddings: float tensor (B, E), unit length; row i belongs to image i.
         logit_scale: float scalar, log(1 / temperature), as the weight is stored.
         logit_bias: float scalar.
+        groups: as of `contrastive_loss`.
 
     Returns:
         float32 (B,): the sum over all texts for each image. Under a TensorFlow strategy, for each local image.
@@ -81,7 +92,33 @@ def sigmoid_loss(image_embeddings: Tensor, text_embeddings: Tensor, logit_scale:
     Raises:
         ValueError: embeddings of different shapes, not of rank 2, or empty; a scale or bias that is no scalar.
     """
-    return sigmoid_pairs(image_embeddings, text_embeddings, logit_scale, logit_bias).loss
+    return sigmoid_pairs(image_embeddings, text_embeddings, logit_scale, logit_bias, groups).loss
+
+
+def caption_groups(token_ids: Tensor) -> Tensor:
+    """Numbers the captions of the global batch, such that equal captions have equal numbers.
+
+    Captions are compared by two sums of 32 bits, each of all tokens times a number of their position; different
+    captions of one number are so rare that they can be neglected.
+
+    Args:
+        token_ids: int tensor (B, L), of the local captions.
+
+    Returns:
+        int32 (B,), numbers from 1. Under a TensorFlow strategy: numbers within the pairs of all replicas.
+    """
+    token_ids = ops.cast(ops.convert_to_tensor(token_ids), "int32")
+    positions = ops.arange(1, ops.shape(token_ids)[1] + 1, dtype="int32")
+    numbers = None
+    for factor in (0x2545F491, 0x1B873593):
+        # Odd numbers without a pattern; products and sums of int32 are modulo 2 ** 32.
+        weights = positions * factor
+        weights = ops.bitwise_or(ops.bitwise_xor(weights, ops.right_shift(weights, 15)) * factor, 1)
+        own = ops.cast(ops.sum(token_ids * weights, axis=1), "int32")
+        rank = _ranks(own)
+        numbers = rank if numbers is None else _ranks_within(numbers, rank)
+    offset = distribution.replica_offset(size(token_ids))
+    return numbers[offset : offset + size(token_ids)] + 1
 
 
 def caption_loss(logits: Tensor, token_ids: Tensor, end_token_id: int) -> Tensor:
@@ -139,10 +176,12 @@ def bag_of_words_loss(logits: Tensor, token_ids: Tensor, end_token_id: int) -> T
     return ops.sum(counted * costs, axis=1) / ops.maximum(ops.sum(counted, axis=1), 1.0)
 
 
-def contrastive_pairs(image_embeddings: Tensor, text_embeddings: Tensor, logit_scale: Tensor) -> PairLosses:
-    """Returns `contrastive_loss` and the matches, from one pass; arguments as of `contrastive_loss`."""
+def contrastive_pairs(
+    image_embeddings: Tensor, text_embeddings: Tensor, logit_scale: Tensor, groups: Tensor | None = None
+) -> PairLosses:
+    """`contrastive_loss` and the matches, from one pass; arguments as there."""
     own = positive_logits(image_embeddings, text_embeddings, logit_scale)
-    negatives = negatives_logsumexp(image_embeddings, text_embeddings, logit_scale)
+    negatives = negatives_logsumexp(image_embeddings, text_embeddings, logit_scale, groups)
     # Cross-entropy as softplus(others - own), without cancellation where the probability of the own pair is nearly one.
     loss = (ops.softplus(negatives.by_image - own) + ops.softplus(negatives.by_text - own)) / 2
     return with_matches(loss, own, negatives)
@@ -166,8 +205,10 @@ def positive_logits(image_embeddings: Tensor, text_embeddings: Tensor, logit_sca
     return ops.exp(_scalar(logit_scale, "logit_scale")) * ops.sum(images * texts, axis=1)
 
 
-def negatives_logsumexp(image_embeddings: Tensor, text_embeddings: Tensor, logit_scale: Tensor) -> Negatives:
-    """Returns the log-sum-exp of the logits of all non-matching pairs of the global batch, in both directions.
+def negatives_logsumexp(
+    image_embeddings: Tensor, text_embeddings: Tensor, logit_scale: Tensor, groups: Tensor | None = None
+) -> Negatives:
+    """The log-sum-exp of the logits of all non-matching pairs of the global batch, in both directions.
 
     Use it to define your own loss of pairs: it is computed tile by tile, so that the matrix of similarities is never
     stored, and its gradient is exact over replicas and micro-batches. It can be called several times with different
@@ -177,6 +218,7 @@ def negatives_logsumexp(image_embeddings: Tensor, text_embeddings: Tensor, logit
         image_embeddings: float tensor (B, E), unit length.
         text_embeddings: float tensor (B, E), unit length; row i belongs to image i.
         logit_scale: float scalar, log of the factor of the similarities.
+        groups: as of `contrastive_loss`.
 
     Returns:
         `Negatives` of the local pairs, against the pairs of all replicas. In a batch of one pair there are no
@@ -188,7 +230,7 @@ def negatives_logsumexp(image_embeddings: Tensor, text_embeddings: Tensor, logit
     images, texts = _pairs(image_embeddings, text_embeddings)
     log_scale = _scalar(logit_scale, "logit_scale")
     offset = distribution.replica_offset(size(images))
-    both = bidirectional_logsumexp(images, distribution.gather(texts), log_scale, _number(offset))
+    both = bidirectional_logsumexp(images, distribution.gather(texts), log_scale, _positives(offset, groups))
     (by_row, by_column), (row_highest, column_highest) = _by_row_and_column(both, images)
     if distribution.replica_count() > 1:
         by_column = ops.logsumexp(distribution.gather(by_column[None]), axis=0)
@@ -211,14 +253,18 @@ def with_matches(loss: Tensor, own: Tensor, negatives: Negatives) -> PairLosses:
 
 
 def sigmoid_pairs(
-    image_embeddings: Tensor, text_embeddings: Tensor, logit_scale: Tensor, logit_bias: Tensor
+    image_embeddings: Tensor,
+    text_embeddings: Tensor,
+    logit_scale: Tensor,
+    logit_bias: Tensor,
+    groups: Tensor | None = None,
 ) -> PairLosses:
     """Returns `sigmoid_loss` and the matches, from one pass; arguments as of `sigmoid_loss`."""
     images, texts = _pairs(image_embeddings, text_embeddings)
     log_scale, bias = _scalar(logit_scale, "logit_scale"), _scalar(logit_bias, "logit_bias")
     own = ops.exp(log_scale) * ops.sum(images * texts, axis=1) + bias
     offset = distribution.replica_offset(size(images))
-    both = sum_of_softplus(images, distribution.gather(texts), log_scale, bias, _number(offset))
+    both = sum_of_softplus(images, distribution.gather(texts), log_scale, bias, _positives(offset, groups))
     (by_row, _), (row_highest, column_highest) = _by_row_and_column(both, images)
     return PairLosses(
         ops.softplus(-own) + by_row, *_matched(own, row_highest, _own_columns(column_highest, offset, images))
@@ -257,9 +303,24 @@ def _scalar(x, name):
     return x
 
 
-def _number(offset):
-    """Returns the offset as float32, which custom gradients require; it is exact up to 16 million."""
-    return ops.cast(ops.convert_to_tensor(offset), "float32")
+def _positives(offset, groups):
+    """The offset, or the groups of the local and of all pairs; float32 for custom gradients, exact up to 16 million."""
+    if groups is None:
+        return ops.cast(ops.convert_to_tensor(offset), "float32")
+    groups = ops.cast(ops.convert_to_tensor(groups), "float32")
+    return ops.concatenate([groups, distribution.gather(groups)])
+
+
+def _ranks(own):
+    """Of each value of all replicas, how many are smaller: int32 (N,)."""
+    values = distribution.gather(own)
+    return ops.cast(ops.searchsorted(ops.sort(values), values), "int32")
+
+
+def _ranks_within(first, second):
+    """Ranks of the pairs of both; exact up to 46,340 pairs, and beyond as good as exact."""
+    values = first * size(first) + second
+    return ops.cast(ops.searchsorted(ops.sort(values), values), "int32")
 
 
 def _by_row_and_column(both, images):

@@ -20,6 +20,7 @@ from keras_clip.layers.embeddings import PixelNormalization
 from keras_clip.layers.input_shapes import check_images, check_images_shape
 from keras_clip.layers.pixel_range import ChecksPixelRange
 from keras_clip.layers.projection import ProjectionHead
+from keras_clip.losses import caption_groups
 from keras_clip.step.compile_checks import check_pairs_only
 from keras_clip.step.trainer import Branch, GlobalBatchTrainer
 from keras_clip.types import Tensor
@@ -265,7 +266,7 @@ def _loss_layer(loss, temperature, policy) -> keras.layers.Layer:
 
 
 def _loss_config(layer) -> dict:
-    if type(layer) is ContrastiveLoss and layer.bias is None:
+    if type(layer) is ContrastiveLoss and layer.bias is None and not layer.groups_captions:
         return {"loss": layer.kind, "temperature": layer.temperature}
     return {"loss": keras.saving.serialize_keras_object(layer), "temperature": None}
 
@@ -428,7 +429,8 @@ class CLIPModel(ChecksPixelRange, GlobalBatchTrainer):
                 'The data must be dicts {"images", "token_ids"} without targets or sample weights. Received: '
                 f"y={type(y).__name__}, sample_weight={type(sample_weight).__name__}. The captions are the targets."
             )
-        pairs = self.contrast.loss_and_matches(y_pred["image_embeddings"], y_pred["text_embeddings"])
+        more = {"groups": caption_groups(x["token_ids"])} if getattr(self.contrast, "groups_captions", False) else {}
+        pairs = self.contrast.loss_and_matches(y_pred["image_embeddings"], y_pred["text_embeddings"], **more)
         self.image_to_text_accuracy.update_state(distribution.gather(pairs.image_matched))
         self.text_to_image_accuracy.update_state(distribution.gather(pairs.text_matched))
         if self.logit_scale is not None:

@@ -154,10 +154,13 @@ def _exp(x):
     return x.exp_() if keras.backend.backend() == "torch" else ops.exp(x)
 
 
-def _mask_positives_and_padding(logits, row_numbers, column_numbers, is_padded):
-    """Sets the logits of positives, whose numbers are equal, and of padding, whose number is zero, to `LOWEST`."""
-    if keras.backend.backend() == "torch":
-        # Uses one index per row instead of a mask as large as the tile.
+def _mask_positives_and_padding(logits, row_numbers, column_numbers, is_padded, are_groups):
+    """Sets the logits of positives, whose numbers are equal, and of padding, whose number is zero, to `LOWEST`.
+
+    Numbers are those of pairs, of which a row has one positive at most, or of groups.
+    """
+    if keras.backend.backend() == "torch" and not are_groups:
+        # One index for each row instead of a mask as large as the tile.
         at = (row_numbers - column_numbers[0]).clamp(0, len(column_numbers) - 1).long()[:, None]
         is_positive = column_numbers[at] == row_numbers[:, None]
         logits.scatter_(1, at, ops.where(is_positive, LOWEST, logits.gather(1, at)))
@@ -191,8 +194,13 @@ def _each_tile(step: Callable, rows, columns, row_state, column_state, scale, bi
     whole, shards = distribution.replicate, distribution.row_shards()
     shards = shards if isinstance(b, int) and b % shards == 0 else 1
     by_row, by_column = _grid(b, n, rows[0].shape[1], shards)
-    row_numbers = by_row.cut(ops.cast(offset, "int32") + ops.arange(1, b + 1, dtype="int32"))
-    column_numbers = by_column.cut(ops.arange(1, n + 1, dtype="int32"))
+    are_groups = len(offset.shape) > 0
+    if are_groups:
+        numbers = ops.cast(offset, "int32")
+        row_numbers, column_numbers = by_row.cut(numbers[:b]), by_column.cut(whole(numbers[b:]))
+    else:
+        row_numbers = by_row.cut(ops.cast(offset, "int32") + ops.arange(1, b + 1, dtype="int32"))
+        column_numbers = by_column.cut(ops.arange(1, n + 1, dtype="int32"))
     rows, columns = [by_row.cut(x) for x in rows], [by_column.cut(whole(x)) for x in columns]
     split = len(row_state)
 
@@ -204,7 +212,7 @@ def _each_tile(step: Callable, rows, columns, row_state, column_state, scale, bi
         if bias is not None:
             logits += bias
         logits = _mask_positives_and_padding(
-            logits, row_numbers[i], column_numbers[j], by_row.is_padded or by_column.is_padded
+            logits, row_numbers[i], column_numbers[j], by_row.is_padded or by_column.is_padded, are_groups
         )
         states = [_get(x, i) for x in state[:split]], [_get(x, j) for x in state[split:]]
         row_parts_after, column_parts_after = step(logits, row_parts, [embeddings, *others], *states)
@@ -326,7 +334,8 @@ def bidirectional_logsumexp(rows: Tensor, columns: Tensor, log_scale: Tensor, of
         rows: float32 (b, E).
         columns: float32 (n, E).
         log_scale: float32 scalar.
-        offset: float32 scalar. Column of the first row's positive.
+        offset: float32 scalar. Column of the first row's positive. Or float32 (b + n,): the number of the group, from
+            1, of each row and column; a row matches all columns of its group.
 
     Returns:
         float32 (2, b + n). First row: the log-sum-exp of each row, then of each column. Second row: the largest logit

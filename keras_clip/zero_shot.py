@@ -10,12 +10,14 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_clip import compat
 from keras_clip.data.images import ImagePreprocessor
 from keras_clip.encoders.contract import images_shape
 from keras_clip.export import export_image_model
 from keras_clip.layers.composite import CompositeModel
 from keras_clip.layers.pixel_range import ChecksPixelRange
 from keras_clip.model import CLIPModel, ImageEmbedder, TextEmbedder
+from keras_clip.optimizers.precision import check_precision
 from keras_clip.prompts import validate_class_names, validate_templates, warn_of_equal_prompts
 from keras_clip.types import Tensor
 
@@ -23,6 +25,11 @@ MAX_WIDTHS = 3
 # Each additional width costs a compilation, which must save the computation of this many tokens.
 TOKENS_PER_WIDTH = 4096
 BATCH_SIZE = 256
+# The losses that are computed from probabilities or logits, by the names that `compile` takes.
+_CROSS_ENTROPIES = {
+    "sparse_categorical_crossentropy": keras.losses.SparseCategoricalCrossentropy,
+    "categorical_crossentropy": keras.losses.CategoricalCrossentropy,
+}
 # Seconds before a progress bar appears.
 PROGRESS_DELAY = 5
 
@@ -138,6 +145,14 @@ class ZeroShotClassifier(ChecksPixelRange, CompositeModel):
     image embedder with `clip`, so make a new classifier after further training of `clip`. The class embeddings and the
     temperature are fixed at construction and are not trained with the classifier.
 
+    For fine-tuning pass `activation=None`, so that the loss is computed from logits. A cross-entropy of probabilities
+    is cut off at 16.1 (Keras clips them at 1e-7), and on JAX and torch it has no gradient there:
+
+        tuned = ZeroShotClassifier(clip, class_names, activation=None)
+        tuned.compile(keras.optimizers.AdamW(1e-5), "sparse_categorical_crossentropy", metrics=["accuracy"])
+        tuned.fit(images, labels)
+        classifier = ZeroShotClassifier(clip, class_names)  # probabilities of the trained image encoder
+
     Args:
         clip: `CLIPModel`. If `class_embeddings` and `logit_scale` are given, an `ImageEmbedder` suffices.
         class_names: K names. A class with several names is a list of them, the first of which names the class; all
@@ -145,6 +160,7 @@ class ZeroShotClassifier(ChecksPixelRange, CompositeModel):
         templates: texts with one `{}` each, which the class name replaces. `keras_clip.prompts` provides some.
         class_embeddings: float (K, E) of unit length, or None. None: computed from the prompts by `embed_classes`.
         logit_scale: float, log(1 / temperature), or None. None: that of `clip`.
+        activation: "softmax": the classifier returns probabilities. None: it returns logits.
 
     Call arguments:
         images: (B, H, W, 3), uint8 or normalised floats; or a dict with these as "images", as `image_text_pairs`
@@ -152,11 +168,13 @@ class ZeroShotClassifier(ChecksPixelRange, CompositeModel):
         training: bool.
 
     Returns:
-        float32 probabilities (B, K): the softmax of `logits`, also if `clip` was trained with the sigmoid loss.
+        float32 probabilities (B, K): the softmax of `logits`, also if `clip` was trained with the sigmoid loss; with
+        `activation=None` these logits.
 
     Raises:
         ValueError: templates without exactly one `{}`, empty or duplicate names, a prompt that is too long, a `clip`
-            without a text embedder if `class_embeddings` is None, or `class_embeddings` of another shape.
+            without a text embedder if `class_embeddings` is None, `class_embeddings` of another shape, or an unknown
+            activation.
     """
 
     def __init__(
@@ -166,9 +184,13 @@ class ZeroShotClassifier(ChecksPixelRange, CompositeModel):
         templates: Sequence[str] = ("a photo of a {}.",),
         class_embeddings: Tensor | None = None,
         logit_scale: float | None = None,
+        activation: str | None = "softmax",
         **kwargs,
     ):
         super().__init__(**kwargs)
+        if activation not in ("softmax", None):
+            raise ValueError(f'`activation` must be "softmax" or None. Received: activation={activation!r}.')
+        self.activation = activation
         self.templates = validate_templates(templates)
         self.names_per_class = tuple(map(tuple, validate_class_names(class_names)))
         image_embedder = getattr(clip, "image_embedder", clip)
@@ -222,7 +244,49 @@ class ZeroShotClassifier(ChecksPixelRange, CompositeModel):
         return ops.exp(self.logit_scale) * ops.matmul(embeddings, ops.transpose(self.class_embeddings))
 
     def call(self, images, training=False):
-        return ops.softmax(self.logits(images, training))
+        logits = self.logits(images, training)
+        return logits if self.activation is None else ops.softmax(logits)
+
+    def compile(self, optimizer: keras.optimizers.Optimizer | str = "rmsprop", loss=None, **options) -> None:
+        """Configures training and `evaluate` with the compiled loss, as `keras.Model.compile`.
+
+        A cross-entropy that is given by name is computed from what the classifier returns: from logits with
+        `activation=None`, from probabilities otherwise, with a warning.
+
+        Args:
+            optimizer: as of `keras.Model.compile`.
+            loss: as of `keras.Model.compile`.
+            options: its other arguments.
+
+        Raises:
+            ValueError: a cross-entropy from logits of a classifier that returns probabilities, or the reverse.
+        """
+        optimizer = keras.optimizers.get(optimizer)
+        check_precision(optimizer, self.trainable_variables)
+        super().compile(optimizer, self._checked_loss(loss), **options)
+        compat.keep_averages_apart(self.optimizer)
+
+    def _checked_loss(self, loss):
+        name = getattr(loss, "__name__", loss)
+        from_logits = getattr(loss, "from_logits", None)
+        if isinstance(name, str) and name in _CROSS_ENTROPIES:
+            loss, from_logits = _CROSS_ENTROPIES[name](from_logits=self.activation is None), self.activation is None
+        if from_logits is None or not isinstance(loss, tuple(_CROSS_ENTROPIES.values())):
+            return loss
+        if from_logits != (self.activation is None):
+            raise ValueError(
+                f"The loss must be computed from what the classifier returns. Received: a {type(loss).__name__} with "
+                f"from_logits={from_logits}, and activation={self.activation!r}. Fine-tune on logits: make the "
+                "classifier with `activation=None`, and pass the loss by name or with `from_logits=True`."
+            )
+        if not from_logits:
+            warnings.warn(
+                "A cross-entropy of probabilities has no gradient where the classifier is sure of another class. "
+                f"Received: loss={type(loss).__name__} and activation={self.activation!r}. To fine-tune, make the "
+                "classifier with `activation=None`.",
+                stacklevel=3,
+            )
+        return loss
 
     def compute_output_spec(self, images, training=False):
         images = images["images"] if isinstance(images, dict) else images
@@ -312,7 +376,8 @@ class ZeroShotClassifier(ChecksPixelRange, CompositeModel):
     def export(self, filepath: str | os.PathLike, format: str = "tf_saved_model", dtype: str = "uint8") -> None:
         """Writes the classifier as a graph that maps images to probabilities and runs without Keras.
 
-        The graph has an input "images" (B, H, W, 3) for any B, and an output "probabilities" (B, K), float32:
+        The graph has an input "images" (B, H, W, 3) for any B, and an output "probabilities" (B, K), float32, which is
+        "logits" with `activation=None`:
 
             tf.saved_model.load(filepath).serve(images)["probabilities"]
             onnxruntime.InferenceSession(filepath).run(["probabilities"], {"images": images})
@@ -331,7 +396,8 @@ class ZeroShotClassifier(ChecksPixelRange, CompositeModel):
             RuntimeError: on JAX and torch, the TensorFlow process that exports the graph failed.
         """
         shape = images_shape(self.image_embedder.encoder)
-        export_image_model(self, filepath, format, shape[1:-1], "probabilities", dtype)
+        output = "logits" if self.activation is None else "probabilities"
+        export_image_model(self, filepath, format, shape[1:-1], output, dtype)
 
     def get_config(self):
         return {
@@ -339,6 +405,7 @@ class ZeroShotClassifier(ChecksPixelRange, CompositeModel):
             "clip": keras.saving.serialize_keras_object(self.image_embedder),
             "class_names": [list(names) for names in self.names_per_class],
             "templates": list(self.templates),
+            "activation": self.activation,
         }
 
     @classmethod

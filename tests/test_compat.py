@@ -53,6 +53,7 @@ NAMES = {
         (f"keras.optimizers.AdamW.{name}", None)
         for name in ("_use_weight_decay", "_apply_weight_decay", "_backend_update_step")
     ],
+    "keep_averages_apart": [("keras.optimizers.AdamW.finalize_variable_values", None)],
     "variable_index": [("keras.optimizers.AdamW._get_variable_index", None)],
     "list_operations": [(f"torch._foreach_{name}", "torch") for name in compat._LIST_OPERATIONS],
 }
@@ -460,6 +461,19 @@ def disable_gradient_sum():
     assert (sums(False), sums(True)) == ([1], [])
 
 
+def keep_averages_apart():
+    def shares(keep_apart):
+        optimizer, variable = keras.optimizers.SGD(0.5, use_ema=True), keras.Variable(2.0)
+        optimizer.build([variable])
+        if keep_apart:
+            compat.keep_averages_apart(optimizer)
+        optimizer.finalize_variable_values([variable])
+        return any(average.value is variable.value for average in optimizer.variables)
+
+    # If Keras itself copies, the first is False, and the entry is not needed.
+    assert (shares(False), shares(True)) == (True, False)
+
+
 def replicas_must_merge():
     import tensorflow as tf
 
@@ -569,6 +583,7 @@ BEHAVIOURS = {
     "disable_gradient_sum": (disable_gradient_sum, "tensorflow"),
     "replicas_must_merge": (replicas_must_merge, "tensorflow"),
     "UpdateHooks": (update_hooks, None),
+    "keep_averages_apart": (keep_averages_apart, "jax"),
     "variable_index": (variable_index, None),
     "adam_moments": (adam_moments, None),
     "list_operations": (list_operations, "torch"),

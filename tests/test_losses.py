@@ -332,3 +332,59 @@ def test_memory_is_linear():
     measured = largest_tensor(size, width)
     # About one tile of each loss, far below the 67 million elements of the matrix; JAX counts both losses' temporaries.
     assert tiling.TILE_AREA / 2 <= measured <= (4 if BACKEND == "jax" else 1) * tiling.TILE_AREA
+
+
+GROUPS = np.array([1, 2, 1, 3, 2, 1, 7], "int32")
+
+
+def dense(images, texts, groups, loss):
+    """Over the whole matrix: pairs of one group are left out beside the diagonal."""
+    logits = 4.0 * ops.matmul(images, ops.transpose(texts))
+    own = ops.sum(4.0 * images * texts, axis=1)
+    others = ops.convert_to_tensor(groups[:, None] != groups[None])
+    if loss == "sigmoid":
+        return ops.softplus(-(own - 1)) + ops.sum(ops.where(others, ops.softplus(logits - 1), 0.0), axis=1)
+    # Of pairs that are left out nothing counts, also where none is left.
+    masked = ops.where(others, logits, -1e9)
+    return sum(ops.softplus(ops.logsumexp(masked, axis=axis) - own) for axis in (0, 1)) / 2
+
+
+@pytest.mark.parametrize("loss", ["contrastive", "sigmoid"])
+@pytest.mark.parametrize("groups", [GROUPS, np.arange(1, 8), np.ones(7, int)], ids=["some", "none equal", "all equal"])
+def test_equal_captions_are_no_negatives(groups, loss, tiles, rng):
+    images, texts = unit(rng, 7, 5), unit(rng, 7, 5)
+    scale = np.float32(np.log(4.0))
+
+    def tiled(images, texts):
+        if loss == "sigmoid":
+            return losses.sigmoid_loss(images, texts, scale, -1.0, groups)
+        return losses.contrastive_loss(images, texts, scale, groups)
+
+    weights = ops.arange(1.0, 8.0, dtype="float32")
+    ours = value_and_gradients(lambda x, y: ops.sum(weights * tiled(x, y)), [images, texts])
+    wanted = value_and_gradients(lambda x, y: ops.sum(weights * dense(x, y, groups, loss)), [images, texts])
+    np.testing.assert_allclose(ours[0], wanted[0], rtol=1e-5, atol=1e-6)
+    for mine, other in zip(ours[1], wanted[1], strict=True):
+        np.testing.assert_allclose(mine, other, atol=1e-5)
+
+
+def test_equal_captions_retrieve_each_other(tiles, rng):
+    texts = unit(rng, 7, 5)[GROUPS - 1]
+    alone = losses.contrastive_pairs(texts, texts, 0.0)
+    grouped = losses.contrastive_pairs(texts, texts, 0.0, GROUPS)
+    # Of seven pairs only two have a caption of their own.
+    assert float(ops.sum(alone.image_matched)) == float(ops.sum(alone.text_matched)) == 2
+    assert float(ops.sum(grouped.image_matched)) == float(ops.sum(grouped.text_matched)) == 7
+
+
+def test_numbers_of_captions(rng):
+    rows = rng.integers(0, 49408, size=(500, 20))
+    # Neighbours in meaning: two tokens swapped, one token more, one number more.
+    rows[1], rows[2], rows[3] = rows[0], rows[0], rows[0]
+    rows[1, [3, 4]] = rows[0, [4, 3]]
+    rows[2, 19], rows[3, 0] = rows[0, 19] ^ 1, rows[0, 0] ^ 1
+    chosen = rng.integers(0, 500, size=900)
+    numbers = ops.convert_to_numpy(losses.caption_groups(rows[chosen]))
+    assert numbers.min() >= 1
+    same = numbers[:, None] == numbers[None]
+    np.testing.assert_array_equal(same, (rows[chosen][:, None] == rows[chosen][None]).all(axis=2))

@@ -244,11 +244,11 @@ class MeanColour(keras.layers.Layer):
 RED, GREEN, BLUE = (np.broadcast_to(colour, (2, 2, 3)).astype("float32") for colour in np.eye(3))
 
 
-def colour_classifier(class_names, class_embeddings, logit_scale=0.0):
+def colour_classifier(class_names, class_embeddings, logit_scale=0.0, **options):
     embedder = keras_clip.ImageEmbedder(MeanColour(), embed_dim=3)
     embedder.projection.dense.kernel.assign(np.eye(3))
     return keras_clip.ZeroShotClassifier(
-        embedder, class_names, class_embeddings=class_embeddings, logit_scale=logit_scale
+        embedder, class_names, class_embeddings=class_embeddings, logit_scale=logit_scale, **options
     )
 
 
@@ -371,6 +371,46 @@ def test_fine_tuning_trains_the_image_tower_only():
     assert np.abs(to_numpy(classifier.image_embedder.projection.dense.kernel) - kernel).max() > 1e-4
     np.testing.assert_array_equal(to_numpy(classifier.class_embeddings), np.eye(3)[:2])
     assert float(classifier.logit_scale) == 0.0
+
+
+def test_logits_learn_where_a_confident_model_is_wrong():
+    """From probabilities the loss is cut off at -log(1e-7) = 16.1; from logits it is the whole difference."""
+    classifier = colour_classifier(["red", "green"], np.eye(3)[:2], logit_scale=np.log(100.0), activation=None)
+    np.testing.assert_allclose(to_numpy(classifier(IMAGES)), to_numpy(classifier.logits(IMAGES)), rtol=1e-6)
+    kernel = to_numpy(classifier.image_embedder.projection.dense.kernel).copy()
+    wrong = np.array([1, 1, 0, 0])
+    classifier.compile(keras.optimizers.SGD(0.1), loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+    history = classifier.fit(IMAGES[:4], wrong, epochs=1, verbose=0).history
+    # Three of four images have a logit of 100 for the other class, and 0 for their own.
+    assert history["loss"][0] == pytest.approx(75.0, rel=1e-3)
+    assert np.abs(to_numpy(classifier.image_embedder.projection.dense.kernel) - kernel).max() > 1e-3
+    again = keras_clip.ZeroShotClassifier.from_config(classifier.get_config())
+    assert again.activation is None
+
+
+@pytest.mark.parametrize(
+    "activation, loss",
+    [
+        (None, keras.losses.SparseCategoricalCrossentropy()),
+        ("softmax", keras.losses.SparseCategoricalCrossentropy(from_logits=True)),
+        ("softmax", keras.losses.CategoricalCrossentropy(from_logits=True)),
+    ],
+    ids=["probabilities of logits", "logits of probabilities", "one-hot"],
+)
+def test_losses_of_something_else_are_refused(activation, loss):
+    classifier = colour_classifier(["red", "green"], np.eye(3)[:2], activation=activation)
+    with pytest.raises(ValueError, match=f"Received: a {type(loss).__name__}.*activation={activation!r}.*Fine-tune"):
+        classifier.compile("sgd", loss)
+
+
+def test_losses_of_probabilities_are_warned_of():
+    classifier = colour_classifier(["red", "green"], np.eye(3)[:2])
+    for loss in ("sparse_categorical_crossentropy", keras.losses.categorical_crossentropy):
+        with pytest.warns(UserWarning, match="activation=None"):
+            classifier.compile("sgd", loss)
+    classifier.compile("sgd", "mse")
+    with pytest.raises(ValueError, match="Received: activation='sigmoid'"):
+        colour_classifier(["red"], np.eye(3)[:1], activation="sigmoid")
 
 
 LABELS_REFUSED = {

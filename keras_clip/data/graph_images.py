@@ -208,34 +208,44 @@ def take_view_in_graph(image: Tensor, view: Tensor, sides: tuple[int, int], dtyp
     return tf.ensure_shape(_switch(tf.cast(is_tall, tf.int32), order, image, *place), (*sides, 3))
 
 
-def centered_view_in_graph(shape: Tensor, sides: tuple[int, int], seed: Tensor | None = None) -> Tensor:
+def centered_view_in_graph(
+    shape: Tensor,
+    sides: tuple[int, int],
+    seed: Tensor | None = None,
+    resize_sides: tuple[int, int] | None = None,
+    crop_rounding: str = "even",
+) -> Tensor:
     """`images.centered_view` in graph, of the mode "shortest".
 
     Args:
         shape: int32 tensor (2,), height and width of the image.
         sides: height and width of the crop.
         seed: unused.
+        resize_sides: height and width, at least `sides`, that the shorter side is resized to; None: `sides`.
+        crop_rounding: "even" or "down", as of `ImagePreprocessor`.
 
     Returns:
         int32 tensor (8,), the fields of a `View`.
     """
     import tensorflow as tf
 
-    full = _resized_sides(shape, sides)
-    # Rounds half to even, as Python does.
-    offset = tf.cast(tf.round(tf.cast(full - sides, tf.float64) / 2), tf.int32)
+    full = _resized_sides(shape, resize_sides or sides)
+    # As `images.crop_offset`. `tf.round` rounds half to even, as Python does.
+    halved = tf.floor if crop_rounding == "down" else tf.round
+    offset = tf.cast(halved(tf.cast(full - sides, tf.float64) / 2), tf.int32)
     return tf.concat([[0, 0], shape, full, offset], axis=0)
 
 
-def _resized_sides(shape, sides):
+def _resized_sides(shape, target):
     """`images.resized_sides` in graph, of the mode "shortest": int32 (2,)."""
     import tensorflow as tf
 
+    rounded = tf.floor if target[0] == target[1] else tf.round
     height, width = shape[0], shape[1]
-    by_height = tf.cast(height, tf.int64) * sides[1] <= tf.cast(width, tf.int64) * sides[0]
+    by_height = tf.cast(height, tf.int64) * target[1] <= tf.cast(width, tf.int64) * target[0]
     height_, width_ = tf.cast(height, tf.float64), tf.cast(width, tf.float64)
-    full_height = tf.where(by_height, sides[0], tf.cast(sides[1] * height_ / width_, tf.int32))
-    full_width = tf.where(by_height, tf.cast(sides[0] * width_ / height_, tf.int32), sides[1])
+    full_height = tf.where(by_height, target[0], tf.cast(rounded(target[1] * height_ / width_), tf.int32))
+    full_width = tf.where(by_height, tf.cast(rounded(target[0] * width_ / height_), tf.int32), target[1])
     return tf.stack([full_height, full_width])
 
 

@@ -38,14 +38,14 @@ def resize(
     full = sides if full is None else full
     lengths = tf.shape(image)[0], tf.shape(image)[1]
     # The first pass must not compute what the second does not need: without this, images of extreme aspects grow.
-    (top, bottom), (left, right) = parts = [
+    (top, bottom), (left, right) = (
         _needed(length, *place) for length, *place in zip(lengths, full, offset, sides, strict=True)
-    ]
-    image = image[top:bottom, left:right]
+    )
+    image, read = image[top:bottom, left:right], ((top, bottom), (left, right))
     # Channels first: both passes are then matrix products without transposition in memory.
     planes = tf.reshape(tf.transpose(tf.reshape(image, (-1, 3))), (3, tf.shape(image)[0], tf.shape(image)[1]))
     for axis in (0, 1) if height_first else (1, 0):
-        blocks = _blocks(lengths[axis], parts[axis], full[axis], offset[axis], sides[axis], dtype)
+        blocks = _blocks(lengths[axis], read[axis], full[axis], offset[axis], sides[axis], dtype)
         planes = _resize_planes(planes, axis, blocks, sides[axis])
     return tf.reshape(tf.transpose(tf.reshape(planes, (3, -1))), (*sides, 3))
 
@@ -93,19 +93,24 @@ def _grey_levels(x):
     return tf.bitcast(levels, tf.uint8)
 
 
-def _blocks(length, part, full, offset, count, dtype):
-    """The first input, counted from the start of `part`, and the weights (outputs, inputs) of each block of outputs."""
+def _blocks(length, read, full, offset, count, dtype):
+    """Returns the first input and the weights (outputs, inputs) of each block of outputs.
+
+    The inputs are those from the first of `read` to before the last; the first input of a block is counted from there.
+    """
     import tensorflow as tf
 
+    start, stop = read
     blocks = -(-count // _BLOCK)
     scale = tf.cast(length, tf.float64) / tf.cast(full, tf.float64)
     filter_scale = tf.maximum(scale, 1.0)
     centers = (tf.cast(offset + tf.range(count), tf.float64) + 0.5) * scale
     # The filter reaches from two scales before the first center to two after the last; each rounding adds one input.
     needed = tf.cast(tf.math.ceil((_BLOCK - 1) * scale + 4.0 * filter_scale), tf.int32) + 2
-    needed = tf.minimum(needed, part[1] - part[0])
+    # The last block may be shorter, and then it does not need all of these.
+    needed = tf.minimum(needed, stop - start)
     first = tf.cast(tf.floor(centers[::_BLOCK] - 2.0 * filter_scale), tf.int32)
-    first = tf.clip_by_value(first, part[0], part[1] - needed)
+    first = tf.clip_by_value(first, start, stop - needed)
     centers -= tf.repeat(tf.cast(first, tf.float64), _BLOCK)[:count] + 0.5
     inputs = tf.cast(tf.range(needed), tf.float64)
     x = tf.abs(tf.cast(inputs / filter_scale, dtype) - tf.cast(centers / filter_scale, dtype)[:, None])
@@ -114,5 +119,5 @@ def _blocks(length, part, full, offset, count, dtype):
     weights = 0.5 * (outer - 1.0) * outer * outer + (1.0 - 2.0 * inner) * inner * inner
     weights /= tf.reduce_sum(weights, axis=1, keepdims=True)
     weights = tf.round(weights / _PRECISION) * _PRECISION
-    first -= part[0]
+    first -= start
     return [(first[block], weights[block * _BLOCK : (block + 1) * _BLOCK]) for block in range(blocks)]

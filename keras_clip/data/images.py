@@ -12,8 +12,9 @@ OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 RESIZE_MODES = ("shortest", "squash", "longest")
 INTERPOLATIONS = ("bicubic", "bilinear")
-# PIL resizes a whole image before it is cropped. If the resized image would have more than this number of times the
-# pixels of the crop, only the crop is computed.
+CROP_ROUNDINGS = ("even", "down")
+# PIL computes a resized image as a whole before it is cropped. Of one that has so many times the pixels of the crop,
+# only the crop is computed.
 _MOST_RESIZED = 32
 # PIL's fixed-point weights are multiples of 2 ** -22.
 _PRECISION_BITS = 22
@@ -35,6 +36,10 @@ class ImagePreprocessor:
         resize_mode: "shortest" resizes the shorter side to the image size and crops the centre, "squash" resizes both
             sides to it, "longest" resizes the longer side to it and pads with black.
         max_pixels: int. Images with more pixels are rejected before decoding: a small file can decode to gigabytes.
+        resize_size: int or (height, width), pixels, or None. The size to resize to, of which the centre of the image
+            size is cropped; None: the image size. Where it is smaller than that, black is added.
+        crop_rounding: "even" or "down": where half a pixel before the crop goes, to the nearest even number as in
+            torchvision and open_clip, or down as in transformers.
 
     Call arguments:
         images: a path, bytes, PIL image or uint8 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); a list of these, of
@@ -56,6 +61,8 @@ class ImagePreprocessor:
         interpolation: str = "bicubic",
         resize_mode: str = "shortest",
         max_pixels: int = MAX_PIXELS,
+        resize_size: int | tuple[int, int] | None = None,
+        crop_rounding: str = "even",
     ):
         self.image_size = image_size if isinstance(image_size, int) else tuple(image_size)
         self.mean = tuple(float(value) for value in mean)
@@ -70,8 +77,18 @@ class ImagePreprocessor:
                 f"`interpolation` must be one of {INTERPOLATIONS}, `resize_mode` one of {RESIZE_MODES}. "
                 f"Received: interpolation={interpolation!r}, resize_mode={resize_mode!r}."
             )
-        if min(self.sides) < 1:
-            raise ValueError(f"`image_size` must be positive. Received: image_size={image_size}.")
+        if crop_rounding not in CROP_ROUNDINGS:
+            raise ValueError(f"`crop_rounding` must be one of {CROP_ROUNDINGS}. Received: {crop_rounding!r}.")
+        # None if it says nothing else than the image size, so that equal rules are equal objects.
+        self.resize_size = None if resize_size in (None, image_size) else resize_size
+        if not isinstance(self.resize_size, int | None):
+            self.resize_size = None if tuple(resize_size) == self.sides else tuple(resize_size)
+        if min(*self.sides, *self.resize_sides) < 1:
+            raise ValueError(
+                "`image_size` and `resize_size` must be positive. "
+                f"Received: image_size={image_size}, resize_size={resize_size}."
+            )
+        self.crop_rounding = crop_rounding
         self.interpolation = interpolation
         self.resize_mode = resize_mode
         self.max_pixels = max_pixels
@@ -80,6 +97,12 @@ class ImagePreprocessor:
     def sides(self) -> tuple[int, int]:
         """Height and width of the output, in pixels."""
         return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+
+    @property
+    def resize_sides(self) -> tuple[int, int]:
+        """Height and width that images are resized to before the crop, in pixels."""
+        size = self.image_size if self.resize_size is None else self.resize_size
+        return (size, size) if isinstance(size, int) else size
 
     def __call__(self, images: Any) -> np.ndarray:
         return self.normalize(self.to_uint8(images))
@@ -113,10 +136,8 @@ class ImagePreprocessor:
         return (scaled - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
 
     def _resize(self, image):
-        if self.resize_mode == "squash":
-            view = View(0, 0, image.height, image.width, *self.sides, 0, 0)
-        else:
-            view = centered_view(image.height, image.width, self.sides, self.resize_mode)
+        rule = self.resize_mode, self.resize_sides, self.crop_rounding
+        view = centered_view(image.height, image.width, self.sides, *rule)
         return take_view(image, view, self.sides, self.interpolation)
 
     def __eq__(self, other) -> bool:
@@ -133,6 +154,8 @@ class ImagePreprocessor:
             "interpolation": self.interpolation,
             "resize_mode": self.resize_mode,
             "max_pixels": self.max_pixels,
+            "resize_size": self.resize_size,
+            "crop_rounding": self.crop_rounding,
         }
 
     @classmethod
@@ -141,11 +164,24 @@ class ImagePreprocessor:
 
 
 def resized_sides(height: int, width: int, target: tuple[int, int], resize_mode: str) -> tuple[int, int]:
-    """Returns height and width before the crop: one side as in `target`, the other in proportion and rounded down."""
+    """Returns height and width before the crop: `target`, or one side as there and the other in proportion.
+
+    The other side is rounded down for the shorter side of a square, and else to the nearest number, as in open_clip.
+    """
+    if resize_mode == "squash":
+        return target
     by_height = height * target[1] <= width * target[0]
+    rounded = int if resize_mode == "shortest" and target[0] == target[1] else round
     if (resize_mode == "longest") == by_height:
-        return max(1, int(target[1] * height / width)), target[1]
-    return target[0], max(1, int(target[0] * width / height))
+        return max(1, rounded(target[1] * height / width)), target[1]
+    return target[0], max(1, rounded(target[0] * width / height))
+
+
+def crop_offset(length: int, cropped: int, rounding: str) -> int:
+    """Returns the pixels before a centred crop; negative where the crop is longer, by what is added before."""
+    if length < cropped:
+        return -((cropped - length) // 2)
+    return round((length - cropped) / 2) if rounding == "even" else (length - cropped) // 2
 
 
 class View(NamedTuple):
@@ -167,10 +203,17 @@ class View(NamedTuple):
     right: int
 
 
-def centered_view(height: int, width: int, sides: tuple[int, int], resize_mode: str = "shortest") -> View:
-    """The view of the whole image that is resized so that one side fits, and cropped (or padded) in the centre."""
-    resized = resized_sides(height, width, sides, resize_mode)
-    offsets = (int(round((before - after) / 2)) for before, after in zip(resized, sides, strict=True))
+def centered_view(
+    height: int,
+    width: int,
+    sides: tuple[int, int],
+    resize_mode: str = "shortest",
+    resize_sides: tuple[int, int] | None = None,
+    crop_rounding: str = "even",
+) -> View:
+    """The view of the whole image that is resized, and cropped (or padded) in the centre."""
+    resized = resized_sides(height, width, resize_sides or sides, resize_mode)
+    offsets = (crop_offset(*pair, crop_rounding) for pair in zip(resized, sides, strict=True))
     return View(0, 0, height, width, *resized, *offsets)
 
 
@@ -191,7 +234,8 @@ def take_view(image, view: View, sides: tuple[int, int], interpolation: str = "b
     top, left, height, width, full_height, full_width, down, right = view
     if (top, left, height, width) != (0, 0, image.height, image.width):
         image = image.crop((left, top, left + width, top + height))
-    if full_height * full_width > _MOST_RESIZED * sides[0] * sides[1]:
+    is_inside = full_height >= sides[0] and full_width >= sides[1]
+    if is_inside and full_height * full_width > _MOST_RESIZED * sides[0] * sides[1]:
         return _resized_part(np.asarray(image), view, sides, interpolation)
     resized = image.resize((full_width, full_height), Image.Resampling[interpolation.upper()])
     if (down, right, full_height, full_width) != (0, 0, *sides):

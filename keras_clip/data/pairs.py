@@ -332,6 +332,16 @@ class _Decoder:
                 f"Received: image_preprocessor with {rule[0]!r}, {rule[1]!r}. Pass one with the defaults, or map its "
                 "`to_uint8` over a dataset of your own."
             )
+        self._centre = {
+            "resize_sides": getattr(preprocessor, "resize_sides", preprocessor.sides),
+            "crop_rounding": getattr(preprocessor, "crop_rounding", "even"),
+        }
+        if any(map(int.__lt__, self._centre["resize_sides"], preprocessor.sides)):
+            raise ValueError(
+                "Pairs are resized to at least the image size, since nothing is added around them. Received: "
+                f"image_preprocessor with image_size={preprocessor.image_size}, resize_size="
+                f"{preprocessor.resize_size}. Map its `to_uint8` over a dataset of your own."
+            )
         self._preprocessor, self._crop, self._scale, self._budget = preprocessor, crop, scale, budget
         self.nothing = tf.zeros((*preprocessor.sides, 3), tf.uint8)
 
@@ -351,7 +361,9 @@ class _Decoder:
 
         sides, shortest = self._preprocessor.sides, None
         dtype = "float32" if self._crop else "float64"
-        view_of = graph_images.random_crop_view if self._crop else graph_images.centered_view_in_graph
+        view_of = functools.partial(graph_images.centered_view_in_graph, **self._centre)
+        if self._crop:
+            view_of = graph_images.random_crop_view
         if self._crop == "random_resized":
             # The smallest and narrowest crop must still have the pixels wanted.
             shortest = max(sides) / math.sqrt(self._scale[0] * graph_images.CROP_RATIO[0])

@@ -105,6 +105,12 @@ def _as_text(text, index: int) -> str:
     return text
 
 
+def _is_symbolic(texts) -> bool:
+    """Whether texts are a tensor of TensorFlow or Keras without values."""
+    is_tensorflow = type(texts).__module__.startswith("tensorflow.") and hasattr(texts, "graph")
+    return isinstance(texts, keras.KerasTensor) or (is_tensorflow and not hasattr(texts, "numpy"))
+
+
 def _as_list(texts) -> list:
     if isinstance(texts, str | bytes):
         return [texts]
@@ -132,7 +138,9 @@ class CLIPTokenizer:
         context_length: int >= 3. Tokens per row, including start and end tokens.
 
     Call arguments:
-        texts: str, or a sequence or array of str (or UTF-8 bytes).
+        texts: str, or a sequence or array of str (or UTF-8 bytes). Inside of `tf.data` or a `tf.function` a tensor of
+            strings, () or (B,): the result is a tensor then, and the tokenizer is called in Python for each batch, so
+            that a graph with it cannot be saved (`TextEmbedder.export(strings=True)` can).
         truncate: bool. Whether to truncate texts that are too long, with the end token in the last place. If False,
             they raise an error.
         length: None, "longest" or int. Tokens per row: `context_length`, the longest of these texts, or this number.
@@ -160,6 +168,8 @@ class CLIPTokenizer:
     def __call__(
         self, texts: str | bytes | Sequence, truncate: bool = False, length: int | str | None = None
     ) -> np.ndarray:
+        if _is_symbolic(texts):
+            return self._in_graph(texts, truncate, length)
         rows = self._encode(_as_list(texts))
         longest = max(map(len, rows), default=0) + 2
         limit = self.context_length
@@ -184,6 +194,21 @@ class CLIPTokenizer:
         token_ids[text_columns] = np.fromiter(truncated, np.int32, counts.sum())
         token_ids[:, 0] = self.start_token_id
         token_ids[np.arange(len(rows)), counts + 1] = self.end_token_id
+        return token_ids
+
+    def _in_graph(self, texts, truncate, length):
+        """A call whose texts are known when the graph runs."""
+        if isinstance(texts, keras.KerasTensor):
+            raise TypeError(
+                "`texts` must be texts. Received: a symbolic Keras tensor. Tokenize before the model, for instance in "
+                "`tf.data.Dataset.map`; `clip.text_embedder.export(path, strings=True)` makes a graph that takes texts."
+            )
+        import tensorflow as tf
+
+        token_ids = tf.numpy_function(lambda texts: self(texts, truncate, length), [texts], tf.int32)
+        rows = texts.shape.num_elements() if texts.shape.rank is not None else None
+        width = None if length == "longest" else length or self.context_length
+        token_ids.set_shape((rows, width))
         return token_ids
 
     def _encode(self, texts: list) -> list[list[int]]:

@@ -31,8 +31,8 @@ def wrap(
     since the padding id 0 is also a valid token; an input "segment_ids" is filled with zeros.
 
     Args:
-        model: built Keras model. Its output: features (B, D), a feature map (B, h, w, D), a sequence (B, L, D), or a
-            dict of these.
+        model: built Keras model: functional, or a `Sequential`, which is built here if need be. Its output: features
+            (B, D), a feature map (B, h, w, D), a sequence (B, L, D), or a dict of these.
         pooling: how a map or a sequence is pooled to one vector: "mean" or "max" (both without padding), "first" (class
             token), "end" (end token of a text), or None if the output is (B, D).
         pixel_range: (lowest, highest) pixel value in the training of an image model, such as (0, 255) or (-1, 1). None:
@@ -50,6 +50,7 @@ def wrap(
     """
     if pooling not in POOLINGS:
         raise ValueError(f"`pooling` must be one of {POOLINGS}. Received: pooling={pooling!r}.")
+    _built(model, image_size, context_length)
     inputs = _named_inputs(model)
     shapes = {name: tuple(tensor.shape) for name, tensor in inputs.items()}
     if "token_ids" in shapes or all(len(shape) == 2 for shape in shapes.values()):
@@ -80,8 +81,32 @@ def _named_inputs(model: keras.Model) -> dict:
             f"Received: model={model.name!r} of type {type(model).__name__}. Pass a layer or model that returns "
             "features (B, D) to `CLIPModel` directly."
         )
-    structure = model.input
+    structure = _structure(model)
     return structure if isinstance(structure, dict) else {tensor.name: tensor for tensor in model.inputs}
+
+
+def _structure(model: keras.Model):
+    """The inputs of a model as it takes them. A `Sequential` has no `input`; it takes one tensor."""
+    return model.inputs[0] if isinstance(model, keras.Sequential) else model.input
+
+
+def _output(model: keras.Model):
+    return model.outputs[0] if isinstance(model, keras.Sequential) else model.output
+
+
+def _built(model: keras.Model, image_size, context_length):
+    """Builds a `Sequential` without an input, if the image size or context length says for what."""
+    if not isinstance(model, keras.Sequential) or getattr(model, "inputs", None) is not None:
+        return
+    if model.built or (image_size is None) == (context_length is None):
+        raise ValueError(
+            "A `Sequential` must have an input. "
+            f"Received: model={model.name!r} without one. Begin it with `keras.Input((H, W, 3))`, or with "
+            '`keras.Input((L,), dtype="int32")` for texts; a model that is not built yet is built for `image_size` or '
+            "`context_length`."
+        )
+    sides = (image_size, image_size) if isinstance(image_size, int) else image_size
+    model.build((None, context_length) if image_size is None else (None, *sides, 3))
 
 
 def _select(outputs, name: str | None):
@@ -109,7 +134,7 @@ class _Wrapped(CompositeModel):
         self.model = model
         self.pooling = pooling
         self.output_key = output
-        features = _select(model.output, output)
+        features = _select(_output(model), output)
         _check_rank(features, pooling)
         self.width = features.shape[-1]
         self.mark_built()
@@ -186,7 +211,7 @@ class WrappedImageEncoder(_Wrapped, ImageEncoder):
 
     def call(self, images, training=False):
         check_images(images, self.sides)
-        structure = self.model.input
+        structure = _structure(self.model)
         inputs = {next(iter(structure)): images} if isinstance(structure, dict) else images
         features = _select(self.model(inputs, training=training), self.output_key)
         axes = tuple(range(1, len(features.shape) - 1))
@@ -244,7 +269,7 @@ class WrappedTextEncoder(_Wrapped, TextEncoder):
             "padding_mask": ops.cast(is_text, "int32"),
             "segment_ids": ops.zeros_like(token_ids),
         }
-        structure = self.model.input
+        structure = _structure(self.model)
         if isinstance(structure, dict):
             inputs = {name: derived.get(name, token_ids) for name in structure}
         else:

@@ -34,12 +34,16 @@ class ContrastiveLoss(keras.layers.Layer):
 
     Args:
         kind: "contrastive" (CLIP) or "sigmoid" (SigLIP).
-        temperature: float > 0 or None. Initial temperature; None: 0.07, or 0.1 for "sigmoid".
-        bias: float or None. Initial bias of "sigmoid"; None: -10.
+        temperature: float > 0 or None. Its value at the start; None: 0.07, and 0.1 for "sigmoid".
+        bias: float or None. Start of the bias of "sigmoid"; None: -10.
+        groups_captions: bool. Whether pairs with equal captions are left out of each other's negatives, and count as
+            retrieved by each other. False: as in the papers, they are negatives. In a `CLIPModel` captions are compared
+            by their token ids.
 
     Call arguments:
         image_embeddings: float tensor (B, E), unit length.
         text_embeddings: float tensor (B, E), unit length.
+        groups: int tensor (B,) or None, with `groups_captions`: see `losses.caption_groups`.
 
     Returns:
         float32 (B,), the loss of each pair.
@@ -49,7 +53,12 @@ class ContrastiveLoss(keras.layers.Layer):
     """
 
     def __init__(
-        self, kind: str = "contrastive", temperature: float | None = None, bias: float | None = None, **kwargs
+        self,
+        kind: str = "contrastive",
+        temperature: float | None = None,
+        bias: float | None = None,
+        groups_captions: bool = False,
+        **kwargs,
     ):
         # Under a mixed policy Keras would round the embeddings to the compute dtype before `call`.
         super().__init__(autocast=False, **kwargs)
@@ -61,6 +70,7 @@ class ContrastiveLoss(keras.layers.Layer):
         self.temperature = TEMPERATURES[kind] if temperature is None else temperature
         check_temperature(self.temperature)
         self.bias = bias
+        self.groups_captions = groups_captions
         self.logit_bias = None
 
     def build(self, image_embeddings_shape=None, text_embeddings_shape=None):
@@ -77,22 +87,33 @@ class ContrastiveLoss(keras.layers.Layer):
             )
         self.built = True
 
-    def call(self, image_embeddings, text_embeddings):
-        return self.loss_and_matches(image_embeddings, text_embeddings).loss
+    def call(self, image_embeddings, text_embeddings, groups=None):
+        return self.loss_and_matches(image_embeddings, text_embeddings, groups).loss
 
-    def loss_and_matches(self, image_embeddings: Tensor, text_embeddings: Tensor) -> PairLosses:
-        """Returns the loss of each pair, and which images and texts retrieve each other, from one pass.
+    def loss_and_matches(
+        self, image_embeddings: Tensor, text_embeddings: Tensor, groups: Tensor | None = None
+    ) -> PairLosses:
+        """The loss of each pair, and which of them find each other: one pass gives both.
 
         Args:
             image_embeddings: float tensor (B, E), unit length.
             text_embeddings: float tensor (B, E), unit length.
+            groups: as of a call.
 
         Returns:
             `losses.PairLosses` of three float32 (B,).
-        """
-        if self.kind == "sigmoid":
-            return sigmoid_pairs(image_embeddings, text_embeddings, self.logit_scale, self.logit_bias)
-        return contrastive_pairs(image_embeddings, text_embeddings, self.logit_scale)
 
-    def compute_output_spec(self, image_embeddings, text_embeddings):
+        Raises:
+            ValueError: no groups, with `groups_captions`.
+        """
+        if self.groups_captions != (groups is not None):
+            raise ValueError(
+                "Groups must be given if, and only if, the layer groups captions. Received: groups_captions="
+                f"{self.groups_captions}, groups={groups}. Pass `groups=keras_clip.losses.caption_groups(token_ids)`."
+            )
+        if self.kind == "sigmoid":
+            return sigmoid_pairs(image_embeddings, text_embeddings, self.logit_scale, self.logit_bias, groups)
+        return contrastive_pairs(image_embeddings, text_embeddings, self.logit_scale, groups)
+
+    def compute_output_spec(self, image_embeddings, text_embeddings, groups=None):
         return keras.KerasTensor((image_embeddings.shape[0],), dtype="float32")

@@ -16,24 +16,28 @@ class Architecture:
     """The sizes of a CLIP model.
 
     Attributes:
-        image_encoder: arguments of `VisionTransformer`, or (without "patch_size") of `ModifiedResNet`.
-        text_encoder: arguments of `TextTransformer`.
+        image_encoder: arguments of `VisionTransformer`, or without "patch_size" of `ModifiedResNet`; None for a text
+            encoder alone.
+        text_encoder: arguments of `TextTransformer`; None for an image encoder alone.
         embed_dim: E.
         loss: "contrastive" or "sigmoid".
     """
 
-    image_encoder: Mapping[str, Any]
-    text_encoder: Mapping[str, Any]
+    image_encoder: Mapping[str, Any] | None
+    text_encoder: Mapping[str, Any] | None
     embed_dim: int
     loss: str = "contrastive"
 
     @property
-    def image_size(self) -> int | tuple[int, int]:
-        return self.image_encoder["image_size"]
+    def encoder(self) -> str | None:
+        """ "image" or "text" for one half alone, None for both."""
+        if self.text_encoder is None:
+            return "image"
+        return "text" if self.image_encoder is None else None
 
     @property
-    def context_length(self) -> int:
-        return self.text_encoder["context_length"]
+    def image_size(self) -> int | tuple[int, int]:
+        return self.image_encoder["image_size"]
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -42,15 +46,21 @@ class Architecture:
         sides = (size, size) if isinstance(size, int) else size
         return tuple(side // self.image_encoder.get("patch_size", 32) for side in sides)
 
+    @property
+    def position_sides(self) -> tuple[tuple[int, ...], ...]:
+        """`grid` and (L,), of the encoders that there are."""
+        image = () if self.image_encoder is None else (self.grid,)
+        return image if self.text_encoder is None else (*image, (self.text_encoder["context_length"],))
+
     def resized(
         self, image_size: int | tuple[int, int] | None = None, context_length: int | None = None
     ) -> "Architecture":
-        """Returns the architecture with another image size or context length; None: unchanged."""
-        image, text = dict(self.image_encoder), dict(self.text_encoder)
-        if image_size is not None:
-            image["image_size"] = image_size
-        if context_length is not None:
-            text["context_length"] = context_length
+        """The same architecture for another image size or context length; None: unchanged."""
+        image, text = self.image_encoder, self.text_encoder
+        if image_size is not None and image is not None:
+            image = {**image, "image_size": image_size}
+        if context_length is not None and text is not None:
+            text = {**text, "context_length": context_length}
         return replace(self, image_encoder=image, text_encoder=text)
 
     def build(

@@ -1,52 +1,64 @@
 """Reads and writes the configuration files that come with weights: open_clip's and Hugging Face's."""
 
+import math
+import re
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from keras_clip.data.images import ImagePreprocessor
+from keras_clip.data.tokenizer import END, START, vocabulary
 from keras_clip.encoders.resnet import ModifiedResNet
 from keras_clip.model import CLIPModel
 from keras_clip.presets.architectures import Architecture
+from keras_clip.presets.image_processors import (
+    ANY,
+    from_image_processor,
+    from_preprocess_cfg,
+    refuse_others,
+    to_image_processor,
+    to_preprocess_cfg,
+)
 
 VOCABULARY_SIZE = 49408
 _CURE = (
     "keras_clip reads Vision Transformers and modified ResNets with a causal text encoder: load it with its library."
 )
 
-# Entries of open_clip's configurations beside the sizes, and the value that is supported; None is always the default.
-_ANY = object()
+# Entries of open_clip's configurations beside the sizes, and the value that is supported.
 _OPEN_CLIP_VISION = {
     "attentional_pool": False,
-    "attn_pooler_heads": _ANY,
-    "attn_pooler_queries": _ANY,
+    "attn_pooler_heads": ANY,
+    "attn_pooler_queries": ANY,
     "ls_init_value": None,
     "no_ln_pre": False,
     "pos_embed_type": "learnable",
     "final_ln_after_pool": False,
     "pool_type": "tok",
-    "output_tokens": _ANY,
-    "timm_drop": _ANY,
-    "timm_drop_path": _ANY,
-    "timm_model_pretrained": _ANY,
-    "timm_pool": _ANY,
-    "timm_proj": _ANY,
-    "timm_proj_bias": _ANY,
+    "output_tokens": ANY,
+    "timm_drop": ANY,
+    "timm_drop_path": ANY,
+    "timm_model_pretrained": ANY,
+    "timm_pool": ANY,
+    "timm_proj": ANY,
+    "timm_proj_bias": ANY,
 }
 _OPEN_CLIP_TEXT = {
     "ls_init_value": None,
     "embed_cls": False,
-    "eos_id": _ANY,
-    "hf_model_pretrained": _ANY,
-    "hf_pooler_type": _ANY,
-    "hf_proj_type": _ANY,
+    "eos_id": ANY,
+    "hf_model_pretrained": ANY,
+    "hf_pooler_type": ANY,
+    "hf_proj_type": ANY,
     "no_causal_mask": False,
-    "output_tokens": _ANY,
+    "output_tokens": ANY,
     "pad_id": 0,
     "pool_type": "argmax",
     "proj_bias": False,
     "proj_type": "linear",
     "final_ln_after_pool": False,
-    "tokenizer_mode": _ANY,
+    "tokenizer_kwargs": {},
+    "tokenizer_mode": ANY,
 }
 _IN_BOTH = {
     "act_kwargs": {},
@@ -59,8 +71,12 @@ _IN_BOTH = {
     "scale_heads": False,
     "scaled_cosine_attn": False,
 }
-_OPEN_CLIP_MODEL = {"custom_text": False, "multimodal_cfg": None, "nonscalar_logit_scale": False}
-_RESAMPLING = {2: "bilinear", 3: "bicubic"}
+_OPEN_CLIP_MODEL = {"custom_text": False, "multimodal_cfg": None, "nonscalar_logit_scale": ANY}
+# The halves of Hugging Face's CLIP that are models of their own, and the name of their class with projection head.
+_HALVES = {
+    "clip_vision_model": ("vision", "CLIPVisionModelWithProjection"),
+    "clip_text_model": ("text", "CLIPTextModelWithProjection"),
+}
 
 
 def from_open_clip(config: Mapping[str, Any], where: str) -> tuple[Architecture, ImagePreprocessor]:
@@ -117,13 +133,10 @@ def from_open_clip(config: Mapping[str, Any], where: str) -> tuple[Architecture,
         "mlp_ratio": text.pop("mlp_ratio", 4.0),
     }
     embed_dim = _needed(model, "embed_dim", where)
-    _refuse_others(vision, _OPEN_CLIP_VISION | _IN_BOTH, f"{where}: vision_cfg")
-    _refuse_others(text, _OPEN_CLIP_TEXT | _IN_BOTH, f"{where}: text_cfg")
-    _refuse_others(model, _OPEN_CLIP_MODEL, f"{where}: model_cfg")
-    pixels = config.get("preprocess_cfg", {})
-    _refuse_others({"fill_color": pixels.get("fill_color")}, {"fill_color": 0}, f"{where}: preprocess_cfg")
-    names = ("mean", "std", "interpolation", "resize_mode")
-    preprocessor = ImagePreprocessor(image["image_size"], **{name: pixels[name] for name in names if name in pixels})
+    refuse_others(vision, _OPEN_CLIP_VISION | _IN_BOTH, f"{where}: vision_cfg", _CURE)
+    refuse_others(text, _OPEN_CLIP_TEXT | _IN_BOTH, f"{where}: text_cfg", _CURE)
+    refuse_others(model, _OPEN_CLIP_MODEL, f"{where}: model_cfg", _CURE)
+    preprocessor = from_preprocess_cfg(config.get("preprocess_cfg") or {}, image["image_size"], where)
     return Architecture(image, text_encoder, embed_dim, loss), preprocessor
 
 
@@ -133,7 +146,7 @@ def to_open_clip(clip: CLIPModel) -> dict[str, Any]:
     Raises:
         ValueError: a property that the layout cannot represent.
     """
-    image, text, pixels = clip.image_encoder, clip.text_encoder, clip.image_preprocessor
+    image, text = clip.image_encoder, clip.text_encoder
     _require_last_end_token(text)
     if isinstance(image, ModifiedResNet):
         head_width = image.width // image.pool.num_heads
@@ -163,52 +176,93 @@ def to_open_clip(clip: CLIPModel) -> dict[str, Any]:
     }
     if clip.logit_bias is not None:
         model["init_logit_bias"] = float(clip.logit_bias)
-    names = ("mean", "std", "interpolation", "resize_mode")
-    return {"model_cfg": model, "preprocess_cfg": {name: getattr(pixels, name) for name in names}}
+    return {"model_cfg": model, "preprocess_cfg": to_preprocess_cfg(clip.image_preprocessor)}
 
 
 def from_hugging_face(
     config: Mapping[str, Any], pixels: Mapping[str, Any] | None, where: str
-) -> tuple[Architecture, ImagePreprocessor]:
-    """Returns the architecture and preprocessing that a `config.json` of `CLIPModel` and its image processor describe.
+) -> tuple[Architecture, ImagePreprocessor | None]:
+    """The architecture and preprocessing that a `config.json` of `CLIPModel` and its image processor describe.
 
     Args:
-        config: content of `config.json`.
+        config: content of `config.json`, also of `CLIPVisionModelWithProjection` or `CLIPTextModelWithProjection`.
         pixels: content of `preprocessor_config.json`; None: OpenAI's preprocessing.
         where: name of the file, for error messages.
 
     Returns:
-        `Architecture` and `ImagePreprocessor`.
+        `Architecture` and `ImagePreprocessor`; of a text encoder alone None in place of the latter.
 
     Raises:
-        ValueError: another family of models, or a missing value.
+        ValueError: another family of models, a missing value, or steps of preprocessing that are not supported.
     """
     family = config.get("model_type")
-    if family != "clip":
-        raise ValueError(f"{_CURE} Received: {where} of a model of type {family!r}.")
-    vision, text = (_half(config, name) for name in ("vision", "text"))
-    for half in (vision, text):
-        _refuse_others({"layer_norm_eps": half.get("layer_norm_eps", 1e-5)}, {"layer_norm_eps": 1e-5}, where)
-        if half.get("hidden_act", "quick_gelu") not in ("quick_gelu", "gelu"):
+    if family in _HALVES:
+        name, with_projection = _HALVES[family]
+        classes = config.get("architectures") or [with_projection]
+        if with_projection not in classes:
             raise ValueError(
-                f'The activation must be "quick_gelu" or "gelu". Received: {half["hidden_act"]!r} in {where}.'
+                f"An encoder alone must have its projection head, as {with_projection} has it. Received: {where} of "
+                f"{', '.join(map(repr, classes))}. Save the whole CLIPModel, or the encoder as {with_projection}."
             )
-    _refuse_others({"num_channels": vision.get("num_channels", 3)}, {"num_channels": 3}, where)
-    image = {
-        "image_size": _size(vision.get("image_size", 224)),
-        "patch_size": _patch_size(vision.get("patch_size", 32), where),
-        **_blocks(vision, 768, 3072, 12),
-    }
-    text_encoder = {
-        **_blocks(text, 512, 2048, 8),
-        "context_length": text.get("max_position_embeddings", 77),
-        "vocabulary_size": text.get("vocab_size", VOCABULARY_SIZE),
-    }
-    # Old configurations have 2, but transformers then pools at the last token of the vocabulary.
-    end = text.get("eos_token_id", VOCABULARY_SIZE - 1)
-    text_encoder["end_token_id"] = None if end == 2 else end
-    preprocessor = _hugging_face_pixels(pixels or {}, image["image_size"], where)
+        halves = {name: config}
+    elif family == "clip":
+        halves = {name: _half(config, name) for name in ("vision", "text")}
+    else:
+        raise ValueError(f"{_CURE} Received: {where} of a model of type {family!r}.")
+    image = text_encoder = preprocessor = None
+    if "vision" in halves:
+        vision = _checked(halves["vision"], where)
+        refuse_others({"num_channels": vision.get("num_channels", 3)}, {"num_channels": 3}, where, _CURE)
+        image = {
+            "image_size": _size(vision.get("image_size", 224)),
+            "patch_size": _patch_size(vision.get("patch_size", 32), where),
+            **_blocks(vision, 768, 3072, 12),
+        }
+        preprocessor = from_image_processor(pixels or {}, image["image_size"], where)
+    if "text" in halves:
+        text = _checked(halves["text"], where)
+        text_encoder = {
+            **_blocks(text, 512, 2048, 8),
+            "context_length": text.get("max_position_embeddings", 77),
+            "vocabulary_size": text.get("vocab_size", VOCABULARY_SIZE),
+            "end_token_id": _end_token(text.get("eos_token_id", VOCABULARY_SIZE - 1), where),
+        }
     return Architecture(image, text_encoder, config.get("projection_dim", 512)), preprocessor
+
+
+def check_tokenizer(config: Mapping[str, Any], ids: Mapping[str, int] | None, context_length: int, where: str) -> None:
+    """Refuses a tokenizer of transformers whose token ids are not those of `CLIPTokenizer`.
+
+    Args:
+        config: content of `tokenizer_config.json`.
+        ids: content of `vocab.json`, the id of each token; None: unknown.
+        context_length: tokens of a text in the model.
+        where: name of the directory, for messages.
+
+    Raises:
+        ValueError: another class, other special tokens, another vocabulary, or shorter texts.
+    """
+    found = {
+        "tokenizer_class": re.sub("Fast$", "", config.get("tokenizer_class") or "CLIPTokenizer"),
+        "do_lower_case": config.get("do_lower_case", True),
+    }
+    wanted = {"tokenizer_class": "CLIPTokenizer", "do_lower_case": True}
+    for name, token in (("bos_token", START), ("eos_token", END)):
+        value = config.get(name) or token
+        found[name], wanted[name] = value.get("content") if isinstance(value, Mapping) else value, token
+    cure = (
+        'The tokenizer must be CLIP\'s. Load the image half alone (`encoder="image"`), or build a `CLIPModel` with '
+        "`tokenizer=` and call `presets.load_weights(model, path)`."
+    )
+    refuse_others(found, wanted, f"{where}: tokenizer_config.json", cure)
+    if ids is not None and ids != {token: i for i, token in enumerate(vocabulary()[0])}:
+        raise ValueError(f"{cure} Received: {where}: vocab.json with {len(ids)} tokens, not those of CLIP.")
+    if (config.get("model_max_length") or context_length) < context_length:
+        raise ValueError(
+            f"The tokenizer must cut texts at the model's context length of {context_length}. Received: {where}: "
+            f"tokenizer_config.json with model_max_length={config['model_max_length']}. Pass `context_length="
+            f"{config['model_max_length']}`."
+        )
 
 
 def to_hugging_face(clip: CLIPModel) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -222,7 +276,7 @@ def to_hugging_face(clip: CLIPModel) -> tuple[dict[str, Any], dict[str, Any]]:
             "Hugging Face's CLIPModel has no logit bias. Received: a model with the sigmoid loss. "
             'Save in the layout "open_clip" or "keras".'
         )
-    image, text, pixels = clip.image_encoder, clip.text_encoder, clip.image_preprocessor
+    image, text = clip.image_encoder, clip.text_encoder
 
     def half(encoder):
         return {
@@ -254,73 +308,60 @@ def to_hugging_face(clip: CLIPModel) -> tuple[dict[str, Any], dict[str, Any]]:
             "eos_token_id": text.end_token_id,
         },
     }
-    height, width = pixels.sides
-    if pixels.resize_mode == "longest":
-        raise ValueError(
-            'Hugging Face\'s image processor of CLIP has no `resize_mode="longest"`. Received: a model with it. '
-            'Save in the layout "open_clip" or "keras".'
-        )
-    shortest = pixels.resize_mode == "shortest"
-    if shortest and height != width:
-        raise ValueError(
-            "Hugging Face's image processor resizes the shortest side for square crops only. Received: "
-            f'image_size={pixels.image_size}. Save in the layout "open_clip" or "keras".'
-        )
-    processor = {
-        "image_processor_type": "CLIPImageProcessor",
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"shortest_edge": height} if shortest else {"height": height, "width": width},
-        "resample": {name: number for number, name in _RESAMPLING.items()}[pixels.interpolation],
-        "do_center_crop": shortest,
-        "crop_size": {"height": height, "width": width},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(pixels.mean),
-        "image_std": list(pixels.std),
-    }
-    return config, processor
+    return config, to_image_processor(clip.image_preprocessor)
 
 
 def _half(config, name):
-    """Returns the configuration of one tower; old files have a second copy of it, which takes precedence."""
-    return {**(config.get(f"{name}_config") or {}), **(config.get(f"{name}_config_dict") or {})}
+    """The configuration of one half. Old files have a second copy of it, which replaces the first as a whole."""
+    copy = config.get(f"{name}_config_dict")
+    return (config.get(f"{name}_config") or {}) if copy is None else copy
+
+
+def _checked(half, where):
+    """The configuration of one half, without entries that are None, which mean the default."""
+    half = {key: value for key, value in half.items() if value is not None}
+    refuse_others({"layer_norm_eps": half.get("layer_norm_eps", 1e-5)}, {"layer_norm_eps": 1e-5}, where, _CURE)
+    if half.get("hidden_act", "quick_gelu") not in ("quick_gelu", "gelu"):
+        raise ValueError(f'The activation must be "quick_gelu" or "gelu". Received: {half["hidden_act"]!r} in {where}.')
+    for key in ("attention_dropout", "dropout"):
+        if half.get(key):
+            warnings.warn(
+                f"The encoders have no dropout: embeddings are the same, and training goes without it. Received: "
+                f"{where} with {key}={half[key]}.",
+                stacklevel=2,
+            )
+    return half
+
+
+def _end_token(value, where):
+    """The id of the end token; None for the last of the vocabulary."""
+    ids = value if isinstance(value, list) else [value]
+    if len(ids) != 1:
+        raise ValueError(f"A text must have one end token. Received: {where} with eos_token_id={value}.")
+    # Old configurations have 2, but transformers then pools at the last token of the vocabulary.
+    return None if ids[0] == 2 else ids[0]
 
 
 def _blocks(half, width, hidden, heads):
-    width = half.get("hidden_size", width)
+    width, hidden = half.get("hidden_size", width), half.get("intermediate_size", hidden)
+    ratio = hidden / width
+    # The encoders round the product of ratio and width down.
+    while int(width * ratio) < hidden:
+        ratio = math.nextafter(ratio, math.inf)
     return {
         "width": width,
         "num_layers": half.get("num_hidden_layers", 12),
         "num_heads": half.get("num_attention_heads", heads),
         "activation": half.get("hidden_act", "quick_gelu"),
-        "mlp_ratio": half.get("intermediate_size", hidden) / width,
+        "mlp_ratio": ratio,
     }
-
-
-def _hugging_face_pixels(pixels, image_size, where):
-    for step in ("do_resize", "do_normalize", "do_rescale"):
-        _refuse_others({step: pixels.get(step, True)}, {step: True}, f"{where}: image processor")
-    size, crop = pixels.get("size", {}), pixels.get("do_center_crop", True)
-    squash = isinstance(size, Mapping) and "height" in size
-    if not squash and not crop:
-        raise ValueError(f"Images must be cropped, or resized on both sides. Received: {dict(pixels)} in {where}.")
-    number = pixels.get("resample", 3)
-    if number not in _RESAMPLING:
-        raise ValueError(f"Images are resized by one of PIL's filters {_RESAMPLING}. Received: {number} in {where}.")
-    arguments = {"interpolation": _RESAMPLING[number], "resize_mode": "squash" if squash else "shortest"}
-    for ours, theirs in (("mean", "image_mean"), ("std", "image_std")):
-        if theirs in pixels:
-            arguments[ours] = pixels[theirs]
-    return ImagePreprocessor(image_size, **arguments)
 
 
 def _size(value):
     """Returns an int if both sides are equal, else (height, width)."""
     if isinstance(value, int):
         return value
-    height, width = value
+    height, width = value if len(value) == 2 else (*value, *value)
     return height if height == width else (height, width)
 
 
@@ -335,14 +376,6 @@ def _needed(config, key, where):
     if key not in config:
         raise ValueError(f"The configuration must say {key!r}. Received: {where} with {sorted(config)}.")
     return config.pop(key)
-
-
-def _refuse_others(given, allowed, where):
-    """Raises a ValueError for unsupported values; `_ANY` allows every value, where it has no effect on the model."""
-    for key, value in given.items():
-        known = key in allowed and (value is None or allowed[key] is _ANY or value == allowed[key])
-        if not known:
-            raise ValueError(f"{_CURE} Received: {where} with {key}={value!r}.")
 
 
 def _require_last_end_token(text):

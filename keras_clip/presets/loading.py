@@ -1,6 +1,7 @@
 """`load`: loads a model by name, with published, fine-tuned or your own weights."""
 
 import functools
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import replace
@@ -13,17 +14,33 @@ import numpy as np
 from keras_clip.layers.initialisation import skip_initialization
 from keras_clip.model import CLIPModel, ImageEmbedder, TextEmbedder
 from keras_clip.presets.architectures import ARCHITECTURES, PRESETS, Architecture
-from keras_clip.presets.configs import VOCABULARY_SIZE, from_hugging_face, from_open_clip
+from keras_clip.presets.configs import VOCABULARY_SIZE, check_tokenizer, from_hugging_face, from_open_clip
 from keras_clip.presets.in_place import assign_in_place
 from keras_clip.presets.layouts import Slot, by_key, hugging_face_slots, open_clip_slots
 from keras_clip.presets.locations import Folder, HubRepository
-from keras_clip.presets.tensor_files import OPENAI_SHA256, TORCH_SUFFIXES, TensorFiles, read_json, sha256
+from keras_clip.presets.tensor_files import OPENAI_SHA256, TensorFiles, is_torch, read_json, sha256
 
 KERAS_FILE = "clip.keras"
 OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 HUGGING_FACE_CONFIG, HUGGING_FACE_WEIGHTS = "config.json", "model.safetensors"
 HUGGING_FACE_PIXELS = "preprocessor_config.json"
-# Stored tensors that are not weights: counters, and sizes that follow from the shapes of the weights.
+# The names by which the libraries look for weights, in their order. An index names the parts of a large checkpoint.
+_HUGGING_FACE_NAMES = (
+    HUGGING_FACE_WEIGHTS,
+    f"{HUGGING_FACE_WEIGHTS}.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+_OPEN_CLIP_NAMES = (
+    OPEN_CLIP_WEIGHTS,
+    "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.pth",
+    *_HUGGING_FACE_NAMES,
+)
+# Bytes of a file with the vocabulary of a tokenizer.
+_VOCABULARY_LIMIT = 2**23
+# Tensors in files that are not weights: counters, and sizes that follow from the shapes of the weights.
 _NO_WEIGHTS = re.compile(r"(.*\.)?(position_ids|num_batches_tracked)|input_resolution|context_length|vocab_size")
 
 
@@ -48,12 +65,12 @@ def load(
 
     Args:
         name: a published model (`presets.names()`); "hf://organisation/repository", optionally with "@revision"; a
-            directory in the layout of open_clip, of Hugging Face's `CLIPModel` or of `presets.save`; or one file, if
-            its digest is that of a file of OpenAI, if its configuration is in the same directory, or if it ends in
-            ".keras".
-        weights: "default": the weights of the name. None: the paper's initialisation, for a published model only. A
-            file: its tensors, in either layout, for the published architecture of the name.
-        encoder: "image" or "text": only this tower is built and read. None: both.
+            directory in the layout of open_clip, of Hugging Face's `CLIPModel` (or of one of its encoders with
+            projection head) or of `presets.save`; or one file, if its digest is that of a file of OpenAI, if its
+            configuration is in the same directory, or if it ends in ".keras".
+        weights: "default": those of the name. None: the paper's initialisation, for a published model only. A file:
+            those tensors, in either layout, for the published architecture of that name.
+        encoder: "image" or "text": only that half, with its projection head, is built and read. None: all there is.
         image_size: int or (height, width), pixels, if it differs from that of the weights: position embeddings are
             resized (see `resize_positions`).
         context_length: int, tokens, if it differs from that of the weights: position embeddings are truncated or
@@ -66,8 +83,8 @@ def load(
         `CLIPModel`; for one tower, `ImageEmbedder` or `TextEmbedder`.
 
     Raises:
-        ValueError: an unknown name, another family of models, a damaged file, a missing or unexpected key, a wrong
-            shape.
+        ValueError: an unknown name, another family of models, preprocessing or a tokenizer that is not supported, a
+            damaged file, a missing or unexpected key, a wrong shape.
         FileNotFoundError: no such file, repository or revision.
         ConnectionError: the hub cannot be reached, and its cache has no such file.
     """
@@ -146,8 +163,8 @@ def _load_file(path, options):
         return _load_keras(path, options)
     folder = Folder(path.parent)
     if folder.find(OPEN_CLIP_CONFIG) or folder.find(HUGGING_FACE_CONFIG):
-        return _read(*_described(folder), TensorFiles([path]), options)
-    known = OPENAI_SHA256.get(sha256(path)) if path.suffix in TORCH_SUFFIXES else None
+        return _read(*_described(folder, options), TensorFiles([path]), options)
+    known = OPENAI_SHA256.get(sha256(path)) if is_torch(path) else None
     if known is None:
         raise ValueError(
             "The tensors of a file do not say their activation, nor the width of heads. Received: "
@@ -161,27 +178,40 @@ def _load_file(path, options):
 def _load_folder(folder, options):
     if isinstance(folder, Folder) and (path := folder.find(KERAS_FILE)):
         return _load_keras(path, options)
-    architecture, preprocessor = _described(folder)
+    architecture, preprocessor = _described(folder, options)
     return _read(architecture, preprocessor, TensorFiles(_weight_files(folder)), options)
 
 
-def _described(folder):
+def _described(folder, options):
     if path := folder.find(OPEN_CLIP_CONFIG):
         return from_open_clip(read_json(path), str(path))
     if path := folder.find(HUGGING_FACE_CONFIG):
-        pixels = folder.find(HUGGING_FACE_PIXELS)
-        pixels = read_json(pixels) if pixels else None
-        if pixels is None and (processor := folder.find("processor_config.json")):
-            pixels = read_json(processor).get("image_processor")
-        return from_hugging_face(read_json(path), pixels, str(path))
+        architecture, preprocessor = from_hugging_face(read_json(path), _processor(folder), str(path))
+        if architecture.text_encoder is not None and options["encoder"] != "image":
+            _check_tokenizer(folder, options["context_length"] or architecture.text_encoder["context_length"])
+        return architecture, preprocessor
     raise folder.missing(f"{OPEN_CLIP_CONFIG}, {HUGGING_FACE_CONFIG} or {KERAS_FILE}")
 
 
+def _processor(folder):
+    """The configuration of the image processor, from the file that transformers prefers; None if there is none."""
+    if processor := folder.find("processor_config.json"):
+        nested = read_json(processor).get("image_processor")
+        if nested is not None:
+            return nested
+    pixels = folder.find(HUGGING_FACE_PIXELS)
+    return read_json(pixels) if pixels else None
+
+
+def _check_tokenizer(folder, context_length):
+    config, ids = (folder.find(name) for name in ("tokenizer_config.json", "vocab.json"))
+    config = read_json(config, _VOCABULARY_LIMIT) if config else {}
+    check_tokenizer(config, read_json(ids, _VOCABULARY_LIMIT) if ids else None, context_length, folder.name)
+
+
 def _weight_files(folder) -> list[Path]:
-    wanted = [HUGGING_FACE_WEIGHTS, f"{HUGGING_FACE_WEIGHTS}.index.json", "pytorch_model.bin"]
-    if folder.find(OPEN_CLIP_CONFIG):
-        # A repository may hold both layouts.
-        wanted = [OPEN_CLIP_WEIGHTS, "open_clip_pytorch_model.bin"]
+    # A repository may hold both layouts.
+    wanted = _OPEN_CLIP_NAMES if folder.find(OPEN_CLIP_CONFIG) else _HUGGING_FACE_NAMES
     for filename in wanted:
         path = folder.find(filename)
         if path is not None:
@@ -231,8 +261,8 @@ def _build(architecture: Architecture, preprocessor, options, activation=None):
     size = options["image_size"]
     architecture = architecture.resized(size, options["context_length"])
     if preprocessor is not None and size is not None:
-        preprocessor = type(preprocessor).from_config({**preprocessor.get_config(), "image_size": size})
-    vocabulary = architecture.text_encoder.get("vocabulary_size", VOCABULARY_SIZE)
+        preprocessor = _at_size(preprocessor, size)
+    vocabulary = (architecture.text_encoder or {}).get("vocabulary_size", VOCABULARY_SIZE)
     if options["encoder"] != "image" and vocabulary != VOCABULARY_SIZE:
         raise ValueError(
             f"Weights come with CLIP's tokenizer of {VOCABULARY_SIZE} tokens. Received: a vocabulary of {vocabulary}. "
@@ -242,10 +272,26 @@ def _build(architecture: Architecture, preprocessor, options, activation=None):
     return architecture.build(preprocessor, options["encoder"], options["dtype"])
 
 
+def _at_size(preprocessor, image_size):
+    """The same preprocessing for another image size: the size to resize to grows in proportion."""
+    config = {**preprocessor.get_config(), "image_size": image_size}
+    if preprocessor.resize_size is not None:
+        before, after = min(preprocessor.sides), min((image_size,) if isinstance(image_size, int) else image_size)
+        config["resize_size"] = tuple(round(side * after / before) for side in preprocessor.resize_sides)
+    return type(preprocessor).from_config(config)
+
+
 def _read(architecture, preprocessor, checkpoint, options, activation=None):
+    if architecture.encoder is not None:
+        if options["encoder"] not in (None, architecture.encoder):
+            raise ValueError(
+                f"The encoder must be in the checkpoint. Received: encoder={options['encoder']!r} of "
+                f"{checkpoint.name}, which is a {architecture.encoder} encoder alone."
+            )
+        options = {**options, "encoder": architecture.encoder}
     with skip_initialization():
         model = _build(architecture, preprocessor, options, activation)
-    _assign(model, checkpoint, (architecture.grid, (architecture.context_length,)), is_new=True)
+    _assign(model, checkpoint, architecture.position_sides, is_new=True)
     return model
 
 
@@ -260,10 +306,11 @@ def _assign(model, checkpoint: TensorFiles, trained_sides: Iterable[tuple[int, .
     trained = {len(sides): sides for sides in trained_sides}
     slots = [_trained_at(slot, trained) for slot in slots_of(model)]
     wanted = {slot.key: slot.stored_shape for slot in slots}
+    checkpoint.remove_prefix(_prefix(checkpoint.shapes, wanted))
     there = {key: shape for key, shape in checkpoint.shapes.items() if not _NO_WEIGHTS.fullmatch(key)}
     if not isinstance(model, CLIPModel):
         there = {key: shape for key, shape in there.items() if _is_of(key, isinstance(model, ImageEmbedder))}
-    _compare(wanted, there, checkpoint.name)
+    _compare(wanted, there, checkpoint)
     checkpoint.require_floats(wanted)
     for key, group in by_key(slots).items():
         if is_new and group[0].is_stored_as_it_is:
@@ -271,8 +318,16 @@ def _assign(model, checkpoint: TensorFiles, trained_sides: Iterable[tuple[int, .
             continue
         tensor = checkpoint.read(key)
         for slot in group:
-            # Converted in NumPy, because backends would hold the stored tensor, a copy and the converted one together.
-            slot.variable.assign(np.asarray(slot.from_stored(tensor), np.float32, order="C"))
+            # Converted here: the backends would hold the stored tensor, a copy and the converted one at the same time.
+            value = np.asarray(slot.from_stored(tensor), np.float32, order="C")
+            slot.variable.assign(value.reshape(slot.variable.shape))
+
+
+def _prefix(keys, wanted) -> str:
+    """What all keys begin with beside their names, such as the "module." of distributed training in torch."""
+    parts = os.path.commonprefix(list(keys)).split(".")[:-1]
+    prefixes = ["".join(f"{part}." for part in parts[:count]) for count in range(len(parts) + 1)]
+    return max(prefixes, key=lambda prefix: sum(prefix + key in keys for key in wanted))
 
 
 def _is_of(key, image_half):
@@ -284,7 +339,7 @@ def _trained_at(slot: Slot, trained) -> Slot:
     return slot if sides == slot.sides else replace(slot, trained_sides=sides)
 
 
-def _compare(wanted: dict[str, Any], there: dict[str, Any], where: str) -> None:
+def _compare(wanted: dict[str, Any], there: dict[str, Any], checkpoint: TensorFiles) -> None:
     faults = [
         ("without", sorted(wanted.keys() - there.keys())),
         ("with the unknown", sorted(there.keys() - wanted.keys())),
@@ -293,12 +348,30 @@ def _compare(wanted: dict[str, Any], there: dict[str, Any], where: str) -> None:
         if keys:
             more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
             raise ValueError(
-                f"A checkpoint must have each weight of the model and no other. Received: {where} {what} "
-                f"{', '.join(map(repr, keys[:3]))}{more}. Its architecture, or that of one tower, differs."
+                f"A checkpoint must have each weight of the model and no other. Received: {checkpoint.name} {what} "
+                f"{', '.join(map(repr, keys[:3]))}{more}. {_reason(wanted, checkpoint.shapes)}"
             )
     for key, shape in wanted.items():
-        if there[key] != shape:
+        # A temperature may be stored as a vector of one.
+        if there[key] != shape and (shape, there[key]) != ((), (1,)):
             raise ValueError(
-                f"{key!r} must have the shape {shape}. Received: {there[key]} in {where}. Its architecture or image "
-                "size differs from its configuration or name."
+                f"{key!r} must have the shape {shape}. Received: {there[key]} in {checkpoint.name}. Its architecture "
+                "or image size is another than its configuration or name says."
             )
+
+
+def _reason(wanted, keys) -> str:
+    """Why the keys of a checkpoint are not those of the model, for an error."""
+    counts = {}
+    for key in keys:
+        name = next((name for name in wanted if key.endswith(f".{name}")), None)
+        if name is not None:
+            prefix = key.removesuffix(name)
+            counts[prefix] = counts.get(prefix, 0) + 1
+    if counts:
+        prefix = max(counts, key=counts.get)
+        return (
+            f"{counts[prefix]} keys of the model have the prefix {prefix!r} in it, and others are beside them: save "
+            f"those alone, as {{key.removeprefix({prefix!r}): tensor}}."
+        )
+    return "Its architecture, or half of it, is another."

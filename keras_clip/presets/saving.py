@@ -11,30 +11,36 @@ from keras_clip.presets import loading
 from keras_clip.presets.configs import to_hugging_face, to_open_clip
 from keras_clip.presets.layouts import by_key, hugging_face_slots, open_clip_slots
 
+# Of files of weights, which `save` would otherwise make directories of.
+_FILE_SUFFIXES = (".bin", ".ckpt", ".h5", ".keras", ".onnx", ".pt", ".pth", ".safetensors")
 LAYOUTS = ("keras", "open_clip", "hugging_face")
 
 
 def save(model: CLIPModel | ImageEmbedder | TextEmbedder, directory: str | Path, layout: str = "keras") -> None:
-    """Writes a model into a directory, for `presets.load` and for the library of the layout.
+    """Writes a model, for `presets.load` and for the library of the layout.
 
     Args:
         model: any model for "keras"; for the other layouts a `CLIPModel` of `VisionTransformer` or `ModifiedResNet`
             (open_clip only), and `TextTransformer`.
-        directory: output directory, which is created if necessary; existing files are overwritten.
-        layout: "keras": the whole model with its optimizer in one .keras file. "open_clip": for
+        directory: made if it does not exist; existing files are overwritten. In the layout "keras" it may also be the
+            name of a file that ends in ".keras".
+        layout: "keras": everything, with optimizer, in one .keras file, "clip.keras" of the directory. "open_clip": for
             `open_clip.create_model_from_pretrained("local-dir:...")`. "hugging_face": for `CLIPModel.from_pretrained`.
 
     Raises:
-        ValueError: an unknown layout, or a property of the model that the layout cannot represent.
+        ValueError: an unknown layout, the name of a file, or a property of the model that the layout cannot represent.
         TypeError: an encoder that the layout does not cover.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"`layout` must be one of {LAYOUTS}. Received: layout={layout!r}.")
     directory = Path(directory)
     if layout == "keras":
-        directory.mkdir(parents=True, exist_ok=True)
-        model.save(directory / loading.KERAS_FILE)
+        is_file = directory.suffix == ".keras" and not directory.is_dir()
+        path = directory if is_file else _checked(directory) / loading.KERAS_FILE
+        path.parent.mkdir(parents=True, exist_ok=True)
+        model.save(path)
         return
+    _checked(directory)
     if not isinstance(model, CLIPModel):
         raise TypeError(
             f'The layout {layout!r} is for a whole CLIPModel. Received: a {type(model).__name__}. Save it in "keras".'
@@ -71,3 +77,13 @@ def save(model: CLIPModel | ImageEmbedder | TextEmbedder, directory: str | Path,
         save_file(tensors, temporary, metadata={"format": "pt"})
     for filename, config in configs.items():
         files.write_json(directory / filename, config)
+
+
+def _checked(directory):
+    """The directory, unless it is the name of a file."""
+    if directory.is_file() or (directory.suffix in _FILE_SUFFIXES and not directory.is_dir()):
+        raise ValueError(
+            f"A model is saved into a directory, or in the layout 'keras' as a .keras file. Received: {directory}. "
+            f"Leave out the suffix {directory.suffix!r}."
+        )
+    return directory

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -19,17 +20,20 @@ OPENAI_SHA256 = {
     "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836": "vit_l14",
     "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02": "vit_l14_336",
 }
-TORCH_SUFFIXES = (".bin", ".pt", ".pth")
-# Names of float dtypes in safetensors and in torch.
+_TORCH_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth")
+# Where training checkpoints keep the weights, the first that is there.
+_STATE_KEYS = ("state_dict", "model_state_dict", "model", "module")
+# The names of float dtypes in safetensors and in torch.
 _FLOATS = ("F64", "F32", "F16", "BF16", "float64", "float32", "float16", "bfloat16")
 
 
 class TensorFiles:
-    """The tensors of one or more safetensors files, or of a torch file.
+    """The tensors of one or more safetensors files or torch files.
 
     Args:
-        paths: safetensors files without a common key; or one torch file (".bin", ".pt", ".pth"), which is read with
-            `weights_only=True` unless it is one of the nine that OpenAI published.
+        paths: files without a common key, told apart by their content. torch files are read with `weights_only=True`,
+            unless they are among the nine that OpenAI published. A training checkpoint may hold the weights in a dict
+            "state_dict", "model_state_dict", "model" or "module".
 
     Attributes:
         shapes: {key: shape}, known without reading a tensor.
@@ -45,7 +49,7 @@ class TensorFiles:
         self.paths = [Path(path) for path in paths]
         self.shapes, self.dtypes, self._readers = {}, {}, {}
         for path in self.paths:
-            open_ = _torch_tensors if path.suffix in TORCH_SUFFIXES else _safetensors
+            open_ = _torch_tensors if is_torch(path) else _safetensors
             for key, shape, dtype, read in open_(path):
                 if key in self.shapes:
                     raise ValueError(f"A tensor must be in one file. Received: {key!r} in {path.name} and another.")
@@ -64,6 +68,13 @@ class TensorFiles:
                     f"Weights are stored as one of {_FLOATS[:4]}. Received: {key!r} as {dtype} in {self.name}."
                 )
 
+    def remove_prefix(self, prefix: str) -> None:
+        """Removes a prefix from all keys."""
+        self.shapes, self.dtypes, self._readers = (
+            {key.removeprefix(prefix): value for key, value in entries.items()}
+            for entries in (self.shapes, self.dtypes, self._readers)
+        )
+
     def read(self, key: str, first: int | None = None, last: int | None = None) -> np.ndarray:
         """Reads one tensor, or its rows from `first` to before `last`."""
         return self._readers[key](slice(first, last))
@@ -73,6 +84,16 @@ def sha256(path: Path) -> str:
     """Returns the SHA-256 digest of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_torch(path: Path) -> bool:
+    """Whether a file is one of torch (a zip archive or a pickle) by its content, else by its name."""
+    with open(path, "rb") as file:
+        head = file.read(9)
+    # A safetensors file begins with eight bytes of length, which may be any, and JSON.
+    if head[8:] == b"{":
+        return False
+    return head.startswith((b"PK", b"\x80")) or path.suffix in _TORCH_SUFFIXES
 
 
 def _safetensors(path):
@@ -106,7 +127,8 @@ def _torch_tensors(path):
         state = torch.jit.load(path, map_location="cpu").state_dict()
     else:
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            # Files of before torch 1.6 are no zip archives, and cannot be mapped into memory.
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
         except FileNotFoundError:
             raise
         except Exception as error:  # zip, pickle and torch raise many types of exceptions for damaged files
@@ -114,18 +136,31 @@ def _torch_tensors(path):
                 f"A torch file must hold tensors and nothing else. Received: {path}. torch says: "
                 f"{str(error).splitlines()[0] if str(error) else type(error).__name__}"
             ) from error
-    # Training checkpoints of open_clip hold the weights under "state_dict", often with the prefix "module.".
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ValueError(f"A torch file must hold a dict of tensors. Received: {path}, which holds something else.")
-    for key, tensor in state.items():
+    for key, tensor in _state_dict(state, path).items():
         dtype = str(tensor.dtype).removeprefix("torch.")
-        yield (
-            key.removeprefix("module."),
-            tuple(tensor.shape),
-            dtype,
-            lambda rows, tensor=tensor: _to_numpy(tensor, rows),
-        )
+        yield key, tuple(tensor.shape), dtype, lambda rows, tensor=tensor: _to_numpy(tensor, rows)
+
+
+def _state_dict(state, path):
+    """The dict of tensors in what a torch file holds: itself, or one of its entries."""
+    entries = state if isinstance(state, dict) else {}
+    inner = next((key for key in _STATE_KEYS if isinstance(entries.get(key), dict)), None)
+    if inner is not None:
+        return _state_dict(entries[inner], path)
+    if entries and all(_is_tensor(value) for value in entries.values()):
+        return entries
+    others = [repr(key) for key, value in entries.items() if not _is_tensor(value)]
+    what = f"which holds a {type(state).__name__}" + (f", and no tensor in {', '.join(others[:5])}" if others else "")
+    raise ValueError(
+        f"A torch file must hold a dict of tensors, or one of {', '.join(map(repr, _STATE_KEYS))} in it. Received: "
+        f"{path}, {what}. Save `model.state_dict()` alone."
+    )
+
+
+def _is_tensor(value):
+    import torch
+
+    return isinstance(value, torch.Tensor)
 
 
 def _to_numpy(tensor, rows):
@@ -137,15 +172,15 @@ def _to_numpy(tensor, rows):
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
-def read_json(path: Path) -> dict:
-    """Reads a JSON object of at most a megabyte.
+def read_json(path: Path, limit: int = 2**20) -> dict:
+    """Reads a JSON object of at most `limit` bytes, by default a megabyte.
 
     Raises:
         ValueError: the file is larger, or not a JSON object.
     """
-    if path.stat().st_size > 2**20:
+    if path.stat().st_size > limit:
         raise ValueError(
-            f"A configuration has less than a megabyte. Received: {path} of {path.stat().st_size:,} bytes."
+            f"A configuration has less than {limit / 2**20:.0f} MiB. Received: {path} of {path.stat().st_size:,} bytes."
         )
     try:
         value = json.loads(path.read_text("utf-8"))

@@ -16,6 +16,7 @@ from keras import ops
 from keras_clip import compat, distribution
 from keras_clip.layers.composite import CompositeModel
 from keras_clip.optimizers.adam import adamw
+from keras_clip.optimizers.precision import check_precision
 from keras_clip.step import backend_steps, batch_timing, compile_checks, microbatches
 from keras_clip.types import Tensor
 
@@ -142,6 +143,7 @@ class GlobalBatchTrainer(CompositeModel, compat.FitHooks):
             )
         optimizer = adamw(self) if optimizer is None else keras.optimizers.get(optimizer)
         compile_checks.check_compile_arguments(self, optimizer, options)
+        check_precision(optimizer, self.trainable_variables)
         compile_checks.check_processes()
         compile_checks.warn_of_separate_moments(self)
         strategy = distribution.strategy_of(self)
@@ -154,6 +156,7 @@ class GlobalBatchTrainer(CompositeModel, compat.FitHooks):
                 compat.build_metrics(
                     self, *self._compared({branch.output_name: branch.example() for branch in self.branches})
                 )
+        compat.keep_averages_apart(self.optimizer)
         self.microbatch_size = microbatch_size
         self._compile_options = {**options, "jit_compile": jit_compile, "microbatch_size": microbatch_size}
 

@@ -390,9 +390,10 @@ def crops_by_pil(data, sides):
     """Every crop of an image whose shorter side was resized to fit, along the other side; computed with PIL alone."""
     image = Image.open(io.BytesIO(data)).convert("RGB")
     (height, width), fits_height = sides, image.height * sides[1] <= image.width * sides[0]
-    size = (width, int(width * image.height / image.width))
+    rounded = int if height == width else round
+    size = (width, rounded(width * image.height / image.width))
     if fits_height:
-        size = (int(height * image.width / image.height), height)
+        size = (rounded(height * image.width / image.height), height)
     resized = np.asarray(image.resize(size, Image.BICUBIC))
     rows, columns = resized.shape[0] - height, resized.shape[1] - width
     assert min(rows, columns) == 0
@@ -439,3 +440,35 @@ def test_all_offsets_of_the_papers_crop_are_equally_likely(shape):
     expected = draws / 9
     # The quantile of chi-squared with eight degrees of freedom that one correct sample in a thousand exceeds.
     assert len(counts) == 9 and ((counts - expected) ** 2 / expected).sum() < 26.1
+
+
+@pytest.mark.parametrize("rounding", ["even", "down"])
+@pytest.mark.parametrize("size, resize_size", [(20, 23), (20, (23, 25)), ((16, 24), None), ((48, 40), 49)], ids=str)
+def test_resized_to_more_than_the_crop(size, resize_size, rounding):
+    """In the graph as by PIL, for rests of every remainder and sides that are no multiples of its blocks of 32."""
+    import tensorflow as tf
+
+    preprocessor = ImagePreprocessor(size, resize_size=resize_size, crop_rounding=rounding)
+    sides, rule = preprocessor.sides, (None, preprocessor.resize_sides, rounding)
+
+    @tf.function(input_signature=[tf.TensorSpec([None, None, 3], tf.uint8)])
+    def in_graph(image):
+        view = graph_images.centered_view_in_graph(tf.shape(image)[:2], sides, *rule)
+        return graph_images.take_view_in_graph(image, view, sides)
+
+    for height, width in ((40, 41), (61, 40), (33, 32), (100, 45), (30, 30)):
+        image = np.random.default_rng(height).integers(0, 256, (height, width, 3), np.uint8)
+        np.testing.assert_array_equal(in_graph(image).numpy(), preprocessor.to_uint8(image)[0])
+
+
+def test_equal_rules_are_equal_objects():
+    assert ImagePreprocessor(20, resize_size=20) == ImagePreprocessor(20, resize_size=(20, 20)) == ImagePreprocessor(20)
+    assert ImagePreprocessor(20, resize_size=(22, 22)) != ImagePreprocessor(20)
+    rule = ImagePreprocessor((16, 24), resize_size=27, crop_rounding="down")
+    assert ImagePreprocessor.from_config(rule.get_config()) == rule
+
+
+@pytest.mark.parametrize("arguments", [{"resize_size": 0}, {"resize_size": (3, -1)}, {"crop_rounding": "up"}], ids=str)
+def test_rules_that_make_no_sense(arguments):
+    with pytest.raises(ValueError, match="Received"):
+        ImagePreprocessor(20, **arguments)

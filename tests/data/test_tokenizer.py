@@ -224,3 +224,29 @@ def test_serialised():
     restored = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(tokenizer))
     assert restored == tokenizer != CLIPTokenizer(16)
     assert restored.context_length == 32
+
+
+@pytest.mark.backend_free
+def test_inside_of_tf_data():
+    """The ids are those of a call, also of what the tokenizer of exported graphs leaves as it is."""
+    import tensorflow as tf
+
+    tokenizer = CLIPTokenizer(16)
+    texts = ["a photo of a cat", "fish &amp; chips", "\u201cquoted\u201d caf\u00e9", "word " * 30]
+    one_by_one = tf.data.Dataset.from_tensor_slices(texts).map(lambda text: tokenizer(text, truncate=True))
+    assert one_by_one.element_spec.shape == (1, 16) and one_by_one.element_spec.dtype == tf.int32
+    expected = tokenizer(texts, truncate=True)
+    np.testing.assert_array_equal(np.concatenate(list(one_by_one.as_numpy_iterator())), expected)
+    batches = tf.data.Dataset.from_tensor_slices(texts[:3]).batch(2).map(lambda text: tokenizer(text, length="longest"))
+    assert batches.element_spec.shape.as_list() == [None, None]
+    for batch, wanted in zip(batches.as_numpy_iterator(), (texts[:2], texts[2:3]), strict=True):
+        np.testing.assert_array_equal(batch, tokenizer(wanted, length="longest"))
+    np.testing.assert_array_equal(tf.function(tokenizer)(tf.constant(texts[:2])), tokenizer(texts[:2]))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="at most 16 tokens"):
+        next(iter(tf.data.Dataset.from_tensor_slices(texts[3:]).map(tokenizer)))
+
+
+@pytest.mark.backend_free
+def test_a_symbolic_tensor_of_keras():
+    with pytest.raises(TypeError, match="Received: a symbolic Keras tensor.*strings=True"):
+        CLIPTokenizer(16)(keras.KerasTensor((None,), dtype="string"))

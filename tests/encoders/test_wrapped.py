@@ -131,3 +131,38 @@ REFUSED = {
 def test_refusals(make, message):
     with pytest.raises(ValueError, match=f"(?s){message}.*Received"):
         make()
+
+
+SEQUENTIAL = {
+    "with an input": (lambda: [keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3)], {}, (8, 8, 3)),
+    "without": (lambda: [keras.layers.Conv2D(4, 3), keras.layers.ReLU()], {"image_size": (8, 10)}, (8, 10, 3)),
+    "of features": (
+        lambda: [keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(4)],
+        {"pooling": None},
+        (8, 8, 3),
+    ),
+    "of texts": (lambda: [keras.Input((6,), dtype="int32"), keras.layers.Embedding(50000, 4)], {}, (6,)),
+    "of texts without": (lambda: [keras.layers.Embedding(50000, 4)], {"context_length": 6}, (6,)),
+}
+
+
+@pytest.mark.parametrize("layers, options, shape", SEQUENTIAL.values(), ids=SEQUENTIAL)
+def test_sequential(layers, options, shape):
+    model = keras.Sequential(layers())
+    encoder = encoders.wrap(model, **options)
+    inputs = np.ones((2, *shape), "float32" if len(shape) == 3 else "int32")
+    features = keras.ops.convert_to_numpy(encoder(inputs))
+    assert features.shape == (2, encoder.width) == (2, 4)
+    again = type(encoder).from_config(encoder.get_config())
+    again.set_weights(encoder.get_weights())
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(again(inputs)), features, rtol=1e-6)
+    nested = encoders.wrap(
+        keras.Sequential([keras.Input(shape, dtype=inputs.dtype), keras.Sequential(layers())]), **options
+    )
+    assert nested.width == 4
+
+
+def test_a_sequential_without_input_is_refused():
+    for options in ({}, {"image_size": 8, "context_length": 6}):
+        with pytest.raises(ValueError, match="Received: model='.*' without one. Begin it with"):
+            encoders.wrap(keras.Sequential([keras.layers.Dense(4)]), **options)

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import small_clip
 from gradients import loss_and_gradients
 from keras import ops
 
@@ -129,3 +130,20 @@ REFUSALS = {
 def test_refusal(arguments):
     with pytest.raises(ValueError, match="Received: "):
         ContrastiveLoss(**arguments)
+
+
+def test_captions_are_grouped_in_a_model():
+    """Six pairs of two captions: images near their own caption are all hits, and the model is saved with the layer."""
+    clip = small_clip.build("convolution", loss=ContrastiveLoss(groups_captions=True))
+    batch = small_clip.pairs(6)
+    batch["token_ids"] = batch["token_ids"][[0, 1, 0, 1, 0, 1]]
+    texts = clip.encode_text(batch["token_ids"])
+    embeddings = {"image_embeddings": texts, "text_embeddings": texts}
+    loss = float(clip.compute_loss(batch, y_pred=embeddings))
+    assert float(clip.image_to_text_accuracy.result()) == float(clip.text_to_image_accuracy.result()) == 1.0
+    plain = losses.contrastive_loss(texts, texts, clip.logit_scale)
+    assert loss < float(keras.ops.mean(plain)) - 0.5
+    saved = clip.get_config()["loss"]
+    assert keras.saving.deserialize_keras_object(saved).groups_captions
+    with pytest.raises(ValueError, match="groups_captions=True, groups=None.*caption_groups"):
+        clip.contrast(texts, texts)

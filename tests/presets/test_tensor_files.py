@@ -179,5 +179,5 @@ def test_configurations(content, tmp_path):
     with pytest.raises(ValueError, match="A configuration must be.*JSON"):
         read_json(path)
     path.write_text(" " * 2**21)
-    with pytest.raises(ValueError, match="less than a megabyte"):
+    with pytest.raises(ValueError, match="less than 1 MiB"):
         read_json(path)
