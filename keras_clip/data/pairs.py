@@ -103,8 +103,8 @@ def image_text_pairs(
         training: whether to shuffle, crop at random and drop the smaller last batch.
         text_lengths: lengths that L may take, increasing; None: 16, 32 and the tokenizer's context length.
         crop: the random crop of training. "paper": the image is resized so that its shorter side fits, and cropped at a
-            random place of the longer one (Radford et al., 2021, section 2.4); the pixels are those of PIL, to one grey
-            level. "random_resized": a region of random area and aspect ratio is resized to the image size, as open_clip
+            random place of the longer one (Radford et al., 2021, section 2.4); the pixels are those of PIL.
+            "random_resized": a region of random area and aspect ratio is resized to the image size, as open_clip
             does; large JPEGs are decoded at a fraction of their size. A few thousand images need the variety of the
             latter, with a crop_scale such as (0.4, 1).
         crop_scale: lowest and highest fraction of an image's area that a random resized crop keeps; None: (0.9, 1).
@@ -360,7 +360,8 @@ class _Decoder:
         from keras_clip.data import graph_images
 
         sides, shortest = self._preprocessor.sides, None
-        dtype = "float32" if self._crop else "float64"
+        # In float32 both passes may round otherwise, which can add up to two grey levels where an image grows.
+        dtype = "float32" if self._crop == "random_resized" else "float64"
         view_of = functools.partial(graph_images.centered_view_in_graph, **self._centre)
         if self._crop:
             view_of = graph_images.random_crop_view
