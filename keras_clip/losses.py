@@ -49,7 +49,7 @@ class PairLosses(NamedTuple):
 def contrastive_loss(
     image_embeddings: Tensor, text_embeddings: Tensor, logit_scale: Tensor, groups: Tensor | None = None
 ) -> Tensor:
-    """The symmetric cross-entropy of every pair against the batch (Radford et al., 2021, figure 3).
+    """Returns the symmetric cross-entropy of every pair against the batch (Radford et al., 2021, figure 3).
 
     It is the mean of the cross-entropy over the texts for each image and over the images for each text. The mean over
     pairs is the loss of the batch.

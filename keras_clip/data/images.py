@@ -13,7 +13,7 @@ OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 RESIZE_MODES = ("shortest", "squash", "longest")
 INTERPOLATIONS = ("bicubic", "bilinear")
 CROP_ROUNDINGS = ("even", "down")
-# PIL computes a resized image as a whole before it is cropped. If the image has more than this number of times the
+# PIL resizes a whole image before it is cropped. If the resized image would have more than this number of times the
 # pixels of the crop, only the crop is computed.
 _MOST_RESIZED = 32
 # PIL's fixed-point weights are multiples of 2 ** -22.
