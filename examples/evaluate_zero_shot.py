@@ -6,7 +6,7 @@
 
 The first form chooses among all distinct captions of the source and of `--candidates`; right is the image's own
 caption, word for word. The second chooses among classes; right is the (longest) class with whose name the caption
-begins. Prints the share of right answers with its 95 % interval (Wilson, 1927).
+begins. Prints the share of right answers with its 95 % interval (exact; Blaker, 2000).
 """
 
 import argparse
@@ -37,7 +37,7 @@ import keras
 
 import keras_clip
 from keras_clip import prompts
-from keras_clip.evaluation import wilson_interval
+from keras_clip.evaluation import blaker_interval
 
 
 def read(source: list[str], clip: keras_clip.CLIPModel):
@@ -77,7 +77,7 @@ def main(argv=None) -> dict[str, float]:
     ]
     total = sum(len(labels) for _, labels in labelled)
     result = classifier.evaluate(labelled, verbose=0)
-    low, high = wilson_interval(round(result["top_1_accuracy"] * total), total)
+    low, high = blaker_interval(round(result["top_1_accuracy"] * total), total)
     print(
         f"right: {result['top_1_accuracy']:.1%} [{low:.1%}, {high:.1%}], among the first five: "
         f"{result['top_5_accuracy']:.1%}, of {total} images, among {len(class_names)} names"

@@ -30,7 +30,10 @@ def _calibration_error(case, method, logits):
     probabilities = calibration_metrics.softmax(logits)
     error = calibration_metrics.expected_calibration_error(probabilities, labels)
     low, high = calibration_metrics.calibration_error_interval(probabilities, labels)
-    case.results.add(Score(case.name, method, _METRIC, error, low, high, len(labels), case.protocol("15 bins")))
+    debiased = calibration_metrics.debiased_calibration_error(probabilities, labels)
+    details = {"debiased": debiased}
+    protocol = case.protocol("15 bins")
+    case.results.add(Score(case.name, method, _METRIC, error, low, high, len(labels), protocol, details=details))
     curve = calibration_metrics.reliability_curve(probabilities, labels)
     case.results.tables.setdefault("reliability", []).extend(
         {"dataset": case.name, "method": method, "confidence": c, "accuracy": a, "images": int(n)}
@@ -38,7 +41,8 @@ def _calibration_error(case, method, logits):
         if n
     )
     likelihood = calibration_metrics.negative_log_likelihood(logits, labels)
-    return {"error": error, "low": low, "high": high, "negative_log_likelihood": likelihood, "n": len(labels)}
+    row = {"error": error, "debiased": debiased, "low": low, "high": high}
+    return row | {"negative_log_likelihood": likelihood, "n": len(labels)}
 
 
 PART = Part(

@@ -8,7 +8,12 @@ from keras_clip.evaluation import metrics
 from keras_clip.evaluation.parts.case import Case
 from keras_clip.evaluation.parts.part import Part
 from keras_clip.evaluation.results import Score
-from keras_clip.evaluation.studies.robustness import SHIFT_LINES, effective_robustness, restrict_to_classes
+from keras_clip.evaluation.studies.robustness import (
+    SHIFT_LINES,
+    effective_robustness,
+    effective_robustness_interval,
+    restrict_to_classes,
+)
 
 
 def run(case: Case) -> None:
@@ -31,6 +36,9 @@ def run(case: Case) -> None:
             row |= {"reference_accuracy": pair[0], "accuracy": pair[1], "low": low, "high": high}
             if name in SHIFT_LINES and 0 < pair[0] < 1:
                 row["effective_robustness"] = effective_robustness(name, *pair)
+                counts = [(round(pair[0] * len(labels)), len(labels)), (round(pair[1] * len(shift)), len(shift))]
+                bounds = effective_robustness_interval(name, *counts)
+                row |= {"effective_robustness_low": bounds[0], "effective_robustness_high": bounds[1]}
             rows.append(row)
 
 
