@@ -61,7 +61,7 @@ from keras_clip.evaluation.metrics.retrieval import RetrievalRanks, retrieval_ra
 from keras_clip.evaluation.report.figure_data import gallery
 from keras_clip.evaluation.results import Results, Score
 from keras_clip.evaluation.run import PARTS, evaluate
-from keras_clip.evaluation.studies import duplicate_detector, overlap, published
+from keras_clip.evaluation.studies import duplicate_detector, limits, overlap, published
 from keras_clip.evaluation.studies import duplicate_detector as overlap_detector
 from keras_clip.evaluation.studies.class_design import Disparity, class_design_rates, class_set_hits, disparity
 from keras_clip.evaluation.studies.duplicate_detector import (

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from keras_clip.evaluation.metrics.classification import correct
-from keras_clip.evaluation.metrics.intervals import inverted_interval
+from keras_clip.evaluation.metrics.intervals import inverted_interval, shrunk_values
 
 
 @dataclass(frozen=True)
@@ -146,14 +146,18 @@ def _inverted(probabilities, labels, bins, confidence, resamples, seed):
     images, counts = len(hits), counts[used]
     mean_confidence = np.bincount(bin_index, predicted, bins)[used] / counts
     gap = mean_confidence - np.bincount(bin_index, hits, bins)[used] / counts
-    share, sign = counts / images, np.where(gap < 0, -1, 1)
+    share = counts / images
     # The accuracy of a bin, with one image added that is as accurate as it is confident.
     smoothed = mean_confidence - gap * counts / (counts + 1)
-    step = share * np.maximum(smoothed * (1 - smoothed), 1e-9) / counts
+    variance = np.maximum(smoothed * (1 - smoothed), 1e-9) / counts
+    step = share * variance
+    # The observed gaps are scattered by chance too; what is left of their mean is a common over- or underconfidence.
+    gap = shrunk_values(gap, variance, float(share @ gap))
+    sign = np.where(gap < 0, -1, 1)
     largest = np.where(sign > 0, mean_confidence, 1 - mean_confidence)
 
     def gaps_at(error):
-        """Returns the gaps nearest to the observed ones, in units of their variance, whose weighted mean is `error`."""
+        """Returns the gaps nearest to the shrunk ones, in units of their variance, whose weighted mean is `error`."""
         low, high = -1 / step.min(), 1 / step.min()
         for _ in range(60):
             middle = (low + high) / 2

@@ -270,6 +270,28 @@ def inverted_interval(
     return min(low, observed), high, min(max(median, low), high)
 
 
+def shrunk_values(values: np.ndarray, variances: np.ndarray, mean: float) -> np.ndarray:
+    """Returns values shrunk towards a mean by the share of their scatter that is due to chance.
+
+    The scatter beyond chance is estimated by the method of moments (DerSimonian and Laird, 1986). The extremes of
+    values, and the sum of their distances, are less biased than those of the observed ones.
+
+    Args:
+        values: floats (G,), such as the rates of groups.
+        variances: floats (G,) > 0, of each value by chance.
+        mean: float to shrink towards.
+
+    Returns:
+        float64 (G,).
+    """
+    if len(values) < 2:
+        return np.asarray(values, "float64")
+    weight = 1 / variances
+    excess = (weight * (values - (weight * values).sum() / weight.sum()) ** 2).sum() - (len(values) - 1)
+    between = max(0.0, excess) / (weight.sum() - (weight**2).sum() / weight.sum())
+    return mean + between / (between + variances) * (values - mean)
+
+
 def clopper_pearson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
     """Returns the exact interval of a proportion (Clopper and Pearson, 1934).
 

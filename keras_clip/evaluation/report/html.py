@@ -125,6 +125,11 @@ def _sections(results: Results, other: Results | None) -> list[Section]:
             [Block(dataset, as_table(rows)) for dataset, rows in _by_dataset(results, "class_design/")],
             _DESIGN_NOTE,
         ),
+        Section(
+            "Limits that the paper names",
+            _tables(results, "limits") + _tables(results, "few_shot_loss") + _tables(results, "class_set_disparity"),
+            _LIMITS_NOTE,
+        ),
         Section("Comparison of two models", comparison, _COMPARISON_NOTE),
         Section("Overlap with the training data", _tables(results, "overlap")),
         Section("Score against compute", _tables(results, "scaling")),
@@ -143,6 +148,11 @@ _SHOTS_NOTE = (
     "Labelled images per class with which a linear probe on the same features reaches the zero-shot score (figure 7)."
 )
 _DESIGN_NOTE = "How often each group is assigned one of the watched labels, for several class sets on the same images."
+_LIMITS_NOTE = (
+    "Counting, fine-grained classes, digits against logistic regression on raw pixels (the paper: zero-shot 88 % on "
+    "MNIST, below that baseline), rendered text, what few-shot probes lose against zero-shot, and how far the rate of "
+    "the watched labels differs between groups (sections 6 and 7.1). Intervals are 95 %."
+)
 _COMPARISON_NOTE = (
     "McNemar's exact test on the images that exactly one of the two models classifies correctly, with Holm's "
     "correction over all rows. The difference is the second model's score minus the first model's."

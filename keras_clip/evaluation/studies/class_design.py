@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from keras_clip.evaluation.metrics.comparison import compare_models
-from keras_clip.evaluation.metrics.intervals import blaker_interval, inverted_interval
+from keras_clip.evaluation.metrics.intervals import blaker_interval, inverted_interval, shrunk_values
 
 # The name of the group that contains all images.
 EVERYBODY = "all"
@@ -159,7 +159,7 @@ def disparity(
         return np.bincount(members, outcomes, len(names)) / counts
 
     def draws(difference):
-        at_difference = _rates_at(observed, counts, difference)
+        at_difference = _rates_at(_shrunk(observed, counts), counts, difference)
         drawn = np.random.default_rng(seed).binomial(counts, at_difference, (resamples, len(names)))
         return np.ptp(drawn / counts, axis=1)
 
@@ -180,6 +180,17 @@ def disparity(
         p_value=(as_large + 1) / (resamples + 1),
         debiased=debiased,
     )
+
+
+def _shrunk(observed, counts):
+    """Returns the rates shrunk towards their mean, by the share of their variance that is due to chance.
+
+    The observed lowest and highest rates are extreme by chance too; a rate of 0 would have no chance to be lower.
+    """
+    mean = (observed * counts).sum() / counts.sum()
+    smoothed = (observed * counts + mean) / (counts + 1)
+    chance = smoothed * (1 - smoothed) / counts + 1e-12
+    return shrunk_values(observed, chance, mean)
 
 
 def _rates_at(observed, counts, difference, steps=201):
