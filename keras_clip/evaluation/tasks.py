@@ -41,8 +41,8 @@ class Task:
         watched: class names of `class_sets` whose rate of prediction is measured for each group.
         limits: names from `LIMITS`, the limits of the paper that the part "limits" measures on this task: "counting"
             (the classes are numbers of objects), "fine_grained" (requires `coarse`), "pixels" (logistic regression on
-            raw pixels as the baseline; requires `train`) and "rendered_text". What few-shot probes lose against
-            zero-shot, and disparities of `class_sets`, are measured too if there are `train` and groups.
+            raw pixels as the baseline; requires `train`) and "rendered_text". With `train`, it also measures what
+            few-shot probes lose against zero-shot.
         counts: numbers of objects of the classes, for "counting"; empty: read from the class names.
         coarse: {class name: coarse class}, such as the make of a car, for "fine_grained".
         shots: numbers of images per class of the few-shot probes.

@@ -5,7 +5,6 @@ import numpy as np
 from keras_clip.data.images import MAX_PIXELS, open_image
 from keras_clip.evaluation import metrics
 from keras_clip.evaluation.classifiers.linear_probe import search_C
-from keras_clip.evaluation.classifiers.zero_shot import PromptTable
 from keras_clip.evaluation.datasets.labelled_images import LabelledImages
 from keras_clip.evaluation.parts.case import Case
 from keras_clip.evaluation.parts.part import Part, has_one_class
@@ -30,10 +29,6 @@ def run(case: Case) -> None:
     if case.splits.train is not None:
         rows = limits.few_shot_loss(metrics.correct(scores, test.labels), _few_shot_hits(case))
         case.results.tables.setdefault("few_shot_loss", []).extend({"dataset": case.name, **row} for row in rows)
-    if task.class_sets and len(set(test.groups)) > 1:
-        case.results.tables.setdefault("class_set_disparity", []).extend(
-            {"dataset": case.name, **row} for row in _class_set_rows(case)
-        )
 
 
 def _numbers(class_names):
@@ -112,18 +107,10 @@ def _few_shot_hits(case):
     return hits
 
 
-def _class_set_rows(case):
-    task, test = case.task, case.splits.test
-    names = list(dict.fromkeys(name for class_names in task.class_sets.values() for name in class_names))
-    table = PromptTable(case.clip, [[name] for name in names], tuple(task.templates))
-    scores = test.embeddings @ table.class_embeddings(task.templates).T
-    return limits.class_set_disparity(scores, names, task.class_sets, test.groups, task.watched)
-
-
 PART = Part(
     "limits",
     "`limits`, one class per image",
     lambda splits, task: bool(task.limits) and has_one_class(splits, task),
     run,
-    tables=("limits", "few_shot_loss", "class_set_disparity"),
+    tables=("limits", "few_shot_loss"),
 )
