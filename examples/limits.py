@@ -106,9 +106,10 @@ def main(argv=None) -> evaluation.Results:
         tasks.append(people_task(args.people, args.people_label, args.group))
     results = evaluation.Results(info={"model": args.model})
     for task in tasks:
-        parts = [part for part, data in (("limits", task.limits), ("class_design", task.class_sets)) if data]
+        parts = ["zero_shot", "limits" if task.limits else "class_design"]
         found = evaluation.evaluate(clip, task, args.out / "stores", parts, args.model)
         results.info |= found.info
+        results.scores += found.scores
         for name, rows in found.tables.items():
             results.tables.setdefault(name, []).extend(rows)
     page = evaluation.report.write(results, args.out, title=f"Limits of {args.model}")

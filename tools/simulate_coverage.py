@@ -23,8 +23,8 @@ from keras_clip.evaluation.metrics import calibration, classification, compariso
 from keras_clip.evaluation.studies import class_design, overlap, robustness, scaling
 
 SIZES = (100, 300, 1000)
-# Resamples of the intervals that are bootstraps: fewer than their default of 1,000, to save time.
-RESAMPLES = 200
+# Resamples of the intervals that simulate or resample: fewer than their default of 1,000, to save time.
+RESAMPLES = 300
 blaker = functools.cache(intervals.blaker_interval)
 clopper_pearson = functools.cache(intervals.clopper_pearson_interval)
 
@@ -137,7 +137,7 @@ def calibration_error(confidences, accuracy_at, bins=15):
         confidence = CONFIDENCES[confidences](generator, size)
         data = two_classes(confidence, generator.random(size) < accuracy_at(confidence))
         seed = int(generator.integers(2**31))
-        bounds = calibration.calibration_error_interval(*data, bins, seed=seed)
+        bounds = calibration.calibration_error_interval(*data, bins, resamples=RESAMPLES, seed=seed)
         return truth(), calibration.expected_calibration_error(*data, bins), *bounds
 
     return simulate
@@ -153,7 +153,7 @@ def disparity(rates, shares):
         counts = np.maximum(1, np.round(np.array(shares) * size)).astype(int)
         groups = np.repeat(np.arange(len(counts)), counts)
         hits = generator.random(len(groups)) < np.array(rates)[groups]
-        found = class_design.disparity(hits, groups, seed=int(generator.integers(2**31)))
+        found = class_design.disparity(hits, groups, resamples=RESAMPLES, seed=int(generator.integers(2**31)))
         return np.ptp(rates), found.difference, found.low, found.high
 
     return simulate

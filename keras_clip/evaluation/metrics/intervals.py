@@ -224,7 +224,9 @@ def _effective_examples(hits, members, groups, confidence):
     variance = (residuals**2).sum() * groups / max(1, groups - 1) / len(hits) ** 2
     # If all agree, nothing is known about the dependence: each group counts once.
     count = min(value * (1 - value) / variance, len(hits)) if variance > 0 else groups
-    level, degrees = (1 + confidence) / 2, max(1, groups - 1)
+    # Few groups may decide: those with the largest residuals are the degrees of freedom.
+    decisive = (residuals**2).sum() ** 2 / (residuals**4).sum() if variance > 0 else groups
+    level, degrees = (1 + confidence) / 2, max(1.0, decisive - 1)
     return max(1.0, count * (NormalDist().inv_cdf(level) / student_quantile(level, degrees)) ** 2)
 
 
