@@ -215,10 +215,12 @@ def _class_counts_interval(hits, counts, confidence):
     value, classes = float((hits / counts).mean()), len(counts)
     # One image of the mean rate is added to each class, since the rate of a class of one image is 0 or 1.
     rates = (hits + value) / (counts + 1)
+    # This makes the variance unbiased if all classes have the same rate: few images look alike by chance.
+    unbiased = (counts + 1) ** 2 / ((counts + 1) ** 2 - counts)
 
     def count(mean):
         at_mean = _shifted(rates, counts, mean)
-        variance = (at_mean * (1 - at_mean) / counts).sum() / classes**2
+        variance = (at_mean * (1 - at_mean) * unbiased / counts).sum() / classes**2
         return _effective(mean, variance, classes**2 / (1 / counts).sum())
 
     return mean_interval(value, count, confidence)
