@@ -1,4 +1,4 @@
-"""Names the likeliest class of each image, without training on the classes.
+"""Predicts the most probable class of each image, without training on the classes.
 
     python examples/classify_zero_shot.py cat.jpg dog.png --model runs/mine/clip.keras --classes cat dog "pick-up truck"
     python examples/classify_zero_shot.py *.jpg --model runs/mine/clip.keras --classes-file classes.json \
@@ -24,7 +24,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     classes.add_argument("--classes-file", type=Path, help="a JSON list of names")
     templates = parser.add_mutually_exclusive_group()
     templates.add_argument("--templates", nargs="+", default=["a photo of a {}."])
-    templates.add_argument("--templates-file", help="one template a line, or a JSON list")
+    templates.add_argument("--templates-file", help="one template per line, or a JSON list")
     return parser.parse_args(argv)
 
 

@@ -1,14 +1,13 @@
-"""Trains a small CLIP on drawn scenes, then classifies scenes of unseen classes.
+"""Trains a small CLIP on synthetic scenes, then classifies scenes of unseen classes.
 
     make demo
     python examples/demo.py --epochs 20 --out runs/demo
 
 The training data have 409 classes of scenes, such as "two small red circles", in natural captions. Then images of 103
-other classes are classified among the names of these 103 by an ensemble of prompts. Prints the accuracies with 95 %
+other classes are classified among these 103 classes by an ensemble of prompts. Prints the accuracies with 95 %
 intervals, and writes the model, a loss curve, a similarity matrix and a contact sheet to runs/demo.
 """
 
-import json
 from pathlib import Path
 
 import terminal
@@ -49,7 +48,7 @@ def build_model():
 
 
 def draw_pairs(clip, count, seed, held_out=False):
-    """Pairs as arrays, drawn once."""
+    """Draws pairs once, as arrays."""
     images, captions = [], []
     progress = keras.utils.Progbar(count, unit_name="scene")
     for index in range(count):
@@ -62,7 +61,7 @@ def draw_pairs(clip, count, seed, held_out=False):
 
 
 def measure(probabilities, labels):
-    """Top-1 and top-5 accuracy with intervals, of all pictures and of each rendition."""
+    """Returns top-1 and top-5 accuracy with intervals, for all images and for each rendition."""
     # Ties count against the true class, so that a model with constant probabilities is always wrong.
     right = probabilities[np.arange(len(labels)), labels][:, None]
     ranks = (~(probabilities < right)).sum(axis=1) - 1
@@ -118,7 +117,7 @@ def plot_contact_sheet(images, labels, probabilities, names, path):
         axis.imshow(images[index])
         axis.set_axis_off()
         text = f"{names[guess]}\n{probabilities[index, guess]:.0%}"
-        text += "" if guess == truth else f"\nis: {names[truth]}"
+        text += "" if guess == truth else f"\ntrue: {names[truth]}"
         axis.set_title(text, fontsize=9, color="darkgreen" if guess == truth else "firebrick")
     figure.suptitle("Unseen classes: green is correct")
     figure.savefig(path, dpi=100)
@@ -149,7 +148,7 @@ def main(argv=None):
             print(f"{group:9} {k.replace('_', '-')}  {correct / total:6.1%}  [{low:.1%}, {high:.1%}]  of {total}")
 
     clip.save(args.out / "clip.keras")
-    (args.out / "summary.json").write_text(json.dumps({"candidates": len(names), "accuracies": accuracies}, indent=1))
+    keras_clip.files.write_json(args.out / "summary.json", {"candidates": len(names), "accuracies": accuracies})
     plot_loss(history, args.out / "loss_curve.png")
     plot_similarities(clip, [synthetic.sample_scene(i, seed=2) for i in range(12)], args.out / "similarity_matrix.png")
     plot_contact_sheet(images, labels, probabilities, names, args.out / "contact_sheet.png")

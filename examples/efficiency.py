@@ -1,16 +1,16 @@
-"""Compares CLIP with its rivals: zero-shot accuracy against images seen (Radford et al., 2021, figure 2).
+"""Compares CLIP with two baselines: zero-shot accuracy against images seen (Radford et al., 2021, figure 2).
 
     python examples/efficiency.py --epochs 8 --out runs/efficiency/scenes
     python examples/efficiency.py "train/*.tar" --val "val/*.tar" --classes-file classes.json --templates "{}." \\
         --crop-scale 0.3 --image-size 32 --epochs 4 --out runs/efficiency/mine
 
-Three models with the same image encoder, start weights included, see the same pairs in the same order: a language model
-that predicts the caption, a bag-of-words predictor, and CLIP. After 1, 2, 4, 8, ... epochs each names the test images.
-Without a source the pairs are drawn scenes, never the same twice, and the test images are kinds of scenes that were
-never shown. With one, right is the (longest) class with whose name the caption begins.
+Three models with the same image encoder and the same initial weights train on the same pairs in the same order: a
+language model that predicts the caption, a bag-of-words predictor, and CLIP. After 1, 2, 4, 8, ... epochs each model
+classifies the test images. Without a source, the pairs are synthetic scenes, all of them different, and the test images
+are scenes of unseen classes. With a source, the true class is the (longest) class name with which the caption begins.
 
-Writes efficiency.png, .json and .csv into the folder `--out`, and prints how many images each needed for the accuracy
-that the others reach.
+Writes efficiency.png, .json and .csv into the folder `--out`, and prints how many images each model needed for the
+accuracy that all of them reach.
 """
 
 import csv
@@ -31,22 +31,22 @@ TEXT_WIDTH, TEXT_LAYERS, TEXT_HEADS = 64, 2, 2
 
 def parse_args(argv=None):
     parser = terminal.Parser(__doc__)
-    parser.add_argument("source", nargs="*", help="training pairs, as examples/train.py takes them; none: drawn scenes")
+    parser.add_argument("source", nargs="*", help="training pairs, as for examples/train.py; none: synthetic scenes")
     parser.add_argument("--val", nargs="+", help="test images with captions")
     parser.add_argument("--classes-file", type=Path, help="a JSON list of the names of the test images' classes")
     parser.add_argument("--templates", nargs="+", default=["{}"])
-    parser.add_argument("--crop-scale", type=float, default=0.9, help="least share of an image that a crop keeps")
+    parser.add_argument("--crop-scale", type=float, default=0.9, help="smallest fraction of an image in a crop")
     parser.add_argument("--image-size", type=int, default=64)
-    parser.add_argument("--width", type=int, default=8, help="of the image encoder, a small ResNet")
+    parser.add_argument("--width", type=int, default=8, help="width of the image encoder, a small ResNet")
     parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=32, help="batches of an epoch of drawn scenes")
+    parser.add_argument("--steps", type=int, default=32, help="batches per epoch of synthetic scenes")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/efficiency"))
     args = parser.parse_args(argv)
     if args.source and not (args.val and args.classes_file):
-        parser.error("a source needs --val and --classes-file: what to measure the accuracy on")
+        parser.error("a source needs --val and --classes-file, to measure the accuracy")
     return args
 
 
@@ -58,33 +58,34 @@ import numpy as np
 from evaluate_zero_shot import class_of, read
 
 import keras_clip
+from keras_clip import files
 from keras_clip.data import synthetic
 from keras_clip.evaluation import blaker_interval
 
 
 class Parts:
-    """What all three models share, under the names that the pipeline uses."""
+    """The parts that all three models share, under the names that the pipeline uses."""
 
     def __init__(self, args):
         self.tokenizer = keras_clip.data.CLIPTokenizer(32 if args.source else 20)
         self.image_preprocessor = keras_clip.data.ImagePreprocessor(args.image_size)
 
     def pairs(self, args):
-        """Batches for `fit`; each call gives the same ones in the same order."""
+        """Returns batches for `fit`, which are the same in every call, in the same order."""
         if not args.source:
             return synthetic.pairs(self, args.batch_size, args.steps, args.seed)
         crop = (args.crop_scale, 1.0)
         return keras_clip.data.image_text_pairs(args.source, self, args.batch_size, crop_scale=crop, seed=args.seed)
 
     def vocabulary(self, args):
-        """The tokens that training captions have."""
+        """Returns the tokens of the training captions."""
         if not args.source:
             return keras_clip.baselines.vocabulary_of([self.tokenizer(list(synthetic.captions(2000, args.seed)))])
         pairs = keras_clip.data.image_text_pairs(args.source, self, 256, training=False)
         return keras_clip.baselines.vocabulary_of(batch["token_ids"] for batch in pairs)
 
     def test_set(self, args):
-        """Images (B, H, W, 3), labels (B,) and class names."""
+        """Returns images (B, H, W, 3), labels (B,) and class names."""
         if not args.source:
             return synthetic.held_out_set(image_size=args.image_size)
         names = json.loads(args.classes_file.read_text(encoding="utf-8"))
@@ -116,7 +117,7 @@ def scores_of(model, images, names, templates):
 
 
 class Measure(keras.callbacks.Callback):
-    """Names the test images after 1, 2, 4, 8, ... epochs and after the last."""
+    """Classifies the test images after 1, 2, 4, 8, ... epochs and after the last."""
 
     def __init__(self, test_set, templates, images_per_epoch, epochs):
         super().__init__()
@@ -139,7 +140,7 @@ class Measure(keras.callbacks.Callback):
 
 
 def train(objective, parts, vocabulary, test_set, args):
-    """The curve of one model: a list of points."""
+    """Trains one model and returns its curve, a list of points."""
     model, pairs = build(objective, parts, vocabulary, args), parts.pairs(args)
     steps = args.epochs * len(pairs)
     model.compile(keras_clip.training.adamw(model, args.learning_rate, warmup_steps=steps // 20, total_steps=steps + 1))
@@ -151,7 +152,7 @@ def train(objective, parts, vocabulary, test_set, args):
 
 
 def images_to_reach(points, accuracy):
-    """Images after which the curve, straight over the logarithm of images, first has an accuracy; None: never."""
+    """Returns the number of images at which the curve, linear in its logarithm, reaches an accuracy; None: never."""
     if points[0]["accuracy"] >= accuracy:
         return points[0]["images"]
     for one, next_ in zip(points, points[1:], strict=False):
@@ -189,7 +190,7 @@ def main(argv=None):
     curves, minutes = {}, {}
     for objective in OBJECTIVES:
         curves[objective], minutes[objective] = train(objective, parts, vocabulary, test_set, args)
-    # The best accuracy that all of them reach.
+    # The highest accuracy that all models reach.
     common = min(max(point["accuracy"] for point in points) for points in curves.values())
     reached = {objective: images_to_reach(points, common) for objective, points in curves.items()}
     for objective, images in reached.items():
@@ -197,7 +198,7 @@ def main(argv=None):
     options = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
     record = {"arguments": options, "words": len(vocabulary), "classes": len(names), "curves": curves}
     record |= {"minutes": minutes, "common_accuracy": common, "images_to_common_accuracy": reached}
-    (args.out / "efficiency.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    files.write_json(args.out / "efficiency.json", record)
     with open(args.out / "efficiency.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["objective", *curves["contrastive"][0]])

@@ -6,39 +6,62 @@
     python examples/evaluate.py --model vit_b32 --data tfds:CIFAR10 tfds:DTD --out runs/eval
     python examples/evaluate.py ... --compare runs/other/results.json
 
-`--data` names what the model is tested on:
+`--data` names the test images (`--image`, `--label`, `--caption` and `--delimiter` name what is not called as usual):
 
     digits          the handwritten digits of scikit-learn, with their own training split
     a folder        with one folder of images for each class
-    a .csv or .tsv  with the columns path and label (and group)
-    a .tar or glob  WebDataset tars; the class is `--label` of each .json
-    tfds:NAME       a data set of the paper, through tensorflow-datasets, with its prompts: tfds:Food101
+    a table         .csv, .tsv or .jsonl with the columns path and label (and group)
+    a .tar or glob  WebDataset tars; the class is "name" of each .json, or the .cls
+    other shards    .tfrecord or .parquet files, with the class in "label"
+    tfds:NAME       a dataset of the paper, through tensorflow-datasets, with its prompts: tfds:Food101. With the name
+                    of a preset as `--model`, the report shows the paper's scores. Its shifts of ImageNet are named
+                    likewise, `--shift tfds:ImageNet-R`, or by a folder of that name: `--shift files/ObjectNet`
 
-Images are encoded once; the features stay in `<out>/stores`, so a second run takes seconds. Writes report.html, which
-opens in any browser without a network, results.json and results.csv into `--out`. Needs the extra `evaluation`.
+Images are encoded once; the features stay in `<out>/stores`, so a second run takes seconds. Writes results.json and
+results.csv into `--out` after each part, and at the end report.html, which opens in any browser without a network. A
+part that fails does not stop the others: the files name it, and the exit status is 2. Needs the extra `evaluation`.
 """
 
 import argparse
 import json
+import logging
 import os
 from pathlib import Path
 
 import terminal
 
+TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
+TARS = (".tar", ".tar.gz", ".tgz")
+
 
 def parse_args(argv=None) -> argparse.Namespace:
     parser = terminal.Parser(__doc__)
     parser.add_argument("--model", required=True, help="a .keras file, a preset, a folder or hf://organisation/name")
-    parser.add_argument("--data", nargs="+", required=True, help="what to test on; see above")
+    parser.add_argument("--data", nargs="+", required=True, help="test images; see above")
     parser.add_argument("--train", help="images of the same classes to train probes on, as --data")
-    parser.add_argument("--shift", nargs="+", default=[], help="images of the same classes from elsewhere, as --data")
-    parser.add_argument("--label", default="name", help="key of the class in the .json of tars")
-    parser.add_argument("--captions", action="store_true", help="measure retrieval by the .txt of tars")
-    templates = parser.add_mutually_exclusive_group()
-    templates.add_argument("--templates", nargs="+", default=["a photo of a {}."], help="the plainest one first")
-    templates.add_argument("--templates-file", help="one template a line, or a JSON list")
     parser.add_argument(
-        "--parts", nargs="+", help="such as zero_shot, linear_probe; all that the data allow, if not given"
+        "--shift", nargs="+", default=[], help="images of the same classes from another distribution, as --data"
+    )
+    parser.add_argument(
+        "--pooled",
+        type=Path,
+        help="JSON {shift: {class of the shift: [classes of --data]}}, for shifts with coarser classes",
+    )
+    terminal.add_source_arguments(parser)
+    parser.add_argument("--label", help="column of the class, key of the .json of tars, or cls; see above")
+    parser.add_argument("--captions", action="store_true", help="measure retrieval by the captions of the images")
+    parser.add_argument(
+        "--missing",
+        choices=("error", "drop", "keep"),
+        default="error",
+        help="of classes that --data or --train lacks, and of images without captions: an error; drop and count them; "
+        "or keep classes of --train without test images as choices",
+    )
+    templates = parser.add_mutually_exclusive_group()
+    templates.add_argument("--templates", nargs="+", default=["a photo of a {}."], help="the simplest template first")
+    templates.add_argument("--templates-file", help="one template per line, or a JSON list")
+    parser.add_argument(
+        "--parts", nargs="+", help="such as zero_shot, linear_probe; by default, all that the data allow"
     )
     parser.add_argument("--compare", type=Path, help="results.json of another model on the same data")
     parser.add_argument("--efficiency", type=Path, help="efficiency.json of examples/efficiency.py, for figure 2")
@@ -46,6 +69,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if len(args.data) > 1 and (args.train or args.shift):
         parser.error("--train and --shift go with one --data. Run the command once for each.")
+    if args.train and args.data[0].startswith("tfds:"):
+        parser.error("--train goes with your own --data: a dataset of the paper has its own training split.")
     return args
 
 
@@ -57,6 +82,7 @@ import keras
 import keras_clip
 from keras_clip import evaluation, prompts
 from keras_clip.evaluation import sources, suites
+from keras_clip.evaluation.metrics.comparison import comparable_scores
 
 
 def load(model: str) -> keras_clip.CLIPModel:
@@ -67,78 +93,100 @@ def load(model: str) -> keras_clip.CLIPModel:
     return keras_clip.presets.load(model)
 
 
-def is_tars(source: str) -> bool:
-    return source.endswith(".tar")
-
-
-def images(source: str, label: str, split: str, class_names=None) -> evaluation.LabelledImages:
-    """The images that a word of the command line names; of `class_names` some may have none."""
-    named = {"split": split, "name": Path(source).stem.strip("*") or None}
-    if class_names is not None:
-        named["empty_classes"] = "keep"
+def images(source: str, args: argparse.Namespace, split: str) -> evaluation.LabelledImages:
+    """The images that a word of the command line names."""
+    if source.startswith("tfds:"):
+        return suites.record(source.removeprefix("tfds:")).images("test")
     if source == "digits":
         return sources.digits(split)
-    if is_tars(source):
-        folder = Path(source).resolve().parent
-        return sources.tars(
-            source, class_names, label=label, **{**named, "name": f"{folder.parent.name}_{folder.name}"}
-        )
-    if source.lower().endswith((".csv", ".tsv")):
-        return sources.csv(source, class_names, **named)
-    if Path(source).is_dir():
-        return sources.folder_per_class(source, class_names, **named)
-    raise SystemExit(
-        f"Cannot read {source!r}: it is neither `digits`, a folder, a .csv, a .tsv, .tar files nor tfds:NAME."
-    )
+    folder = Path(source).resolve().parent
+    shards = {"label": args.label, "split": split, "name": f"{folder.parent.name}_{folder.name}"}
+    named = {"split": split, "name": Path(source).stem.strip("*") or None}
+    try:
+        if Path(source).is_dir():
+            return sources.folder_per_class(source, **named)
+        if source.lower().endswith(TABLES):
+            label = args.label or "label"
+            return sources.csv(source, label=label, image=args.image, delimiter=args.delimiter, **named)
+        if source.lower().endswith(TARS):
+            return sources.tars(source, image=args.image, **shards)
+        return sources.from_reader(source, mapping=(args.image, None) if args.image else None, **shards)
+    except FileNotFoundError as error:
+        raise SystemExit(
+            f"Cannot read {source!r}: it is neither `digits`, a folder, a table, shards nor tfds:NAME. {error}"
+        ) from error
 
 
 def make_task(source: str, args: argparse.Namespace, templates: list[str]) -> evaluation.Task:
+    names = [shift.removeprefix("tfds:") if shift.startswith("tfds:") else Path(shift).stem for shift in args.shift]
+    if len(set(names)) < len(names):
+        raise SystemExit(f"Shifts must have different names. Received: --shift {' '.join(args.shift)}. Rename one.")
+    shifts = {name: images(shift, args, "shift") for name, shift in zip(names, args.shift, strict=True)}
+    pooled = json.loads(args.pooled.read_text(encoding="utf-8")) if args.pooled else {}
     if source.startswith("tfds:"):
         record = suites.record(source.removeprefix("tfds:"))
-        test = record.images("test")
-        return evaluation.Task(
-            test,
-            *(record.images(split) if split in record.splits else None for split in ("train", "validation")),
-            record.templates,
-            dict(zip(test.class_names, record.names_per_class(test.class_names), strict=True)),
-            record.metric,
-            protocol=record.protocol,
-        )
+        model = args.model if args.model in keras_clip.presets.names() else None
+        return evaluation.Task.from_record(record, shifts, model, pooled=pooled, missing=args.missing)
     train = args.train or ("digits" if source == "digits" else None)
-    # With training data its classes are those to choose from, whether or not the test split has images of all.
-    train = images(train, args.label, "train") if train else None
-    test = images(source, args.label, "test", train.class_names if train else None)
     captions = {}
     if args.captions:
-        if not is_tars(source):
-            raise SystemExit(f"--captions reads the .txt of tars. Received: --data {source}.")
-        captions = evaluation.captions_of_tars(source)
+        if source == "digits":
+            raise SystemExit(f"--captions needs images with captions. Received: --data {source}.")
+        captions = sources.captions_of(source, **terminal.source_options(args))
     return evaluation.Task(
-        test,
-        train,
+        images(source, args, "test"),
+        images(train, args, "train") if train else None,
         templates=templates,
-        shifts={Path(shift).stem: images(shift, args.label, "shift") for shift in args.shift},
+        shifts=shifts,
+        pooled=pooled,
         captions=captions,
+        missing=args.missing,
     )
 
 
 def main(argv=None) -> evaluation.Results:
     args = parse_args(argv)
+    if args.debug:
+        # The tracebacks of parts that fail.
+        logging.basicConfig()
+        logging.getLogger("keras_clip").setLevel(logging.DEBUG)
     templates = prompts.read(args.templates_file) if args.templates_file else args.templates
     other = evaluation.Results.from_json(args.compare.read_text(encoding="utf-8")) if args.compare else None
+    curves = json.loads(args.efficiency.read_text(encoding="utf-8"))["curves"] if args.efficiency else {}
     clip = load(args.model)
     tasks = [make_task(source, args, templates) for source in args.data]
-    results = evaluation.evaluate(clip, tasks, args.out / "stores", args.parts, args.model)
-    if args.efficiency:
-        curves = json.loads(args.efficiency.read_text(encoding="utf-8"))["curves"]
+    results = evaluation.evaluate(clip, tasks, args.out / "stores", args.parts, args.model, out=args.out)
+    if curves:
         results.tables["efficiency"] = [{"objective": name, **point} for name in curves for point in curves[name]]
-    page = evaluation.report.write(results, args.out, other, title=f"Evaluation of {args.model}")
+    print_scores(results)
+    write_report(results, args.out, other, f"Evaluation of {args.model}")
+    if results.failures:
+        raise SystemExit(f"{len(results.failures)} parts failed. {args.out / 'results.json'} has the others.")
+    return results
+
+
+def print_scores(results: evaluation.Results) -> None:
     for score in results.scores:
         if score.metric != "median_rank":
             interval = f"[{score.low:.1%}, {score.high:.1%}]"
             print(f"{score.dataset}\t{score.method}\t{score.metric}\t{score.value:.1%} {interval}\tn={score.n}")
-    print(f"Report: {page}")
-    return results
+
+
+def write_report(results: evaluation.Results, out: Path, other: evaluation.Results | None, title: str) -> None:
+    """Draws the report; what fails in it is written beside the numbers."""
+    if other:
+        try:
+            comparable_scores(results, other)
+        except ValueError as error:
+            results.failures.append(evaluation.Failure.of("all", "comparison", error))
+            other = None
+    try:
+        print(f"Report: {evaluation.report.write(results, out, other, title=title)}")
+    except Exception as error:
+        logging.getLogger("keras_clip").debug("no report", exc_info=error)
+        results.failures.append(evaluation.Failure.of("all", "report", error))
+        results.save(out)
+        print("\n".join(f"{failure.part} of {failure.dataset}: {failure.error}" for failure in results.failures))
 
 
 if __name__ == "__main__":

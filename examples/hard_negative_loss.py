@@ -1,4 +1,4 @@
-"""Trains a small CLIP with a loss of one's own: contrastive, with more weight on hard negatives.
+"""Trains a small CLIP with a custom loss: contrastive, with more weight on hard negatives.
 
     python examples/hard_negative_loss.py --epochs 3 --beta 0.5
 
@@ -61,7 +61,7 @@ class HardNegativeLoss(keras.layers.Layer):
         return self.scale.logit_scale
 
     def loss_and_matches(self, image_embeddings, text_embeddings):
-        """The loss (B,) of each pair, and which images and texts retrieve each other: `losses.PairLosses`."""
+        """Returns the loss (B,) of each pair, and which images and texts retrieve each other: `losses.PairLosses`."""
         embeddings = image_embeddings, text_embeddings
         log_scale = ops.convert_to_tensor(self.logit_scale)
         own = losses.positive_logits(*embeddings, log_scale)
@@ -70,7 +70,7 @@ class HardNegativeLoss(keras.layers.Layer):
         sharp = losses.negatives_logsumexp(*embeddings, log_scale + math.log(1 + self.beta))
         weights = losses.negatives_logsumexp(*embeddings, log_scale + math.log(self.beta))
         pairs = distribution.total(ops.cast(ops.shape(own)[0], "float32"))
-        # A batch of one pair has no negatives, and the loss 0.
+        # A batch of one pair has no negatives and a loss of 0.
         count = ops.where(pairs > 1, ops.log(ops.maximum(pairs - 1, 1.0)), -1e30)
         by_image = ops.softplus(count + sharp.by_image - weights.by_image - own)
         by_text = ops.softplus(count + sharp.by_text - weights.by_text - own)

@@ -32,26 +32,41 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     def error(self, message: str):
-        """Ends the script with the message in one line; status 2."""
+        """Ends the script with status 2 and the message in one line."""
         self.exit(ERROR, f"{self.prog}: error: {message}. See {self.prog} --help.\n")
 
 
+def add_source_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments that say how sources are read; see `source_options`."""
+    parser.add_argument("--image", help="extension of the images of tars and folders, or column of tables and records")
+    parser.add_argument("--caption", help="extension, column or key of the .json that has the captions")
+    parser.add_argument("--delimiter", "--separator", help="what separates the columns of tables, such as ';'")
+
+
+def source_options(args: argparse.Namespace) -> dict:
+    """The options of a source for `image_text_pairs`, from the arguments of `add_source_arguments`."""
+    if args.image and not args.caption:
+        raise SystemExit(f"--image goes with --caption. Received: --image {args.image}. Name both.")
+    options = {"mapping": (args.image, args.caption) if args.caption else None, "delimiter": args.delimiter}
+    return {name: value for name, value in options.items() if value is not None}
+
+
 def start(parse_args: Callable) -> None:
-    """Answers `--help` and mistakes in the arguments, and keeps the frameworks quiet when they are imported later.
+    """Handles `--help` and invalid arguments, and suppresses the output of frameworks that are imported later.
 
     Args:
-        parse_args: function of the script; of None it parses `sys.argv`.
+        parse_args: function of the script that parses `sys.argv` if its argument is None.
     """
     parse_args(None)
-    # Also for what is raised while the script imports the frameworks, before `run`.
+    # This also handles exceptions during the imports of the script, before `run`.
     sys.excepthook = lambda kind, error, trace: sys.exit(_report(error))
-    # 3 hides what the C++ libraries log as errors: failures raise exceptions in Python.
+    # Level 3 hides errors that the C++ libraries log: failures raise exceptions in Python.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     sys.meta_path.insert(0, _QuietFinder())
 
 
 def run(main: Callable) -> None:
-    """Runs a script's `main`; an error is one line with status 2, Ctrl-C one line with status 130.
+    """Runs a script's `main`; an error prints one line with status 2, Ctrl-C prints one line with status 130.
 
     Args:
         main: function without required arguments.
@@ -65,7 +80,7 @@ def run(main: Callable) -> None:
 
 
 def _report(error: BaseException) -> int:
-    """Prints an exception in one line, or with its traceback if `--debug` was given; returns the status of the end."""
+    """Prints an exception in one line, or its traceback if `--debug` was given; returns the exit status."""
     name = Path(sys.argv[0]).name
     if isinstance(error, KeyboardInterrupt):
         print(f"\n{name}: interrupted", file=sys.stderr)
@@ -78,7 +93,7 @@ def _report(error: BaseException) -> int:
 
 
 class _QuietFinder(importlib.abc.MetaPathFinder):
-    """Finds the frameworks, and has them loaded with the standard error held back."""
+    """Finds the frameworks, and loads them with the standard error suppressed."""
 
     def find_spec(self, fullname, path=None, target=None):
         if fullname not in FRAMEWORKS:
@@ -110,7 +125,7 @@ class _QuietLoader(importlib.abc.Loader):
 
 @contextlib.contextmanager
 def _held_back() -> Iterator[None]:
-    """Keeps the standard error of the process, also that of C++, from the terminal, unless an exception is raised."""
+    """Hides the standard error of the process, also that of C++ code, unless an exception is raised."""
     sys.stderr.flush()
     terminal = os.dup(2)
     with tempfile.TemporaryFile() as held:

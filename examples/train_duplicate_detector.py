@@ -1,15 +1,16 @@
-"""Trains a detector of altered copies on your images, and measures it beside a perceptual hash.
+"""Trains a detector of altered copies on your images, and compares it with a perceptual hash.
 
     python examples/train_duplicate_detector.py "shards/*.tar" --hold-out 0.25 --out runs/duplicates
 
-The source is WebDataset tars of images and .json. A part of the images is held out: not trained on, but altered
-(cropped, rotated, flipped, recompressed) and looked for among themselves. `--group` names a key of the .json by which
-images that are nearly alike belong together: a group is held out as a whole, and one image of it measured.
+The source is WebDataset tars of images and .json. A part of the images is held out from training: altered copies of
+them (cropped, rotated, flipped, recompressed) are searched among the held-out images. `--group` names a key of the
+.json that is equal for nearly identical images: groups are held out as a whole, and one image of each is used.
 
-With `--detector`, one that was trained before, nothing is trained and the rest of the images not used.
+With `--detector`, a trained detector is measured, and the training images are not used.
 
-Prints the recall at 99 % precision of both, by alteration, with its 95 % interval, and how many copies are nearest to
-their own image; a last line has one threshold for all. Writes detector.keras and recall.json into the folder `--out`.
+Prints the recall of both at 99 % precision, by alteration, with its 95 % interval, and the fraction of copies that are
+nearest to their original; the last line has a common threshold. Writes detector.keras and recall.json into the folder
+`--out`.
 """
 
 import hashlib
@@ -23,8 +24,8 @@ import terminal
 def parse_args(argv=None):
     parser = terminal.Parser(__doc__)
     parser.add_argument("source", nargs="+", help="WebDataset tars")
-    parser.add_argument("--group", help="a key of the .json: what images share that are nearly alike")
-    parser.add_argument("--hold-out", type=float, default=0.25, help="share of the images, or groups, to measure on")
+    parser.add_argument("--group", help="a key of the .json that is equal for nearly identical images")
+    parser.add_argument("--hold-out", type=float, default=0.25, help="fraction of the images, or groups, to measure on")
     parser.add_argument("--detector", type=Path, help="a detector.keras to measure, instead of training one")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--batch-size", type=int, default=64)
@@ -40,11 +41,12 @@ if __name__ == "__main__":
 
 import keras
 
+from keras_clip import files
 from keras_clip.evaluation import duplicate_detector, overlap, sources
 
 
 def split(source, group, share):
-    """(training images, held-out images), as the bytes of their files; which is which is a digest of id or group."""
+    """Returns training and held-out images, as the bytes of files; a digest of the id or group decides."""
     training, held_out, seen = [], [], set()
     for sample in sources.tars(source, group=group):
         key = sample.group or sample.id
@@ -86,7 +88,7 @@ def main(argv=None):
         ]
         print(f"{alteration:12} {'   '.join(shown)}   n = {record['hash'][alteration]['n']}", flush=True)
     text = json.dumps(record, indent=1, default=float).replace("Infinity", "null")
-    (args.out / "recall.json").write_text(text + "\n", encoding="utf-8")
+    files.write_text(args.out / "recall.json", text + "\n")
     return record
 
 

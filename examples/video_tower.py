@@ -1,4 +1,4 @@
-"""Trains a CLIP whose image tower takes video frames (B, T, H, W, 3), on short drawn clips with captions.
+"""Trains a CLIP whose image tower takes video frames (B, T, H, W, 3), on short synthetic clips with captions.
 
     python examples/video_tower.py --epochs 20
 
@@ -32,7 +32,7 @@ import keras_clip
 
 
 def video_encoder(width=32):
-    """A Keras model, video (B, T, H, W, 3) to features (B, D)."""
+    """Returns a Keras model from video (B, T, H, W, 3) to features (B, D)."""
     frame_encoder = keras_clip.encoders.VisionTransformer(SIZE, patch_size=8, width=width, num_layers=1, num_heads=2)
     video = keras.Input((FRAMES, SIZE, SIZE, 3), name="video")
     frames = keras.layers.TimeDistributed(frame_encoder)(video)
@@ -40,7 +40,7 @@ def video_encoder(width=32):
 
 
 def draw_clip(rng):
-    """A square that moves: frames uint8 (T, H, W, 3), its caption and its direction."""
+    """Draws a moving square: frames uint8 (T, H, W, 3), its caption and its direction."""
     direction, colour = rng.choice(list(DIRECTIONS)), rng.choice(list(COLOURS))
     step, place = np.array(DIRECTIONS[direction]) * 4, rng.integers(10, 14, size=2)
     place = place - step * (FRAMES - 1) // 2
@@ -59,7 +59,7 @@ def draw_clips(count, seed):
 
 
 def build():
-    """A `CLIPModel` of the video encoder and a small text encoder."""
+    """Returns a `CLIPModel` of the video encoder and a small text encoder."""
     text_encoder = keras_clip.encoders.TextTransformer(32, 1, 2, context_length=16)
     return keras_clip.CLIPModel(video_encoder(), text_encoder, embed_dim=32)
 
@@ -71,7 +71,7 @@ def main(argv=None):
     frames, captions, _ = draw_clips(args.clips, args.seed)
     steps = args.epochs * -(-args.clips // 32)
     clip.compile(keras_clip.training.adamw(clip, 1e-3, warmup_steps=steps // 10, total_steps=steps + 1))
-    # The model's input is called "images", whatever its axes; uint8 is normalised by the model.
+    # The input of the model is named "images" for any axes; the model normalises uint8.
     history = clip.fit(
         {"images": frames, "token_ids": clip.tokenizer(captions)}, batch_size=32, epochs=args.epochs, verbose=0
     )

@@ -5,6 +5,7 @@ with the most likely prompt. `examples/efficiency.py` reproduces the comparison.
 """
 
 import itertools
+import os
 from collections.abc import Iterable, Sequence
 
 import keras
@@ -15,12 +16,16 @@ from keras_clip import distribution
 from keras_clip.data.images import ImagePreprocessor
 from keras_clip.data.tokenizer import CLIPTokenizer
 from keras_clip.encoders.contract import features_shape, preprocessor_for
+from keras_clip.export import export_pair_model
+from keras_clip.layers.composite import CompositeModel
 from keras_clip.layers.embeddings import PixelNormalization, TokenEmbedding
 from keras_clip.layers.initialisation import normal
+from keras_clip.layers.input_shapes import check_images
 from keras_clip.layers.transformer import TransformerBlock
 from keras_clip.losses import bag_of_words_loss, caption_loss
-from keras_clip.optimizers.adam import adamw
 from keras_clip.prompts import validate_class_names, validate_templates
+from keras_clip.step.compile_checks import check_pairs_only
+from keras_clip.step.trainer import Branch, GlobalBatchTrainer
 from keras_clip.types import Tensor
 
 # Limits of the logits and of the (image, prompt) pairs that zero-shot scoring holds in memory at a time.
@@ -43,7 +48,7 @@ def vocabulary_of(token_ids: Iterable[np.ndarray]) -> list[int]:
     return sorted(found)
 
 
-class _ImageFeatures(keras.Model):
+class _ImageFeatures(CompositeModel):
     """Normalises the pixels and encodes them: images (B, H, W, 3) to features (B, D)."""
 
     def __init__(self, encoder, image_preprocessor, **kwargs):
@@ -52,27 +57,29 @@ class _ImageFeatures(keras.Model):
         self.pixels = PixelNormalization(
             image_preprocessor.mean, image_preprocessor.std, dtype=self.dtype_policy, name="pixels"
         )
-        images = keras.KerasTensor((None, *image_preprocessor.sides, 3), dtype=self.compute_dtype)
+        self._sides = image_preprocessor.sides
+        images = keras.KerasTensor((None, *self._sides, 3), dtype=self.compute_dtype)
         self.width = features_shape(encoder, images, "image_encoder")[-1]
-        self.built = True
+        self.mark_built()
 
     def call(self, images, training=False):
+        check_images(images, self._sides)
         return self.encoder(self.pixels(images), training=bool(training) and self.encoder.trainable)
 
 
-class _Scores(keras.Model):
+class _Scores(CompositeModel):
     """Computes the log-likelihood per word of texts: features (B, D) and token ids (K, L) to (B, K)."""
 
     def __init__(self, predictor):
         super().__init__(name="scores")
         self.predictor = predictor
-        self.built = True
+        self.mark_built()
 
     def call(self, inputs):
         return -self.predictor.losses_of_all(inputs["features"], inputs["token_ids"])
 
 
-class _CaptionPredictor(keras.Model):
+class _CaptionPredictor(GlobalBatchTrainer):
     """Base class of both predictors: image encoder, vocabulary, mean loss of a batch, and zero-shot scores.
 
     A subclass defines `_logits_of(features, words)` and `_losses_of(logits, words)`, where `words` are ids of its
@@ -99,10 +106,25 @@ class _CaptionPredictor(keras.Model):
         self._word_of[list(kept)] = np.arange(len(kept))
         self._end_word = int(self._word_of[tokenizer.end_token_id])
         self.num_words = len(kept) + (len(kept) < size)
+        self.add_step_metrics()
 
     def compile(self, optimizer=None, **options):
-        """Configures training like `keras.Model.compile`; without an optimizer with `keras_clip.training.adamw`."""
-        super().compile(adamw(self) if optimizer is None else optimizer, **options)
+        """Configures training like `CLIPModel.compile`, but without `microbatch_size`."""
+        if options.get("microbatch_size") is not None:
+            raise ValueError(
+                f"A {type(self).__name__} trains on whole batches. Received: "
+                f"microbatch_size={options['microbatch_size']}. Leave it out, and pass smaller batches to `fit`."
+            )
+        super().compile(optimizer, **options)
+
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        """The input of the image encoder, whose rows are those of the batch."""
+        return (Branch("images", self.image_features, "image_features"),)
+
+    def embed(self, x: dict, training: bool) -> Tensor:
+        """The logits that `call` returns, for the training step."""
+        return self(x, training=training)
 
     def build(self, input_shape=None):
         """Does nothing: the constructor builds all parts."""
@@ -118,8 +140,42 @@ class _CaptionPredictor(keras.Model):
         features = self.image_features(inputs["images"], training=training)
         return self._logits_of(features, self.words_of(inputs["token_ids"]))
 
+    def fit(self, *args, **options) -> keras.callbacks.History:
+        """Trains as `keras.Model.fit` does, on dicts of "images" and "token_ids".
+
+        Args:
+            args: as of `keras.Model.fit`, such as the data.
+            options: as of `keras.Model.fit`.
+
+        Returns:
+            Keras' `History`.
+
+        Raises:
+            ValueError: `y`, `sample_weight` or `class_weight` was given.
+        """
+        check_pairs_only(keras.Model.fit, args, options)
+        return super().fit(*args, **options)
+
+    def evaluate(self, *args, **options) -> dict[str, float] | list[float]:
+        """Evaluates as `keras.Model.evaluate` does, on dicts of "images" and "token_ids".
+
+        Args:
+            args: as of `keras.Model.evaluate`, such as the data.
+            options: as of `keras.Model.evaluate`.
+
+        Returns:
+            As `keras.Model.evaluate`.
+
+        Raises:
+            ValueError: `y` or `sample_weight` was given.
+        """
+        check_pairs_only(keras.Model.evaluate, args, options)
+        return super().evaluate(*args, **options)
+
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        """Returns the mean loss per word of the captions, plus regularisation losses, divided by the replica count.
+        """Returns global_loss / R on each of R replicas: the mean loss per word of the captions, and regularisation.
+
+        The sum over replicas, and of their gradients, is that of the global batch.
 
         Raises:
             ValueError: `y` or `sample_weight` is given.
@@ -129,11 +185,23 @@ class _CaptionPredictor(keras.Model):
                 'The data must be dicts {"images", "token_ids"} without targets or sample weights. Received: '
                 f"y={type(y).__name__}, sample_weight={type(sample_weight).__name__}. The captions are the targets."
             )
-        loss = ops.mean(self._losses_of(y_pred, self.words_of(x["token_ids"])))
+        losses, replicas = self._losses_of(y_pred, self.words_of(x["token_ids"])), distribution.replica_count()
+        loss = distribution.global_mean(losses)
         for penalty in self.losses:
-            loss = loss + ops.sum(ops.cast(penalty, "float32"))
-        # Keras sums over replicas.
-        return loss / distribution.replica_count()
+            loss = loss + ops.sum(ops.cast(penalty, "float32")) / replicas
+        return loss
+
+    def export(self, filepath: str | os.PathLike, format: str = "tf_saved_model", dtype: str = "uint8") -> None:
+        """Writes the predictor as a graph from "images" and "token_ids", of as many rows, to "logits".
+
+        Args:
+            filepath, format, dtype: as of `CLIPModel.export`.
+
+        Raises:
+            As `CLIPModel.export`.
+        """
+        sides, length = self.image_preprocessor.sides, self.tokenizer.context_length
+        export_pair_model(self, filepath, format, sides, length, "logits", dtype)
 
     def losses_of_all(self, features: Tensor, token_ids: Tensor) -> Tensor:
         """Returns the loss of each of K texts for each of B images.
@@ -201,7 +269,7 @@ class _CaptionPredictor(keras.Model):
         }
 
     @classmethod
-    def from_config(cls, config):
+    def _from_own_config(cls, config):
         parts = ("image_encoder", "tokenizer", "image_preprocessor")
         return cls(**{**config, **{key: keras.saving.deserialize_keras_object(config[key]) for key in parts}})
 
@@ -247,7 +315,7 @@ class BagOfWordsPredictor(_CaptionPredictor):
             self.num_words, kernel_initializer=normal(width**-0.5), dtype=self.dtype_policy, name="output_words"
         )
         self.output_words.build((None, width))
-        self.built = True
+        self.mark_built()
 
     def _logits_of(self, features: Tensor, words: Tensor) -> Tensor:
         """Returns logits (B, V) of features (B, D); `words` is not used."""
@@ -329,7 +397,7 @@ class CaptionLanguageModel(_CaptionPredictor):
         for layer in (*self.blocks, self.norm_final):
             layer.build((None, None, width))
         self.output_words = dense(self.num_words, width, "output_words")
-        self.built = True
+        self.mark_built()
 
     def _logits_of(self, features: Tensor, words: Tensor) -> Tensor:
         """Returns logits (B, L, V) of features (B, D) and words (B, L)."""

@@ -9,6 +9,7 @@ This module does not start processes and does not place data.
 
 import contextlib
 import contextvars
+import functools
 from collections.abc import Sequence
 
 import keras
@@ -22,7 +23,7 @@ _is_alone = contextvars.ContextVar("is_alone", default=False)
 
 @contextlib.contextmanager
 def alone():
-    """Inside, this replica counts as the only one: the functions here do not communicate."""
+    """A context in which this replica counts as the only one: the functions of this module do not communicate."""
     token = _is_alone.set(True)
     try:
         yield
@@ -32,7 +33,11 @@ def alone():
 
 def _replica_context():
     """TensorFlow's replica context if there are several replicas, else None."""
-    if keras.backend.backend() != "tensorflow" or _is_alone.get():
+    return None if _is_alone.get() else _strategy_context()
+
+
+def _strategy_context():
+    if keras.backend.backend() != "tensorflow":
         return None
     import tensorflow as tf
 
@@ -42,7 +47,11 @@ def _replica_context():
 
 def _process_group():
     """`torch.distributed` if there are several processes, else None."""
-    if keras.backend.backend() != "torch" or _is_alone.get():
+    return None if _is_alone.get() else _initialized_group()
+
+
+def _initialized_group():
+    if keras.backend.backend() != "torch":
         return None
     import torch.distributed as dist
 
@@ -50,7 +59,7 @@ def _process_group():
 
 
 def replica_count() -> int:
-    """R, the number of replicas that share the global batch, as seen from inside one; 1 without a strategy."""
+    """Returns R, the number of replicas that share the global batch, inside a replica; 1 without a strategy."""
     context, group = _replica_context(), _process_group()
     if context is not None:
         return context.num_replicas_in_sync
@@ -78,13 +87,17 @@ def gather(x: Tensor) -> Tensor:
 
 
 def _gather_over_processes(x, dist):
-    import torch
+    return _gather_function().apply(x, _sizes(len(x), x.device, dist), dist)
 
-    sizes = _sizes(len(x), x.device, dist)
+
+@functools.cache
+def _gather_function():
+    import torch
 
     class Gather(torch.autograd.Function):
         @staticmethod
-        def forward(_, x):
+        def forward(ctx, x, sizes, dist):
+            ctx.sizes, ctx.dist = sizes, dist
             # Collectives take tensors of one size.
             padded = x.new_zeros((max(sizes), *x.shape[1:]))
             padded[: len(x)] = x
@@ -93,12 +106,12 @@ def _gather_over_processes(x, dist):
             return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
         @staticmethod
-        def backward(_, gradient):
+        def backward(ctx, gradient):
             gradient = gradient.contiguous().clone()
-            dist.all_reduce(gradient)
-            return gradient.split(sizes)[dist.get_rank()]
+            ctx.dist.all_reduce(gradient)
+            return gradient.split(ctx.sizes)[ctx.dist.get_rank()], None, None
 
-    return Gather.apply(x)
+    return Gather
 
 
 def _sizes(size, device, dist):
@@ -111,7 +124,7 @@ def _sizes(size, device, dist):
 
 
 def replica_offset(size: int | Tensor) -> Tensor | int:
-    """The number of rows that the replicas before this one hold, where this one holds `size`.
+    """Returns the number of rows on the replicas before this one, which has `size` rows.
 
     All replicas communicate their sizes, since the last batch of an epoch may be divided unequally.
 
@@ -130,7 +143,7 @@ def replica_offset(size: int | Tensor) -> Tensor | int:
 
 
 def total(x: Tensor) -> Tensor:
-    """The sum over replicas of a tensor that has the same shape on all of them, without a gradient."""
+    """Returns the sum over replicas of a tensor of the same shape on all replicas, without a gradient."""
     x = ops.stop_gradient(x)
     context, group = _replica_context(), _process_group()
     if context is not None:
@@ -143,8 +156,46 @@ def total(x: Tensor) -> Tensor:
     return x
 
 
+def global_mean(x: Tensor) -> Tensor:
+    """The mean over the rows of all replicas, divided by R on each of R replicas.
+
+    Its gradient is that of this replica's rows. So the sum over replicas is the mean of the global batch, with its
+    gradient, also where replicas hold unequal numbers of rows.
+
+    Args:
+        x: float32 tensor (B,).
+
+    Returns:
+        float32 scalar.
+    """
+    count = total(ops.cast(ops.shape(x)[0], "float32"))
+    mean, replicas = ops.sum(x) / count, replica_count()
+    return mean if replicas == 1 else mean + ops.stop_gradient(total(mean) / replicas - mean)
+
+
+def row_range(count: int | Tensor) -> tuple[int | Tensor, int | Tensor]:
+    """Where the `count` rows of this replica begin in the global batch, and the number of rows there.
+
+    Inside `alone`, where replicas do not communicate, all of them are taken to have the same number of rows.
+
+    Args:
+        count: int or int scalar. Rows of this replica.
+
+    Returns:
+        Two int32 scalars, or ints: 0 and `count` without a strategy.
+    """
+    context, group = _strategy_context(), _initialized_group()
+    if context is None and group is None:
+        return 0, count
+    if not _is_alone.get():
+        return replica_offset(count), total(ops.cast(count, "int32"))
+    if context is not None:
+        return context.replica_id_in_sync_group * count, context.num_replicas_in_sync * count
+    return group.get_rank() * count, group.get_world_size() * count
+
+
 def sum_gradients(gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """The sum over replicas of each gradient; None stays None.
+    """Returns the sum over replicas of each gradient; None stays None.
 
     Call it before any operation that is not linear, such as clipping, to get the gradients of the global batch.
     """
@@ -161,7 +212,7 @@ def sum_gradients(gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
 
 
 def _sum_over_processes(tensors, dist):
-    """Sums tensors in few large messages: the latency of a message exceeds the transfer of a small tensor."""
+    """Sums tensors in few large messages, since a message has a latency above the transfer time of a small tensor."""
     import torch
 
     summed = []
@@ -209,7 +260,7 @@ def share_first(variables: Sequence[keras.Variable]) -> None:
 
 
 def row_shards() -> int:
-    """The number of devices over which JAX shards the rows of a batch; 1 without `keras.distribution`."""
+    """Returns the number of devices over which JAX shards the rows of a batch; 1 without `keras.distribution`."""
     distribution = keras.distribution.distribution() if keras.backend.backend() == "jax" else None
     if distribution is None:
         return 1
@@ -220,10 +271,10 @@ def row_shards() -> int:
 def replicate(x: Tensor) -> Tensor:
     """Replicates a tensor on every device of JAX; returns it unchanged on other backends.
 
-    XLA gathers what a device lacks by itself, but does so in every iteration of a loop: call this before the loop.
+    XLA would gather missing parts automatically, but in every iteration of a loop: call this before the loop.
 
     Args:
-        x: tensor (n, ...), of the global batch.
+        x: tensor (n, ...) of the global batch.
 
     Returns:
         Tensor (n, ...).
@@ -236,7 +287,7 @@ def replicate(x: Tensor) -> Tensor:
 
 
 def strategy_of(model: keras.Model):
-    """The `tf.distribute` strategy of several replicas that a model was made under, else None."""
+    """Returns the `tf.distribute` strategy of a model if it has several replicas, else None."""
     if keras.backend.backend() != "tensorflow":
         return None
     strategy = compat.strategy_of_model(model)
@@ -244,7 +295,7 @@ def strategy_of(model: keras.Model):
 
 
 def is_multi_worker(strategy) -> bool:
-    """Whether a `tf.distribute` strategy, or None, spans several worker processes."""
+    """Returns whether a `tf.distribute` strategy, or None, spans several worker processes."""
     if strategy is None:
         return False
     import tensorflow as tf
@@ -256,7 +307,7 @@ def is_multi_worker(strategy) -> bool:
 
 
 def replicas_and_devices(model: keras.Model) -> tuple[int, int]:
-    """How many parts a global batch is divided into, and how many devices compute a step, as seen from outside a step.
+    """Returns the number of parts of a global batch and of devices that compute a step, outside of a step.
 
     Args:
         model: Keras model.

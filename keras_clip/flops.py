@@ -1,10 +1,10 @@
 """Floating-point operations (FLOPs) of the models, counted from their sizes: two for each multiply-add.
 
-Matrix products are counted (dense layers, convolutions, attention), normalisation, activations and other element-wise
-operations are not. Nothing is built or run. The masked half of causal attention is counted. Each count has two forms:
+Matrix products are counted (dense layers, convolutions, attention); normalisation, activations and other element-wise
+operations are not. No model is built or run. The masked half of causal attention is counted. Each count has two forms:
 
-- what this library computes: the last block of a transformer for the pooled row only, one query in the attention pool,
-  texts at the length that they are cut to;
+- the operations of this library, which computes the last block of a transformer for the pooled row only, one query in
+  the attention pool, and texts at their truncated length;
 - `whole`: all rows of all blocks and the full context, as in published tables.
 """
 
@@ -19,7 +19,7 @@ from keras_clip.encoders.vit import VisionTransformer
 
 
 def _block(width: int, hidden: int, rows: int, queries: int) -> int:
-    """Multiply-adds of a transformer block of `rows` that computes the output of `queries` of them."""
+    """Returns the multiply-adds of a transformer block over `rows` that computes the outputs of `queries` of them."""
     keys_and_values = 2 * rows * width**2
     attention = 2 * queries * rows * width
     return keys_and_values + attention + queries * (2 * width**2 + 2 * width * hidden)
@@ -63,12 +63,12 @@ def _resnet(sizes, height, width_pixels, whole):
 
 
 def image_encoder(sizes: Mapping[str, Any], training: bool = False, whole: bool = False) -> int:
-    """FLOPs of the forward pass of one image, from pixels to features.
+    """Returns the FLOPs of the forward pass of one image, from pixels to features.
 
     Args:
-        sizes: arguments of `VisionTransformer`, or without "patch_size" of `ModifiedResNet`.
+        sizes: arguments of `VisionTransformer`, or (without "patch_size") of `ModifiedResNet`.
         training: bool. Whether "patch_dropout" applies.
-        whole: bool. Counts all rows, as in published tables.
+        whole: bool. Whether to count all rows, as in published tables.
 
     Returns:
         int.
@@ -81,12 +81,12 @@ def image_encoder(sizes: Mapping[str, Any], training: bool = False, whole: bool 
 
 
 def text_encoder(sizes: Mapping[str, Any], length: int | None = None, whole: bool = False) -> int:
-    """FLOPs of the forward pass of one text, from token ids to features.
+    """Returns the FLOPs of the forward pass of one text, from token ids to features.
 
     Args:
         sizes: arguments of `TextTransformer`.
-        length: int. Tokens that the text is cut to; None: the context length.
-        whole: bool. Counts all rows at the context length, as in published tables.
+        length: int. Number of tokens of the truncated text; None: the context length.
+        whole: bool. Whether to count all rows at the context length, as in published tables.
 
     Returns:
         int.
@@ -96,7 +96,7 @@ def text_encoder(sizes: Mapping[str, Any], length: int | None = None, whole: boo
 
 
 def projection(width: int, embed_dim: int) -> int:
-    """FLOPs of a projection head for one row.
+    """Returns the FLOPs of a projection head for one row.
 
     Args:
         width: int. D.
@@ -109,11 +109,11 @@ def projection(width: int, embed_dim: int) -> int:
 
 
 def encoder_forward(encoder: keras.layers.Layer, length: int | None = None, training: bool = False) -> int | None:
-    """FLOPs of the forward pass of an encoder for one image or text.
+    """Returns the FLOPs of the forward pass of an encoder for one image or text.
 
     Args:
         encoder: Keras model or layer.
-        length: int. Tokens that texts are cut to; None: the context length.
+        length: int. Number of tokens of truncated texts; None: the context length.
         training: bool. Whether patch dropout applies.
 
     Returns:
@@ -127,16 +127,17 @@ def encoder_forward(encoder: keras.layers.Layer, length: int | None = None, trai
 
 
 def train_step(model: keras.Model, batch_size: int, length: int | None = None, replicas: int = 1) -> int | None:
-    """FLOPs of one step of `fit`, over all devices.
+    """Returns the FLOPs of one step of `fit`, over all devices.
 
-    A forward pass, and twice its FLOPs for the gradient, for each encoder that is trained; a locked one is computed
-    forward only. Micro-batches are computed forward once more, and so are rematerialised blocks. The tiled loss takes
-    8 E operations for each of the B x B similarities. Those of the optimizer, a few for each weight, are left out.
+    For each encoder that is trained, they are those of a forward pass and twice as many for the gradient; a locked
+    encoder has a forward pass only. Micro-batches and rematerialised blocks have a second forward pass. The tiled loss
+    takes 8 E operations for each of the B x B similarities. The optimizer, with a few operations per weight, is not
+    counted.
 
     Args:
         model: `CLIPModel`, compiled.
         batch_size: int. Pairs of the global batch.
-        length: int. Tokens that the texts of the batch are cut to; None: the context length.
+        length: int. Number of tokens of the truncated texts; None: the context length.
         replicas: int. Devices that share the batch; each divides its own part into micro-batches.
 
     Returns:
@@ -155,7 +156,7 @@ def train_step(model: keras.Model, batch_size: int, length: int | None = None, r
 
 
 def _passes(encoder, is_cut):
-    """The FLOPs of a step as a multiple of those of the forward pass."""
+    """Returns the FLOPs of a step divided by those of the forward pass."""
     if not encoder.trainable:
         return 1 + is_cut
     return 3 + is_cut + bool(getattr(encoder, "remat", False))

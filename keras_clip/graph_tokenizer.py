@@ -1,8 +1,8 @@
 """CLIP's tokenizer as TensorFlow operations, for a text encoder that is served with raw strings.
 
-Only core operations of TensorFlow, so that a saved graph needs no other package. It equals `CLIPTokenizer` on every
-text that needs neither ftfy's repairs nor HTML unescaping, which have no operations. Bytes that are not UTF-8 count as
-U+FFFD.
+It uses only core operations of TensorFlow, so that a saved graph needs no other package. It equals `CLIPTokenizer` on
+every text that needs neither ftfy's repairs nor HTML unescaping, which have no operations. Bytes that are not UTF-8
+count as U+FFFD.
 """
 
 import functools
@@ -12,13 +12,13 @@ import numpy as np
 from keras_clip.data.tokenizer import CLIPTokenizer, byte_alphabet, vocabulary
 from keras_clip.types import Tensor
 
-# White space as Python's `str.split` defines it; RE2's \s is a small part of it.
+# White space as Python's `str.split` defines it; RE2's \s is only a part of it.
 _SPACES = r"[\t-\r\x1c-\x20\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}]+"
 _WORDS = r"((?i)'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+)"
-# Bytes of a word above which it is merged apart from the others.
+# Longer words, in bytes, are merged separately from the others.
 _LONG = 64
-# Bytes that are kept of a word, for each token of the context. No token has more than 32 bytes, so what is cut off lies
-# far behind the last token that counts and cannot change it.
+# Words are truncated to this number of bytes per token of the context. No token has more than 32 bytes, so the removed
+# bytes lie far behind the last token that is used, and cannot change it.
 _BYTES_PER_TOKEN = 64
 # The vocabulary: a token for each byte, a token for each byte at the end of a word, a token for each merge by its rank.
 _BYTES = 256
@@ -28,15 +28,15 @@ _NO_MERGE = 2**30
 
 
 class GraphTokenizer:
-    """Texts to token ids in a graph: tensor of strings (B,) to int32 (B, L), zeros after the end token.
+    """Converts a tensor of strings (B,) to token ids, int32 (B, L), in a graph, with zeros after the end token.
 
-    Texts that are too long are cut, and the end token stays in the last place.
+    Texts that are too long are truncated, with the end token in the last place.
 
     Args:
-        tokenizer: the `CLIPTokenizer` to follow.
+        tokenizer: the `CLIPTokenizer` to reproduce.
 
     Attributes:
-        tables: the look-up tables that a saved graph must hold.
+        tables: the lookup tables that a saved graph must contain.
     """
 
     def __init__(self, tokenizer: CLIPTokenizer):
@@ -70,14 +70,14 @@ class GraphTokenizer:
         import tensorflow as tf
 
         clean = tf.strings.lower(tf.strings.regex_replace(texts, _SPACES, " "), encoding="utf-8")
-        # No word has a space in it, and between the words there is nothing else.
+        # Words contain no spaces, and nothing but spaces separates them.
         return tf.strings.split(tf.strings.regex_replace(clean, _WORDS, r"\1 "))
 
     def _ids(self, words):
-        """Ragged token ids of different words.
+        """Returns ragged token ids of distinct words.
 
         Merging takes about as many steps as the longest word has letters, each over all words. So long words, which
-        occur in writings without spaces, are merged apart.
+        occur in scripts without spaces, are merged separately.
         """
         import tensorflow as tf
 
@@ -87,10 +87,10 @@ class GraphTokenizer:
         return tf.gather(ids, tf.math.invert_permutation(tf.concat(groups, axis=0)))
 
     def _merged(self, words):
-        """Byte-pair encoding: in each word, the pair of lowest rank is merged wherever it occurs, until none is left.
+        """Applies byte-pair encoding: in each word, all pairs of the lowest rank are merged, until no pair is left.
 
-        The tokens of all words stand in one vector, beside the number of the word of each and the rank of the pair that
-        it forms with the next one.
+        The tokens of all words are in one vector, with the word number of each token and the rank of the pair that it
+        forms with the next token.
         """
         import tensorflow as tf
 
@@ -120,7 +120,7 @@ class GraphTokenizer:
         return tokens, numbers, self._ranks(tokens, numbers)
 
     def _ranks(self, tokens, numbers):
-        """The rank of the merge of each token with the next one."""
+        """Returns the rank of the merge of each token with the next one."""
         import tensorflow as tf
 
         ranks = self._rank_of_pair.lookup(_pair_keys(tf.cast(tokens[:-1], tf.int64), tf.cast(tokens[1:], tf.int64)))
@@ -129,14 +129,14 @@ class GraphTokenizer:
 
 
 def _shifted(mask):
-    """The mask moved one place to the right."""
+    """Returns the mask shifted by one position to the right."""
     import tensorflow as tf
 
     return tf.concat([tf.zeros_like(mask[:1]), mask[:-1]], axis=0)
 
 
 def _without_overlaps(mask):
-    """Every second place of each run of true places: the pairs in "aaaa" overlap."""
+    """Selects every second position of each run of true positions, because the pairs in "aaaa" overlap."""
     import tensorflow as tf
 
     before = _shifted(mask)
@@ -150,13 +150,13 @@ def _without_overlaps(mask):
 
 
 def _pair_keys(left, right):
-    """One int64 for each pair of ids, numpy or TensorFlow."""
+    """Returns one int64 for each pair of ids, in NumPy or TensorFlow."""
     return left * 2**16 + right
 
 
 @functools.cache
 def _merged_pairs():
-    """The ids of the two tokens of each merge, by rank: int64 (merges, 2)."""
+    """Returns the ids of the two tokens of each merge, by rank: int64 (merges, 2)."""
     tokens, merges = vocabulary()
     ids = {token: i for i, token in enumerate(tokens)}
     return np.array([[ids[part] for part in merge] for merge in merges], np.int64)
@@ -164,7 +164,7 @@ def _merged_pairs():
 
 @functools.cache
 def _token_of_byte():
-    """The id of each byte inside of a word, int32 (256,)."""
+    """Returns the id of each byte inside a word, int32 (256,)."""
     tokens = np.zeros(_BYTES, np.int32)
     tokens[list(byte_alphabet())] = np.arange(_BYTES)
     return tokens

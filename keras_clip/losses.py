@@ -1,8 +1,8 @@
 """Contrastive and captioning losses, in float32.
 
-The contrastive loss of CLIP and the sigmoid loss of SigLIP are those of the global batch, and hold one tile of the
-similarities at a time (see `tiling`). The losses of the baselines, which predict the words of a caption, are of each
-pair alone.
+The contrastive loss of CLIP and the sigmoid loss of SigLIP are those of the global batch, and store one tile of the
+similarities at a time (see `tiling`). The losses of the baselines, which predict the words of a caption, depend on
+each pair alone.
 """
 
 from typing import NamedTuple
@@ -36,7 +36,7 @@ class PairLosses(NamedTuple):
     Attributes:
         loss: float32 (B,).
         image_matched: float32 (B,). 1 if the similarity of the image to its own text exceeds those to all other texts,
-            else 0. Ties count as 0, so a caption that is twice in a batch is not matched.
+            else 0. Ties count as 0, so a caption that occurs twice in a batch is not matched.
         text_matched: float32 (B,). 1 if the similarity of the text to its own image exceeds those to all other images,
             else 0.
     """
@@ -47,10 +47,10 @@ class PairLosses(NamedTuple):
 
 
 def contrastive_loss(image_embeddings: Tensor, text_embeddings: Tensor, logit_scale: Tensor) -> Tensor:
-    """The symmetric cross-entropy of every pair against the batch (Radford et al., 2021, figure 3).
+    """Returns the symmetric cross-entropy of every pair against the batch (Radford et al., 2021, figure 3).
 
-    The mean of the cross-entropy over the texts for each image and over the images for each text. The mean over pairs
-    is the loss of the batch.
+    It is the mean of the cross-entropy over the texts for each image and over the images for each text. The mean over
+    pairs is the loss of the batch.
 
     Args:
         image_embeddings: float tensor (B, E), unit length; it is not normalised again.
@@ -58,16 +58,16 @@ def contrastive_loss(image_embeddings: Tensor, text_embeddings: Tensor, logit_sc
         logit_scale: float scalar, log(1 / temperature), as the weight is stored.
 
     Returns:
-        float32 (B,). Under a TensorFlow strategy: of the local pairs, against the pairs of all replicas.
+        float32 (B,). Under a TensorFlow strategy, the losses of the local pairs against the pairs of all replicas.
 
     Raises:
-        ValueError: embeddings of different shapes, not of rank 2, or none at all; a scale or bias that is no scalar.
+        ValueError: embeddings of different shapes, not of rank 2, or empty; a scale or bias that is no scalar.
     """
     return contrastive_pairs(image_embeddings, text_embeddings, logit_scale).loss
 
 
 def sigmoid_loss(image_embeddings: Tensor, text_embeddings: Tensor, logit_scale: Tensor, logit_bias: Tensor) -> Tensor:
-    """The binary cross-entropy of each of the B^2 pairs: matching or not (SigLIP; Zhai et al., 2023).
+    """Returns the binary cross-entropy of matching, over each of the B^2 pairs (SigLIP; Zhai et al., 2023).
 
     Args:
         image_embeddings: float tensor (B, E), unit length; it is not normalised again.
@@ -76,19 +76,19 @@ def sigmoid_loss(image_embeddings: Tensor, text_embeddings: Tensor, logit_scale:
         logit_bias: float scalar.
 
     Returns:
-        float32 (B,): the sum over all texts for each image. Under a TensorFlow strategy: of the local images.
+        float32 (B,): the sum over all texts for each image. Under a TensorFlow strategy, for each local image.
 
     Raises:
-        ValueError: embeddings of different shapes, not of rank 2, or none at all; a scale or bias that is no scalar.
+        ValueError: embeddings of different shapes, not of rank 2, or empty; a scale or bias that is no scalar.
     """
     return sigmoid_pairs(image_embeddings, text_embeddings, logit_scale, logit_bias).loss
 
 
 def caption_loss(logits: Tensor, token_ids: Tensor, end_token_id: int) -> Tensor:
-    """The cross-entropy of each caption, token by token (Radford et al., 2021, section 2.3: the language model).
+    """Returns the cross-entropy of each caption, token by token (Radford et al., 2021, section 2.3, language model).
 
-    The mean over the tokens of the caption after the start token, up to and including the first end token. Tokens after
-    it are padding, whatever their ids, and do not count.
+    It is the mean over the tokens of the caption after the start token, up to and including the first end token. Tokens
+    after it are padding, whatever their ids, and do not count.
 
     Args:
         logits: float tensor (B, L, V). Row i predicts token i + 1; the last row is not used.
@@ -99,7 +99,7 @@ def caption_loss(logits: Tensor, token_ids: Tensor, end_token_id: int) -> Tensor
         float32 (B,), nats per token.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes that do not match.
     """
     logits, token_ids = _logits_and_tokens(logits, token_ids, 3)
     logits, targets = logits[:, :-1], token_ids[:, 1:]
@@ -111,10 +111,10 @@ def caption_loss(logits: Tensor, token_ids: Tensor, end_token_id: int) -> Tensor
 
 
 def bag_of_words_loss(logits: Tensor, token_ids: Tensor, end_token_id: int) -> Tensor:
-    """The cross-entropy of the words of each caption, whatever their order (Joulin et al., 2016, section 3.2).
+    """Returns the cross-entropy of the words of each caption in any order (Joulin et al., 2016, section 3.2).
 
-    One softmax over the vocabulary; the target is uniform over the distinct tokens of the caption, without start token,
-    end token and padding.
+    The prediction is one softmax over the vocabulary; the target is uniform over the distinct tokens of the caption,
+    without start token, end token and padding.
 
     Args:
         logits: float tensor (B, V).
@@ -125,11 +125,11 @@ def bag_of_words_loss(logits: Tensor, token_ids: Tensor, end_token_id: int) -> T
         float32 (B,), nats per word; 0 for a caption without words.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes that do not match.
     """
     logits, token_ids = _logits_and_tokens(logits, token_ids, 2)
     words = token_ids[:, 1:]
-    # Repeated tokens are found in (B, L, L), since L is small, and not in (B, V).
+    # Repeated tokens are found by comparisons (B, L, L), since L is small, and not in (B, V).
     places = ops.arange(ops.shape(words)[1])
     earlier = ops.less(places[None, :], places[:, None])
     repeated = ops.any(ops.logical_and(ops.equal(words[:, :, None], words[:, None, :]), earlier), axis=2)
@@ -140,7 +140,7 @@ def bag_of_words_loss(logits: Tensor, token_ids: Tensor, end_token_id: int) -> T
 
 
 def contrastive_pairs(image_embeddings: Tensor, text_embeddings: Tensor, logit_scale: Tensor) -> PairLosses:
-    """`contrastive_loss` and the matches, from one pass; arguments as there."""
+    """Returns `contrastive_loss` and the matches, from one pass; arguments as of `contrastive_loss`."""
     own = positive_logits(image_embeddings, text_embeddings, logit_scale)
     negatives = negatives_logsumexp(image_embeddings, text_embeddings, logit_scale)
     # Cross-entropy as softplus(others - own), without cancellation where the probability of the own pair is nearly one.
@@ -149,7 +149,7 @@ def contrastive_pairs(image_embeddings: Tensor, text_embeddings: Tensor, logit_s
 
 
 def positive_logits(image_embeddings: Tensor, text_embeddings: Tensor, logit_scale: Tensor) -> Tensor:
-    """The logit of each matching pair.
+    """Returns the logit of each matching pair.
 
     Args:
         image_embeddings: float tensor (B, E), unit length.
@@ -160,17 +160,17 @@ def positive_logits(image_embeddings: Tensor, text_embeddings: Tensor, logit_sca
         float32 (B,).
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes that do not match.
     """
     images, texts = _pairs(image_embeddings, text_embeddings)
     return ops.exp(_scalar(logit_scale, "logit_scale")) * ops.sum(images * texts, axis=1)
 
 
 def negatives_logsumexp(image_embeddings: Tensor, text_embeddings: Tensor, logit_scale: Tensor) -> Negatives:
-    """The log-sum-exp of the logits of all non-matching pairs of the global batch, in both directions.
+    """Returns the log-sum-exp of the logits of all non-matching pairs of the global batch, in both directions.
 
-    This is what a pair loss of your own is made of: it is computed tile by tile, so that the matrix of similarities is
-    never held, and its gradient is exact over replicas and micro-batches. It can be called several times with different
+    Use it to define your own loss of pairs: it is computed tile by tile, so that the matrix of similarities is never
+    stored, and its gradient is exact over replicas and micro-batches. It can be called several times with different
     scales; `examples/hard_negative_loss.py` does so.
 
     Args:
@@ -183,13 +183,13 @@ def negatives_logsumexp(image_embeddings: Tensor, text_embeddings: Tensor, logit
         non-matching pairs, and all values are about -1e30.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes that do not match.
     """
     images, texts = _pairs(image_embeddings, text_embeddings)
     log_scale = _scalar(logit_scale, "logit_scale")
     offset = distribution.replica_offset(size(images))
     both = bidirectional_logsumexp(images, distribution.gather(texts), log_scale, _number(offset))
-    (by_row, by_column), (row_highest, column_highest) = _halves(both, images)
+    (by_row, by_column), (row_highest, column_highest) = _by_row_and_column(both, images)
     if distribution.replica_count() > 1:
         by_column = ops.logsumexp(distribution.gather(by_column[None]), axis=0)
     by_column = by_column[offset : offset + size(images)]
@@ -213,13 +213,13 @@ def with_matches(loss: Tensor, own: Tensor, negatives: Negatives) -> PairLosses:
 def sigmoid_pairs(
     image_embeddings: Tensor, text_embeddings: Tensor, logit_scale: Tensor, logit_bias: Tensor
 ) -> PairLosses:
-    """`sigmoid_loss` and the matches, from one pass; arguments as there."""
+    """Returns `sigmoid_loss` and the matches, from one pass; arguments as of `sigmoid_loss`."""
     images, texts = _pairs(image_embeddings, text_embeddings)
     log_scale, bias = _scalar(logit_scale, "logit_scale"), _scalar(logit_bias, "logit_bias")
     own = ops.exp(log_scale) * ops.sum(images * texts, axis=1) + bias
     offset = distribution.replica_offset(size(images))
     both = sum_of_softplus(images, distribution.gather(texts), log_scale, bias, _number(offset))
-    (by_row, _), (row_highest, column_highest) = _halves(both, images)
+    (by_row, _), (row_highest, column_highest) = _by_row_and_column(both, images)
     return PairLosses(
         ops.softplus(-own) + by_row, *_matched(own, row_highest, _own_columns(column_highest, offset, images))
     )
@@ -258,18 +258,18 @@ def _scalar(x, name):
 
 
 def _number(offset):
-    """The offset as float32, which custom gradients take; exact up to 16 million."""
+    """Returns the offset as float32, which custom gradients require; it is exact up to 16 million."""
     return ops.cast(ops.convert_to_tensor(offset), "float32")
 
 
-def _halves(both, images):
-    """The result of a primitive as ((by row, by column), (maximum by row, maximum by column))."""
+def _by_row_and_column(both, images):
+    """Splits the result of a primitive into ((by row, by column), (maximum by row, maximum by column))."""
     count = size(images)
     return (both[0, :count], both[0, count:]), (both[1, :count], both[1, count:])
 
 
 def _own_columns(column_highest, offset, images):
-    """The maxima over the images of all replicas, of the texts of this one."""
+    """Returns the maxima over the images of all replicas, for the texts of this replica."""
     if distribution.replica_count() > 1:
         column_highest = ops.max(distribution.gather(column_highest[None]), axis=0)
     return column_highest[offset : offset + size(images)]

@@ -1,10 +1,9 @@
 """CLIP: two encoders, two projection heads, one temperature (Radford et al., 2021, figure 3).
 
-Training is Keras' own: `compute_loss` is the one hook, on every backend. The loss is that of the global batch.
+Keras' own `fit` trains the model, through the hook `compute_loss` on every backend. The loss is that of the global
+batch.
 """
 
-import contextlib
-import gc
 import os
 
 import keras
@@ -14,10 +13,13 @@ from keras_clip import compat, distribution
 from keras_clip.data.images import ImagePreprocessor
 from keras_clip.data.tokenizer import CLIPTokenizer
 from keras_clip.encoders.contract import attribute, features_shape, images_shape, preprocessor_for
-from keras_clip.export import export_image_model, export_text_model
+from keras_clip.export import export_image_model, export_pair_model, export_text_model
+from keras_clip.layers.composite import CompositeModel
 from keras_clip.layers.contrastive_loss import ContrastiveLoss
 from keras_clip.layers.embeddings import PixelNormalization
+from keras_clip.layers.input_shapes import check_images, check_images_shape
 from keras_clip.layers.projection import ProjectionHead
+from keras_clip.step.compile_checks import check_pairs_only
 from keras_clip.step.trainer import Branch, GlobalBatchTrainer
 from keras_clip.types import Tensor
 
@@ -32,65 +34,46 @@ def _check_end_token(tokenizer, encoder) -> None:
         )
 
 
-def _is_quantizable(layer) -> bool:
-    return isinstance(layer, keras.layers.Dense | keras.layers.EinsumDense | keras.layers.Embedding)
-
-
-@contextlib.contextmanager
-def _one_collection():
-    """Keras collects garbage after every weight that it drops, a minute in a large program. Here it does so once."""
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-        gc.collect()
-
-
-class _Embedder(keras.Model):
+class _Embedder(CompositeModel):
     """An encoder and its projection head."""
 
-    # Keras rebuilds a saved model from its configuration, which does not say that layers inside were quantised.
-    quantization = None
+    @property
+    def quantization(self) -> str | None:
+        """The mode of the first layer inside that is quantised, such as "int8"; None without one."""
+        modes = (layer.quantization_mode for layer in compat.all_layers(self))
+        return next((mode for mode in modes if mode is not None), None)
 
-    def quantize(self, mode: str = "int8", **kwargs) -> None:
-        """Makes the linear layers and embeddings compute in int8: a quarter of the memory, for inference.
+    def features(self, inputs: Tensor, training: bool = False) -> Tensor:
+        """Computes the features that the projection head maps to embeddings.
 
         Args:
-            mode: "int8".
-            kwargs: as of `keras.Model.quantize`.
+            inputs: as `call` takes them.
+            training: bool.
+
+        Returns:
+            Features (B, D).
         """
-        with _one_collection():
-            super().quantize(mode, **{"filters": _is_quantizable, **kwargs})
-        self._note_quantization(mode)
-
-    def _note_quantization(self, mode):
-        self.quantization = mode
-        compat.forget_step(self, evaluation=True)
-
-    def _embed(self, inputs, training):
         # A locked encoder does not learn and does not drop: its statistics and its patches stay as they are.
-        training = bool(training) and self.encoder.trainable
-        return self.projection(self.encoder(inputs, training=training))
+        return self.encoder(inputs, training=bool(training) and self.encoder.trainable)
 
     @property
     def embed_dim(self) -> int:
         return self.projection.embed_dim
 
     def build(self, input_shape=None):
-        """The parts are built by the constructor."""
+        """Does nothing: the constructor builds all parts."""
 
     def get_config(self):
         return {
             **super().get_config(),
             "encoder": keras.saving.serialize_keras_object(self.encoder),
             "embed_dim": self.embed_dim,
-            "quantization": self.quantization,
         }
 
     @classmethod
-    def from_config(cls, config):
+    def _from_own_config(cls, config):
         config = _deserialized(config)
+        # Of files that an earlier version saved.
         mode = config.pop("quantization", None)
         embedder = cls(**config)
         if mode is not None:
@@ -107,7 +90,7 @@ def _deserialized(config):
 
 @keras.saving.register_keras_serializable(package="keras_clip")
 class ImageEmbedder(_Embedder):
-    """The image half of a CLIP: pixels to unit-length embeddings.
+    """The image tower of a CLIP: it maps pixels to unit-length embeddings.
 
     Args:
         encoder: Keras model or layer, images (B, H, W, 3) -> features (B, D). A Keras model may take more axes before
@@ -125,7 +108,7 @@ class ImageEmbedder(_Embedder):
         float32 embeddings (B, E) of unit length.
 
     Raises:
-        ValueError: the encoder does not give (B, D), or does not tell its image size.
+        ValueError: the encoder does not return (B, D), or its image size is unknown; images of another size.
     """
 
     def __init__(
@@ -134,6 +117,7 @@ class ImageEmbedder(_Embedder):
         super().__init__(**kwargs)
         self.encoder = encoder
         shape = images_shape(encoder)
+        self._sides = shape[-3:-1]
         self.image_preprocessor = image_preprocessor or preprocessor_for(encoder)
         self.pixels = PixelNormalization(
             self.image_preprocessor.mean, self.image_preprocessor.std, dtype=self.dtype_policy, name="pixels"
@@ -146,34 +130,48 @@ class ImageEmbedder(_Embedder):
         )
         images = keras.KerasTensor(shape, dtype=self.compute_dtype)
         self.projection.build(features_shape(encoder, images, "image_encoder"))
-        self.built = True
+        self.mark_built()
 
     def call(self, images, training=False):
-        return self._embed(self.pixels(images), training)
+        return self.projection(self.features(images, training))
+
+    def features(self, images: Tensor, training: bool = False) -> Tensor:
+        """Computes the features that the projection head maps to embeddings.
+
+        Args:
+            images: as `call` takes them.
+            training: bool.
+
+        Returns:
+            Features (B, D).
+        """
+        check_images(images, self._sides, rank=None)
+        return super().features(self.pixels(images), training)
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Images (B, H, W, 3), uint8 or normalised floats, to float32 embeddings (B, E) of unit length."""
+        """Embeds images (B, H, W, 3), uint8 or normalised floats; returns float32 (B, E) of unit length."""
         return self(images, training=False)
 
     def export(self, filepath: str | os.PathLike, format: str = "tf_saved_model", dtype: str = "uint8") -> None:
-        """Writes the image half as a file that runs without Keras, from "images" to "image_embeddings" (B, E).
+        """Writes the image tower as a graph from "images" to "image_embeddings" (B, E) that runs without Keras.
 
-        TensorFlow must be installed on every backend. What is at `filepath` already is overwritten.
+        TensorFlow must be installed on every backend. An existing file or folder at `filepath` is overwritten.
 
         Args:
             filepath: folder of a SavedModel, or file of an ONNX or LiteRT graph.
             format: "tf_saved_model" (computes in this model's dtype policy), "onnx" or "litert" (always in float32).
-            dtype: what the graph takes: "uint8" for the pixels of `image_preprocessor.to_uint8`, "float32" for the
+            dtype: input dtype of the graph: "uint8" for the pixels of `image_preprocessor.to_uint8`, "float32" for the
                 normalised images of `image_preprocessor`.
 
         Raises:
             ValueError: an unknown format or dtype.
             ImportError: TensorFlow or the ONNX converter is not installed.
-            RuntimeError: on JAX and torch: the TensorFlow process that exports failed.
+            RuntimeError: on JAX and torch, the TensorFlow process that exports the graph failed.
         """
         export_image_model(self, filepath, format, images_shape(self.encoder)[1:-1], "image_embeddings", dtype)
 
     def compute_output_spec(self, images, training=False):
+        check_images_shape(images.shape, self._sides, rank=None)
         return keras.KerasTensor((images.shape[0], self.embed_dim), dtype="float32")
 
     def get_config(self):
@@ -183,7 +181,7 @@ class ImageEmbedder(_Embedder):
 
 @keras.saving.register_keras_serializable(package="keras_clip")
 class TextEmbedder(_Embedder):
-    """The text half of a CLIP: token ids to unit-length embeddings.
+    """The text tower of a CLIP: it maps token ids to unit-length embeddings.
 
     Args:
         encoder: Keras model or layer, token ids (B, L) -> features (B, D).
@@ -191,15 +189,15 @@ class TextEmbedder(_Embedder):
         tokenizer: `CLIPTokenizer` or None. None: one for the encoder's context length.
 
     Call arguments:
-        token_ids: int tensor (B, L), as the tokenizer gives them; may be cut to the longest text of the batch.
+        token_ids: int tensor (B, L), as the tokenizer returns them; L may be that of the longest text of the batch.
         training: bool.
 
     Returns:
         float32 embeddings (B, E) of unit length.
 
     Raises:
-        ValueError: the encoder does not give (B, D), does not tell its context length, or looks for another end token
-            than the tokenizer's.
+        ValueError: the encoder does not return (B, D), its context length is unknown, or its end token is not that of
+            the tokenizer.
     """
 
     def __init__(self, encoder: keras.layers.Layer, embed_dim: int, tokenizer: CLIPTokenizer | None = None, **kwargs):
@@ -211,34 +209,34 @@ class TextEmbedder(_Embedder):
         self.projection = ProjectionHead(embed_dim, dtype=self.dtype_policy, name="text_projection")
         token_ids = keras.KerasTensor((None, length), dtype="int32")
         self.projection.build(features_shape(encoder, token_ids, "text_encoder"))
-        self.built = True
+        self.mark_built()
 
     def call(self, token_ids, training=False):
-        return self._embed(token_ids, training)
+        return self.projection(self.features(token_ids, training))
 
     def encode_text(self, token_ids: Tensor) -> Tensor:
-        """Token ids (B, L) to float32 embeddings (B, E) of unit length."""
+        """Embeds token ids (B, L); returns float32 (B, E) of unit length."""
         return self(token_ids, training=False)
 
     def export(self, filepath: str | os.PathLike, format: str = "tf_saved_model", strings: bool = False) -> None:
-        """Writes the text half as a file that runs without Keras, from "token_ids" to "text_embeddings" (B, E).
+        """Writes the text tower as a graph from "token_ids" to "text_embeddings" (B, E) that runs without Keras.
 
-        TensorFlow must be installed on every backend. What is at `filepath` already is overwritten.
+        TensorFlow must be installed on every backend. An existing file or folder at `filepath` is overwritten.
 
-        With `strings` the graph has the tokenizer in it and takes "texts", a tensor of strings (B,). Its token ids are
-        those of `CLIPTokenizer` for every text that needs neither ftfy's repairs nor HTML unescaping; what is too long
-        is cut.
+        With `strings` the graph contains the tokenizer and takes "texts", a tensor of strings (B,). Its token ids are
+        those of `CLIPTokenizer` for every text that needs neither ftfy's repairs nor HTML unescaping; texts that are
+        too long are truncated.
 
         Args:
             filepath: folder of a SavedModel, or file of an ONNX or LiteRT graph.
             format: "tf_saved_model" (computes in this model's dtype policy), "onnx" or "litert" (always in float32).
-                The graph takes int32 (B, context_length), as the tokenizer gives them.
-            strings: whether it takes texts instead; "tf_saved_model" only.
+                The graph takes int32 (B, context_length), as the tokenizer returns them.
+            strings: whether the graph takes texts instead; "tf_saved_model" only.
 
         Raises:
             ValueError: an unknown format.
             ImportError: TensorFlow or the ONNX converter is not installed.
-            RuntimeError: on JAX and torch: the TensorFlow process that exports failed.
+            RuntimeError: on JAX and torch, the TensorFlow process that exports the graph failed.
         """
         export_text_model(self, filepath, format, self.tokenizer.context_length, strings)
 
@@ -273,24 +271,24 @@ def _loss_config(layer) -> dict:
 
 @keras.saving.register_keras_serializable(package="keras_clip")
 class CLIPModel(GlobalBatchTrainer):
-    """Two encoders that learn to put an image and its caption in one place.
+    """Two encoders that are trained so that an image and its caption have similar embeddings.
 
-    Any Keras model that gives features (B, D) is an encoder. The weights exist after construction. `compile(optimizer)`
-    is enough: the loss is the symmetric cross-entropy over all pairs of the global batch (Radford et al., 2021, figure
-    3), computed without ever holding all similarities at once. Set `trainable = False` on an encoder to lock it (LiT):
-    its BatchNorm statistics stay too.
+    Any Keras model that returns features (B, D) is an encoder. The weights exist after construction. To train, call
+    `compile(optimizer)`: the loss is the symmetric cross-entropy over all pairs of the global batch (Radford et al.,
+    2021, figure 3), computed without storing all similarities at once. Set `trainable = False` on an encoder to lock it
+    (LiT), including its BatchNorm statistics.
 
     Args:
         image_encoder: Keras model or layer, images (B, H, W, 3) -> features (B, D).
         text_encoder: Keras model or layer, token ids (B, L) -> features (B, D); the two D may differ.
-        embed_dim: int. E, the size of the shared space.
+        embed_dim: int. E, the dimension of the shared space.
         tokenizer: `CLIPTokenizer` or None. None: one for the text encoder's context length.
         image_preprocessor: `ImagePreprocessor` or None. None: one for the image encoder's size and pixel range.
         loss: "contrastive", "sigmoid" (SigLIP; Zhai et al., 2023), or a layer with a method `loss_and_matches` like
             that of `layers.ContrastiveLoss`. Such a layer owns its temperature; its class must be registered with
             Keras for the model to be saved.
-        temperature: float > 0 or None. What similarities are divided by at the start; it is learned. None: 0.07, and
-            0.1 for the sigmoid loss.
+        temperature: float > 0 or None. Initial value of the learned divisor of the similarities. None: 0.07, or 0.1 for
+            the sigmoid loss.
 
     Call arguments:
         inputs: dict with "images" (B, H, W, 3), uint8 or normalised floats, and "token_ids" (B, L).
@@ -300,7 +298,7 @@ class CLIPModel(GlobalBatchTrainer):
         Dict with "image_embeddings" and "text_embeddings", float32 (B, E), unit length.
 
     Raises:
-        ValueError: an encoder that does not give (B, D), or does not tell its image size or context length.
+        ValueError: an encoder that does not return (B, D), or whose image size or context length is unknown.
     """
 
     def __init__(
@@ -327,10 +325,10 @@ class CLIPModel(GlobalBatchTrainer):
         self.text_to_image_accuracy = keras.metrics.Mean(name="text_to_image_accuracy")
         self.mean_logit_scale = keras.metrics.Mean(name="logit_scale")
         self.add_step_metrics()
-        self.built = True
+        self.mark_built()
 
     def build(self, input_shape=None):
-        """The parts are built by the constructor."""
+        """Does nothing: the constructor builds all parts."""
 
     image_encoder = property(lambda self: self.image_embedder.encoder)
     text_encoder = property(lambda self: self.text_embedder.encoder)
@@ -349,19 +347,69 @@ class CLIPModel(GlobalBatchTrainer):
 
     @property
     def branches(self) -> tuple[Branch, ...]:
-        """The inputs of the model and the halves that embed them, for the training step."""
+        """The inputs of the model and the towers that embed them, for the training step."""
         return (
-            Branch("images", self.image_embedder, "image_embeddings"),
-            Branch("token_ids", self.text_embedder, "text_embeddings", has_tokens=True),
+            Branch("images", self.image_embedder, "image_embeddings", head=self.image_projection),
+            Branch("token_ids", self.text_embedder, "text_embeddings", has_tokens=True, head=self.text_projection),
         )
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Images (B, H, W, 3), uint8 or normalised floats, to float32 embeddings (B, E) of unit length."""
+        """Embeds images (B, H, W, 3), uint8 or normalised floats; returns float32 (B, E) of unit length."""
         return self.image_embedder.encode_image(images)
 
     def encode_text(self, token_ids: Tensor) -> Tensor:
-        """Token ids (B, L) to float32 embeddings (B, E) of unit length."""
+        """Embeds token ids (B, L); returns float32 (B, E) of unit length."""
         return self.text_embedder.encode_text(token_ids)
+
+    def fit(self, *args, **options) -> keras.callbacks.History:
+        """Trains as `keras.Model.fit` does, on dicts of "images" and "token_ids".
+
+        Args:
+            args: as of `keras.Model.fit`, such as the data.
+            options: as of `keras.Model.fit`.
+
+        Returns:
+            Keras' `History`.
+
+        Raises:
+            ValueError: `y`, `sample_weight` or `class_weight` was given.
+        """
+        check_pairs_only(keras.Model.fit, args, options)
+        return super().fit(*args, **options)
+
+    def evaluate(self, *args, **options) -> dict[str, float] | list[float]:
+        """Evaluates as `keras.Model.evaluate` does, on dicts of "images" and "token_ids".
+
+        Args:
+            args: as of `keras.Model.evaluate`, such as the data.
+            options: as of `keras.Model.evaluate`.
+
+        Returns:
+            As `keras.Model.evaluate`.
+
+        Raises:
+            ValueError: `y` or `sample_weight` was given.
+        """
+        check_pairs_only(keras.Model.evaluate, args, options)
+        return super().evaluate(*args, **options)
+
+    def export(self, filepath: str | os.PathLike, format: str = "tf_saved_model", dtype: str = "uint8") -> None:
+        """Writes both halves as one file that runs without Keras.
+
+        The graph maps "images" and "token_ids", each of any number of rows, to "image_embeddings" and
+        "text_embeddings". `clip.image_embedder.export` and `clip.text_embedder.export` write one half; the graph of
+        texts can have the tokenizer in it.
+
+        Args:
+            filepath: folder of a SavedModel, or file of an ONNX or LiteRT graph.
+            format: "tf_saved_model" (computes in this model's dtype policy), "onnx" or "litert" (always in float32).
+            dtype: dtype of the images, as of `ImageEmbedder.export`.
+
+        Raises:
+            As `ImageEmbedder.export`.
+        """
+        sides = images_shape(self.image_encoder)[1:-1]
+        export_pair_model(self, filepath, format, sides, self.tokenizer.context_length, dtype=dtype)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """Returns global_loss / R on each of R replicas, so that the sum over replicas is the loss of the global batch.
@@ -372,7 +420,7 @@ class CLIPModel(GlobalBatchTrainer):
         meaning in a contrastive batch.
 
         Raises:
-            ValueError: `y` or `sample_weight` was given.
+            ValueError: `y` or `sample_weight` is given.
         """
         if y is not None or sample_weight is not None:
             raise ValueError(
@@ -384,29 +432,10 @@ class CLIPModel(GlobalBatchTrainer):
         self.text_to_image_accuracy.update_state(distribution.gather(pairs.text_matched))
         if self.logit_scale is not None:
             self.mean_logit_scale.update_state(self.logit_scale)
-        replicas = distribution.replica_count()
-        # Replicas may hold unequal parts of the batch, so the sum is divided by the number of all pairs.
-        count = distribution.total(ops.cast(ops.shape(pairs.loss)[0], "float32"))
-        loss = ops.sum(pairs.loss) / count
-        if replicas > 1:
-            loss = loss + ops.stop_gradient(distribution.total(loss) / replicas - loss)
+        loss, replicas = distribution.global_mean(pairs.loss), distribution.replica_count()
         for penalty in [*self.losses, y_pred.get("penalty", 0.0)]:
             loss = loss + ops.sum(ops.cast(penalty, "float32")) / replicas
         return loss
-
-    def quantize(self, mode: str = "int8", **kwargs) -> None:
-        """Makes the linear layers and embeddings of both halves compute in int8, for inference.
-
-        Either half alone: `clip.image_embedder.quantize("int8")`. A quantised model is saved and loaded as it is.
-
-        Args:
-            mode: "int8".
-            kwargs: as of `keras.Model.quantize`.
-        """
-        with _one_collection():
-            super().quantize(mode, **{"filters": _is_quantizable, **kwargs})
-        self.image_embedder._note_quantization(mode)
-        self.text_embedder._note_quantization(mode)
 
     def get_config(self):
         image, text = self.image_embedder, self.text_embedder
@@ -419,15 +448,15 @@ class CLIPModel(GlobalBatchTrainer):
             "tokenizer": serialize(text.tokenizer),
             "image_preprocessor": serialize(image.image_preprocessor),
             **_loss_config(self.contrast),
-            "quantization": [image.quantization, text.quantization],
         }
 
     @classmethod
-    def from_config(cls, config):
+    def _from_own_config(cls, config):
         config = _deserialized(config)
+        # Of files that an earlier version saved.
         modes = config.pop("quantization", (None, None))
         clip = cls(**config)
-        for half, mode in zip((clip.image_embedder, clip.text_embedder), modes, strict=True):
+        for tower, mode in zip((clip.image_embedder, clip.text_embedder), modes, strict=True):
             if mode is not None:
-                half.quantize(mode)
+                tower.quantize(mode)
         return clip

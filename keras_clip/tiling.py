@@ -21,23 +21,24 @@ import keras
 from keras import ops
 
 from keras_clip import distribution
+from keras_clip.custom_gradient import custom_gradient
 from keras_clip.types import Tensor
 
-# The most rows of a tile on each device, and elements of a tile there: this many, or a quarter of the elements of the
-# columns if that is more, since large batches are computed on large devices.
+# Largest number of rows and of elements of a tile on each device. If a quarter of the elements of the columns is more,
+# this is the limit instead, since large batches are computed on large devices.
 TILE_ROWS = 1024
 TILE_AREA = 2**20
-# In place of minus infinity, with which a row that has no other column would become NaN.
+# Replaces minus infinity, which would give NaN for a row without negatives.
 LOWEST = -1e30
 
 
 class _Axis(NamedTuple):
-    """How the rows or the columns are divided into blocks.
+    """The division of rows or columns into blocks.
 
     Attributes:
         blocks: number of blocks.
-        width: rows of a block, on each device.
-        is_padded: whether the blocks may have more rows than the tensor.
+        width: number of rows of a block on each device.
+        is_padded: whether the blocks together may have more rows than the tensor.
         shards: number of devices over which the first axis is sharded; each block has a part on every device.
     """
 
@@ -47,7 +48,7 @@ class _Axis(NamedTuple):
     shards: int
 
     def cut(self, x):
-        """(n, ...) as (blocks, shards * width, ...), zeros added at the end of each shard."""
+        """Divides (n, ...) into (blocks, shards * width, ...), with zeros added at the end of each shard."""
         shape = x.shape[1:]
         x = ops.reshape(x, (self.shards, -1, *shape))
         if self.is_padded:
@@ -74,7 +75,7 @@ def _compiled(function):
 
     @functools.wraps(function)
     def call(*args):
-        # The compiled function depends on these as well.
+        # The compiled function depends on these values too.
         return compiled((keras.distribution.distribution(), TILE_ROWS, TILE_AREA), *args)
 
     return call
@@ -97,7 +98,7 @@ def _loop(body, count, state: tuple):
 def _loop_tensorflow(body, count, state):
     import tensorflow as tf
 
-    # Setting a block of a tensor would copy the tensor.
+    # TensorArrays avoid a copy of the whole tensor for each block that is set.
     arrays = [tf.TensorArray(x.dtype, size=size(x), element_shape=x.shape[1:], clear_after_read=False) for x in state]
     arrays = tuple(array.unstack(x) for array, x in zip(arrays, state, strict=True))
     _, *arrays = tf.while_loop(
@@ -111,7 +112,7 @@ def _get(x, i):
 
 
 def _put(x, i, block):
-    """Sets a block, in place."""
+    """Sets a block in place."""
     if hasattr(x, "write"):
         return x.write(i, block)
     if keras.backend.backend() == "jax":
@@ -121,12 +122,12 @@ def _put(x, i, block):
 
 
 def size(x: Tensor, axis: int = 0) -> int | Tensor:
-    """The length of an axis: a Python int if it is known statically, else a scalar tensor."""
+    """Returns the length of an axis: a Python int if it is known statically, else a scalar tensor."""
     return x.shape[axis] if x.shape[axis] is not None else ops.shape(x)[axis]
 
 
 def _grid(b, n, embed_dim, shards=1):
-    """Divides b rows and n columns into blocks as equal as possible, to pad little."""
+    """Divides b rows and n columns into blocks of nearly equal size, so that little padding is needed."""
     maximum = max if isinstance(n, int) and isinstance(b, int) else ops.maximum
     area = maximum(TILE_AREA, n * embed_dim // 4)
 
@@ -149,14 +150,14 @@ def _matmul(a, b):
 
 
 def _exp(x):
-    """`ops.exp`, in place on torch."""
+    """Returns `ops.exp(x)`, computed in place on torch."""
     return x.exp_() if keras.backend.backend() == "torch" else ops.exp(x)
 
 
 def _mask_positives_and_padding(logits, row_numbers, column_numbers, is_padded):
     """Sets the logits of positives, whose numbers are equal, and of padding, whose number is zero, to `LOWEST`."""
     if keras.backend.backend() == "torch":
-        # One index for each row instead of a mask as large as the tile.
+        # Uses one index per row instead of a mask as large as the tile.
         at = (row_numbers - column_numbers[0]).clamp(0, len(column_numbers) - 1).long()[:, None]
         is_positive = column_numbers[at] == row_numbers[:, None]
         logits.scatter_(1, at, ops.where(is_positive, LOWEST, logits.gather(1, at)))
@@ -186,7 +187,7 @@ def _each_tile(step: Callable, rows, columns, row_state, column_state, scale, bi
         Both states after the last tile.
     """
     b, n = size(rows[0]), size(columns[0])
-    # Each device holds its rows and all columns, which are gathered once and not for each tile.
+    # Each device holds its rows and all columns; the columns are gathered once, not for each tile.
     whole, shards = distribution.replicate, distribution.row_shards()
     shards = shards if isinstance(b, int) and b % shards == 0 else 1
     by_row, by_column = _grid(b, n, rows[0].shape[1], shards)
@@ -226,7 +227,7 @@ def _add_logsumexp(logits, state, axis):
 
 
 def _backward(pull, rows, columns, log_scale, bias, offset, by_row, by_column):
-    """Gradients of rows, columns, log_scale and bias.
+    """Returns the gradients of rows, columns, log_scale and bias.
 
     Args:
         pull: `pull(logits, by_row, by_column)` returns the gradient with respect to a tile of logits.
@@ -247,13 +248,78 @@ def _backward(pull, rows, columns, log_scale, bias, offset, by_row, by_column):
         step, (rows, *by_row), (columns, *by_column), zeros, (ops.zeros_like(columns),), scale, bias, offset
     )
     d_columns *= scale
-    # Each logit is linear in its row, so the third is the sum of gradient times logit.
+    # Each logit is linear in its row, so the gradient of log_scale is the sum of gradient times logit.
     return d_rows, d_columns, ops.sum(rows * d_rows), *map(ops.sum, d_bias)
 
 
-@_compiled
-@ops.custom_gradient
-def bidirectional_logsumexp(rows: Tensor, columns: Tensor, log_scale: Tensor, offset: Tensor):
+def _pack(*vectors):
+    """Two results for rows (b,) and columns (n,), then two more: (2, b + n)."""
+    # `ops.stack` would keep its list of tensors in a reference cycle on torch.
+    return ops.reshape(ops.concatenate(vectors), (2, -1))
+
+
+def _logsumexp_forward(rows, columns, log_scale, offset):
+    def step(logits, _, __, row_state, column_state):
+        return _add_logsumexp(logits, row_state, axis=1), _add_logsumexp(logits, column_state, axis=0)
+
+    states = [(ops.full((size(x),), LOWEST, "float32"), ops.zeros((size(x),), "float32")) for x in (rows, columns)]
+    states = _each_tile(step, (rows,), (columns,), *states, ops.exp(log_scale), None, offset)
+    row_lse, column_lse = (highest + ops.log(total) for highest, total in states)
+    result = _pack(row_lse, column_lse, *(highest for highest, _ in states))
+    return result, (rows, columns, log_scale, offset, row_lse, column_lse)
+
+
+def _logsumexp_backward(saved, upstream):
+    rows, columns, log_scale, offset, row_lse, column_lse = saved
+
+    def pull(logits, row, column):
+        (row_lse, by_row), (column_lse, by_column) = row, column
+        g = _exp(logits - row_lse[:, None])
+        g *= by_row[:, None]
+        logits -= column_lse
+        h = _exp(logits)
+        h *= by_column
+        g += h
+        return g
+
+    b = size(rows)
+    more = (row_lse, upstream[0, :b]), (column_lse, upstream[0, b:])
+    return (*_backward(pull, rows, columns, log_scale, None, offset, *more), ops.zeros_like(offset))
+
+
+def _softplus_forward(rows, columns, log_scale, bias, offset):
+    def step(logits, _, __, row_state, column_state):
+        (row_highest, total), (column_highest,) = row_state, column_state
+        row_highest = ops.maximum(row_highest, ops.max(logits, axis=1))
+        column_highest = ops.maximum(column_highest, ops.max(logits, axis=0))
+        return (row_highest, total + ops.sum(ops.softplus(logits), axis=1)), (column_highest,)
+
+    highest = [ops.full((size(x),), LOWEST, "float32") for x in (rows, columns)]
+    first = (highest[0], ops.zeros_like(highest[0])), (highest[1],)
+    (row_highest, total), (column_highest,) = _each_tile(
+        step, (rows,), (columns,), *first, ops.exp(log_scale), bias, offset
+    )
+    result = _pack(total, ops.zeros_like(column_highest), row_highest, column_highest)
+    return result, (rows, columns, log_scale, bias, offset)
+
+
+def _softplus_backward(saved, upstream):
+    rows, columns, log_scale, bias, offset = saved
+
+    def pull(logits, row, _):
+        g = ops.sigmoid(logits)
+        g *= row[0][:, None]
+        return g
+
+    more = (upstream[0, : size(rows)],), ()
+    return (*_backward(pull, rows, columns, log_scale, bias, offset, *more), ops.zeros_like(offset))
+
+
+_logsumexp = _compiled(custom_gradient(_logsumexp_forward, _logsumexp_backward))
+_softplus = _compiled(custom_gradient(_softplus_forward, _softplus_backward))
+
+
+def bidirectional_logsumexp(rows: Tensor, columns: Tensor, log_scale: Tensor, offset: Tensor) -> Tensor:
     """Log-sum-exp of the logits of all non-matching pairs, by row and by column.
 
     Args:
@@ -266,38 +332,10 @@ def bidirectional_logsumexp(rows: Tensor, columns: Tensor, log_scale: Tensor, of
         float32 (2, b + n). First row: the log-sum-exp of each row, then of each column. Second row: the largest logit
         of each, without a gradient. Where the positive is the only pair, both are about -1e30.
     """
-
-    def step(logits, _, __, row_state, column_state):
-        return _add_logsumexp(logits, row_state, axis=1), _add_logsumexp(logits, column_state, axis=0)
-
-    states = [(ops.full((size(x),), LOWEST, "float32"), ops.zeros((size(x),), "float32")) for x in (rows, columns)]
-    states = _each_tile(step, (rows,), (columns,), *states, ops.exp(log_scale), None, offset)
-    row_lse, column_lse = (highest + ops.log(total) for highest, total in states)
-    result = ops.stack([ops.concatenate([row_lse, column_lse]), ops.concatenate([highest for highest, _ in states])])
-
-    def grad(*args, upstream=None):
-        upstream = (args[0] if upstream is None else upstream)[0]
-
-        def pull(logits, row, column):
-            (row_lse, by_row), (column_lse, by_column) = row, column
-            g = _exp(logits - row_lse[:, None])
-            g *= by_row[:, None]
-            logits -= column_lse
-            h = _exp(logits)
-            h *= by_column
-            g += h
-            return g
-
-        b = size(rows)
-        more = (row_lse, upstream[:b]), (column_lse, upstream[b:])
-        return (*_backward(pull, rows, columns, log_scale, None, offset, *more), ops.zeros_like(offset))
-
-    return result, grad
+    return _logsumexp(rows, columns, log_scale, offset)
 
 
-@_compiled
-@ops.custom_gradient
-def sum_of_softplus(rows: Tensor, columns: Tensor, log_scale: Tensor, bias: Tensor, offset: Tensor):
+def sum_of_softplus(rows: Tensor, columns: Tensor, log_scale: Tensor, bias: Tensor, offset: Tensor) -> Tensor:
     """Sum over each row of softplus(logit + bias), non-matching pairs only.
 
     Args:
@@ -308,30 +346,4 @@ def sum_of_softplus(rows: Tensor, columns: Tensor, log_scale: Tensor, bias: Tens
         float32 (2, b + n). First row: the sum of each row, then zeros. Second row: the largest logit + bias of each row
         and of each column, without a gradient.
     """
-
-    def step(logits, _, __, row_state, column_state):
-        (row_highest, total), (column_highest,) = row_state, column_state
-        row_highest = ops.maximum(row_highest, ops.max(logits, axis=1))
-        column_highest = ops.maximum(column_highest, ops.max(logits, axis=0))
-        return (row_highest, total + ops.sum(ops.softplus(logits), axis=1)), (column_highest,)
-
-    highest = [ops.full((size(x),), LOWEST, "float32") for x in (rows, columns)]
-    first = (highest[0], ops.zeros_like(highest[0])), (highest[1],)
-    (row_highest, total), (column_highest,) = _each_tile(
-        step, (rows,), (columns,), *first, ops.exp(log_scale), bias, offset
-    )
-    sums = ops.concatenate([total, ops.zeros_like(column_highest)])
-    result = ops.stack([sums, ops.concatenate([row_highest, column_highest])])
-
-    def grad(*args, upstream=None):
-        upstream = (args[0] if upstream is None else upstream)[0]
-
-        def pull(logits, row, _):
-            g = ops.sigmoid(logits)
-            g *= row[0][:, None]
-            return g
-
-        more = (upstream[: size(rows)],), ()
-        return (*_backward(pull, rows, columns, log_scale, bias, offset, *more), ops.zeros_like(offset))
-
-    return result, grad
+    return _softplus(rows, columns, log_scale, bias, offset)

@@ -7,8 +7,8 @@
 | P | patch size in pixels |
 | N | patches of an image |
 | L | tokens of a text |
-| D | width of a transformer, or of the features that an encoder gives |
-| E | `embed_dim`, the size of the space that images and texts share |
+| D | width of a transformer, or dimension of the features of an encoder |
+| E | `embed_dim`, the dimension of the space that images and texts share |
 | K | classes |
 | T | templates |
 | V | vocabulary |
@@ -17,5 +17,5 @@
 
 from typing import Any
 
-# A tensor of whichever backend runs, or what it accepts as one (a NumPy array, a list of numbers).
+# A tensor of the current backend, or a value that it accepts as one (a NumPy array, a list of numbers).
 Tensor = Any

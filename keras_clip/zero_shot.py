@@ -12,6 +12,7 @@ from keras import ops
 from keras_clip.data.images import ImagePreprocessor
 from keras_clip.encoders.contract import images_shape
 from keras_clip.export import export_image_model
+from keras_clip.layers.composite import CompositeModel
 from keras_clip.model import CLIPModel, ImageEmbedder, TextEmbedder
 from keras_clip.prompts import validate_class_names, validate_templates
 from keras_clip.types import Tensor
@@ -113,7 +114,7 @@ def _tokenize(tokenizer, prompts: list[str]) -> np.ndarray:
 
 
 @keras.saving.register_keras_serializable(package="keras_clip")
-class ZeroShotClassifier(keras.Model):
+class ZeroShotClassifier(CompositeModel):
     """Classifies images among classes given by their names, without training on these classes.
 
     The classifier holds the image embedder of the CLIP and the class embeddings, not the text encoder. It shares the
@@ -169,8 +170,11 @@ class ZeroShotClassifier(keras.Model):
         self.class_embeddings = self.add_weight(name="class_embeddings", shape=shape, **fixed)
         self.class_embeddings.assign(class_embeddings)
         self.logit_scale = self.add_weight(name="logit_scale", shape=(), **fixed)
-        self.logit_scale.assign(ops.convert_to_tensor(clip.logit_scale if logit_scale is None else logit_scale))
-        self.built = True
+        # A copy: JAX would share one array with `clip`, whose steps free it.
+        self.logit_scale.assign(
+            _to_numpy(ops.convert_to_tensor(clip.logit_scale if logit_scale is None else logit_scale))
+        )
+        self.mark_built()
 
     def build(self, input_shape=None):
         """Does nothing: the constructor builds all parts."""
@@ -205,6 +209,7 @@ class ZeroShotClassifier(keras.Model):
 
     def compute_output_spec(self, images, training=False):
         images = images["images"] if isinstance(images, dict) else images
+        self.image_embedder.compute_output_spec(images)
         return keras.KerasTensor((images.shape[0], len(self.names_per_class)), dtype="float32")
 
     def evaluate(
@@ -310,8 +315,7 @@ class ZeroShotClassifier(keras.Model):
         }
 
     @classmethod
-    def from_config(cls, config):
-        config = dict(config)
+    def _from_own_config(cls, config):
         image_embedder = keras.saving.deserialize_keras_object(config.pop("clip"))
         # Placeholders: the values are restored from the weights file.
         zeros = np.zeros((len(config["class_names"]), image_embedder.embed_dim), np.float32)

@@ -1,12 +1,13 @@
-"""What every test shares: the backend of the process, the lanes, the skip policy, and a few fixtures.
+"""Settings and fixtures that all tests share: the backend of the process, the lanes and the skip policy.
 
 One process tests one backend, that of `KERAS_BACKEND`. Tests marked `backend_free` do not depend on it. `--lane free`
-selects them and `--lane backend` the others; without the option a process of TensorFlow runs both, one of another
-backend the others. Modules of which nothing runs are not even imported. With `--claims FOLDER`, several processes share
-a lane: each claims a module in that folder before it runs it, and leaves out what another has claimed.
+selects them and `--lane backend` the others. Without the option, a TensorFlow process runs both, and a process of
+another backend runs the others only. Modules without a test to run are not imported. With `--claims FOLDER`, several
+processes share a lane: each claims a module in that folder before it runs the module, and leaves out the modules that
+another process has claimed.
 
-A test may be skipped for one of four causes, and the reason it gives must begin with one of `ALLOWED_SKIPS`; under
-`--strict-skips`, as `make test` runs it, any other skip fails.
+A test may be skipped for one of four causes, and its reason must begin with one of `ALLOWED_SKIPS`. With
+`--strict-skips`, which `make test` sets, any other skip is a failure.
 """
 
 import ast
@@ -45,19 +46,19 @@ def pytest_report_header(config):
 
 
 def pytest_collection_finish():
-    # What is imported stays: looking through it for garbage, again and again, takes a good part of the tests' time.
+    # Imported modules are never freed. Scanning them in every garbage collection takes a large part of the tests' time.
     gc.freeze()
 
 
 def _lane(config):
-    """ "free", "backend" or None for both."""
+    """Returns "free", "backend", or None for both."""
     return config.getoption("--lane") or (None if os.environ["KERAS_BACKEND"] == "tensorflow" else "backend")
 
 
 def pytest_ignore_collect(collection_path, config):
     """Leaves out, without importing them, modules of which no test runs in this process."""
     lane, claims = _lane(config), config.getoption("--claims")
-    # Folders above the root are visited too where the root is not the repository.
+    # pytest also visits folders above the root where the root is not the repository.
     is_inside = collection_path.is_relative_to(config.rootpath)
     if collection_path.suffix != ".py" or lane is None or not is_inside:
         return None
@@ -68,7 +69,7 @@ def pytest_ignore_collect(collection_path, config):
 
 
 def _is_backend_free(source):
-    """Whether a module marks all of its tests, by `pytestmark`."""
+    """Returns whether a module marks all of its tests `backend_free`, by `pytestmark`."""
     for statement in ast.parse(source).body:
         if isinstance(statement, ast.Assign) and any(ast.unparse(name) == "pytestmark" for name in statement.targets):
             return any(isinstance(part, ast.Attribute) and part.attr == "backend_free" for part in ast.walk(statement))
@@ -85,7 +86,7 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_runtestloop(session):
-    """pytest's own loop with `--claims`: over the modules that no other process has claimed."""
+    """Runs the modules that no other process has claimed, with `--claims`; otherwise, pytest's own loop runs."""
     config = session.config
     stops = session.testsfailed and not config.option.continue_on_collection_errors
     if not config.getoption("--claims") or config.option.collectonly or stops:
@@ -93,7 +94,8 @@ def pytest_runtestloop(session):
     items = _claim(session.items, config)
     item = next(items, None)
     while item is not None:
-        # The next module is claimed before its first test runs: which fixtures are torn down depends on that test.
+        # The next test is chosen, and its module claimed, before this one runs: pytest tears down the fixtures that the
+        # next test does not use.
         following = next(items, None)
         config.hook.pytest_runtest_protocol(item=item, nextitem=following)
         if session.shouldfail:
@@ -104,8 +106,37 @@ def pytest_runtestloop(session):
     return True
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item, nextitem):
+    """Frees models and compiled programs between modules when the process has grown by `GROWTH` bytes.
+
+    Models are cycles that the collector finds late, and JAX keeps every program that it has compiled: together up to
+    9 GB, twice, on a machine that runs two lanes.
+    """
+    if nextitem is None or nextitem.path == item.path:
+        return
+    grown = item.config.stash.setdefault(_RESIDENT, GROWTH)
+    if _resident_bytes() < grown + GROWTH:
+        return
+    gc.collect()
+    if os.environ["KERAS_BACKEND"] == "jax":
+        import jax
+
+        jax.clear_caches()
+    item.config.stash[_RESIDENT] = _resident_bytes()
+
+
+GROWTH = 2 * 2**30
+_RESIDENT = pytest.StashKey()
+
+
+def _resident_bytes():
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else 0
+
+
 def _claim(items, config):
-    """The tests whose modules no other process has claimed by the time that the first of them comes."""
+    """Yields the tests of the modules that this process claims; a module is claimed when its first test is reached."""
     is_ours = {}
     for item in items:
         if item.path not in is_ours:
@@ -133,7 +164,7 @@ def pytest_make_collect_report(collector):
 
 
 def _refuse_other_skips(report, config):
-    """Makes a failure of a skip (or an expected failure) outside the policy."""
+    """Turns a skip (or an expected failure) that the policy does not allow into a failure."""
     if not report.skipped or not config.getoption("--strict-skips"):
         return report
     reason = getattr(report, "wasxfail", None)
@@ -161,11 +192,11 @@ def shared_data():
 
 @pytest.fixture
 def rng():
-    """A fresh generator, the same in every test."""
+    """A random generator that starts from the same seed in every test."""
     return np.random.default_rng(0)
 
 
 @pytest.fixture
 def distributed():
-    """`subprocesses.run_distributed`: runs source text in a process of its own that has several logical devices."""
+    """`subprocesses.run_distributed`: runs source text in a new process with several logical devices."""
     return run_distributed

@@ -1,4 +1,4 @@
-"""Values and gradients on whichever backend runs, as NumPy arrays."""
+"""Values and gradients on the current backend, as NumPy arrays."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,7 +8,7 @@ from keras import ops
 
 
 def value_and_gradients(function: Callable, arrays: Sequence) -> tuple[np.ndarray, list[np.ndarray]]:
-    """The value of a pure function of tensors and its gradient by each of them.
+    """Computes the value of a pure function of tensors and its gradient with respect to each of them.
 
     Args:
         function: takes as many tensors as `arrays` has; returns a scalar tensor.
@@ -21,7 +21,7 @@ def value_and_gradients(function: Callable, arrays: Sequence) -> tuple[np.ndarra
     if keras.backend.backend() == "jax":
         import jax
 
-        # Compiled as a whole, which takes far less time than its operations one by one.
+        # Compiling the whole function takes far less time than running its operations one by one.
         value, gradients = jax.jit(jax.value_and_grad(function, argnums=tuple(range(len(tensors)))))(*tensors)
     elif keras.backend.backend() == "torch":
         tensors = [tensor.detach().clone().requires_grad_() for tensor in tensors]
@@ -38,7 +38,7 @@ def value_and_gradients(function: Callable, arrays: Sequence) -> tuple[np.ndarra
 
 
 def loss_and_gradients(function: Callable, variables: Sequence, *args) -> tuple[np.ndarray, list[np.ndarray]]:
-    """The value of `function(*args)` and its gradient by each of the Keras variables that it uses inside.
+    """Computes the value of `function(*args)` and its gradient with respect to Keras variables that it uses.
 
     Args:
         function: returns a scalar tensor, e.g. a layer's output reduced to one number.
@@ -79,5 +79,5 @@ def _torch_gradients(value, tensors):
 
 
 def _numpy(tensor):
-    # Dense, also where TensorFlow gives the slices of an embedding.
+    # The result is dense, also where TensorFlow returns the gradient of an embedding as slices.
     return ops.convert_to_numpy(ops.convert_to_tensor(tensor))

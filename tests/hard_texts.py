@@ -1,4 +1,4 @@
-"""Texts that trip tokenizers."""
+"""Texts that tokenizers often encode differently."""
 
 HARD_TEXTS = [
     "",

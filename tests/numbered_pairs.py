@@ -1,4 +1,4 @@
-"""Pairs that carry a number in both halves, written in every form a source may have."""
+"""Pairs whose image and caption encode the same number, written in every form that a source may have."""
 
 import csv
 import io
@@ -13,14 +13,14 @@ def colour(number):
 
 
 def image_file(number, size=(20, 24), form="PNG"):
-    """An image of one colour, which resizing and cropping leave alone."""
+    """Returns an image of one colour, which resizing and cropping do not change."""
     file = io.BytesIO()
     Image.new("RGB", size, colour(number)).save(file, form)
     return file.getvalue()
 
 
 def numbered(count):
-    """(key, image file, caption) of each number."""
+    """Returns (key, image file, caption) of each number."""
     return [(f"{number:03d}", image_file(number), str(number).encode()) for number in range(count)]
 
 
@@ -46,7 +46,7 @@ def write_shards(folder, samples, count=3):
 
 
 def write_records(path, rows):
-    """TFRecords of features name -> bytes or list of bytes."""
+    """Writes TFRecords of features; each row maps names to bytes or a list of bytes."""
     import tensorflow as tf
 
     with tf.io.TFRecordWriter(str(path)) as writer:
@@ -128,7 +128,7 @@ def _array_stream(folder, samples):
 
 COLUMNS = ("picture", "text")
 
-# How to store pairs in each form, and the mapping it needs.
+# For each form, the function that stores pairs, and the mapping that reading them needs.
 SOURCES = {
     "tars": (write_shards, None),
     "one tar": (lambda folder, samples: write_tar(folder / "all.tar", tar_members(samples)), None),
@@ -147,7 +147,7 @@ SOURCES = {
 
 
 class NumberTokenizer:
-    """Texts of numbers to those numbers, between a start and an end token; a stand-in for CLIPTokenizer."""
+    """Encodes texts of numbers as these numbers between a start and an end token; replaces CLIPTokenizer in tests."""
 
     context_length = 77
 
@@ -160,7 +160,7 @@ class NumberTokenizer:
 
 
 def numbers(batches):
-    """The number of each sample in order, read from its text and held against its image."""
+    """Returns the number of each sample in order, read from its text and checked against its image."""
     found = []
     for batch in batches:
         images, token_ids = np.asarray(batch["images"]), np.asarray(batch["token_ids"])
@@ -172,9 +172,9 @@ def numbers(batches):
 
 
 def decode_one_colour(monkeypatch):
-    """Lets the pipeline decode images of one colour only, for tests of something else.
+    """Makes the pipeline decode images of one colour only, for tests that do not depend on decoding.
 
-    The graph of the real decoder, of all formats, takes a second to build in each pipeline.
+    The graph of the real decoder, for all formats, takes a second to build in each pipeline.
     """
     from keras_clip.data import pairs
 
@@ -188,7 +188,7 @@ def decode_one_colour(monkeypatch):
 
 
 def draw_from_the_crop_seed(monkeypatch):
-    """Lets the pipeline give noise drawn from the seed of the crop, instead of an image: see `decode_one_colour`."""
+    """Makes the pipeline return noise drawn from the seed of the crop instead of an image: see `decode_one_colour`."""
     from keras_clip.data import pairs
 
     def pixels(decoder, image, seed):
@@ -201,6 +201,6 @@ def draw_from_the_crop_seed(monkeypatch):
 
 
 def read_all(reader):
-    """(image file, captions) of each sample of a reader."""
+    """Returns (image file, captions) of each sample of a reader."""
     images, captions = reader.read(np.arange(len(reader)))
     return list(zip(images, captions, strict=True))

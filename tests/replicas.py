@@ -1,11 +1,11 @@
-"""Trains small CLIPs as one of several replicas, and prints how far each result is from that of one device.
+"""Trains small CLIPs as one of several replicas, and prints the distance of each result from that of one device.
 
     python replicas.py <file.npz> <kind>/<devices>/<case> ...
 
-The file is what `save_references` wrote. The kinds are `KINDS`. On JAX one process can run several of them, over
-several numbers of devices; on TensorFlow it can have one strategy only. DEVICES is the number of logical devices of the
-process. Those of several processes find their place in the environment: WORLD_SIZE, RANK, MASTER_ADDR and MASTER_PORT,
-as torchrun sets them.
+`save_references` writes the file. The kinds are the keys of `KINDS`, the cases those of `CASES`. On JAX, one process
+can run several kinds, over several numbers of devices; on TensorFlow, it can have only one strategy. The environment
+variable DEVICES is the number of logical devices of the process. With several processes, WORLD_SIZE, RANK, MASTER_ADDR
+and MASTER_PORT are set as torchrun sets them.
 """
 
 import contextlib
@@ -27,25 +27,25 @@ COORDINATOR = f"{os.environ.get('MASTER_ADDR', '127.0.0.1')}:{os.environ.get('MA
 BACKEND = os.environ["KERAS_BACKEND"]
 SIZES = tiling.TILE_ROWS, tiling.TILE_AREA, projection.LOOP_MIN_ELEMENTS
 
-# It compiles quickly, and micro-batches treat an encoder as a whole. Its BatchNorm is frozen there: in training mode it
-# would see the moments of each micro-batch.
+# This encoder compiles quickly, and micro-batches do not depend on the layers of an encoder. With micro-batches its
+# BatchNorm is frozen, since in training mode it would use the moments of each micro-batch.
 QUICK = {"image_encoder": "convolution"}
 
-# What to build and how to train it: "rows", "epochs", "optimizer" and "is_frozen" are for `run`, the rest for
-# `compile`.
+# {case: (arguments of `build`, options of the training)}. The options "rows", "epochs", "optimizer" and "is_frozen" are
+# for `run`, the others for `compile`.
 CASES = {
     "plain": ({}, {}),
-    # The average of the weights is that of all steps.
+    # The averaged weights include those of every step.
     "sigmoid, averaged weights": ({"loss": "sigmoid"}, {"optimizer": {"use_ema": True, "ema_momentum": 0.5}}),
     "several tiles": ({"several_tiles": True}, {"rows": BATCH, "epochs": 1}),
     "micro-batches": (QUICK, {"is_frozen": True, "microbatch_size": 4}),
     "uneven micro-batches": (QUICK, {"is_frozen": True, "microbatch_size": 5}),
-    # One step: what it rounds, the next ones amplify.
+    # One step only, because further steps would amplify its rounding errors.
     "clipped together": (
         {},
         {"optimizer": {"global_clipnorm": 0.1, "learning_rate": 5.0}, "rows": BATCH, "epochs": 1},
     ),
-    # Half of the weights are clipped. Were all cut down, what has no gradient but for rounding would stand out.
+    # About half of the gradients are clipped. If all were, those that consist of rounding errors only would dominate.
     "clipped one by one": ({}, {"optimizer": {"clipnorm": 2.0}, "epochs": 1}),
     "compiled": ({}, {"jit_compile": True}),
     "compiled micro-batches": (QUICK, {"is_frozen": True, "jit_compile": True, "microbatch_size": 5}),
@@ -53,11 +53,16 @@ CASES = {
     "frozen BatchNorm": (QUICK, {"is_frozen": True}),
     "BatchNorm": (QUICK, {"rows": BATCH, "epochs": 1}),
     "ResNet": ({"image_encoder": "resnet"}, {"rows": BATCH, "epochs": 1}),
+    "patch dropout": ({"patch_dropout": 0.5}, {"rows": BATCH, "epochs": 1}),
+    "bag of words": (
+        {"is_predictor": True},
+        {"optimizer": {"global_clipnorm": 0.1, "learning_rate": 5.0}, "rows": BATCH, "epochs": 1},
+    ),
 }
 
 
 def split(case):
-    """Options of `build`, of `run`, and of `compile`, and whether the loss is tiled."""
+    """Returns the options of `build`, `run` and `compile`, and whether the loss has several tiles."""
     build_options, options = (dict(part) for part in CASES[case])
     is_tiled = build_options.pop("several_tiles", False)
     run_options = {key: options.pop(key) for key in ("rows", "epochs", "optimizer", "is_frozen") if key in options}
@@ -65,7 +70,7 @@ def split(case):
 
 
 def save_references(file, cases):
-    """Trains as one device does, directly and in one tile, and writes the results."""
+    """Trains on one device, without micro-batches and with one tile, and writes the results."""
     flat = {}
     for case in cases:
         build_options, run_options, *_ = split(case)
@@ -84,9 +89,9 @@ def load_reference(file, case):
 
 
 def run(case):
-    """The model, and what `train` returns of it."""
+    """Returns the trained model and the results of `train`."""
     build_options, options, compile_options, is_tiled = split(case)
-    # With 6 rows on each of two devices, columns take two tiles.
+    # With tiles of 6 rows on each of two devices, the columns take two tiles.
     tiling.TILE_ROWS, tiling.TILE_AREA, projection.LOOP_MIN_ELEMENTS = (6, 1, 1) if is_tiled else SIZES
     clip = build(**build_options)
     if options.get("is_frozen"):
@@ -123,7 +128,7 @@ def multi_worker(_):
 def data_parallel(devices):
     chosen = keras.distribution.list_devices()[: devices * WORLD_SIZE]
     assert len(chosen) == devices * WORLD_SIZE
-    # Each process reads its own part.
+    # Each process already reads only its own part.
     with keras.distribution.DataParallel(devices=chosen, auto_shard_dataset=False).scope():
         yield
 
@@ -154,7 +159,7 @@ def check_weights(clip, kind):
 
 @contextlib.contextmanager
 def backend():
-    """What there is once in a process."""
+    """Sets up the devices and the communication of this process, once."""
     if BACKEND == "tensorflow":
         import tensorflow as tf
 
@@ -180,14 +185,14 @@ def main(file, *runs):
         places.setdefault((kind, int(devices)), []).append(case)
     with backend():
         for (kind, devices), cases in places.items():
-            # One strategy for all: a second one of TensorFlow's would number its collectives like the first.
+            # All cases share one strategy: a second one of TensorFlow would number its collectives like the first.
             with KINDS[kind](devices):
                 for case in cases:
                     print(json.dumps({f"{kind}/{devices}/{case}": outcome(file, kind, case)}), flush=True)
 
 
 def outcome(file, kind, case):
-    """How far the result is from the reference, or the traceback."""
+    """Returns the distance of the result from the reference, or the traceback."""
     try:
         clip, result = run(case)
         check_weights(clip, kind)

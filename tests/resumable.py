@@ -1,10 +1,11 @@
-"""Trains a small CLIP with checkpoints, again and again until it is not killed, and writes its results.
+"""Trains a small CLIP with checkpoints, killed and restarted as the arguments say, and writes its results.
 
     python resumable.py <folder of shards> <folder> [<kill> ...]
 
-Each training is a process of its own. A `<kill>` is "step-5", which kills it before its sixth step, or "write-2", which
-does so while it writes its second checkpoint; the last one is let live. In the folder: `seen<part>.txt`, a line for
-each batch that was made (epoch, step, digest); at the end `end<part>.npz`, all variables, and `history<part>.json`.
+Each training is a new process. A `<kill>` is "step-5", which kills the process before its sixth step, or "write-2",
+which kills it while it writes its second checkpoint; the last process runs to its end. The folder then has
+`seen<part>.txt`, with a line for each batch (epoch, step, digest); `end<part>.npz`, with all variables at the end; and
+`history<part>.json`.
 """
 
 import hashlib
@@ -28,7 +29,7 @@ EPOCHS, BATCH, EVERY = 4, 8, 3
 
 
 class Tokenizer:
-    """Captions that are numbers, as tokens of the small model."""
+    """Encodes captions that are numbers as token ids of the small model."""
 
     context_length = LENGTH
 
@@ -37,7 +38,7 @@ class Tokenizer:
 
 
 class Killer(keras.callbacks.Callback):
-    """Kills the process, as a cluster would, before a step."""
+    """Kills the process before a step, as a cluster may do."""
 
     def __init__(self, steps):
         super().__init__()
@@ -54,7 +55,7 @@ def kill():
 
 
 def kill_in_write(number):
-    """Kills the process when a few tensors of the checkpoint of that number are written."""
+    """Kills the process after it has written a few tensors of the checkpoint with this number."""
     values = state.values
     left = [number]
 
@@ -121,7 +122,7 @@ def live(source, folder, kill):
 
 def main(source, folder, *kills):
     for kill in [*kills, "never"]:
-        # What takes long is imported once. No framework has begun to work before this.
+        # The slow imports ran once, in this process, and no framework has started threads before the fork.
         child = os.fork()
         if child == 0:
             live(source, Path(folder), kill)
@@ -129,7 +130,7 @@ def main(source, folder, *kills):
             os._exit(0)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         print(kill, status, *sorted(path.name for path in Path(folder, "checkpoints").iterdir()), flush=True)
-        # Of several processes, one may fail because another is gone before it is killed itself.
+        # With several processes, one may fail because another was killed first.
         if (status != 0) if kill == "never" else (status != -signal.SIGKILL and "RANK" not in os.environ):
             sys.exit(f"The training that was to be killed at {kill!r} ended with status {status}.")
 

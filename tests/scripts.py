@@ -1,4 +1,4 @@
-"""Imports the scripts of examples/ and tools/, which lie in no package, to call their functions in this process."""
+"""Imports the scripts of examples/ and tools/, which are in no package, to call their functions in this process."""
 
 import importlib.util
 import sys
@@ -8,7 +8,7 @@ from subprocesses import REPOSITORY
 
 
 def load_script(path: str) -> ModuleType:
-    """Imports a script anew, with its folder on the path, as when it is run.
+    """Imports a script again, with its folder on `sys.path`, as Python does when it runs the script.
 
     Args:
         path: relative to the repository, such as "examples/train.py".

@@ -1,4 +1,4 @@
-"""A small CLIP that trains on the same pairs in every process, and how far two trainings are apart."""
+"""A small CLIP that trains on the same pairs in every process, and the distance of two trainings."""
 
 import json
 
@@ -11,7 +11,7 @@ from keras_clip.layers.sync_batch_norm import SyncBatchNorm
 
 ROWS, LENGTH, SIDE = 48, 8, 32
 BATCH = 24
-# Steps of both trainings, each of which rounds a weight.
+# The number of steps of both trainings together, each of which rounds the weights.
 ROUNDINGS = 4
 
 
@@ -22,13 +22,15 @@ def build(
     vocabulary_size=64,
     num_layers=1,
     remat=False,
+    is_predictor=False,
     **options,
 ):
-    """A CLIP of a few thousand weights, the same in every process.
+    """Returns a CLIP with a few thousand weights, equal in every process.
 
     Args:
+        is_predictor: whether to return a `BagOfWordsPredictor` of the image encoder instead.
         image_encoder: "vit", "resnet", or "convolution": one convolution and BatchNorm, which compile quickly.
-        num_layers: blocks of each transformer. One is enough for whatever treats an encoder as a whole.
+        num_layers: blocks of each transformer. One is enough for tests that do not depend on the layers.
     """
     keras.utils.set_random_seed(3)
     if image_encoder == "vit":
@@ -51,8 +53,10 @@ def build(
     )
     tokenizer = keras_clip.data.CLIPTokenizer(LENGTH)
     tokenizer.end_token_id = vocabulary_size - 1
+    if is_predictor:
+        return keras_clip.baselines.BagOfWordsPredictor(image_encoder, tokenizer, range(vocabulary_size))
     clip = keras_clip.CLIPModel(image_encoder, text_encoder, 16, tokenizer=tokenizer, loss=loss, **options)
-    # A block of a ResNet starts as the identity, which would hide its gradients.
+    # The residual blocks of a ResNet start as the identity, with zero gradients: these scales change that.
     for variable in clip.trainable_variables:
         if variable.path.endswith("gamma"):
             variable.assign(keras.ops.ones(variable.shape))
@@ -67,13 +71,13 @@ def pairs(rows=ROWS, seed=0):
 
 
 def state(clip):
-    """All weights, statistics and the temperature."""
+    """Returns all weights, statistics and the temperature."""
     arrays = [keras.ops.convert_to_numpy(keras.ops.convert_to_tensor(variable)) for variable in clip.weights]
     return {f"{i} {v.name}": np.array(array) for i, (v, array) in enumerate(zip(clip.weights, arrays, strict=True))}
 
 
 def train(clip, data, batch_size, epochs=2, optimizer=None, **options):
-    """Trains with SGD, which unlike Adam shows constant factors. Returns logs and weights as before and after."""
+    """Trains with SGD, which unlike Adam reveals constant factors. Returns logs, weights before, and weights after."""
     before = state(clip)
     clip.compile(optimizer or sgd(), **options)
     history = clip.fit(data, batch_size=batch_size, epochs=epochs, shuffle=False, verbose=0).history
@@ -81,14 +85,14 @@ def train(clip, data, batch_size, epochs=2, optimizer=None, **options):
 
 
 def reference(rows=ROWS, epochs=2, optimizer=None, is_frozen=False, **options):
-    """What one device makes of a configuration in direct steps of `BATCH` pairs: as `train` returns it.
+    """Returns the results of `train` on one device, without micro-batches, for a configuration.
 
-    Each configuration is trained once in a process, whichever tests compare with it.
+    Each configuration is trained once per process; all tests share the results.
 
     Args:
         optimizer: arguments of SGD.
         is_frozen: whether BatchNorm is frozen.
-        options: those of `build`.
+        options: arguments of `build`.
     """
     key = json.dumps([rows, epochs, optimizer or {}, is_frozen, options], sort_keys=True)
     if key not in _REFERENCES:
@@ -112,19 +116,19 @@ def freeze_norms(clip):
 
 
 def distance(one, other):
-    """The largest relative distance of two trainings: of the logged losses, and of the change of each weight.
+    """Returns the largest relative distance of two trainings, over the logged losses and the change of each weight.
 
-    A step rounds each weight once, and so does each training here.
+    Each step of each training rounds each weight once; the distance does not count these rounding errors.
     """
     (logs, before, after), (other_logs, other_before, other_after) = one, other
     np.testing.assert_equal(before, other_before)
-    losses = [np.array([logs[key], other_logs[key]]) for key in ("loss", "image_to_text_accuracy")]
+    losses = [np.array([logs[key], other_logs[key]]) for key in ("loss", "image_to_text_accuracy") if key in logs]
     worst = max(np.max(np.abs(a - b) / np.maximum(np.abs(a), 1e-6)) for a, b in losses)
     changes = {key: after[key] - before[key] for key in after}
     others = {key: other_after[key] - before[key] for key in after}
-    # A change is known to the rounding of the weight it changes.
+    # The rounding error of a weight limits the precision of its change.
     rounding = {key: np.linalg.norm(np.spacing(np.abs(before[key]))) for key in after}
-    # The biases of keys have no gradient but for rounding.
+    # The gradients of key biases consist of rounding errors only, so small changes are compared with this one.
     least = 0.1 * np.mean([np.linalg.norm(change) for change in changes.values()])
     assert least > 0
     for key, change in changes.items():

@@ -1,4 +1,4 @@
-"""Runs Python in a fresh process: for another backend, for logical devices, or for what must happen at import."""
+"""Runs Python in a new process: for another backend, for logical devices, or to test imports."""
 
 import os
 import socket
@@ -24,13 +24,13 @@ def run_python(
     env: Mapping[str, str] | None = None,
     timeout: float = 300,
 ) -> str:
-    """Runs a script and returns what it printed; an `AssertionError` with its output if it fails or hangs.
+    """Runs a script and returns its output; raises an `AssertionError` with the output if it fails or hangs.
 
     Args:
-        script: a `Path` to a file, or source text (indented as a whole or not).
-        arguments: what the script finds in `sys.argv[1:]`.
-        backend: the `KERAS_BACKEND` of the process; that of this one by default.
-        env: added to the environment of this process.
+        script: a `Path` to a file, or source text, which may be indented as a whole.
+        arguments: the values of `sys.argv[1:]`.
+        backend: the `KERAS_BACKEND` of the process; by default, that of this process.
+        env: variables that are added to the environment of this process.
         timeout: seconds.
 
     Returns:
@@ -63,9 +63,9 @@ def run_distributed(source: str, devices: int = 2, **options) -> str:
     """`run_python` with `devices` logical CPU devices, on TensorFlow or JAX.
 
     Args:
-        source: source text; on TensorFlow the devices are there before its first line runs.
-        devices: how many.
-        options: those of `run_python`.
+        source: source text; on TensorFlow, the devices exist before its first line runs.
+        devices: number of devices.
+        options: arguments of `run_python`.
 
     Returns:
         The standard output.
@@ -80,7 +80,7 @@ def run_distributed(source: str, devices: int = 2, **options) -> str:
 
 
 def free_ports(count):
-    """The first of `count` ports in a row, on the loopback device, that nobody listens on."""
+    """Returns the first of `count` consecutive ports of the loopback device on which no process listens."""
     while True:
         sockets = [socket.socket() for _ in range(count)]
         try:

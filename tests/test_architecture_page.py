@@ -1,4 +1,4 @@
-"""`docs/architecture.md` shows the order of imports that the import test enforces, and files that exist."""
+"""`docs/architecture.md` shows the import levels that the import test enforces, and names files that exist."""
 
 import re
 
@@ -12,7 +12,7 @@ PAGE = (REPOSITORY / "docs" / "architecture.md").read_text()
 
 
 def levels_of(section):
-    """The rows of the first table of a section: [names of each level], from level 1 on."""
+    """Returns the names of each level, from level 1 on, in the first table of a section."""
     levels = {}
     for line in section.splitlines():
         if match := re.match(r"\| (\d+) \| ([^|]+) \|", line):
@@ -23,13 +23,13 @@ def levels_of(section):
 
 def test_levels_of_the_package():
     section = PAGE.partition("## Packages and import levels")[2].partition("Inside `evaluation`")[0]
-    expected = [{*rooms, *(part for part, room in PARTS.items() if room in rooms)} for rooms in LEVELS]
+    expected = [{*names, *(part for part, whole in PARTS.items() if whole in names)} for names in LEVELS]
     assert levels_of(section) == expected
 
 
 def test_levels_inside_the_evaluation():
     section = PAGE.partition("Inside `evaluation`")[2].partition("## ")[0]
-    assert levels_of(section) == [set(rooms) for rooms in INSIDE["evaluation"]]
+    assert levels_of(section) == [set(names) for names in INSIDE["evaluation"]]
 
 
 def test_every_file_that_is_named_exists():

@@ -1,4 +1,4 @@
-"""The baselines: they learn, do not see the tokens that they predict, score classes as documented, and reload."""
+"""The baselines learn, do not see the tokens that they predict, score classes as documented, and can be saved."""
 
 import keras
 import numpy as np
@@ -47,7 +47,7 @@ def test_vocabulary():
 
 def test_words_outside_the_vocabulary_are_one_word():
     model = baselines.BagOfWordsPredictor(build("bag of words").image_encoder, keras_clip.data.CLIPTokenizer(8), [7, 3])
-    # 3, 7, the end token and the others.
+    # The words are 3, 7, the end token, and one for all others.
     assert model.num_words == 4
     np.testing.assert_array_equal(ops.convert_to_numpy(model.words_of([[3, 7, 49407, 0, 8]])), [[0, 1, 2, 3, 3]])
 
@@ -66,7 +66,7 @@ def test_shapes_and_the_loss_that_fit_reports(kind):
 
 @pytest.fixture(scope="module")
 def one_step():
-    """A function of the kind: a model compiled and trained for one step, its weights before and after, and its loss."""
+    """Returns a function of the kind: a model after one training step, its weights before and after, and its loss."""
     made = {}
 
     def of(kind):
@@ -87,7 +87,7 @@ def test_every_weight_learns_and_stays_finite(kind, one_step):
     _, before, after, _ = one_step(kind)
     for path, value in after.items():
         assert np.isfinite(value).all(), path
-        # A softmax does not see what is added to all of its logits.
+        # The bias of the keys adds the same number to all logits of a softmax, and so has no gradient.
         if not path.endswith("key/bias"):
             assert not np.array_equal(before[path], value), path
 
@@ -95,11 +95,11 @@ def test_every_weight_learns_and_stays_finite(kind, one_step):
 @pytest.mark.slow
 @kinds
 def test_it_learns_the_captions_of_its_images(kind, one_step):
-    """After that each image's caption is the likeliest of all, to its class name too."""
+    """After training, the caption of each image is the most probable one, also as a class name."""
     model, _, _, first = one_step(kind)
     data = pairs()
     model.fit(data, batch_size=8, epochs=59, verbose=0)
-    # A bag of n words costs ln n at least, one text of this tokenizer has 3 or 4.
+    # The loss of a bag of n words is at least ln n; the captions have 3 or 4 tokens.
     least = (3 * np.log(3) + np.log(4)) / 4 if kind == "bag of words" else 0.0
     assert first > least + 1
     assert model.evaluate(data, verbose=0) == pytest.approx(least, abs=0.1)
@@ -123,7 +123,7 @@ def test_scores_are_the_losses_of_the_prompts(kind, monkeypatch):
             assert scores[i, k] == pytest.approx(-losses.mean(), rel=1e-4)
 
 
-def test_the_language_model_sees_the_image_and_no_token_to_come(rng):
+def test_the_language_model_sees_the_image_and_no_later_token(rng):
     model, data = build("language model"), pairs(2)
     logits = ops.convert_to_numpy(model(data))
     later = {**data, "token_ids": data["token_ids"].copy()}
@@ -161,7 +161,7 @@ def test_mixed_precision_gives_float32(kind):
 
 @pytest.mark.slow
 def test_it_trains_on_image_text_pairs():
-    """On batches whose length is not known beforehand."""
+    """Trains on batches whose text length varies."""
     model = build("language model")
     rows = [{"image": image, "text": CAPTIONS[i % 4]} for i, image in enumerate(pairs(8)["images"])]
     data = keras_clip.data.image_text_pairs(rows, model, 4, mapping=("image", "text"))

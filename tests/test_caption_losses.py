@@ -1,4 +1,4 @@
-"""The losses of CLIP's rivals: values by hand, torch's cross-entropy, what counts and what does not, refusals."""
+"""The losses of the caption baselines: values by hand, torch's cross-entropy, padding and end tokens, refusals."""
 
 import keras
 import numpy as np
@@ -22,23 +22,23 @@ def bag_loss(logits, token_ids):
 
 
 def sure_of(words, size=10, sureness=LN2):
-    """Logits (1, L, V) that give the word of each row `exp(sureness)` times the share of any other."""
+    """Returns logits (1, L, V) whose word of each row has `exp(sureness)` times the probability of any other."""
     logits = np.zeros((1, len(words), size), "float32")
     logits[0, np.arange(len(words)), words] = sureness
     return logits
 
 
 def test_caption_loss_by_hand():
-    # The word has 2 / 11 of the probability, all others 1 / 11 each. The last row is read nowhere.
+    # The word has the probability 2 / 11, every other word 1 / 11. The loss does not use the last row.
     token_ids = [[8, 3, END]]
     assert caption_loss(sure_of([3, END, 0]), token_ids)[0] == pytest.approx(np.log(11) - LN2, rel=1e-6)
     assert caption_loss(sure_of([3, 5, 0]), token_ids)[0] == pytest.approx(np.log(11) - LN2 / 2, rel=1e-6)
-    # Shifted by one place it would be right everywhere, and is wrong everywhere.
+    # These predictions are shifted by one position, so that all are wrong.
     assert caption_loss(sure_of([8, 3, END]), token_ids)[0] == pytest.approx(np.log(11), rel=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["caption", "bag"])
-def test_what_follows_the_end_costs_nothing(kind, rng):
+def test_tokens_after_the_end_do_not_count(kind, rng):
     token_ids = np.array([[8, 3, 4, END, 0, 0, 0], [8, 0, END, 5, END, 2, 1], [8, END, 0, 0, 0, 0, 0]])
     other = np.array([[8, 3, 4, END, 7, END, 2], [8, 0, END, 0, 0, 0, 0], [8, END, 5, 6, END, 3, 2]])
     if kind == "caption":
@@ -52,7 +52,7 @@ def test_what_follows_the_end_costs_nothing(kind, rng):
 
 
 def test_a_token_of_id_zero_counts():
-    """Padding is what follows the end, not what is 0, which is a token like any other ("!")."""
+    """Padding is all that follows the end token. The id 0 is an ordinary token ("!")."""
     assert caption_loss(sure_of([0, END, 0]), [[8, 0, END]])[0] == pytest.approx(np.log(11) - LN2, rel=1e-6)
     assert bag_loss(sure_of([0])[0], [[8, 0, END]])[0] == pytest.approx(np.log(11) - LN2, rel=1e-6)
 
@@ -82,7 +82,7 @@ def test_caption_loss_is_torch_cross_entropy(length, rng):
 
 
 def test_bag_of_words_loss_by_hand():
-    # Shares 1/8, 2/8, 2/8, 3/8; the words 1 and 3 in whatever order and number, between start and end.
+    # The probabilities are 1/8, 2/8, 2/8, 3/8; order and repetitions of the words 1 and 3 do not matter.
     logits = np.log([[1.0, 2.0, 2.0, 3.0] + 6 * [1e-30]])
     expected = -(np.log(2 / 8) + np.log(3 / 8)) / 2
     for token_ids in ([8, 1, 3, END], [8, 3, 1, END], [8, 3, 3, 1, 3, END], [0, 1, 3, END]):

@@ -1,7 +1,7 @@
-"""What `keras_clip.compat` relies on still exists upstream, and behaves as each entry says.
+"""The private names that `keras_clip.compat` uses still exist upstream, and behave as each entry says.
 
 A failure names the entry. Read the new version of Keras, TensorFlow or torch there, then change the entry, or remove it
-if a public name has come.
+if there is a public name now.
 """
 
 import inspect
@@ -19,7 +19,7 @@ BACKEND = keras.backend.backend()
 
 
 def upstream(path):
-    """An object by its dotted path, of which "keras" and the backends are imported."""
+    """Returns an object by its dotted path; keras and the backends are imported on demand."""
     name, *rest = path.split(".")
     value = __import__(name)
     for part in rest:
@@ -27,9 +27,17 @@ def upstream(path):
     return value
 
 
-# Entry: what must exist, on these backends (None: on all).
+# {entry: [(name that must exist, the only backend that it concerns, or None)]}.
 NAMES = {
     "all_layers": [("keras.layers.Layer._flatten_layers", None)],
+    "sublayers": [("keras.layers.Layer._flatten_layers", None)],
+    "forget_removed_weights": [("keras.layers.Layer._track_variables", "torch")],
+    "BuildHook": [("keras.layers.Layer._post_build", None)],
+    "CompiledFunctions": [
+        *((f"keras.Model.make_{name}_function", None) for name in ("train", "test", "predict")),
+        ("keras.Model._purge_model_variables", "jax"),
+        ("keras.Model.jax_state_sync", "jax"),
+    ],
     "BatchNormMoments": [("keras.layers.BatchNormalization._moments", None)],
     "call_stateless": [("keras.StatelessScope.get_current_value", None)],
     "FitHooks": [
@@ -60,7 +68,7 @@ def test_the_name_exists(entry, path, only):
 
 
 class Small(keras.Model):
-    """A layer that multiplies by a weight, which starts as one."""
+    """A model that multiplies by one weight, which starts as 1."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -73,7 +81,7 @@ class Small(keras.Model):
 
 
 class Hooked(compat.FitHooks, Small):
-    """Notes the calls of its hooks."""
+    """Records the calls of its hooks."""
 
     def __init__(self):
         super().__init__()
@@ -117,6 +125,172 @@ def all_layers():
     assert outer not in compat.all_layers(outer, include_self=False)
 
 
+def sublayers():
+    inner = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, name="deep")], name="inner")
+    outer = keras.Sequential([keras.Input((2,)), inner, keras.layers.Dense(2, name="last")], name="outer")
+    names = [layer.name for layer in compat.sublayers(outer)]
+    assert [name for name in names if not name.startswith("input")] == ["inner", "last"]
+
+
+def trainable_by_nature():
+    norm = keras.layers.BatchNormalization()
+    norm.build((None, 2))
+    norm.trainable = False
+    assert [weight.name for weight in compat.trainable_by_nature(norm)] == ["gamma", "beta"]
+
+
+def set_trainable_flag():
+    model = Small()
+    compat.set_trainable_flag(model, False)
+    assert (model.trainable, model.dense.trainable, model.dense.kernel.trainable) == (False, True, True)
+    assert model.trainable_weights == []
+
+
+def forget_removed_weights():
+    model = Small()
+    model.dense.quantize("int8")
+    compat.forget_removed_weights(model)
+    if BACKEND == "torch":
+        assert {weight.dtype.is_floating_point for weight in model.parameters()} == {False, True}
+        assert sum(weight.dtype.is_floating_point for weight in model.parameters()) == 1
+
+
+def build_hook():
+    built = []
+
+    class Hooked(compat.BuildHook, Small):
+        def __init__(self):
+            super().__init__()
+            self.mark_built()
+
+        def finish_build(self):
+            built.append(self.built)
+
+    class Late(compat.BuildHook, keras.layers.Dense):
+        def finish_build(self):
+            built.append(self.kernel.shape)
+
+    fit(compiled(Hooked()))
+    Late(3)(np.ones((1, 2)))
+    assert built == [True, (2, 3)]
+
+
+class Shifted(keras.Model):
+    """Adds two weights, of which either may be locked."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = (self.add_weight(name=name, shape=(1,), initializer="zeros") for name in "ab")
+        self.built = True
+
+    def call(self, x):
+        if len(x.shape) != 2:
+            raise ValueError("rank")
+        return x + self.first + 10 * self.second
+
+
+class ShiftedAnew(compat.CompiledFunctions, Shifted):
+    """The same, with functions that follow the locks."""
+
+
+def compiled_functions():
+    x = np.zeros((2, 1), "float32")
+    model = compiled(ShiftedAnew(), keras.optimizers.SGD(0.01))
+    model.first.assign([1.0])
+    model.second.trainable = False
+    assert model.predict(x, verbose=0)[0, 0] == 1.0
+    model.fit(x, x, verbose=0)
+    assert [float(ops.convert_to_numpy(v.value)[0]) for v in model.weights] == pytest.approx([0.98, 0.0])
+    # Locked the other way round: as many values of the same shapes.
+    model.first.trainable, model.second.trainable = False, True
+    assert model.predict(x, verbose=0)[0, 0] == pytest.approx(0.98)
+    model.compile(keras.optimizers.SGD(0.01), "mse")
+    model.fit(x, x, verbose=0)
+    assert [float(ops.convert_to_numpy(v.value)[0]) for v in model.weights] == pytest.approx([0.98, -0.196])
+    # What fails leaves the values.
+    for call in (model.predict, lambda x, verbose: model.evaluate(x, x, verbose=verbose)):
+        with pytest.raises(ValueError, match="rank"):
+            call(np.zeros((2, 1, 1)), verbose=0)
+        assert float(ops.convert_to_numpy(model.first.value)[0]) == pytest.approx(0.98)
+    done = []
+    model.call_after_fit(lambda: done.append("fit"))
+    with pytest.raises(ValueError, match="rank"):
+        model.fit(np.zeros((2, 1, 1)), x, verbose=0)
+    assert done == ["fit"] and model.predict(x, verbose=0)[0, 0] == pytest.approx(-0.98)
+    model.fit(x, x, verbose=0)
+    assert done == ["fit"]
+
+
+def has_compiled_metrics():
+    model = compiled(Small())
+    assert not compat.has_compiled_metrics(model)
+    model.compile("sgd", "mse", metrics=["mse"])
+    assert compat.has_compiled_metrics(model)
+
+
+def build_metrics():
+    model = Small()
+    model.compile("sgd", metrics=["mean_absolute_error"])
+    compat.build_metrics(model, np.zeros((2, 1)), np.zeros((2, 1)))
+    model.compute_metrics(None, np.zeros((2, 1)), np.ones((2, 1)))
+    assert float(model.get_metrics_result()["mean_absolute_error"]) == 1.0
+    compat.build_metrics(compiled(Small()), np.zeros((2, 1)), np.zeros((2, 1)))
+
+
+def optimized_weights():
+    variables = [keras.Variable(np.zeros(2)), keras.Variable(np.zeros(3))]
+    for optimizer in (keras.optimizers.SGD(), keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD())):
+        assert compat.optimized_weights(optimizer) == []
+        optimizer.build(variables)
+        assert list(map(id, compat.optimized_weights(optimizer))) == list(map(id, variables))
+
+
+REBUILT = {
+    "Adam": lambda: keras.optimizers.Adam(0.5),
+    "Nadam with a schedule": lambda: keras.optimizers.Nadam(keras.optimizers.schedules.CosineDecay(0.5, 10)),
+    "averages": lambda: keras.optimizers.SGD(0.5, momentum=0.5, use_ema=True),
+    "Muon": lambda: keras.optimizers.Muon(0.5),
+    "scaled loss": lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(0.5), initial_scale=2.0),
+}
+
+
+def step(optimizer, weights):
+    gradients = [ops.ones((2,)) for _ in weights]
+    if BACKEND != "jax":
+        optimizer.apply(gradients, weights)
+        return
+    values = [ops.convert_to_tensor(v.value) for v in optimizer.variables]
+    new = optimizer.stateless_apply(values, gradients, [ops.convert_to_tensor(v.value) for v in weights])
+    for variables, group in zip((weights, optimizer.variables), new, strict=True):
+        for variable, value in zip(variables, group, strict=True):
+            variable.assign(value)
+
+
+def rebuild_optimizer():
+    for name, make in REBUILT.items():
+        first, second, third = (keras.Variable(np.full((2,), float(i))) for i in range(3))
+        optimizer = make()
+        optimizer.build([first, second])
+        step(optimizer, [first, second])
+        every = {v.path: ops.convert_to_numpy(ops.copy(v.value)) for v in optimizer.variables}
+        assert set(map(id, compat.optimized_weights(optimizer))) == {id(first), id(second)}
+        number = len(optimizer.variables)
+        compat.rebuild_optimizer(optimizer, [third, second])
+        assert len(optimizer.variables) == number, name
+        inner = getattr(optimizer, "inner_optimizer", optimizer)
+        assert int(inner.iterations) == 1
+        for slot in ("_momentums", "_velocities", "adam_momentums", "_model_variables_moving_average"):
+            if hasattr(inner, slot):
+                new, old = (ops.convert_to_numpy(v.value) for v in getattr(inner, slot))
+                np.testing.assert_array_equal(old, every[getattr(inner, slot)[1].path], err_msg=name)
+                assert np.all(new == (2.0 if "average" in slot else 0.0)), name
+        step(optimizer, [third, second])
+        for _ in range(3):
+            compat.rebuild_optimizer(optimizer, [first])
+            compat.rebuild_optimizer(optimizer, [first, third])
+        assert len(optimizer.variables) == number, name
+
+
 def batch_norm_moments():
     seen = []
 
@@ -151,7 +325,7 @@ def call_stateless():
 
     result = compat.call_stateless(function, variables, values, x)
     dense = ops.matmul(x, values[0]) + values[1]
-    # The loss of the activity alone; that of the kernel belongs to `model.losses`.
+    # Only the loss of the activity is returned; that of the kernel belongs to `model.losses`.
     (loss,) = map(ops.convert_to_numpy, result.losses)
     assert loss == pytest.approx(7.0 * ops.convert_to_numpy(ops.sum(dense)) / 4, rel=1e-5)
     assigned = [v.path for v, was_assigned in zip(variables, result.assigned, strict=True) if was_assigned]
@@ -178,7 +352,7 @@ def no_symbolic_build():
             called.append(sorted(options))
 
     fit(compiled(Plain()))
-    # If Keras calls it no more, `FitHooks` need not replace it.
+    # If Keras no longer calls it, `FitHooks` need not replace it.
     assert called == ([["iterator"]] if BACKEND == "tensorflow" else [])
     assert compat.FitHooks._maybe_symbolic_build(None, iterator=None) is None
 
@@ -192,7 +366,7 @@ def retrace_step():
                 compat.retrace_step(model)
 
     fit(model, epochs=2, callbacks=[Retrace()])
-    # The new function is used at once, and nothing is shared or built as at the first time.
+    # Keras uses the new function at once; it does not share variables or build again, as before the first step.
     steps = ["prepare True", "wrap", "step 0", "step 0", "prepare False", "wrap", "step 1", "step 1"]
     assert model.noted == steps
 
@@ -239,7 +413,7 @@ def synchronize_variables():
             seen.append(kernel(model))
 
     fit(model, callbacks=[Look()])
-    # Halfway to 2 is 1.02 with the learning rate of 0.01.
+    # With a learning rate of 0.01, the first step from 1 towards 2 ends at 1.02.
     assert seen == pytest.approx([1.02, 1.0396], rel=1e-5)
 
 
@@ -256,7 +430,7 @@ def async_callback():
     fit(compiled(Small()), callbacks=[look(keras.callbacks.Callback, "plain")])
     fit(compiled(Small()), callbacks=[look(compat.AsyncCallback, "async")])
     assert threads["plain"] == {main}
-    # Keras does not call callbacks from other threads on TensorFlow.
+    # On TensorFlow, Keras calls all callbacks from the main thread.
     assert (threads["async"] == {main}) == (BACKEND == "tensorflow") and threads["async"]
 
 
@@ -282,7 +456,7 @@ def disable_gradient_sum():
         assert float(variable.value) == 1.5
         return seen
 
-    # If Keras sums elsewhere, the first is empty, and gradients would be summed twice.
+    # If Keras sums elsewhere, the first list is empty, and gradients would be summed twice.
     assert (sums(False), sums(True)) == ([1], [])
 
 
@@ -315,7 +489,7 @@ def update_hooks():
     optimizer.build(variables)
     optimizer.apply([ops.zeros((2,)), ops.zeros((2,))], variables)
     assert seen == ["decay 2", "update 2 2 0.5"]
-    # Without a gradient nothing moves but what decays, by a quarter.
+    # With zero gradients, only weight decay changes variables, here by a quarter.
     assert [float(v.value[0]) for v in variables] == [4.0, 3.0]
 
 
@@ -369,9 +543,19 @@ def list_operations():
     assert equal(changed, [x - y for x, y in zip(a, b, strict=True)])
 
 
-# Entry: its check, and the only backend that it concerns.
+# {entry: (its check, the only backend that it concerns, or None)}.
 BEHAVIOURS = {
     "all_layers": (all_layers, None),
+    "sublayers": (sublayers, None),
+    "trainable_by_nature": (trainable_by_nature, None),
+    "set_trainable_flag": (set_trainable_flag, None),
+    "forget_removed_weights": (forget_removed_weights, None),
+    "BuildHook": (build_hook, None),
+    "CompiledFunctions": (compiled_functions, None),
+    "has_compiled_metrics": (has_compiled_metrics, None),
+    "build_metrics": (build_metrics, None),
+    "optimized_weights": (optimized_weights, None),
+    "rebuild_optimizer": (rebuild_optimizer, None),
     "BatchNormMoments": (batch_norm_moments, None),
     "call_stateless": (call_stateless, None),
     "FitHooks": (fit_hooks, None),

@@ -1,4 +1,4 @@
-"""Two replicas train as one device does: losses as logged, gradients and weights (SGD: Adam would hide factors)."""
+"""Two replicas train as one device does: logged losses, gradients and weights (by SGD, since Adam hides factors)."""
 
 import keras
 import numpy as np
@@ -8,7 +8,7 @@ from keras_clip import distribution
 
 BACKEND = keras.backend.backend()
 
-# A functional model of one's own, trained on the same batches by one device and by two replicas.
+# A user's functional model, trained on the same batches by one device and by two replicas.
 TRAIN = """
 import json, os
 import keras, numpy as np
@@ -56,12 +56,12 @@ def replica():
 joined, gradient = strategy.run(tf.function(replica))
 for part in strategy.experimental_local_results(joined):
     np.testing.assert_array_equal(part[:, 0], [1, 1, 2, 2])
-# Each replica's own rows of the gradients of both, summed: 1 x and 2 x.
+# Each replica receives its rows of the sum of both replicas' gradients, which have the factors 1 and 2.
 for i, part in enumerate(strategy.experimental_local_results(gradient)):
     np.testing.assert_array_equal(part, 3 * np.arange(12.0).reshape(4, 3)[2 * i : 2 * i + 2])
 print("gathered")
 
-# Five pairs, three here and two there.
+# Five pairs: three on the first replica and two on the second.
 x = np.random.default_rng(1).normal(size=(5, 4)).astype("float32")
 y = np.random.default_rng(2).normal(size=(5, 4)).astype("float32")
 arguments = {losses.contrastive_pairs: [1.0], losses.sigmoid_pairs: [1.0, -2.0]}

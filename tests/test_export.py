@@ -1,4 +1,4 @@
-"""Exports: every format gives what the model gives, from one input, and is small."""
+"""Exports: every format gives the outputs of the model, has one input, and is small."""
 
 import importlib.util
 import os
@@ -11,8 +11,8 @@ import pytest
 import keras_clip
 from keras_clip import encoders, export
 
-# On the other backends the model is saved, and a TensorFlow process exports it as on TensorFlow. That process takes a
-# while to start, so what depends on the format is tested in one format there.
+# On the other backends, a new TensorFlow process loads the saved model and exports it. That process is slow to start,
+# so most tests use one format there.
 ON_TENSORFLOW = os.environ["KERAS_BACKEND"] == "tensorflow"
 SLOW_ELSEWHERE = [] if ON_TENSORFLOW else [pytest.mark.slow]
 
@@ -20,7 +20,7 @@ SLOW_ELSEWHERE = [] if ON_TENSORFLOW else [pytest.mark.slow]
 def make_clip(encoder=None):
     keras.utils.set_random_seed(0)
     return keras_clip.CLIPModel(
-        # Wide rather than deep: the size of the graph itself should not matter.
+        # A wide model with few layers has a small graph compared with its weights.
         encoder or encoders.VisionTransformer(32, 16, 512, 1, 4),
         encoders.TextTransformer(64, 1, 2, context_length=16),
         embed_dim=8,
@@ -81,7 +81,7 @@ def check(classifier, format, path, images, dtype="uint8", atol=1e-5):
     assert classifier.predict(images, verbose=0).std(axis=0).min() > 1e-4
     inputs = images if dtype == "uint8" else classifier.image_preprocessor.normalize(images)
     for batch in (slice(0, 5), slice(1, 2)):
-        # The same images together in both: some processors round bfloat16 otherwise for one image than for five.
+        # Both get the same batches: some processors round bfloat16 differently for one image than for five.
         expected = classifier.predict(images[batch], verbose=0)
         np.testing.assert_allclose(RUN[format](path, inputs[batch]), expected, atol=atol)
 
@@ -94,29 +94,95 @@ def test_gives_the_probabilities_and_is_small(format, images, tmp_path):
     weights = sum(4 * int(np.prod(weight.shape)) for weight in classifier.weights)
     assert size(path) == pytest.approx(weights, rel=0.05)
     if ON_TENSORFLOW or format == "tf_saved_model":
-        # Over what is there already.
+        # The second export overwrites the first.
         classifier.class_embeddings.assign(np.roll(keras.ops.convert_to_numpy(classifier.class_embeddings), 1, axis=0))
         check(classifier, format, path, images)
 
 
 @pytest.mark.slow
 @formats_or("tf_saved_model")
-def test_halves(format, images, tmp_path):
+def test_towers(format, images, tmp_path):
     clip = make_clip()
     tokens = clip.tokenizer(["a cat", "two dogs in a boat", "x"])
     image, text = clip.image_embedder, clip.text_embedder
     image.export(tmp_path / "image", format=format)
     text.export(tmp_path / "text", format=format)
-    for half, path, inputs, names in (
+    for embedder, path, inputs, names in (
         (image, tmp_path / "image", images, ("images", "image_embeddings")),
         (text, tmp_path / "text", tokens, ("token_ids", "text_embeddings")),
     ):
-        expected = half.predict(inputs, verbose=0)
+        expected = embedder.predict(inputs, verbose=0)
         assert expected.std(axis=0).min() > 1e-4
         np.testing.assert_allclose(RUN[format](path, inputs, *names), expected, atol=1e-5)
         np.testing.assert_allclose(RUN[format](path, inputs[:1], *names), expected[:1], atol=1e-5)
-        weights = sum(4 * int(np.prod(weight.shape)) for weight in half.weights)
+        weights = sum(4 * int(np.prod(weight.shape)) for weight in embedder.weights)
         assert size(path) == pytest.approx(weights, rel=0.05)
+
+
+def run_all(format, path, inputs):
+    """The outputs by name, of a graph that takes inputs by name."""
+    if format == "onnx":
+        onnxruntime = pytest.importorskip("onnxruntime", reason="backend unable: ONNX Runtime is not installed")
+        session = onnxruntime.InferenceSession(path)
+        return dict(zip([output.name for output in session.get_outputs()], session.run(None, inputs), strict=True))
+    tf = pytest.importorskip("tensorflow", reason="backend unable: TensorFlow is not installed")
+    if format == "litert":
+        return tf.lite.Interpreter(str(path)).get_signature_runner()(**inputs)
+    outputs = tf.saved_model.load(str(path)).signatures["serving_default"](
+        **{name: tf.constant(array) for name, array in inputs.items()}
+    )
+    return {name: output.numpy() for name, output in outputs.items()}
+
+
+@pytest.mark.slow
+@formats_or("tf_saved_model")
+def test_both_halves_in_one(format, images, tmp_path):
+    clip = make_clip()
+    inputs = {"images": images, "token_ids": clip.tokenizer(["a cat", "two dogs in a boat", "x"])}
+    clip.export(tmp_path / "clip", format=format)
+    served = run_all(format, tmp_path / "clip", inputs)
+    assert set(served) == {"image_embeddings", "text_embeddings"}
+    np.testing.assert_allclose(served["image_embeddings"], clip.image_embedder.predict(images, verbose=0), atol=1e-5)
+    np.testing.assert_allclose(
+        served["text_embeddings"], clip.text_embedder.predict(inputs["token_ids"], verbose=0), atol=1e-5
+    )
+
+
+ENCODERS = {
+    "VisionTransformer": (lambda: encoders.VisionTransformer(32, 16, 64, 1, 2), "images"),
+    "ModifiedResNet": (lambda: encoders.ModifiedResNet(32, (1, 1, 1, 1), 8, num_heads=2), "images"),
+    "TextTransformer": (lambda: encoders.TextTransformer(64, 1, 2, context_length=16), "token_ids"),
+    "wrap": (lambda: encoders.wrap(convolution()), "images"),
+}
+
+
+def convolution():
+    inputs = keras.Input((32, 32, 3))
+    return keras.Model(inputs, keras.layers.Conv2D(4, 3)(inputs))
+
+
+@pytest.mark.slow
+@pytest.mark.backend_free
+@pytest.mark.parametrize("make, name", ENCODERS.values(), ids=ENCODERS)
+def test_encoders(make, name, images, tmp_path):
+    encoder = make()
+    inputs = images.astype("float32") / 255 if name == "images" else np.full((3, 16), 49407, "int32")
+    for format in ("tf_saved_model", "onnx"):
+        encoder.export(tmp_path / format, format=format)
+        served = RUN[format](tmp_path / format, inputs, name, "features")
+        np.testing.assert_allclose(served, encoder.predict(inputs, verbose=0), atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.backend_free
+def test_a_baseline(images, tmp_path):
+    tokenizer = keras_clip.data.CLIPTokenizer(8)
+    encoder = encoders.VisionTransformer(32, 16, 16, 1, 2)
+    bag = keras_clip.baselines.BagOfWordsPredictor(encoder, tokenizer, vocabulary=range(9))
+    inputs = {"images": images, "token_ids": tokenizer(["a"] * 5)}
+    bag.export(tmp_path / "bag")
+    served = run_all("tf_saved_model", tmp_path / "bag", inputs)
+    np.testing.assert_allclose(served["logits"], bag.predict(inputs, verbose=0), atol=1e-5)
 
 
 @pytest.mark.slow
@@ -127,7 +193,7 @@ def test_int8(format, images, tmp_path):
     expected = clip.image_embedder.predict(images, verbose=0)
     clip.image_embedder.export(tmp_path / "image", format=format)
     served = RUN[format](tmp_path / "image", images, "images", "image_embeddings")
-    # Where TensorFlow's floats differ in their last bit, an activation may be rounded to the next integer.
+    # If an activation differs in its last bit in TensorFlow, it may be rounded to the next integer.
     assert (served * expected).sum(axis=1).min() > 0.999
     assert size(tmp_path / "image") < 0.4 * sum(4 * int(np.prod(w.shape)) for w in make_clip().image_embedder.weights)
     for model in (clip.text_embedder, keras_clip.ZeroShotClassifier(clip, ["cat", "dog"])):
@@ -184,7 +250,7 @@ def test_resnet_with_moved_statistics(format, images, tmp_path):
     classifier = make_classifier(encoders.ModifiedResNet(32, (1, 1, 1, 1), 8, num_heads=2))
     rng = np.random.default_rng(0)
     for weight in classifier.image_embedder.weights:
-        # About as small as the activations are at the start: otherwise no image would matter.
+        # Changes are as small as the initial activations; larger ones would hide the influence of the image.
         if "moving_mean" in weight.path:
             weight.assign(rng.uniform(-0.02, 0.02, size=weight.shape))
         if "moving_variance" in weight.path:
@@ -201,7 +267,7 @@ def test_mixed_precision(format, images, tmp_path):
         classifier = make_classifier()
     finally:
         keras.config.set_dtype_policy("float32")
-    # ONNX computes in float32, so it is closer to the truth than the classifier.
+    # ONNX computes in float32, and so more precisely than the classifier.
     check(classifier, format, tmp_path / "exported", images, atol=1e-5 if format == "tf_saved_model" else 0.02)
     assert classifier.image_embedder.compute_dtype == "bfloat16"
 
@@ -215,11 +281,12 @@ class KnownHereOnly(keras.layers.Layer):
 
 
 @pytest.mark.slow
-def test_a_failure_of_the_other_process_is_told(tmp_path):
+def test_a_failure_of_the_other_process_is_reported(tmp_path):
     embedder = keras_clip.ImageEmbedder(KnownHereOnly(), embed_dim=2)
     classifier = keras_clip.ZeroShotClassifier(embedder, ["a", "b"], class_embeddings=np.eye(2), logit_scale=0.0)
-    options = dict(filepath=str(tmp_path / "x"), format="onnx", input_name="images", shape=[2, 2, 3], dtype="uint8")
-    options["output_name"] = "y"
+    options = dict(
+        filepath=str(tmp_path / "x"), format="onnx", inputs={"images": ([2, 2, 3], "uint8")}, output_name="y"
+    )
     with pytest.raises(RuntimeError, match="(?s)TensorFlow process.*KnownHereOnly.*Received") as error:
         export._export_elsewhere(classifier, options)
     assert 'File "' not in str(error.value)

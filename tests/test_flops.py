@@ -1,4 +1,4 @@
-"""`flops`: counts by hand, published ones, and those of XLA and torch for the same encoders."""
+"""`flops`: counts by hand, published counts, and those of XLA and torch for the same encoders."""
 
 import keras
 import numpy as np
@@ -26,7 +26,7 @@ PUBLISHED = {
 @pytest.mark.backend_free
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_whole_networks_count_as_published(name):
-    # That table counts norms too and, in the ResNets' pool, projects every position: 0.1 % and 2 %.
+    # That table also counts norms (0.1 %) and, for ResNets, a projection of every position in the pool (2 %).
     image, text = PUBLISHED[name]
     sizes = ARCHITECTURES[name]
     tolerance = 0.022 if name.startswith("rn") else 0.002
@@ -38,7 +38,7 @@ def test_whole_networks_count_as_published(name):
 def test_a_transformer_by_hand():
     sizes = {"width": 2, "num_layers": 2, "mlp_ratio": 3.0, "context_length": 5}
     # 5 rows: queries, keys, values and output 4 x 5 x 4 = 80, attention 2 x 25 x 2 = 100, MLP 2 x 5 x 12 = 120.
-    # The last, for one row: keys and values 40, attention 20, query and output 8, MLP 24.
+    # The last block, for one row: keys and values 40, attention 20, query and output 8, MLP 24.
     assert flops.text_encoder(sizes) == 2 * (300 + 92)
     assert flops.text_encoder(sizes, whole=True) == 2 * (300 + 300)
     # 3 rows: 48 + 36 + 72, and 24 + 12 + 8 + 24.
@@ -54,7 +54,7 @@ def test_a_transformer_by_hand():
 
 
 def measured(function, *inputs):
-    """What the backend's own tool counts."""
+    """Returns the operations that the tool of the backend counts."""
     if keras.backend.backend() == "jax":
         import jax
 
@@ -63,14 +63,14 @@ def measured(function, *inputs):
         from torch.nn.attention import SDPBackend, sdpa_kernel
         from torch.utils.flop_counter import FlopCounterMode
 
-        # It does not know the fused attention of CPUs.
+        # The counter does not support the fused attention of CPUs.
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             function(*map(keras.ops.convert_to_tensor, inputs))
         return counter.get_total_flops()
     pytest.skip("backend unable: TensorFlow counts no einsum")
 
 
-# XLA counts norms and activations as well, and leaves out products with padding. Torch counts what is counted here.
+# XLA also counts norms and activations, and omits products with padding. Torch counts the same operations as `flops`.
 TOLERANCE = {"jax": 0.08, "torch": 1e-9, "tensorflow": 0.0}
 
 
@@ -97,20 +97,20 @@ STEPS = {
     "micro-batches as large as the batch": {"microbatch_size": 8},
     "one encoder locked": {"locked": True},
     "micro-batches, one encoder locked": {"locked": True, "microbatch_size": 4},
-    "patches left out": {"patch_dropout": 0.5},
+    "patch dropout": {"patch_dropout": 0.5},
 }
 
 
 @pytest.mark.parametrize("case", STEPS.values(), ids=STEPS)
 def test_a_step_counts_as_measured(case):
     if keras.backend.backend() != "torch":
-        pytest.skip("backend unable: only torch counts what a step does, rather than what was compiled")
+        pytest.skip("backend unable: only torch counts the operations of a step that runs")
     case = dict(case)
     clip = small_clip.build(patch_dropout=case.pop("patch_dropout", 0.0), num_layers=2)
     clip.image_encoder.trainable = not case.pop("locked", False)
     clip.compile("sgd", **case)
     batch = small_clip.pairs(8)
-    # The first call looks at shapes, which would count too.
+    # The first call infers shapes, and these operations would count too.
     clip.train_on_batch(batch)
     count = measured(lambda *x: clip.train_on_batch(dict(zip(batch, x, strict=True))), *batch.values())
     # The gradient of the pixels is not computed: 16 patches of 192 numbers to a width of 32.
@@ -119,13 +119,13 @@ def test_a_step_counts_as_measured(case):
 
 
 @pytest.mark.backend_free
-def test_a_step_over_replicas_is_cut_where_a_replica_cuts_its_part():
+def test_replicas_use_micro_batches_by_the_size_of_their_part():
     clip = small_clip.build()
     clip.compile("sgd", microbatch_size=4)
     direct, cut = (flops.train_step(clip, 8, replicas=replicas) for replicas in (2, 1))
     loss = 8 * 8 * 8 * 16
     assert (cut - loss) * 3 == (direct - loss) * 4
-    # Squared pairs of the loss, and no other part, grow with the square.
+    # Only the loss grows with the square of the number of pairs.
     assert flops.train_step(clip, 16) - 2 * cut == 8 * 16 * (16**2 - 2 * 8**2)
 
 

@@ -1,4 +1,4 @@
-"""The tests' own gradient helpers, by hand."""
+"""The gradient functions of `gradients.py`, with values by hand."""
 
 import keras
 import numpy as np
@@ -25,7 +25,7 @@ def test_variables():
     np.testing.assert_array_equal(gradients[1], [0, 0])
 
 
-def test_rows_of_a_table_come_dense():
+def test_gradients_of_an_embedding_are_dense():
     layer = keras.layers.Embedding(4, 2)
     layer.build()
     _, (gradient,) = loss_and_gradients(lambda ids: ops.sum(layer(ids)), layer.trainable_variables, np.array([1, 1, 3]))

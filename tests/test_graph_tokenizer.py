@@ -1,4 +1,4 @@
-"""The tokenizer in the graph equals `CLIPTokenizer`, wherever a text needs neither ftfy nor HTML unescaping."""
+"""The tokenizer in the graph equals `CLIPTokenizer` for texts that need neither ftfy nor HTML unescaping."""
 
 import html
 import random
@@ -31,7 +31,7 @@ def needs_no_repair(text):
 
 
 def generated(count):
-    """Sentences of made-up words, Latin and other, with all kinds of separators."""
+    """Returns sentences of invented words, in Latin and other scripts, with many different separators."""
     draw = random.Random(0)
     for _ in range(count):
         words = ("".join(draw.choices(SYLLABLES, k=draw.randint(1, 4))) for _ in range(draw.randint(1, 12)))
@@ -57,7 +57,7 @@ def test_100_000_generated_captions(in_graph):
 
 
 def test_long_words(in_graph):
-    """Of any length, without the time growing with its square, beside short ones."""
+    """Words may have any length, beside short ones, and the time does not grow with its square."""
     draw = random.Random(1)
     words = ["".join(draw.choices("abcdefgh", k=k)) for k in (63, 64, 65, 500, 20_000)]
     words += ["猫" * 400, "=" * 3000, "\U0001f602" * 2000]

@@ -1,4 +1,4 @@
-"""The harness itself: which skips fail, what runs in which lane, how processes share one, how outcomes are counted."""
+"""The test harness: skips that fail, the tests of each lane, lanes shared by processes, and counts of outcomes."""
 
 import sys
 from pathlib import Path
@@ -34,7 +34,7 @@ def test_fails_twice(unclean): assert False
 def test_backend_free(): pass
 """
 LAZY_MODULE = 'import pytest\npytest.importorskip("no_such_module")'
-# Modules of every form of the mark, each with the tests that are free of the backend and those that are not.
+# {module: (source, its backend-free tests, its other tests)}, with every way to set the mark.
 MODULES = {
     "test_all": ("import pytest\npytestmark = pytest.mark.backend_free\ndef test_a(): pass", ["a"], []),
     "test_list": (
@@ -86,13 +86,13 @@ def test_noted(number):
 
 
 def run_suite(folder, *arguments, backend="tensorflow"):
-    """The names of the failed, and [exit status, passed, failed, skipped] as `tools/run_tests.py` counts them."""
+    """Returns the failed tests, and [exit status, passed, failed, skipped] as `tools/run_tests.py` counts them."""
     lines = run_python(RUN, str(folder), *arguments, backend=backend).splitlines()
     failed = {Path(line.split()[1].split("::")[-1]).name for line in lines if line.startswith(("FAILED ", "ERROR "))}
     return failed, [int(number) for number in lines[-1].removeprefix("counted: ").split()]
 
 
-def test_only_named_causes_excuse_a_skip(tmp_path):
+def test_only_allowed_causes_excuse_a_skip(tmp_path):
     (tmp_path / "test_suite.py").write_text(SUITE)
     failed, counts = run_suite(tmp_path, "--strict-skips")
     lazy = {"test_lazy", "test_silent", "test_known_bug", "test_lazy_fixture"}
@@ -100,7 +100,7 @@ def test_only_named_causes_excuse_a_skip(tmp_path):
     assert counts == [1, 2, 6, 3]
 
 
-def test_without_strictness_skips_are_skips_and_other_backends_leave_out_what_is_free_of_them(tmp_path):
+def test_without_strict_skips_a_skip_passes_and_other_backends_deselect_backend_free_tests(tmp_path):
     (tmp_path / "test_suite.py").write_text(SUITE)
     failed, counts = run_suite(tmp_path, backend="jax")
     assert failed == {"test_fails", "test_fails_twice"}
@@ -147,13 +147,13 @@ def test_every_test_is_in_one_lane(backend, options, expected, tmp_path):
     names, collected = collect(tmp_path, *options, backend=backend)
     assert names == sorted(expected)
     if expected == "abce":
-        assert collected == 6, "test_other_mark and test_none are not even read"
+        assert collected == 6, "test_other_mark and test_none must not be imported"
     if expected == "dfgh":
-        assert collected == 6, "test_all and test_list are not even read"
+        assert collected == 6, "test_all and test_list must not be imported"
 
 
 def collect(folder, *options, backend):
-    """The last letters of the selected tests, and how many were collected before some were deselected."""
+    """Returns the last letters of the selected tests, and the number of tests collected before the deselection."""
     script = "import pytest, sys; sys.exit(pytest.main(sys.argv[1:]))"
     files = ["-p", "conftest", "-c", str(REPOSITORY / "pyproject.toml"), "--rootdir", str(folder), str(folder)]
     lines = run_python(script, "-q", "--collect-only", *files, *options, backend=backend).splitlines()
@@ -189,7 +189,7 @@ def test_a_lane_that_breaks_or_runs_nothing_fails(tmp_path):
     assert not any(line.startswith("broken") for line in lines) and lines[-1] == "status: 1"
 
 
-def test_lanes_are_started_in_order_and_then_joined(monkeypatch):
+def test_processes_start_lanes_in_order_and_then_share_them(monkeypatch):
     monkeypatch.syspath_prepend(str(REPOSITORY / "tools"))
     import run_tests
 

@@ -1,4 +1,4 @@
-"""Who may import whom in keras_clip, read from its source: rooms in order, no cycle, backends only where named."""
+"""The import rules of keras_clip, checked in its source: levels in order, no cycle, backends only in named modules."""
 
 import ast
 from pathlib import Path
@@ -9,8 +9,9 @@ pytestmark = pytest.mark.backend_free
 
 PACKAGE = Path(__file__).resolve().parents[1] / "keras_clip"
 
-# From the top of the house to its ground: a room may import its own level and everything below, never above. Rooms that
-# share a level do not know each other. Whoever adds a room or a module beside them gives it its place here.
+# The import levels, from the highest to the lowest. A component (a package or module directly below keras_clip) may
+# import itself and the levels below, never those above. Components of one level do not import each other. A new package
+# or module needs a place here.
 LEVELS = (
     ("evaluation",),
     ("zero_shot",),
@@ -22,13 +23,13 @@ LEVELS = (
     ("layers",),
     ("export",),
     ("data", "losses"),
-    ("distribution", "prompts", "optimizers"),
+    ("distribution", "prompts", "optimizers", "custom_gradient"),
     ("compat",),
-    ("types",),
+    ("types", "files"),
 )
-# Modules beside the rooms that are a part of one.
+# Modules that count as a part of another component.
 PARTS = {"tiling": "losses", "graph_tokenizer": "export"}
-# The order of the rooms inside a room, by the same rule.
+# The levels inside a package, by the same rule.
 INSIDE = {
     "evaluation": (
         ("run", "callback", "report"),
@@ -42,7 +43,7 @@ INSIDE = {
         ("results",),
     ),
 }
-# Rooms that may import these parts of the package and nothing else of it: a report never runs a model.
+# Components that may import only these parts of keras_clip: a report never runs a model.
 ONLY = {
     "evaluation.report": (
         "evaluation.report",
@@ -52,15 +53,18 @@ ONLY = {
         "evaluation.studies.robustness",
         "evaluation.studies.scaling",
         "evaluation.studies.transfer",
+        "files",
     ),
 }
 
-# What may ask which backend runs, or import one inside a function: whole rooms, or single modules.
+# Components and modules that may check which backend runs, or import one inside a function.
 BACKEND_AWARE = (
     "compat",
+    "custom_gradient",
     "data",
     "distribution",
     "tiling",
+    "layers.input_shapes",
     "layers.projection",
     "layers.pure_call",
     "step",
@@ -76,7 +80,7 @@ BACKEND_AWARE = (
     "training.telemetry",
 )
 BACKENDS = frozenset({"tensorflow", "tensorflow_text", "torch", "jax", "jaxlib", "keras_hub"})
-# Slow to import, or not installed with the light core.
+# Packages that are slow to import, or that the core dependencies do not include.
 LAZY = BACKENDS | {
     "matplotlib",
     "onnx",
@@ -89,19 +93,19 @@ LAZY = BACKENDS | {
     "huggingface_hub",
     "safetensors",
 }
-LAZY |= {"tensorflow_datasets", "sklearn", "pandas", "scipy"}
-# Only the readers open the files that samples are stored in: training and evaluation read a form by the same code.
+LAZY |= {"tensorflow_datasets", "sklearn", "pandas", "scipy", "pyarrow"}
+# Only the readers open files with samples, so that training and evaluation read a format by the same code.
 READERS = ("data.readers",)
-FORMATS = frozenset({"csv", "tarfile", "tensorflow_datasets"})
-# Attributes of TensorFlow and of paths that do so without such an import.
-WALKERS = frozenset({"TFRecordDataset", "rglob"})
-# They write tables of results.
+FORMATS = frozenset({"csv", "tarfile", "tensorflow_datasets", "pyarrow"})
+# Attributes of TensorFlow and of paths that open or list such files without an import of `FORMATS`.
+READING_ATTRIBUTES = frozenset({"TFRecordDataset", "rglob"})
+# Modules that write tables of results.
 WRITERS = ("evaluation.results", "training.telemetry")
 MEANINGLESS = frozenset({"utils", "util", "common", "helpers", "helper", "misc"})
 
 
 def find_faults(package: Path) -> list[str]:
-    """Every breach of the contract below a package folder, one line each."""
+    """Returns one line for each breach of the import rules in a package folder."""
     trees = {module_name(path, package): ast.parse(path.read_text(), path) for path in sorted(package.rglob("*.py"))}
     packages = {module_name(path, package) for path in package.rglob("__init__.py")}
     imports = {name: ours(tree, name, trees, packages, package.name) for name, tree in trees.items()}
@@ -117,7 +121,7 @@ def module_name(path, package):
 
 
 def imported(tree, module, packages):
-    """(dotted names, statement) of each import; of `from a import b`, both `a.b` and `a`, the likelier first."""
+    """Yields (dotted names, statement) of each import; for `from a import b`, the names are `a.b` and `a`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
@@ -136,7 +140,7 @@ def imported(tree, module, packages):
 
 
 def ours(tree, module, trees, packages, package_name):
-    """The modules of the package that a module imports, anywhere in its source."""
+    """Returns the modules of the package that a module imports, anywhere in its source."""
     targets = set()
     for names, _ in imported(tree, module, packages):
         if names[0].split(".")[0] == package_name:
@@ -144,19 +148,19 @@ def ours(tree, module, trees, packages, package_name):
     return targets
 
 
-def room(module):
+def component(module):
     parts = module.split(".")
     return PARTS.get(parts[1], parts[1]) if len(parts) > 1 else None
 
 
-def room_inside(module):
-    """The room or module of `INSIDE` that a module belongs to; None of the outer room's own `__init__`."""
+def inner_component(module):
+    """Returns the component of `INSIDE` that a module belongs to; None for the `__init__` of the outer package."""
     parts = module.split(".")
     return parts[2] if len(parts) > 2 else None
 
 
 def level(name, levels):
-    return next((i for i, rooms in enumerate(levels) if name in rooms), None)
+    return next((i for i, names in enumerate(levels) if name in names), None)
 
 
 def within(module, names):
@@ -168,15 +172,15 @@ def layer_fault(module, target):
     for here, allowed in ONLY.items():
         if within(module, [here]) and not within(target, allowed):
             return f"{module} imports {target}, but {here} may import only {', '.join(allowed)}"
-    here, there, levels = room(module), room(target), LEVELS
+    here, there, levels = component(module), component(target), LEVELS
     if here == there and here in INSIDE:
-        here, there, levels = room_inside(module), room_inside(target), INSIDE[here]
+        here, there, levels = inner_component(module), inner_component(target), INSIDE[here]
     if here is None:  # the package's own __init__ names everything
         return None
     if there is None:
         return f"{module} imports the package itself, which imports {module}"
     above, below = level(here, levels), level(there, levels)
-    if here == there or above is None or below is None:  # no place in the levels is a fault of its own
+    if here == there or above is None or below is None:  # `module_faults` reports a module without a level
         return None
     if above == below:
         return f"{module} imports {target}, a sibling"
@@ -184,12 +188,16 @@ def layer_fault(module, target):
 
 
 def module_faults(module, tree):
-    """What is wrong within one module: its name, its place, what it asks and what it imports too early."""
+    """Yields the faults of one module by itself: its name, its level, its checks of the backend, its early imports."""
     if MEANINGLESS & set(module.split(".")):
         yield f"{module} has a name without a meaning"
-    if room(module) is not None and level(room(module), LEVELS) is None:
+    if component(module) is not None and level(component(module), LEVELS) is None:
         yield f"{module} has no place in LEVELS or PARTS"
-    if room(module) in INSIDE and room_inside(module) and level(room_inside(module), INSIDE[room(module)]) is None:
+    if (
+        component(module) in INSIDE
+        and inner_component(module)
+        and level(inner_component(module), INSIDE[component(module)]) is None
+    ):
         yield f"{module} has no place in INSIDE"
     aware = within(module, BACKEND_AWARE)
     early = set(executed_at_import(tree))
@@ -202,14 +210,14 @@ def module_faults(module, tree):
         if top in FORMATS and not within(module, READERS) and not (top == "csv" and within(module, WRITERS)):
             yield f"{module}:{node.lineno} imports {top}, but only the readers open stored samples"
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and node.attr in WALKERS and not within(module, READERS):
+        if isinstance(node, ast.Attribute) and node.attr in READING_ATTRIBUTES and not within(module, READERS):
             yield f"{module}:{node.lineno} calls {node.attr}, but only the readers open stored samples"
-        if not aware and asks_backend(node):
-            yield f"{module}:{node.lineno} asks which backend runs, but is not in BACKEND_AWARE"
+        if not aware and checks_backend(node):
+            yield f"{module}:{node.lineno} checks which backend runs, but is not in BACKEND_AWARE"
 
 
 def executed_at_import(node):
-    """All nodes but those in the bodies of functions and under `if TYPE_CHECKING`."""
+    """Yields all nodes except those in the bodies of functions and under `if TYPE_CHECKING`."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             continue
@@ -219,7 +227,7 @@ def executed_at_import(node):
         yield from executed_at_import(child)
 
 
-def asks_backend(node):
+def checks_backend(node):
     return (isinstance(node, ast.Call) and called(node) == "backend") or (
         isinstance(node, ast.Constant) and node.value == "KERAS_BACKEND"
     )
@@ -231,7 +239,7 @@ def called(node):
 
 
 def cycle_faults(imports):
-    """One line for the first cycle found, if there is one."""
+    """Returns one line for the first import cycle, or none."""
     done = set()
 
     def visit(name, path):
@@ -251,7 +259,7 @@ def cycle_faults(imports):
     return []
 
 
-def test_the_package_keeps_the_contract():
+def test_the_package_keeps_the_import_rules():
     assert find_faults(PACKAGE) == []
 
 
@@ -264,80 +272,86 @@ def test_every_module_is_seen():
 
 
 GOOD = {
-    "__init__.py": "from house.model import Model\nfrom house import layers",
+    "__init__.py": "from pkg.model import Model\nfrom pkg import layers",
     "types.py": "from typing import Any",
     "distribution.py": "import keras\ndef f():\n    import jax\n    return keras.backend.backend()",
-    "tiling.py": "from house import distribution",
-    "losses.py": "from house.tiling import tile",
-    "layers/__init__.py": "from house.layers.pooling import Pool",
-    "layers/pooling.py": "from house.types import Tensor\nfrom .. import losses\nfrom . import projection",
+    "tiling.py": "from pkg import distribution",
+    "losses.py": "from pkg.tiling import tile",
+    "layers/__init__.py": "from pkg.layers.pooling import Pool",
+    "layers/pooling.py": "from pkg.types import Tensor\nfrom .. import losses\nfrom . import projection",
     "layers/projection.py": "",
     "data/__init__.py": "",
     "data/reader.py": "if TYPE_CHECKING:\n    import torch\ndef f():\n    import tensorflow as tf\n    return tf",
-    "data/readers/__init__.py": "from house.data.readers import tar",
+    "data/readers/__init__.py": "from pkg.data.readers import tar",
     "data/readers/tar.py": "import csv\nimport tarfile\ndef f(tf):\n    return tf.data.TFRecordDataset",
-    "model.py": "from house.layers import Pool\nfrom house.data import reader",
-    "evaluation/__init__.py": "from house.evaluation.run import evaluate\nfrom house.evaluation import report",
-    "evaluation/run.py": "from house.model import Model\nfrom house.evaluation.parts.errors import PART",
+    "model.py": "from pkg.layers import Pool\nfrom pkg.data import reader",
+    "evaluation/__init__.py": "from pkg.evaluation.run import evaluate\nfrom pkg.evaluation import report",
+    "evaluation/run.py": "from pkg.model import Model\nfrom pkg.evaluation.parts.errors import PART",
     "evaluation/parts/__init__.py": "",
-    "evaluation/parts/errors.py": "from house.evaluation import metrics\nfrom house.model import Model",
-    "evaluation/metrics/__init__.py": "from house.evaluation.metrics.intervals import wilson",
+    "evaluation/parts/errors.py": "from pkg.evaluation import metrics\nfrom pkg.model import Model",
+    "evaluation/metrics/__init__.py": "from pkg.evaluation.metrics.intervals import wilson",
     "evaluation/metrics/intervals.py": "from ..results import Score",
     "evaluation/results.py": "",
-    "evaluation/report/__init__.py": "from house.evaluation import metrics\nfrom house.evaluation.results import Score",
+    "evaluation/report/__init__.py": "from pkg.evaluation import metrics\nfrom pkg.evaluation.results import Score",
 }
 FAULTS = {
     "upwards": (
-        {"layers/projection.py": "from house.model import Model"},
-        "layers.projection imports house.model, which",
+        {"layers/projection.py": "from pkg.model import Model"},
+        "layers.projection imports pkg.model, which",
     ),
-    "upwards, name of a room": (
-        {"losses.py": "from house import layers"},
-        "losses imports house.layers, which is above",
+    "upwards, name of a package": (
+        {"losses.py": "from pkg import layers"},
+        "losses imports pkg.layers, which is above",
     ),
-    "upwards, relative": ({"layers/projection.py": "from ..model import Model"}, "imports house.model, which is above"),
-    "upwards, relative in a room's init": ({"data/__init__.py": "from ..layers import Pool"}, "house.layers, which is"),
-    "upwards, inside a function": ({"types.py": "def f():\n    import house.losses"}, "imports house.losses, which is"),
+    "upwards, relative": ({"layers/projection.py": "from ..model import Model"}, "imports pkg.model, which is above"),
+    "upwards, relative in an __init__": ({"data/__init__.py": "from ..layers import Pool"}, "pkg.layers, which is"),
+    "upwards, inside a function": ({"types.py": "def f():\n    import pkg.losses"}, "imports pkg.losses, which is"),
     "upwards, by its name": (
-        {"types.py": "m = importlib.import_module('house.losses')"},
-        "imports house.losses, which",
+        {"types.py": "m = importlib.import_module('pkg.losses')"},
+        "imports pkg.losses, which",
     ),
-    "upwards, part of a room": ({"tiling.py": "from house.layers import Pool"}, "house.tiling imports house.layers"),
-    "ground level upwards": ({"types.py": "from house import distribution"}, "house.types imports house.distribution"),
-    "siblings": ({"baselines.py": "from house import model"}, "house.baselines imports house.model, a sibling"),
-    "other siblings": ({"losses.py": "import house.data.reader"}, "house.losses imports house.data.reader, a sibling"),
-    "the package itself": ({"losses.py": "import house"}, "house.losses imports the package itself"),
-    "a name from the package": ({"losses.py": "from house import Model"}, "house.losses imports the package itself"),
-    "cycle in a room": ({"layers/projection.py": "from house.layers import pooling"}, "import cycle: house.layers.poo"),
-    "cycle through the room": ({"layers/projection.py": "from house.layers import Pool"}, "import cycle: house.layers"),
-    "upwards inside a room": (
-        {"evaluation/results.py": "from house.evaluation.metrics import intervals"},
-        "evaluation.results imports house.evaluation.metrics.intervals, which is above it",
+    "upwards, from a part of a component": (
+        {"tiling.py": "from pkg.layers import Pool"},
+        "pkg.tiling imports pkg.layers",
     ),
-    "upwards inside a room, two levels": (
+    "upwards from the lowest level": (
+        {"types.py": "from pkg import distribution"},
+        "pkg.types imports pkg.distribution",
+    ),
+    "siblings": ({"baselines.py": "from pkg import model"}, "pkg.baselines imports pkg.model, a sibling"),
+    "other siblings": ({"losses.py": "import pkg.data.reader"}, "pkg.losses imports pkg.data.reader, a sibling"),
+    "the package itself": ({"losses.py": "import pkg"}, "pkg.losses imports the package itself"),
+    "a name from the package": ({"losses.py": "from pkg import Model"}, "pkg.losses imports the package itself"),
+    "cycle in a package": ({"layers/projection.py": "from pkg.layers import pooling"}, "import cycle: pkg.layers.poo"),
+    "cycle through the __init__": ({"layers/projection.py": "from pkg.layers import Pool"}, "import cycle: pkg.layers"),
+    "upwards inside a package": (
+        {"evaluation/results.py": "from pkg.evaluation.metrics import intervals"},
+        "evaluation.results imports pkg.evaluation.metrics.intervals, which is above it",
+    ),
+    "upwards inside a package, two levels": (
         {"evaluation/metrics/intervals.py": "def f():\n    from ..parts import errors"},
-        "metrics.intervals imports house.evaluation.parts.errors, which is above it",
+        "metrics.intervals imports pkg.evaluation.parts.errors, which is above it",
     ),
-    "siblings inside a room": (
-        {"evaluation/run.py": "from house.evaluation.report import write"},
-        "evaluation.run imports house.evaluation.report, a sibling",
+    "siblings inside a package": (
+        {"evaluation/run.py": "from pkg.evaluation.report import write"},
+        "evaluation.run imports pkg.evaluation.report, a sibling",
     ),
-    "the room itself": (
-        {"evaluation/results.py": "from house.evaluation import evaluate"},
+    "the package that contains the module": (
+        {"evaluation/results.py": "from pkg.evaluation import evaluate"},
         "evaluation.results imports the package itself",
     ),
-    "new module inside a room": ({"evaluation/extra.py": ""}, "house.evaluation.extra has no place in INSIDE"),
+    "new module inside a package": ({"evaluation/extra.py": ""}, "pkg.evaluation.extra has no place in INSIDE"),
     "a report that runs a model": (
-        {"evaluation/report/page.py": "from house.model import Model"},
-        "report.page imports house.model, but evaluation.report may import only",
+        {"evaluation/report/page.py": "from pkg.model import Model"},
+        "report.page imports pkg.model, but evaluation.report may import only",
     ),
     "a report that evaluates": (
-        {"evaluation/report/page.py": "from house.evaluation.parts import errors"},
-        "report.page imports house.evaluation.parts.errors, but",
+        {"evaluation/report/page.py": "from pkg.evaluation.parts import errors"},
+        "report.page imports pkg.evaluation.parts.errors, but",
     ),
     "a second reader of tars": (
         {"model.py": "def f():\n    import tarfile"},
-        "house.model:2 imports tarfile, but only",
+        "pkg.model:2 imports tarfile, but only",
     ),
     "a second reader of tables": (
         {"evaluation/metrics/intervals.py": "from csv import DictReader"},
@@ -345,16 +359,16 @@ FAULTS = {
     ),
     "a second reader of tensorflow-datasets": (
         {"data/reader.py": "def f():\n    import tensorflow_datasets as tfds"},
-        "house.data.reader:2 imports tensorflow_datasets, but only the readers",
+        "pkg.data.reader:2 imports tensorflow_datasets, but only the readers",
     ),
-    "a second reader of folders": ({"model.py": "files = path.rglob('*')"}, "house.model:1 calls rglob, but only"),
+    "a second reader of folders": ({"model.py": "files = path.rglob('*')"}, "pkg.model:1 calls rglob, but only"),
     "a second reader of records": (
         {"data/reader.py": "def f(tf):\n    return tf.data.TFRecordDataset('a')"},
-        "house.data.reader:2 calls TFRecordDataset, but only the readers",
+        "pkg.data.reader:2 calls TFRecordDataset, but only the readers",
     ),
-    "new module": ({"metrics.py": ""}, "house.metrics has no place"),
-    "new room": ({"quantization/__init__.py": "", "quantization/int8.py": ""}, "house.quantization.int8 has no place"),
-    "name": ({"layers/utils.py": ""}, "house.layers.utils has a name without a meaning"),
+    "new module": ({"metrics.py": ""}, "pkg.metrics has no place"),
+    "new package": ({"quantization/__init__.py": "", "quantization/int8.py": ""}, "pkg.quantization.int8 has no place"),
+    "name": ({"layers/utils.py": ""}, "pkg.layers.utils has a name without a meaning"),
     "backend at module level": ({"data/reader.py": "import tensorflow as tf"}, "imports tensorflow at module level"),
     "backend in a try": (
         {"tiling.py": "try:\n    from jax import numpy\nexcept ImportError:\n    pass"},
@@ -363,27 +377,30 @@ FAULTS = {
     "backend in a class": ({"data/reader.py": "class A:\n    import torch.nn"}, "imports torch at module level"),
     "hub in a default": ({"data/reader.py": "x = __import__('keras_hub')"}, "imports keras_hub at module level"),
     "backend elsewhere": ({"losses.py": "def f():\n    import torch"}, "losses:2 imports torch, but is not in"),
-    "question": (
+    "backend check": (
         {"losses.py": "def f():\n    return keras.backend.backend()"},
-        "house.losses:2 asks which backend runs",
+        "pkg.losses:2 checks which backend runs",
     ),
-    "question, other words": (
+    "backend check by keras.config": (
         {"model.py": "from keras.config import backend\nb = backend()"},
-        "house.model:2 asks which",
+        "pkg.model:2 checks which",
     ),
-    "question to the shell": ({"model.py": "b = os.environ['KERAS_BACKEND']"}, "house.model:1 asks which backend"),
+    "backend check by environment": (
+        {"model.py": "b = os.environ['KERAS_BACKEND']"},
+        "pkg.model:1 checks which backend",
+    ),
 }
 
 
 def build(folder, files):
     for name, source in files.items():
-        path = folder / "house" / name
+        path = folder / "pkg" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(source)
-    return folder / "house"
+    return folder / "pkg"
 
 
-def test_a_good_house_has_no_fault(tmp_path):
+def test_a_package_that_keeps_the_rules_has_no_fault(tmp_path):
     assert find_faults(build(tmp_path, GOOD)) == []
 
 

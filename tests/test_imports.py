@@ -1,4 +1,4 @@
-"""`import keras_clip` needs no framework but the one that runs, and costs little on top of keras."""
+"""`import keras_clip` needs no framework except the backend, and takes little time beyond `import keras`."""
 
 import pytest
 from subprocesses import run_python
@@ -10,9 +10,9 @@ OTHERS = {
     "jax": "tensorflow tensorflow_text keras_hub torch",
     "torch": "tensorflow tensorflow_text keras_hub jax",
 }
-LIMIT = 1.0  # seconds of processor time, which the load of the machine does not stretch as it does the clock's
+LIMIT = 1.0  # seconds of processor time, which depends less on the load of the machine than wall time
 
-# Hidden as if not installed. A finder that raises instead would break packages which only look whether one is there.
+# Hides packages as if they were not installed. A finder that raises would break packages that only test for others.
 HIDE = """
 import sys
 from importlib.machinery import PathFinder
@@ -36,7 +36,7 @@ import keras_clip
 print(time.process_time() - start)
 assert not hidden & set(sys.modules), hidden & set(sys.modules)
 """
-# Random images, because decoding is the business of the tests of images; every component that needs no file.
+# Uses every component that needs no file. The images are arrays, since other tests decode files.
 USE = """
 import keras
 import numpy as np
@@ -59,7 +59,7 @@ assert not hidden & set(sys.modules), hidden & set(sys.modules)
 @pytest.mark.parametrize("backend", OTHERS)
 def test_import_is_light(backend):
     times = []
-    # The best of three: the first run compiles bytecode and reads cold files.
+    # Takes the best of three, because the first run compiles bytecode and reads files that are not cached.
     while len(times) < 3 and min(times, default=LIMIT) >= LIMIT:
         times.append(float(run_python(HIDE + IMPORT, OTHERS[backend], backend=backend).split()[-1]))
     assert min(times) < LIMIT, times

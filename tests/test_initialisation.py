@@ -1,4 +1,4 @@
-"""The weights that training starts from: the paper's, which open_clip has too in its text half and its ResNets."""
+"""Initial weights follow the paper, as those of open_clip do in its text tower and its ResNets."""
 
 import keras
 import numpy as np
@@ -15,7 +15,7 @@ WIDTH, LAYERS = 128, 3
 
 
 def moments(model):
-    """{path: (size, mean, standard deviation)} of every weight that is not a statistic or a metric."""
+    """Returns {path: (size, mean, standard deviation)} of every weight that is not a statistic or a metric."""
     arrays = {variable.path: keras.ops.convert_to_numpy(variable) for variable in model.trainable_variables}
     return {path: (array.size, array.mean(), array.std()) for path, array in arrays.items()}
 
@@ -32,15 +32,15 @@ def test_as_open_clip_starts():
     theirs = moments(clip)
     assert len(ours) > 80
     for path, (size, mean, deviation) in ours.items():
-        # torch draws the biases of its convolutions and dense layers; there are none here, or they start at zero.
-        wanted = 0.0 if path.endswith("bias") else theirs[path][2]
-        # Five standard errors of a standard deviation.
-        assert deviation == pytest.approx(wanted, rel=5 / np.sqrt(2 * size), abs=1e-7), path
+        # torch draws random biases of convolutions and dense layers; ours start at zero, or do not exist.
+        expected = 0.0 if path.endswith("bias") else theirs[path][2]
+        # The tolerance is five standard errors of a standard deviation.
+        assert deviation == pytest.approx(expected, rel=5 / np.sqrt(2 * size), abs=1e-7), path
         if not path.endswith("bias"):
-            assert mean == pytest.approx(theirs[path][1], abs=10 * wanted / np.sqrt(size) + 1e-7), path
+            assert mean == pytest.approx(theirs[path][1], abs=10 * expected / np.sqrt(size) + 1e-7), path
 
 
-# Standard deviations of a Vision Transformer's weights; the blocks start as those of the text encoder do.
+# Standard deviations of the weights of a Vision Transformer. Its blocks start like those of the text encoder.
 VISION = {
     "class_embedding": WIDTH**-0.5,
     "positions": WIDTH**-0.5,

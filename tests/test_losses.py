@@ -1,4 +1,4 @@
-"""The two losses: values by hand, a dense reference, open_clip's, invariances, extremes, and what they refuse."""
+"""The contrastive and the sigmoid loss: values by hand, a dense reference, open_clip's, invariances, refusals."""
 
 import keras
 import numpy as np
@@ -16,7 +16,7 @@ BACKEND = keras.backend.backend()
 
 @pytest.fixture(params=["one tile", "several tiles"])
 def tiles(request, monkeypatch):
-    """Runs a test with the matrix as one tile, and as many, the last of them padded."""
+    """Runs a test with one tile, and with several tiles of which the last is padded."""
     if request.param == "several tiles":
         monkeypatch.setattr(tiling, "TILE_AREA", 1)
         monkeypatch.setattr(tiling, "TILE_ROWS", 3)
@@ -28,7 +28,7 @@ def unit(rng, *shape):
 
 
 def pair_losses(logits):
-    """The contrastive loss of each pair, given all logits: embeddings are not normalised again."""
+    """Returns the contrastive loss of each pair, given all logits; the loss does not normalise its inputs again."""
     logits = np.asarray(logits, "float32")
     return ops.convert_to_numpy(losses.contrastive_loss(logits, np.eye(len(logits), dtype="float32"), 0.0))
 
@@ -43,7 +43,7 @@ def logsumexp(x, axis):
 
 
 def dense_contrastive(images, texts, log_scale, weights):
-    """The weighted sum of the pairs' losses, and its gradients, in float64 with the whole matrix."""
+    """Returns the weighted sum of the losses of the pairs and its gradients, in float64 with the whole matrix."""
     images, texts, weights = (np.asarray(x, "float64") for x in (images, texts, weights))
     logits = np.exp(float(log_scale)) * images @ texts.T
     rows, columns = logsumexp(logits, 1), logsumexp(logits, 0)
@@ -87,7 +87,7 @@ def test_value(logits, expected):
 
 
 def test_each_pair_has_its_own_loss():
-    # Row and column of the pair, halved: (0.126928 + 0.313262) / 2 and (1.313262 + 0.693147) / 2.
+    # Means over the row and the column of a pair: (0.126928 + 0.313262) / 2 and (1.313262 + 0.693147) / 2.
     np.testing.assert_allclose(pair_losses([[2, 0], [1, 0]]), [0.220095, 1.003204], atol=1e-6)
 
 
@@ -175,14 +175,14 @@ def test_half_precision_is_computed_in_float32(dtype, rng):
 
 
 def test_scale_is_not_bounded_here():
-    # The bound is the weight's: inside the loss it would stop the gradient.
+    # The weight has the bound: a bound inside the loss would stop the gradient.
     logits = np.array([[1.0, 0.9], [0.8, 1.0]], "float32")
     scaled = losses.contrastive_loss(logits, np.eye(2, dtype="float32"), np.float32(np.log(200)))
     np.testing.assert_allclose(ops.convert_to_numpy(scaled), pair_losses(200 * logits), rtol=1e-4)
 
 
 def test_matches(tiles):
-    # Image 0 finds its text; image 1 prefers text 0; image 2 cannot tell; texts 0 and 2 find their images, text 1 not.
+    # Image 0 matches its text, image 1 prefers text 0, image 2 has a tie; texts 0 and 2 match their images, text 1 not.
     logits = np.array([[3, 1, 0], [2, 1, 0], [0, 4, 4]], "float32")
     for pairs in (
         losses.contrastive_pairs(logits, np.eye(3, dtype="float32"), 0.0),
@@ -277,7 +277,7 @@ def test_second_call_does_not_compile_again(rng):
 
 
 def largest_tensor(size, width):
-    """How many numbers the largest tensor has that loss and gradient make on the way; on JAX, all temporaries."""
+    """Returns the size of the largest tensor in the computation of loss and gradient; on JAX, of all temporaries."""
     images = texts = np.full((size, width), 0.1, "float32")
 
     def total(images, texts):
@@ -330,5 +330,5 @@ def _largest_in_torch(function):
 def test_memory_is_linear():
     size, width = 8192, 16
     measured = largest_tensor(size, width)
-    # One tile or so of each, far from the 67 million numbers of the matrix; JAX counts both losses' temporaries.
+    # About one tile of each loss, far below the 67 million elements of the matrix; JAX counts both losses' temporaries.
     assert tiling.TILE_AREA / 2 <= measured <= (4 if BACKEND == "jax" else 1) * tiling.TILE_AREA

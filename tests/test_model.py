@@ -1,4 +1,4 @@
-"""`CLIPModel`: fit, evaluate, predict, save; cut texts; locked encoders; precision; metrics; refusals."""
+"""`CLIPModel`: fit, evaluate, predict, save; shorter texts; locked encoders; precision; metrics; refusals."""
 
 import keras
 import numpy as np
@@ -37,7 +37,7 @@ def to_numpy(x):
 
 
 def dense_loss(embeddings, logit_scale):
-    """The loss and the accuracies as the paper's figure 3 writes them."""
+    """Returns the loss and the accuracies as in figure 3 of the paper."""
     image, text = (embeddings[key].astype("float64") for key in ("image_embeddings", "text_embeddings"))
     logits = np.exp(float(logit_scale)) * image @ text.T
 
@@ -103,7 +103,7 @@ def test_what_follows_the_end_token_does_not_matter():
 
 
 @pytest.mark.parametrize("loss", ["contrastive", pytest.param("sigmoid", marks=pytest.mark.slow)])
-def test_learns_a_batch_by_heart_and_survives_saving(loss, rng, tmp_path):
+def test_overfits_a_batch_and_survives_saving(loss, rng, tmp_path):
     clip = make_clip(loss=loss)
     batch = make_batch(clip, rng)
     clip.compile(keras_clip.training.adamw(clip, 5e-3, warmup_steps=2, total_steps=80))
@@ -115,7 +115,7 @@ def test_learns_a_batch_by_heart_and_survives_saving(loss, rng, tmp_path):
     for key, embeddings in clip.predict(batch, verbose=0).items():
         np.testing.assert_array_equal(embeddings, loaded.predict(batch, verbose=0)[key])
     assert loaded.contrast.kind == loss
-    # Training goes on as if it had not stopped: same weights, moments and place on the schedule.
+    # The loaded model continues the training exactly: weights, moments and position in the schedule are equal.
     after = [model.fit(batch, batch_size=6, epochs=2, verbose=0).history["loss"][-1] for model in (clip, loaded)]
     assert after[0] == pytest.approx(after[1], rel=1e-4)
 

@@ -1,4 +1,4 @@
-"""Embeddings, loss and gradients equal open_clip's, weight for weight."""
+"""With equal weights, embeddings, loss and gradients equal open_clip's."""
 
 import functools
 
@@ -17,7 +17,7 @@ from keras_clip.encoders import ModifiedResNet, TextTransformer, VisionTransform
 VISION = {
     "vit": dict(image_size=32, patch_size=8, width=64, layers=3, head_width=32),
     "vit at another size": dict(image_size=48, patch_size=16, width=64, layers=2, head_width=32),
-    # Heads of the peer's attention pool: 32 * width / head_width.
+    # The attention pool of the peer has 32 * width / head_width heads.
     "resnet": dict(image_size=64, layers=(1, 2, 1, 1), width=8, head_width=64),
 }
 
@@ -31,7 +31,7 @@ def make_pair(name, quick_gelu=True):
     text = dict(context_length=12, vocab_size=100, width=64, heads=2, layers=2)
     peer = CLIP(embed_dim=48, vision_cfg=VISION[name], text_cfg=text, quick_gelu=quick_gelu).eval()
     with torch.no_grad():
-        for parameter in peer.parameters():  # so that zeros and ones at the start hide nothing
+        for parameter in peer.parameters():  # because initial zeros and ones would hide errors
             parameter.add_(0.05 * torch.randn_like(parameter))
         for key, buffer in peer.named_buffers():
             if "running" in key:
@@ -50,7 +50,7 @@ def make_pair(name, quick_gelu=True):
     return peer, clip
 
 
-# For tests that change neither of the two.
+# For tests that do not change either model.
 shared_pair = functools.cache(make_pair)
 
 
@@ -92,7 +92,7 @@ def test_exact_gelu(rng):
 
 
 def test_one_step_of_sgd_moves_every_weight_alike(rng):
-    """Loss and gradients at once: after a step, both models must again be the same."""
+    """Tests loss and gradients together: after a step of SGD, both models must have equal weights."""
     peer, clip = make_pair("vit")
     images, token_ids = make_batch("vit", 6, rng)
     optimizer = torch.optim.SGD(peer.parameters(), lr=0.1)

@@ -1,4 +1,4 @@
-"""What is installed: pinned versions, a wheel that holds the table and the licences, code that ruff accepts."""
+"""Packaging: pinned versions, a wheel with the vocabulary and the licences, and code that ruff accepts."""
 
 import re
 import shutil
@@ -17,12 +17,12 @@ pytestmark = pytest.mark.backend_free
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 PIN_LINES = [line for line in (REPOSITORY / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
 PINS = {canonicalize_name(name): version for name, version in (line.split("==") for line in PIN_LINES)}
-# Installed by no target: its wheels exist for few systems.
+# No target installs this extra, because its wheels exist for few systems.
 RESERVED = {"validation"}
 
 
 def test_pins_are_versions_and_nothing_else():
-    # No index address, no local build as in 2.13.0+cpu, no marker.
+    # A pin has no index address, no local version as in 2.13.0+cpu, and no marker.
     assert [line for line in PIN_LINES if not re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9a-z.]*", line)] == []
     assert len(PINS) == len(PIN_LINES)
 
@@ -46,7 +46,7 @@ def test_extras_of_the_targets(target, absent):
 
 
 def test_wheel(tmp_path):
-    # Built from a copy, since the build writes beside its sources.
+    # The wheel is built from a copy, because the build writes into its source folder.
     source = tmp_path / "source"
     source.mkdir()
     for name in ("pyproject.toml", "LICENSE", "NOTICE", "README.md"):

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.backend_free
 
 PACKAGE = Path(__file__).resolve().parents[1] / "keras_clip"
 ALLOWED = PACKAGE / "compat.py"
-# Without an underscore, but undocumented: `compat` has functions and classes for these.
+# These names have no underscore but are undocumented: `compat` has functions and classes for them.
 UNDOCUMENTED = {
     "async_safe",
     "distribute_strategy",
@@ -25,7 +25,7 @@ UNDOCUMENTED = {
     "test_function",
     "train_function",
 }
-# Modules that packages do not document, by the part of a dotted path that shows it.
+# Matches the dotted paths of undocumented modules.
 INTERNAL_MODULE = re.compile(r"(^|\.)(_\w+|src)(\.|$)|^tensorflow\.python(\.|$)")
 
 
@@ -34,7 +34,7 @@ def parse(path):
 
 
 def own_names(trees):
-    """All names that a package defines itself: functions, classes, variables, attributes that it assigns."""
+    """Returns all names that a package defines: functions, classes, variables, and attributes that it assigns."""
     names = set()
     for node in (node for tree in trees for node in ast.walk(tree)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
@@ -56,7 +56,7 @@ def is_private(name):
 
 
 def attributes(tree):
-    """(name, line) of each attribute that is read, assigned, or named in a call of `getattr` and its relatives."""
+    """Yields (name, line) of each attribute that is read, assigned, or named in a call of `getattr` or `setattr`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
             yield node.attr, node.lineno
@@ -75,7 +75,7 @@ def imported_modules(tree):
 
 
 def find_private_names(package, allowed):
-    """One line for each use of a private or undocumented name that the package does not define itself."""
+    """Returns one line for each use of a private or undocumented name that the package does not define."""
     trees = {path: parse(path) for path in sorted(package.rglob("*.py"))}
     own = own_names(tree for path, tree in trees.items() if path != allowed)
     faults = []
@@ -114,7 +114,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("source", FAULTS.values(), ids=FAULTS)
 def test_a_private_name_is_found(tmp_path, source):
-    package = tmp_path / "house"
+    package = tmp_path / "package"
     package.mkdir()
     (package / "compat.py").write_text(source)
     assert find_private_names(package, package / "compat.py") == []
@@ -123,7 +123,7 @@ def test_a_private_name_is_found(tmp_path, source):
 
 
 def test_own_private_names_are_no_fault(tmp_path):
-    package = tmp_path / "house"
+    package = tmp_path / "package"
     package.mkdir()
     source = "class A:\n    def __init__(self):\n        self._x = self.__class__\n    def _f(self, other):\n        "
     (package / "one.py").write_text(source + "return other._f(), self._x, _g()\ndef _g():\n    pass")
@@ -142,7 +142,7 @@ def package_classes():
 
 
 def own_private_names(value):
-    """The private names that a class defines or assigns on itself."""
+    """Returns the private names that a class defines or assigns on itself."""
     tree = ast.parse(inspect.cleandoc("\n" + inspect.getsource(value)))
     return {name for name in own_names([tree]) if is_private(name)} & {
         *vars(value),
@@ -151,7 +151,7 @@ def own_private_names(value):
 
 
 def test_no_class_redefines_a_private_name_of_its_base():
-    """A name of ours that a base of another package uses too would change that base without saying so."""
+    """A private name that a base from another package also uses would change that base without an error."""
     known, faults = {}, []
     for value in package_classes():
         foreign = [base for base in value.__mro__ if base.__module__.split(".")[0] in ("keras", "torch", "tensorflow")]

@@ -1,4 +1,4 @@
-"""Templates from the grammar, from files, and what is refused."""
+"""Templates from the grammar and from files, and refusals."""
 
 import json
 
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.backend_free
 
 def test_the_whole_family():
     family = prompts.templates()
-    # 5 determiners; then "a" and "the" with 11 captures, 7 looks, 9 renditions, 6 materials.
+    # 5 templates differ in the determiner; 11 captures, 7 looks, 9 renditions and 6 materials have "a" and "the" each.
     assert len(family) == len(set(family)) == 5 + 2 * (11 + 7 + 9 + 6) == 71
     assert family[0] == "a photo of a {}."
     assert all(template.count("{}") == 1 and template.endswith(".") for template in family)
@@ -72,10 +72,10 @@ def test_bad_files_are_named(name, tmp_path):
 BAD_TEMPLATES = {
     "a text": ("a {}", TypeError, "Pass a single template as a list"),
     "nothing": ([], ValueError, "At least one"),
-    "no place": (["a {}", "a photo"], ValueError, r"templates\[1\]='a photo'"),
-    "two places": (["{} and {}"], ValueError, "exactly one"),
+    "no placeholder": (["a {}", "a photo"], ValueError, r"templates\[1\]='a photo'"),
+    "two placeholders": (["{} and {}"], ValueError, "exactly one"),
     "a format": (["a {:d}"], ValueError, "exactly one"),
-    "a named place": (["{} of {name}"], ValueError, "exactly one"),
+    "a named placeholder": (["{} of {name}"], ValueError, "exactly one"),
     "a number": ([7], TypeError, r"templates\[0\]=7"),
     "twice": (["a {}", "the {}", "a {}"], ValueError, "'a {}' twice"),
 }
@@ -109,7 +109,7 @@ def test_bad_class_names(names, error, message):
 
 
 @pytest.mark.parametrize("family", prompts.FAMILIES.values(), ids=prompts.FAMILIES)
-def test_families_are_valid_and_begin_plainly(family):
+def test_families_are_valid_and_begin_with_a_plain_template(family):
     assert prompts.validate_templates(family) == family
     assert len(family) > 2
     assert not family[0].startswith(("a good", "the", "my", "inside"))
@@ -129,7 +129,7 @@ def test_contexts_of_the_paper(name, template):
     assert prompts.FAMILIES[name][0] == template
 
 
-def test_the_former_place_still_has_all_names():
+def test_the_former_module_still_has_all_names():
     from keras_clip.data import prompts as former
 
     names = {name for name in vars(prompts) if not name.startswith("_")} - {"json", "Path", "Sequence"}

@@ -1,4 +1,4 @@
-"""Every public name is exported by a line of its own, documented, annotated, and registered if it can be saved."""
+"""Every public name is exported by its own line, documented, annotated, and registered if it can be saved."""
 
 import ast
 import importlib
@@ -12,17 +12,17 @@ import pytest
 pytestmark = pytest.mark.backend_free
 
 PACKAGE = Path(__file__).resolve().parents[1] / "keras_clip"
-# For the rooms above them, not for users.
+# Modules for higher import levels, not for users.
 INTERNAL = {"compat", "distribution", "tiling"}
-# Names that modules had before they moved, which users' code may still have: {package: names}.
+# Former names of modules that users' code may still import: {package: names}.
 FORMER_NAMES = {"evaluation": {"ladder", "overlap_detector", "suites"}}
-# The package, its folders, and the modules beside them: what a user can write after `keras_clip.`.
-ROOMS = ["keras_clip"] + sorted(
+# The package, its subpackages and its modules, which a user can write after `keras_clip.`.
+PUBLIC_MODULES = ["keras_clip"] + sorted(
     f"keras_clip.{path.parent.name if path.name == '__init__.py' else path.stem}"
     for path in [*PACKAGE.glob("*/__init__.py"), *PACKAGE.glob("*.py")]
     if path != PACKAGE / "__init__.py" and path.stem not in INTERNAL
 )
-# What Keras calls by position and documents itself.
+# Methods that Keras calls and documents.
 KERAS_PROTOCOL = {
     "build",
     "call",
@@ -35,21 +35,21 @@ KERAS_PROTOCOL = {
 KERAS_PROTOCOL |= {"from_config", "get_compile_config", "compile_from_config", "compute_mask", "get_metrics"}
 KERAS_PROTOCOL |= {"train_step", "test_step", "predict_step", "reset_state", "update_state", "result", "metrics"}
 KERAS_PROTOCOL |= {"add_variable", "update_step"}
-# What the bases in `keras_clip.compat` call and document.
+# Methods that the base classes in `keras_clip.compat` call and document.
 KERAS_PROTOCOL |= {"decay_all", "decays", "moments", "prepare_training", "update_all", "wrap_train_function"}
 
 
 def public_objects():
-    """{name as a user writes it: object}, each object once, under its shortest name."""
+    """Returns {name as a user writes it: object}, with each object once, under its shortest name."""
     found = {}
-    for room in map(importlib.import_module, ROOMS):
-        # A folder exports what it imports; a module beside the folders only what it defines.
-        owner = "keras_clip" if hasattr(room, "__path__") else room.__name__
-        for name, value in vars(room).items():
+    for module in map(importlib.import_module, PUBLIC_MODULES):
+        # A package exports the names that it imports, a module only those that it defines.
+        owner = "keras_clip" if hasattr(module, "__path__") else module.__name__
+        for name, value in vars(module).items():
             if name.startswith("_") or not (inspect.isclass(value) or inspect.isfunction(value)):
                 continue
             if f"{value.__module__}.".startswith(f"{owner}.") and value not in found.values():
-                found[f"{room.__name__}.{name}"] = value
+                found[f"{module.__name__}.{name}"] = value
     return found
 
 
@@ -78,10 +78,10 @@ def missing_parts(value, sections):
 
 
 def missing_in_function(function):
-    """What a function's docstring and signature lack.
+    """Returns the parts that the docstring and the signature of a function lack.
 
-    One sentence is enough where it has all to say: for a method with at most one argument, and where it refers to the
-    arguments of a neighbour.
+    One sentence is enough for a method with at most one argument, and where it refers to the arguments of another
+    function.
     """
     arguments, returns = parameters(function), inspect.signature(function).return_annotation
     brief = "." in function.__qualname__ and len(arguments) < 2 or "arguments as" in (function.__doc__ or "").lower()
@@ -136,7 +136,7 @@ def test_exports_are_explicit(path):
 
 
 def hidden_modules(package):
-    """Modules below a package whose name in it is something else, such as a function that is named like its file."""
+    """Returns modules of a package that another object hides, such as a function with the name of its file."""
     names = [module.name for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")]
     modules = {name: importlib.import_module(name) for name in names}
     parents = {name: importlib.import_module(name.rpartition(".")[0]) for name in names}
@@ -148,18 +148,18 @@ def test_no_name_hides_a_module():
 
 
 def test_a_hidden_module_is_found(tmp_path, monkeypatch):
-    room = tmp_path / "lodge" / "room"
-    room.mkdir(parents=True)
-    (tmp_path / "lodge" / "__init__.py").write_text("")
-    (room / "__init__.py").write_text("from lodge.room.open import open\nfrom lodge.room.shut import lock")
-    (room / "open.py").write_text("def open(): pass")
-    (room / "shut.py").write_text("def lock(): pass")
+    inner = tmp_path / "outer" / "inner"
+    inner.mkdir(parents=True)
+    (tmp_path / "outer" / "__init__.py").write_text("")
+    (inner / "__init__.py").write_text("from outer.inner.open import open\nfrom outer.inner.shut import lock")
+    (inner / "open.py").write_text("def open(): pass")
+    (inner / "shut.py").write_text("def lock(): pass")
     monkeypatch.syspath_prepend(tmp_path)
-    assert hidden_modules(importlib.import_module("lodge")) == ["lodge.room.open"]
+    assert hidden_modules(importlib.import_module("outer")) == ["outer.inner.open"]
 
 
 def test_what_users_write_exists():
-    """The shortest names, those of the README, are there."""
+    """The shortest names, which the README uses, exist."""
     names = {"CLIPModel", "ZeroShotClassifier", "data", "encoders", "layers", "losses", "training"}
     keras_clip = importlib.import_module("keras_clip")
     assert names <= set(vars(keras_clip))

@@ -1,4 +1,4 @@
-"""int8: a quarter of the memory, nearly the same embeddings, and the very same ones after saving and loading."""
+"""int8: a quarter of the memory, nearly the same embeddings, and identical ones after saving and loading."""
 
 import keras
 import numpy as np
@@ -30,7 +30,7 @@ def size(layer):
 
 
 @pytest.mark.parametrize("encoder", ["VisionTransformer", pytest.param("ModifiedResNet", marks=pytest.mark.slow)])
-def test_nearly_the_same_and_saved_as_it_is(encoder, tmp_path):
+def test_nearly_the_same_embeddings_and_saved_quantised(encoder, tmp_path):
     clip = make_clip(encoder)
     batch, bytes_before = inputs(clip), size(clip.text_encoder)
     before = clip.predict(batch, verbose=0)
@@ -47,7 +47,7 @@ def test_nearly_the_same_and_saved_as_it_is(encoder, tmp_path):
         np.testing.assert_array_equal(embeddings, after[name])
 
 
-def test_one_half_alone_and_its_classifier(tmp_path):
+def test_one_tower_alone_and_its_classifier(tmp_path):
     clip = make_clip()
     batch = inputs(clip)
     texts = clip.text_embedder.predict(batch["token_ids"], verbose=0)

@@ -1,4 +1,4 @@
-"""The tiled reductions and their gradients against NumPy, where rows are a part of the pairs only."""
+"""The tiled reductions and their gradients against NumPy, also where the rows are only a part of the pairs."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from keras import ops
 
 from keras_clip import tiling
 
-# rows, columns, column of the first row's positive, rows of a tile, least area of a tile
+# {case: (rows, columns, column of the first row's positive, rows of a tile, smallest area of a tile)}
 SHAPES = {
     "one tile": (4, 4, 0, 1000, 1000),
     "last tiles padded": (5, 5, 0, 2, 4),
@@ -16,7 +16,7 @@ SHAPES = {
     "last row": (1, 7, 6, 1, 2),
     "columns padded only": (4, 5, 1, 2, 4),
     "rows padded only": (5, 8, 3, 3, 12),
-    "tile by embeddings": (4, 10, 2, 4, 1),
+    "tile size by embeddings": (4, 10, 2, 4, 1),
     "a row a tile": (3, 5, 1, 1, 1),
 }
 shapes = pytest.mark.parametrize("b, n, offset, height, area", SHAPES.values(), ids=SHAPES)
@@ -31,14 +31,14 @@ def tiles(request, monkeypatch):
 
 
 def dense(rows, columns, log_scale, bias, offset):
-    """Logits in float64, minus infinity at the positives."""
+    """Returns logits in float64, with minus infinity at the positives."""
     logits = np.exp(float(log_scale)) * rows.astype("float64") @ columns.astype("float64").T + bias
     logits[np.arange(len(rows)), offset + np.arange(len(rows))] = -np.inf
     return logits
 
 
 def check_gradients(primitive, arrays, upstream, g, logits, bias):
-    """`g` is the gradient of the logits that `upstream` means."""
+    """Compares gradients; `g` is the expected gradient of the logits for the upstream gradient `upstream`."""
     rows, columns, log_scale = arrays[:3]
     scale = np.exp(float(log_scale))
     tensor = ops.convert_to_tensor(upstream)
@@ -68,7 +68,7 @@ def test_bidirectional_logsumexp(b, n, offset, height, area, rng):
     np.testing.assert_allclose(result[1, ~empty], highest[~empty], rtol=1e-5, atol=1e-6)
 
     upstream = rng.normal(size=(2, b + n)).astype("float32")
-    # A row without others has no loss.
+    # A row without negatives has no loss.
     upstream[0, empty] = 0
     lse[empty] = 0
     g = upstream[0, :b, None] * np.exp(logits - lse[:b, None]) + upstream[0, b:] * np.exp(logits - lse[b:])
@@ -94,21 +94,21 @@ def test_sum_of_softplus(b, n, offset, height, area, rng):
 @pytest.mark.parametrize("b", [1, 7, 1000, 8192, 100_000])
 @pytest.mark.parametrize("n", [1, 255, 257, 8192, 100_003])
 @pytest.mark.parametrize("shards", [1, 4])
-def test_tiles_cover_rows_and_columns_and_no_more(b, n, shards):
+def test_tiles_cover_rows_and_columns_with_little_padding(b, n, shards):
     embed_dim = 512
     rows, columns = tiling._grid(b * shards, n, embed_dim, shards)
     for axis, length in ((rows, b), (columns, n)):
         covered = axis.blocks * axis.width
-        # Less than one row or column of padding a tile.
+        # Each tile has less than one row or column of padding on average.
         assert 0 <= covered - length < axis.blocks
         assert axis.is_padded == (covered > length)
-    # What a device holds of a tile is bounded, or a quarter of what it holds of columns.
+    # The part of a tile on one device has a bounded area, or at most a quarter of the size of all column embeddings.
     assert rows.width <= 1024
     assert rows.width * columns.width <= max(tiling.TILE_AREA, n * embed_dim // 4)
 
 
 @pytest.mark.parametrize("n, blocks, width, shards", [(6, 3, 2, 1), (5, 3, 2, 1), (12, 2, 3, 2), (10, 3, 2, 2)])
-def test_blocks_are_joined_as_they_were(n, blocks, width, shards):
+def test_joining_inverts_cutting(n, blocks, width, shards):
     axis = tiling._Axis(blocks, width, blocks * width != n // shards, shards)
     x = np.arange(1, 2 * n + 1).reshape(n, 2)
     cut = axis.cut(ops.convert_to_tensor(x))

@@ -1,4 +1,4 @@
-"""The project's prose uses the field's terms: phrases that readers had to puzzle over do not come back."""
+"""The project's texts use the terms of the field: unclear phrases that were once replaced must not occur again."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""`ZeroShotClassifier`: the class matrix by hand and by the naive loop, accuracies by hand, saving, refusals."""
+"""`ZeroShotClassifier`: class embeddings by hand and by a naive loop, accuracies by hand, saving, refusals."""
 
 import json
 import math
@@ -46,7 +46,7 @@ def to_numpy(x):
 
 
 def naive_class_embeddings(clip, class_names, templates):
-    """Each prompt alone, at the full context length."""
+    """Embeds each prompt alone, at the full context length, and averages as documented."""
     rows = []
     for names in class_names:
         prompts = [template.format(name) for name in np.atleast_1d(names) for template in templates]
@@ -56,23 +56,23 @@ def naive_class_embeddings(clip, class_names, templates):
 
 
 class TableOfTexts:
-    """Stands for the text half: a vector per text, and a record of what was asked."""
+    """Replaces the text tower: returns a given vector for each text, and records its inputs."""
 
     embed_dim = 2
     tokenizer = CLIPTokenizer(24)
 
     def __init__(self, table):
-        self.table, self.asked = table, []
+        self.table, self.batches = table, []
 
     def predict_on_batch(self, token_ids):
-        self.asked.append((token_ids.shape, self.tokenizer.decode(token_ids)))
-        return np.array([self.table[text] for text in self.asked[-1][1]], "float32")
+        self.batches.append((token_ids.shape, self.tokenizer.decode(token_ids)))
+        return np.array([self.table[text] for text in self.batches[-1][1]], "float32")
 
 
 BY_HAND = {
     "one prompt": (["a"], ["{}"], {"a": [0, 1]}, [[0, 1]]),
     "two templates": (["a"], ["{}", "the {}"], {"a": [1, 0], "the a": [0, 1]}, [[0.5**0.5, 0.5**0.5]]),
-    # The mean of three, not of two means; and scaled afterwards.
+    # The mean is taken over all three names, not over two means, and normalised afterwards.
     "three names": ([["a", "b", "c"]], ["{}"], {"a": [1, 0], "b": [1, 0], "c": [0, 1]}, [[2 / 5**0.5, 1 / 5**0.5]]),
     "two names, two templates": (
         ["a", ["b", "c"]],
@@ -94,32 +94,32 @@ def test_class_embeddings_by_hand(names, templates, table, expected):
 def test_equal_prompts_are_computed_once():
     texts = TableOfTexts({"cat": [1, 0], "dog": [0, 1]})
     embeddings = zero_shot.embed_classes(texts, ["cat", "dog", "CAT", " cat"], ["{}"])
-    assert [shape for shape, _ in texts.asked] == [(8, 3)]
-    assert set(texts.asked[0][1]) == {"cat", "dog"}
+    assert [shape for shape, _ in texts.batches] == [(8, 3)]
+    assert set(texts.batches[0][1]) == {"cat", "dog"}
     np.testing.assert_array_equal(embeddings, [[1, 0], [0, 1], [1, 0], [1, 0]])
 
 
-def test_many_prompts_take_few_shapes(monkeypatch):
+def test_many_prompts_have_few_shapes(monkeypatch):
     monkeypatch.setattr(zero_shot, "BATCH_SIZE", 16)
     monkeypatch.setattr(zero_shot, "TOKENS_PER_WIDTH", 10)
     names = [" ".join("x" * (1 + i % 7)) + f" {i // 10} {i % 10}" for i in range(60)]
     texts = TableOfTexts({name: [i, 1.0] for i, name in enumerate(names)})
     embeddings = zero_shot.embed_classes(texts, names, ["{}"])
     np.testing.assert_allclose(embeddings[:, 0] / embeddings[:, 1], np.arange(60), rtol=1e-4)
-    shapes = [shape for shape, _ in texts.asked]
+    shapes = [shape for shape, _ in texts.batches]
     assert len({width for _, width in shapes}) == 3
     assert len(set(shapes)) == 3
     assert max(rows for rows, _ in shapes) <= 16
 
 
-# lengths, tokens that a width must save, widths
+# {case: (lengths, tokens that a width must save, expected widths)}
 WIDTHS = {
     "one length": ([9, 9], 0, [9]),
     "one shape for a few": ([4, 5, 9], 4096, [9]),
-    "each its own": ([4, 5, 9], 0, [4, 5, 9]),
+    "a width for each length": ([4, 5, 9], 0, [4, 5, 9]),
     "three of four": ([4] * 9 + [5] + [7] * 9 + [20], 0, [4, 7, 20]),
-    "worth it": ([4] * 10 + [20], 100, [4, 20]),
-    "not worth it": ([4] * 10 + [20], 161, [20]),
+    "saves enough tokens": ([4] * 10 + [20], 100, [4, 20]),
+    "saves too few tokens": ([4] * 10 + [20], 161, [20]),
 }
 
 
@@ -172,7 +172,7 @@ def test_predicts_datasets(classifier, images):
         np.testing.assert_allclose(classifier.predict(dataset, verbose=0), expected, atol=1e-6)
 
 
-def test_owns_the_image_half_and_the_matrix_only(clip, classifier):
+def test_owns_the_image_tower_and_the_class_embeddings_only(clip, classifier):
     own = {id(weight) for weight in classifier.weights}
     assert own == {id(w) for w in clip.image_embedder.weights} | {
         id(classifier.class_embeddings),
@@ -231,7 +231,7 @@ def test_wrapped_encoder_and_mixed_precision(images, tmp_path):
 
 @keras.saving.register_keras_serializable(package="tests")
 class MeanColour(keras.layers.Layer):
-    """Images to their mean colour: embeddings that can be known by hand."""
+    """Maps images to their mean colour, so that embeddings are known by hand."""
 
     image_size = 2
 
@@ -262,7 +262,7 @@ def test_probabilities_by_hand(colours):
 
 
 IMAGES = np.stack([RED, RED, RED, GREEN, BLUE])
-# Right, right, right, right, wrong: green has two images, red three, blue none.
+# Four images are classified correctly and the last wrongly: red has three images, green two, blue none.
 UNBALANCED = {"top_1_accuracy": 0.8, "top_5_accuracy": 1.0, "mean_per_class_accuracy": 0.75}
 
 
@@ -290,7 +290,7 @@ def test_evaluate_by_hand(labelled, colours):
 
 
 def test_top_5_by_hand():
-    # The classes of a red image in their order: the label is its rank.
+    # For a red image, the classes are in descending order, so the label is its rank.
     cosines = 1 - 0.1 * np.arange(7)
     matrix = np.stack([cosines, np.sqrt(1 - cosines**2), np.zeros(7)], axis=1)
     classifier = colour_classifier([f"class {i}" for i in range(7)], matrix)
@@ -306,13 +306,13 @@ def test_few_classes(classes):
     assert set(metrics.values()) == {1.0}
 
 
-# probabilities, label, classes before the right one
+# {case: (probabilities, label, number of classes ranked before it)}
 RANKS = {
     "first": ([0.5, 0.3, 0.2], 0, 0),
     "last": ([0.5, 0.3, 0.2], 2, 2),
-    "of equals the first comes first": ([0.25, 0.25, 0.25, 0.25], 2, 2),
-    "NaN is never right": ([np.nan] * 3, 0, 3),
-    "one NaN elsewhere comes before": ([0.5, np.nan], 0, 1),
+    "ties go to the first class": ([0.25, 0.25, 0.25, 0.25], 2, 2),
+    "NaN is never correct": ([np.nan] * 3, 0, 3),
+    "a NaN of another class ranks before": ([0.5, np.nan], 0, 1),
 }
 
 
@@ -321,7 +321,7 @@ def test_ranks(row, label, expected):
     assert zero_shot._ranks(np.array([row], "float32"), np.array([label])).tolist() == [expected]
 
 
-def test_fine_tuning_trains_the_image_half_alone():
+def test_fine_tuning_trains_the_image_tower_only():
     classifier = colour_classifier(["red", "green"], np.eye(3)[:2])
     kernel = to_numpy(classifier.image_embedder.projection.dense.kernel).copy()
     classifier.compile(keras.optimizers.SGD(0.1), loss="sparse_categorical_crossentropy", metrics=["accuracy"])
@@ -355,8 +355,8 @@ def test_labels_refused(labelled, message, colours):
 
 
 REFUSED = {
-    "a template without a place": (dict(templates=["a photo"]), ValueError, "template"),
-    "a template with two": (dict(templates=["{} {}"]), ValueError, "template"),
+    "a template without a placeholder": (dict(templates=["a photo"]), ValueError, "template"),
+    "a template with two placeholders": (dict(templates=["{} {}"]), ValueError, "template"),
     "the same template twice": (dict(templates=["{}", "{}"]), ValueError, "template"),
     "one text as templates": (dict(templates="{}"), TypeError, "templates"),
     "no class": (dict(class_names=[]), ValueError, "class"),
@@ -373,7 +373,7 @@ def test_refusals(arguments, error, message, clip):
         keras_clip.ZeroShotClassifier(clip, **{"class_names": ["cat", "dog"], **arguments})
 
 
-def test_half_a_clip_is_refused(clip):
+def test_an_embedder_instead_of_a_clip_is_refused(clip):
     with pytest.raises(ValueError, match="(?s)text embedder.*Received.*`class_embeddings` and `logit_scale`"):
         keras_clip.ZeroShotClassifier(clip.image_embedder, ["cat"])
     with pytest.raises(TypeError, match="(?s)CLIPModel.*Received"):

@@ -1,4 +1,4 @@
-"""Makes torchvision, and so open_clip, importable where its compiled operators do not fit the torch that is installed.
+"""Makes torchvision, and so open_clip, importable if its compiled operators do not match the installed torch.
 
 torchvision describes the output shapes of its operators to torch at import, which fails for operators that were never
 loaded. Import this first: where loading fails, the operators are declared under their names, without an implementation.
@@ -31,5 +31,5 @@ def _declare(folder: Path) -> torch.library.Library:
 
 
 _folder = Path(importlib.util.find_spec("torchvision").origin).parent
-# Held for as long as the process lives: the declarations go with the object.
+# This object must live as long as the process: torch removes the declarations with it.
 _operators = None if _loads(_folder) else _declare(_folder)

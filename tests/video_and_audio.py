@@ -1,4 +1,4 @@
-"""A model of two inputs that CLIP does not know, on the step of the global batch: in tests and their processes."""
+"""A model of video and audio that trains with the step of the global batch, for tests and their processes."""
 
 import keras
 import numpy as np
@@ -18,7 +18,7 @@ def embedder(shape, name):
 
 
 class VideoAndAudio(GlobalBatchTrainer):
-    """Clips of video (B, T, H, W, 3) and sound (B, F), embedded in one space."""
+    """Embeds video clips (B, T, H, W, 3) and audio features (B, F) in one space."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -53,7 +53,7 @@ def pairs(rows=12):
 
 
 def train(model, data, **options):
-    """Two epochs of SGD; returns the trained weights."""
+    """Trains for two epochs with SGD, and returns the trained weights."""
     model.compile(keras.optimizers.SGD(0.1), **options)
     model.fit(data, batch_size=12, epochs=2, shuffle=False, verbose=0)
     return [np.array(ops.convert_to_numpy(ops.convert_to_tensor(v))) for v in model.trainable_variables]

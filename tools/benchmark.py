@@ -1,12 +1,12 @@
-"""Benchmarks keras_clip, with --peers against other implementations of the same work, in one run.
+"""Benchmarks keras_clip, and with --peers other implementations of the same work, in one run.
 
     python tools/benchmark.py --peers                     all tasks that this machine can run; an hour on two cores
     python tools/benchmark.py tokenizer step_vit_b32      some tasks, without peers
     python tools/benchmark.py --peers bf16_vit_b32        on an accelerator
     python tools/benchmark.py --render docs/benchmarks.md runs/benchmark/*.json
 
-Each implementation runs in a process of its own, and the processes take turns, so that a busy machine slows all of
-them down alike: compare the ratios rather than the seconds. A run is written to runs/benchmark/<time>.json with the
+Each implementation runs in its own process, and the processes take turns, so that a busy machine slows down all of
+them equally: compare the ratios rather than the seconds. A run is written to runs/benchmark/<time>.json with the
 commit, package versions, number of threads and every repeat. `--render` generates the tables of the documentation from
 such files, and leaves the tables of other tasks unchanged. Captions come from --data (a folder of WebDataset tars) or
 from the built-in synthetic scenes. benchmark_tasks.py defines the tasks, and benchmark_scale.py those for large batches
@@ -24,7 +24,7 @@ import sys
 import time
 from pathlib import Path
 
-# The scripts of both folders run as commands in one way.
+# The scripts of both folders use `terminal`, which is in examples/.
 sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
 import benchmark_scale
 import benchmark_tasks
@@ -45,7 +45,7 @@ def contenders(task, arguments):
 
 
 def serve(task, label, arguments):
-    """The process of one contender: sets it up, then runs it once for every line on the standard input."""
+    """Runs in the process of one contender: sets it up, then runs it once per line of the standard input."""
     import torch  # noqa: F401  (before TensorFlow)
 
     factory = next(entry.factory for entry in contenders(task, arguments) if entry.label == label)
@@ -121,7 +121,7 @@ def measure(task, arguments):
                 f"  {entry.label}: set up in {racers[-1].setup:.1f} s, first run {racers[-1].first:.1f} s", flush=True
             )
             if settings.accelerator:
-                # One at a time: the memory may not hold two.
+                # Contenders run one at a time, since the memory may be too small for two.
                 race(racers[-1:], arguments.repeats or settings.repeats)
                 racers[-1].close()
         if not settings.accelerator:
@@ -171,13 +171,13 @@ MORE_COLUMNS = (
 
 
 def ratio(results, result, reference, key):
-    """The ratio of a result's value to that of its reference; None if one of them was not measured."""
+    """Returns the ratio of a result's value to that of its reference; None if one of them was not measured."""
     other = next((r for r in results if r["contender"] == result.get(reference)), None)
     return result[key] / other[key] if other is not None and other.get(key) and key in result else None
 
 
 def verdicts(record):
-    """One sentence for each target and each memory ratio, and one line for each series of memory by batch size."""
+    """Yields one sentence per target and memory ratio, and one line per series of memory by batch size."""
     results = record["results"]
     rates = {r["contender"]: ratio(results, r, "reference", "median") for r in results}
     if record["target"] is not None and any(rates.values()):
@@ -233,7 +233,7 @@ def table(record, run):
 
 
 def render(page, files):
-    """Writes the table of the newest record of each task between the two table marks of `page`."""
+    """Writes the table of the newest record of each task between the two table markers of `page`."""
     text = page.read_text()
     head, _, rest = text.partition(START)
     old, _, tail = rest.partition(END)
@@ -271,7 +271,7 @@ def parse_args(argv):
 
 
 def possible(task, arguments):
-    """Whether this machine can run a task; prints a line if it cannot."""
+    """Returns whether this machine can run a task; prints a line if it cannot."""
     if not TASKS[task].accelerator or arguments.tiny or benchmark_scale.has_accelerator():
         return True
     print(f"{task}: skipped, no accelerator is available")
@@ -294,13 +294,17 @@ def main(argv=None):
         "is_tiny": arguments.tiny,
         "tasks": [],
     }
+    # Not with the other imports: a process that serves tasks chooses its backend first.
+    from keras_clip import files
+
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    path = arguments.out / f"{run['time'].replace(' ', '_').replace(':', '')}.json"
     for task in arguments.tasks or TASKS:
         if possible(task, arguments):
             print(task, flush=True)
             run["tasks"].append(measure(task, arguments))
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    path = arguments.out / f"{run['time'].replace(' ', '_').replace(':', '')}.json"
-    path.write_text(json.dumps(run, indent=1))
+        # A task that fails or is interrupted does not take those before it along.
+        files.write_json(path, run)
     print(path)
 
 

@@ -1,13 +1,13 @@
-"""Measures the whole search for C on 20,000 features of 512 numbers and 100 classes, against scikit-learn's.
+"""Compares the search for C with scikit-learn's, on 20,000 images with 512 features and 100 classes.
 
     python tools/benchmark_probe.py ours theirs_float64 theirs_float32
     python tools/benchmark_probe.py --rows 4000 --classes 20 ours theirs_float64
 
-Each contender runs in a process of its own, one after the other, and makes the same search: 15 fits, then one on
-training and validation split together. scikit-learn starts every fit from zero, with `tol=1e-4 / n`. Prints, and writes
-to --out, the seconds (on a machine that others use, compare those of the cores), the C chosen, and for each C how far
-the objective in float64 is from scikit-learn's and how many of the test images get the same class. The variables by
-which OpenBLAS can be held to slower kernels are unset.
+Each contender runs in its own process, one after the other, and makes the same search: 15 fits, then one on training
+and validation split together. scikit-learn starts every fit from zero, with `tol=1e-4 / n`. Prints, and writes to
+--out, the seconds (on a shared machine, compare the CPU seconds), the selected C, and for each C the difference of the
+float64 objective from scikit-learn's and the fraction of test images with the same prediction. Environment variables
+that restrict OpenBLAS to slower kernels are unset.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import time
 import warnings
 from pathlib import Path
 
-# The scripts of both folders run as commands in one way.
+# The scripts of both folders use `terminal`, which is in examples/.
 sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
 import numpy as np
 import terminal
@@ -29,7 +29,7 @@ CONTENDERS = ("ours", "theirs_float64", "theirs_float32")
 
 
 def make_splits(arguments):
-    """Training, validation and test split: clusters that overlap, in a few strong directions and many weak ones."""
+    """Returns training, validation and test split: overlapping clusters in few strong and many weak directions."""
     rng = np.random.default_rng(0)
     rows, width, classes = arguments.rows, arguments.width, arguments.classes
     sizes = np.arange(1, width + 1) ** -0.7
@@ -40,13 +40,13 @@ def make_splits(arguments):
     for count in (rows // 2, rows - rows // 2, rows):
         labels = rng.permutation(np.arange(count) % classes)
         features = (centres[labels] + rng.normal(size=(count, width)) * sizes) @ rotation + mean
-        # Lengths about 10, those of CLIP's features.
+        # The features have norms of about 10, like those of CLIP.
         splits.append((features.astype("float32") * np.float32(10 / np.sqrt(width * 0.25 + np.sum(sizes**2))), labels))
     return splits
 
 
 def steps(scores):
-    """The paper's search: 10 ** (step / 8)."""
+    """Yields the steps of the paper's search, where C = 10 ** (step / 8)."""
     yield from range(-48, 49, 16)
     for interval in (8, 4, 2, 1):
         best = max(sorted(scores), key=scores.get)
@@ -84,7 +84,7 @@ def search_by_us(train, validation):
 
 
 def contend(arguments):
-    """One contender: its scores, and the parameters it found, to --out."""
+    """Runs one contender, and writes its scores and parameters to --out."""
     warnings.simplefilter("ignore")
     train, validation, _ = make_splits(arguments)
     begin, cpu_begin = time.perf_counter(), time.process_time()
@@ -113,7 +113,7 @@ def objective(features, labels, coef, intercept, C):
 
 
 def compare(results, splits):
-    """One line per C that all made: objectives relative to scikit-learn's in float64, and equal predictions."""
+    """Prints, for each C of all contenders, objectives relative to scikit-learn's in float64, and equal predictions."""
     train, validation, (test, _) = splits
     both = [np.concatenate(parts) for parts in zip(train, validation, strict=True)]
     reference, lines = results["theirs_float64"], []
@@ -138,10 +138,12 @@ def compare(results, splits):
 def parse_args(argv):
     parser = terminal.Parser(__doc__)
     parser.add_argument("contenders", nargs="*", default=list(CONTENDERS))
-    parser.add_argument("--rows", type=int, default=20_000, help="of training and validation split together")
+    parser.add_argument(
+        "--rows", type=int, default=20_000, help="number of images of training and validation split together"
+    )
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--classes", type=int, default=100)
-    parser.add_argument("--spread", type=float, default=0.15, help="of the clusters")
+    parser.add_argument("--spread", type=float, default=0.15, help="spread of the clusters")
     parser.add_argument("--out", default="runs/benchmark/probe.json")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     return parser.parse_args(argv)
@@ -168,7 +170,9 @@ def main(argv=None):
     if "theirs_float64" in results:
         report["fits"] = compare(results, make_splits(arguments))
     Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
-    Path(arguments.out).write_text(json.dumps(report, indent=1))
+    from keras_clip import files
+
+    files.write_json(arguments.out, report)
 
 
 if __name__ == "__main__":

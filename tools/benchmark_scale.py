@@ -24,10 +24,10 @@ TASKS = {
     "bf16_vit_b32_32768_pairs": Task("pairs/s", 2, None, True),
 }
 MIB = 2**20
-# Expected the time of the loss over that of open_clip's.
+# Targets: the time of the loss divided by that of open_clip's.
 LOSS_TIME = {"torch": 0.8, "jax": 0.65, "tensorflow": 0.65}
 EMBED_DIM = 512
-# Pairs that fit 80 GB without rematerialisation, with room to spare.
+# Batch sizes that fit 80 GB without rematerialisation, with a margin.
 BATCHES = {"vit_b32": 1024, "vit_b16": 384, "vit_l14": 96, "vit_l14_336": 48, "rn50": 384}
 OPEN_CLIP_NAMES = {
     "vit_b32": "ViT-B-32-quickgelu",
@@ -43,15 +43,16 @@ TEXT_LENGTH = 32
 
 
 def resident(field):
-    """MiB of a line of this process's status: "VmRSS" now, "VmHWM" at most."""
+    """Returns MiB from this process's status: "VmRSS" is the current resident memory, "VmHWM" its peak."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
     return int(line.split()[1]) / 1024
 
 
 def weighed(step, since_start=False):
-    """The step, compiled; called again it returns the largest growth of the resident memory in MiB.
+    """Compiles a step, and returns a function that runs it and measures the largest growth of resident memory, in MiB.
 
-    `since_start`: since before it was compiled. TensorFlow keeps what a step took, and would show nothing.
+    With `since_start`, the growth is from before the compilation. TensorFlow keeps the memory of a step, so that later
+    steps would show no growth.
     """
     before = resident("VmRSS")
     step()
@@ -60,10 +61,10 @@ def weighed(step, since_start=False):
         if run.facts:
             return step()
         gc.collect()
-        # Gives back what the allocator keeps for later.
+        # Returns the free memory of the allocator to the system.
         ctypes.CDLL("libc.so.6").malloc_trim(0)
         start = before if since_start else resident("VmRSS")
-        # Begins a new peak.
+        # Resets the peak.
         Path("/proc/self/clear_refs").write_text("5")
         amount = step()
         run.facts["memory_mib"] = resident("VmHWM") - start
@@ -74,7 +75,7 @@ def weighed(step, since_start=False):
 
 
 def planned(function, *arguments):
-    """MiB of temporaries that XLA plans for a jitted function."""
+    """Returns the MiB of temporaries that XLA plans for a jitted function."""
     return function.lower(*arguments).compile().memory_analysis().temp_size_in_bytes / MIB
 
 
@@ -100,7 +101,7 @@ LOG_SCALE = np.float32(np.log(1 / 0.07))
 
 
 def torch_loss(loss, count):
-    """A step of `loss(images, texts, log_scale)` on torch."""
+    """Returns a step of `loss(images, texts, log_scale)` on torch."""
     import torch
 
     images, texts = (torch.tensor(x, requires_grad=True) for x in embeddings(count))
@@ -157,7 +158,7 @@ def jax_gradient(loss):
 
 
 def dense_jax_loss(images, texts, log_scale):
-    """As the paper's figure 3 has it."""
+    """Computes the loss as in figure 3 of the paper."""
     from jax import numpy as jnp
     from jax.nn import log_softmax
 
@@ -181,7 +182,7 @@ def our_jax_loss(count):
 
 
 def loss_contender(kind, arguments):
-    """A step over the pairs that are raced; on JAX also the memory of half and of double of them, which it plans."""
+    """Returns a step over the measured pairs; on JAX also the planned memory for half and twice as many pairs."""
     factory = {"jax": our_jax_loss, "tensorflow": our_tensorflow_loss, "torch": our_torch_loss, "peer": their_loss}[
         kind
     ]
@@ -204,7 +205,7 @@ def loss_contender(kind, arguments):
 
 
 def small_step(backend, count, arguments, microbatch_size=None, remat=False, layers=4):
-    """A step of a small ViT on patches enough that its activations are what takes memory."""
+    """Returns a step of a small ViT with enough patches that activations dominate the memory."""
     import keras
 
     import keras_clip
@@ -234,7 +235,7 @@ def small_step(backend, count, arguments, microbatch_size=None, remat=False, lay
 
 
 def microbatch_entries(arguments):
-    # Enough that the vocabulary's gradient, 25 MiB for each part, is not what is measured.
+    # Parts are large enough that the gradient of the token embeddings, 25 MiB per part, does not dominate.
     part = 4 if arguments.tiny else 64
     entries = []
     for backend in arguments.backends:
@@ -273,7 +274,7 @@ def has_accelerator():
 
 
 def device_name():
-    """The accelerator's name and a comma, or nothing."""
+    """Returns the name of the accelerator and a comma, or an empty text."""
     import torch
 
     return f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
@@ -304,7 +305,7 @@ def architecture(name, arguments):
 
 
 def our_full_step(name, backend, arguments, count=None, microbatch_size=None):
-    """`fit` over one batch, again and again, in bfloat16."""
+    """Runs `fit` repeatedly over one batch, in bfloat16."""
     import keras
 
     import keras_clip
@@ -333,7 +334,7 @@ def our_full_step(name, backend, arguments, count=None, microbatch_size=None):
 
 
 def their_full_step(name, arguments):
-    """open_clip as its training script has it in bfloat16, compiled: texts are not cut there."""
+    """Runs open_clip in bfloat16, compiled, as its training script does; it does not shorten texts."""
     import torch
 
     open_clip = import_open_clip()
@@ -395,7 +396,7 @@ def accelerator_entries(task, arguments):
 
 
 def contenders(task, arguments):
-    """The entries of one of these tasks."""
+    """Returns the entries of one of these tasks."""
     if task == "loss":
         entries = [
             Entry(f"keras_clip, {b}", b, functools.partial(loss_contender, b), "open_clip", 1 / LOSS_TIME[b])

@@ -1,6 +1,6 @@
 """Tasks of `tools/benchmark.py` for any machine: tokenizer, input pipeline, training steps, class embeddings.
 
-Each factory sets an implementation up and returns a function that does the work once and returns the number of items.
+Each factory sets up an implementation, and returns a function that does the work once and returns the number of items.
 """
 
 import functools
@@ -25,7 +25,7 @@ class Task(NamedTuple):
 class Entry(NamedTuple):
     """A contender: its label, backend and factory, and its targets.
 
-    The throughput is divided by that of the entry `reference`; `rate` is the least acceptable ratio. `memory` is the
+    The throughput is divided by that of the entry `reference`; `rate` is the smallest acceptable ratio. `memory` is the
     largest acceptable ratio of its memory to that of the entry `memory_reference`.
     """
 
@@ -48,7 +48,7 @@ TASKS = {
 
 
 def captions(arguments, count):
-    """Real captions where there are some, drawn ones otherwise; the same for every contender."""
+    """Returns real captions if there are some, otherwise synthetic ones; all contenders get the same."""
     import tarfile
 
     texts = []
@@ -84,7 +84,7 @@ def import_open_clip():
 
 
 def pipeline_shards(arguments):
-    """Photographs of 256 to 512 pixels as JPEG: real ones, or drawn ones written once."""
+    """Returns JPEG images of 256 to 512 pixels: photographs, or synthetic scenes that are written once."""
     if arguments.data:
         grocery = sorted(Path(arguments.data).rglob("grocery/train/*.tar"))
         if grocery:
@@ -122,7 +122,7 @@ def our_pipeline(arguments):
 
 
 def our_pipeline_without_onednn(arguments):
-    # As where an accelerator trains: TensorFlow does nothing but this. Read when TensorFlow is imported.
+    # With training on an accelerator, TensorFlow runs only the pipeline. The variable is read when it is imported.
     os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
     return our_pipeline(arguments)
 
@@ -141,7 +141,7 @@ def their_pipeline(arguments):
     tokenizer = open_clip.tokenizer.SimpleTokenizer()
 
     class Samples(torch.utils.data.IterableDataset):
-        """Tars read in sequence, a part of the samples for each worker, as webdataset does it."""
+        """Reads tars in sequence, with a part of the samples for each worker, as webdataset does."""
 
         def __iter__(self):
             worker = torch.utils.data.get_worker_info()
@@ -185,7 +185,7 @@ def our_step(name, arguments):
     clip.compile(keras_clip.training.adamw(clip, 5e-4, warmup_steps=10, total_steps=1000))
     images = np.random.default_rng(0).integers(0, 256, size=(BATCH, 224, 224, 3)).astype("uint8")
     longest = clip.tokenizer(captions(arguments, BATCH), truncate=True, length="longest")
-    # As the pipeline hands texts over: cut to the batch's longest, rounded up to one of three lengths.
+    # The pipeline pads texts to the longest of a batch, rounded up to one of three lengths.
     length = next(length for length in (16, 32, 77) if length >= longest.shape[1])
     batch = {"images": images, "token_ids": clip.tokenizer(captions(arguments, BATCH), truncate=True, length=length)}
 
@@ -251,7 +251,7 @@ def their_class_embeddings(arguments):
     templates = [template.format for template in eighty_templates()]
 
     def run():
-        # A tenth of the classes, which is one batch there: the rate is that of all of them.
+        # A tenth of the classes is one batch in open_clip, which has the same throughput as all classes.
         open_clip.build_zero_shot_classifier(model, tokenizer, CLASS_NAMES[::10], templates, num_classes_per_batch=10)
         return len(CLASS_NAMES[::10]) * len(templates)
 
@@ -259,7 +259,7 @@ def their_class_embeddings(arguments):
 
 
 def contenders(task, arguments):
-    """Ours on every backend that the task depends on, then the peer."""
+    """Returns our entries on every backend on which the task depends, then that of the peer."""
     if task == "tokenizer":
         ours, theirs = [Entry("keras_clip", "tensorflow", our_tokenizer)], their_tokenizer
     elif task == "pipeline":

@@ -4,36 +4,36 @@
     python tools/convert_checkpoint.py runs/b32 runs/b32_hf --layout hugging_face
     python tools/convert_checkpoint.py vit_b32 runs/mine --weights epoch_32.pt --activation gelu --layout open_clip
 
-The result is loaded again and compared: random images and a few texts must have the same embeddings.
+The result is loaded again and compared with the source: embeddings of random images and a few texts must be equal.
 """
 
 import sys
 from pathlib import Path
 
-# The scripts of both folders run as commands in one way.
+# The scripts of both folders use `terminal`, which is in examples/.
 sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
 import terminal
 
 LAYOUTS = ("keras", "open_clip", "hugging_face")
 TEXTS = ("a photo of a cat.", "two red circles above a blue square", "the", "Sign: 42% off, today only!")
-# Of unit vectors, float32.
+# Largest difference of components of unit vectors in float32.
 TOLERANCE = 1e-6
 
 
 def parse_args(argv):
     parser = terminal.Parser(__doc__)
     parser.add_argument("source", help="a published model's name, hf://organisation/name, a directory or a file")
-    parser.add_argument("directory", type=Path, help="where to write; made if it does not exist")
+    parser.add_argument("directory", type=Path, help="output directory, which is created if necessary")
     parser.add_argument("--layout", choices=LAYOUTS, required=True)
-    parser.add_argument("--weights", type=Path, help="file with the tensors for the published model named as source")
-    parser.add_argument("--activation", choices=("quick_gelu", "gelu"), help="what --weights were trained with")
+    parser.add_argument("--weights", type=Path, help="file with tensors for the published model that source names")
+    parser.add_argument("--activation", choices=("quick_gelu", "gelu"), help="activation of the --weights")
     parser.add_argument("--image-size", type=int, help="pixels; positions are resized")
-    parser.add_argument("--context-length", type=int, help="tokens; positions are cut or stretched")
+    parser.add_argument("--context-length", type=int, help="tokens; positions are truncated or interpolated")
     return parser.parse_args(argv)
 
 
 def largest_difference(clip, again) -> float:
-    """Over all components of the embeddings of random images and of `TEXTS`."""
+    """Returns the largest difference of the embeddings of random images and of `TEXTS`, over all components."""
     import keras
     import numpy as np
 

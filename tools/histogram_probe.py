@@ -1,10 +1,11 @@
-"""A rival without shapes: logistic regression on the colour histograms of the training images, told the classes.
+"""A baseline that ignores shapes: supervised logistic regression on the colour histograms of images.
 
     python tools/histogram_probe.py --train "train/*.tar" --val "val/*.tar" --classes-file class_names.json
 
-Each image is 512 numbers, the square roots of the shares of its pixels in 8 x 8 x 8 bins of red, green and blue. C is
-chosen on a fifth of the training images, then all of them are fitted. Prints the accuracy on the validation images with
-its 95 % interval; the class of an image is the longest name with which its caption begins. Needs scikit-learn.
+The 512 features of an image are the square roots of the fractions of its pixels in 8 x 8 x 8 bins of red, green and
+blue. C is selected on a fifth of the training images; the final fit uses all of them. Prints the accuracy on the
+validation images with its 95 % interval; the class of an image is the longest class name with which its caption begins.
+Requires scikit-learn.
 """
 
 import argparse
@@ -12,7 +13,7 @@ import json
 import sys
 from pathlib import Path
 
-# The scripts of both folders run as commands in one way.
+# The scripts of both folders use `terminal`, which is in examples/.
 sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
 import terminal
 
@@ -41,14 +42,14 @@ from keras_clip.evaluation import blaker_interval
 
 
 def colour_histogram(image: np.ndarray) -> np.ndarray:
-    """uint8 (H, W, 3) to float (BINS ** 3,)."""
+    """Converts an image, uint8 (H, W, 3), to features, float (BINS ** 3,)."""
     red, green, blue = np.moveaxis(image.astype(np.int64) * BINS // 256, -1, 0)
     counts = np.bincount((red * BINS * BINS + green * BINS + blue).ravel(), minlength=BINS**3)
     return np.sqrt(counts / counts.sum())
 
 
 def read(source: list[str], class_names: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Histograms (B, BINS ** 3) and labels (B,)."""
+    """Returns histograms (B, BINS ** 3) and labels (B,)."""
     tokenizer = keras_clip.data.CLIPTokenizer()
     preprocessor = keras_clip.data.ImagePreprocessor(IMAGE_SIZE)
     pairs = keras_clip.data.image_text_pairs(

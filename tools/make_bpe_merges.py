@@ -1,4 +1,4 @@
-"""Takes CLIP's merges table from the installed open-clip-torch wheel, where OpenAI's file lies unchanged.
+"""Copies CLIP's table of merges from the installed open-clip-torch wheel, which contains OpenAI's file unchanged.
 
     python tools/make_bpe_merges.py
 

@@ -1,10 +1,10 @@
-"""Freezes what open_clip and transformers give for checkpoints in both layouts, for tests on machines without them.
+"""Records the embeddings of open_clip and transformers for checkpoints in both layouts, for tests without them.
 
     python tools/make_golden_embeddings.py
 
-Writes tests/presets/golden_embeddings.json: the peers' versions, and of each checkpoint its small files, the shapes of
-its tensors, and the unit embeddings of three images and four texts. The tensors themselves follow from their keys
-(tests/presets/seeded_weights.py), and so does the input.
+Writes tests/presets/golden_embeddings.json: the versions of the peers, and for each checkpoint its small files, the
+shapes of its tensors, and the unit-length embeddings of three images and four texts. The tensors and the inputs are
+generated from their keys (tests/presets/seeded_weights.py).
 """
 
 import argparse

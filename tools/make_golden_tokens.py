@@ -1,8 +1,8 @@
-"""Freezes what open_clip's tokenizer gives for hard texts, for tests on machines without it.
+"""Records the token ids of open_clip's tokenizer for difficult texts, for tests on machines without it.
 
     python tools/make_golden_tokens.py
 
-Writes tests/data/golden_tokens.json: the peer's version, the texts, their ids without start and end tokens.
+Writes tests/data/golden_tokens.json: the version of the peer, the texts, and their ids without start and end tokens.
 """
 
 import argparse

@@ -1,8 +1,8 @@
-"""Measures what a checkpoint of `training.Checkpoints` takes: bytes, seconds to write it and to go back to it.
+"""Measures a checkpoint of `training.Checkpoints`: its bytes, and the seconds to write and to restore it.
 
     python tools/measure_checkpoint.py --preset vit_b32
 
-The model has no trained weights, the optimizer is the paper's, and the file goes where temporary files go. Prints one
+The model has random weights and the optimizer of the paper; the file is written to the temporary directory. Prints one
 line.
 """
 
@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-# The scripts of both folders run as commands in one way.
+# The scripts of both folders use `terminal`, which is in examples/.
 sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
 import terminal
 
@@ -27,7 +27,7 @@ def duration(start: tuple[float, float], end: tuple[float, float]) -> str:
 def parse_args(argv):
     parser = terminal.Parser(__doc__)
     parser.add_argument("--preset", default="vit_b32")
-    parser.add_argument("--moments-dtype", choices=["bfloat16"], help="as of `adamw`")
+    parser.add_argument("--moments-dtype", choices=["bfloat16"], help="argument of `adamw`")
     return parser.parse_args(argv)
 
 

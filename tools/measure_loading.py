@@ -1,10 +1,10 @@
-"""Measures the memory that `presets.load` takes, on each backend: its peak over that after the imports.
+"""Measures the memory of `presets.load` on each backend: the peak above the memory after the imports.
 
     python tools/measure_loading.py vit_l14_336
     python tools/measure_loading.py vit_b32 rn50 --backends jax
 
-A checkpoint of random numbers in float16 is written first, and loaded as a float32 model in a process of its own. What
-counts is anonymous memory, as Linux does (RssAnon): pages of the file itself can be dropped at any time.
+First, a checkpoint of random numbers in float16 is written; a new process loads it as a float32 model. The measure is
+Linux's anonymous memory (RssAnon), since pages of the file itself can be dropped at any time.
 """
 
 import json
@@ -15,13 +15,13 @@ import tempfile
 import time
 from pathlib import Path
 
-# The scripts of both folders run as commands in one way.
+# The scripts of both folders use `terminal`, which is in examples/.
 sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
 import terminal
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 BACKENDS = ("tensorflow", "jax", "torch")
-# One after the other: what to write, and what to measure.
+# The script that writes the checkpoint, and the script that is measured.
 WRITE = """
 import json, sys
 import numpy as np
@@ -59,7 +59,7 @@ sys.stdin.readline()
 
 def parse_args(argv):
     parser = terminal.Parser(__doc__)
-    parser.add_argument("names", nargs="+", help="published models, as presets.names() gives them")
+    parser.add_argument("names", nargs="+", help="published models, from presets.names()")
     parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=BACKENDS)
     return parser.parse_args(argv)
 
@@ -112,11 +112,11 @@ def load(name, path, backend):
 def expect(process, word):
     if process.stdout.readline().strip() != word:
         process.kill()
-        raise RuntimeError(f"The process must come to {word!r}. Received: it ended.")
+        raise RuntimeError(f"The process must print {word!r}. Received: it ended.")
 
 
 def anonymous(pid):
-    """Bytes of anonymous memory of a process; 0 once it has ended."""
+    """Returns the bytes of anonymous memory of a process; 0 if it has ended."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
             return 1024 * int(line.split()[1])

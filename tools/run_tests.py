@@ -3,12 +3,12 @@
     python tools/run_tests.py [--lanes free tensorflow jax torch demo] [--jobs 1] [pytest's arguments]
 
 The lane of a backend runs the tests that depend on the backend; `free` runs those that do not, once; `demo` runs the
-long test of the demo beside the others. With more jobs than one, a process that finds no lane left to start joins one
-that still runs: the processes of a lane claim its modules one at a time (see tests/conftest.py), so that all cores are
-busy to the end. What pytest prints is then shown when its process has ended.
+long test of the demo beside the others. With several jobs, a process that finds no lane to start joins a lane that
+still runs: the processes of a lane claim its modules one at a time (see tests/conftest.py), so that all cores are busy
+to the end. The output of pytest is then shown when its process has ended.
 
-The last lines are the ten slowest tests, the modules above the budget of 60 s, and the outcomes of each lane. Exits
-with 1 if any test failed, any process broke or nothing ran, after all lanes have run.
+The last lines are the ten slowest tests, the modules above the budget of 60 s, and the outcomes of each lane. After all
+lanes have run, exits with status 1 if any test failed, any process broke or no test ran.
 """
 
 import argparse
@@ -27,8 +27,8 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DEMO = "tests/examples/test_demo.py"
-# The backend of each lane and which tests it selects, in the order in which they start. `free` is last: its modules are
-# short, and its processes load least.
+# The backend of each lane and the tests that it selects, in the order in which lanes start. `free` is last: its modules
+# are short, and its processes import the least.
 LANES = {
     "demo": ("tensorflow", "free"),
     "tensorflow": ("tensorflow", "backend"),
@@ -37,7 +37,7 @@ LANES = {
     "free": ("tensorflow", "free"),
 }
 OUTCOMES = ("passed", "failed", "skipped")
-# Without the interpreter's own end, which takes minutes to free what the frameworks have compiled.
+# Skips the shutdown of the interpreter, which takes minutes to free the programs that the frameworks have compiled.
 RUN_AND_EXIT = """
 import os, sys, pytest
 status = int(pytest.main(sys.argv[1:]))
@@ -51,7 +51,7 @@ NO_TESTS_COLLECTED = 5
 
 @dataclass
 class Process:
-    """One process of pytest: its lane, where it leaves its report, how it ended and what it took."""
+    """One process of pytest: its lane, its report, its exit status and its CPU time."""
 
     lane: str
     report: Path
@@ -60,7 +60,7 @@ class Process:
 
 
 class Schedule:
-    """Says what to start next: a lane that waits, or else one more process for a lane that still runs."""
+    """Selects the next process: one of a lane that has not started, or else another one of a lane that still runs."""
 
     def __init__(self, lanes):
         self._waiting = [lane for lane in LANES if lane in lanes]
@@ -68,9 +68,9 @@ class Schedule:
         self._lock = threading.Lock()
 
     def next(self):
-        """The lane and the number of its process, from 1; None if nothing is left to start."""
+        """Returns the lane and the number of its process, from 1; None if no process is left to start."""
         with self._lock:
-            # The demo is one module, of which a second process would find nothing to run.
+            # The demo is one module, so that a second process would have nothing to run.
             open_lanes = [lane for lane in self._started if lane not in self._ended and lane != "demo"]
             if self._waiting:
                 lane = self._waiting.pop(0)
@@ -82,7 +82,7 @@ class Schedule:
             return lane, self._started[lane]
 
     def end(self, lane):
-        """Notes that a process of the lane has ended, which it does when every module of the lane is claimed."""
+        """Records that a process of the lane has ended, which means that all modules of the lane are claimed."""
         with self._lock:
             self._ended.add(lane)
 
@@ -90,12 +90,12 @@ class Schedule:
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lanes", nargs="+", choices=LANES, default=tuple(LANES))
-    parser.add_argument("--jobs", type=int, default=1, help="how many processes run at a time")
+    parser.add_argument("--jobs", type=int, default=1, help="number of processes that run at a time")
     parser.add_argument("--reports", type=Path, default=REPOSITORY / "runs" / "tests", help="folder of JUnit reports")
     args, pytest_arguments = parser.parse_known_args(argv)
     lanes = set(args.lanes)
     if any((REPOSITORY / argument.split("::")[0]).exists() for argument in pytest_arguments):
-        # The demo is among the files that were named, or it is not to run.
+        # If files are named, the demo runs only as one of them.
         lanes.discard("demo")
     start = time.monotonic()
     processes = run_lanes(lanes, args.jobs, args.reports, pytest_arguments)
@@ -124,17 +124,17 @@ def run_lanes(lanes, jobs, reports, pytest_arguments):
 
 
 def run_tests(process, jobs, scratch, pytest_arguments):
-    """Runs pytest, beside others if there are several jobs, and notes the exit status."""
+    """Runs pytest, beside other processes if there are several jobs, and records the exit status."""
     backend, selection = LANES[process.lane]
     is_alone = jobs == 1
     environment = {**os.environ, "KERAS_BACKEND": backend}
-    # On JAX most of the time goes to compiling, and several tests and their own processes compile the same programs.
+    # On JAX, compilation takes most of the time, and several tests and their processes compile the same programs.
     environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(scratch / "jax"))
     environment.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     environment.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
     if not is_alone:
-        # Threads of OpenMP that wait for one another on a core that another process has make small products slow, up to
-        # a hundred times.
+        # If other processes use the cores, threads of OpenMP wait for each other, and small products can take a hundred
+        # times as long.
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
     claims = scratch / f"{backend}-{selection}"
     claims.mkdir(exist_ok=True)
@@ -149,7 +149,7 @@ def run_tests(process, jobs, scratch, pytest_arguments):
         stderr=None if is_alone else subprocess.STDOUT,
     )
     output = b"" if is_alone else pytest.stdout.read()
-    # Unlike `Popen.wait`, this also says what the process and its own ones took.
+    # Unlike `Popen.wait`, this also returns the CPU time of the process and its children.
     _, status, usage = os.wait4(pytest.pid, 0)
     process.status = pytest.returncode = os.waitstatus_to_exitcode(status)
     process.cpu_seconds = usage.ru_utime + usage.ru_stime
@@ -158,7 +158,7 @@ def run_tests(process, jobs, scratch, pytest_arguments):
 
 
 def summarize(processes, seconds):
-    """Prints what is slow, the outcomes of each lane and the total; returns the exit status."""
+    """Prints the slowest tests, the outcomes of each lane and the total; returns the exit status."""
     rows = {lane: Counter() for lane in LANES if any(process.lane == lane for process in processes)}
     times, broken, cpu_seconds = [], [], Counter()
     for process in processes:
@@ -180,7 +180,7 @@ def summarize(processes, seconds):
 
 
 def print_slowest(times):
-    """Prints the ten slowest tests of all lanes, and the modules that take longer than they may."""
+    """Prints the ten slowest tests of all lanes, and the modules that exceed their budget."""
     print("\nslowest tests")
     for seconds, lane, case in sorted(times, key=lambda row: -row[0])[:10]:
         print(f"{seconds:7.1f} s  {lane:10}  {case.get('classname')}::{case.get('name')}")
@@ -194,8 +194,8 @@ def print_slowest(times):
 
 
 def count_outcomes(report):
-    """Counts the outcomes in pytest's report; none if the process died before it wrote one."""
-    # A test whose clean-up fails too stands there twice.
+    """Counts the outcomes in pytest's report; all are 0 if the process died before it wrote a report."""
+    # A test that fails in its teardown too is listed twice.
     failed = {case_name(case) for tag in ("failure", "error") for case in cases(report, tag)}
     skipped = {case_name(case) for case in cases(report, "skipped")} - failed
     everything = {case_name(case) for case in cases(report)}
@@ -203,7 +203,7 @@ def count_outcomes(report):
 
 
 def cases(report, tag=None):
-    """The test cases in pytest's report, those alone that have a child of this tag."""
+    """Returns the test cases in pytest's report; with `tag`, only those with a child of this tag."""
     if not report.exists():
         return []
     every = ElementTree.parse(report).iter("testcase")

@@ -1,4 +1,4 @@
-"""Bytes to pixels and tokens."""
+"""Input pipelines: readers, image decoding, preprocessing and tokenization."""
 
 from keras_clip.data import prompts, synthetic
 from keras_clip.data.images import OPENAI_MEAN, OPENAI_STD, ImagePreprocessor

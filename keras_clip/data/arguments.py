@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from keras_clip.data.readers.brief import brief
+
 
 def component(name: str, given: Any, model: Any) -> Any:
     """Returns the argument if it is given, otherwise the model's component of this name."""
@@ -33,7 +35,9 @@ def increasing_lengths(lengths: Sequence[int] | None, tokenizer: Any) -> tuple[i
     return lengths
 
 
-def check_numbers(batch_size: int, seed: int, shard: tuple[int, int], crop_scale: tuple[float, float]) -> None:
+def check_numbers(
+    batch_size: int, seed: int, shard: tuple[int, int], crop_scale: tuple[float, float], max_broken: float
+) -> None:
     """Raises a ValueError for numbers out of range."""
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1. Received: batch_size={batch_size}.")
@@ -47,12 +51,14 @@ def check_numbers(batch_size: int, seed: int, shard: tuple[int, int], crop_scale
     index, count = shard
     if not 0 <= index < count:
         raise ValueError(f"shard must be (index, count) with 0 <= index < count. Received: shard={shard}.")
+    if not 0 <= max_broken <= 1:
+        raise ValueError(f"max_broken must be a fraction of the samples. Received: max_broken={max_broken}.")
 
 
 def check_size(num_samples: int, batch_size: int, training: bool, source: Any) -> None:
     """Raises a ValueError if the source does not have at least one batch."""
     if num_samples is not None and num_samples < (batch_size if training else 1):
         raise ValueError(
-            f"The source must have at least one batch. Received: batch_size={batch_size}, source={source!r} with "
+            f"The source must have at least one batch. Received: batch_size={batch_size}, source={brief(source)} with "
             f"{num_samples} samples. Pass a smaller batch_size."
         )

@@ -1,6 +1,9 @@
-"""The Python half of the pipeline: the order of the samples, their crops and captions, and what was skipped."""
+"""The Python part of the pipeline: the order of the samples, their crops and captions, and the skipped samples."""
 
 import functools
+import hashlib
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,14 +11,17 @@ import numpy as np
 from keras_clip.data.readers import Reader
 from keras_clip.data.skipped import SkippedSamples
 
+# Samples that identify a source.
+_DIGESTED = 64
+
 
 class Place(NamedTuple):
-    """Where a pass over the samples begins.
+    """The place at which a pass over the samples begins.
 
     Attributes:
-        epoch: int. Order, crops and captions follow from it.
-        step: int. Batches of the epoch that came before.
-        broken: int. Broken samples that were met before.
+        epoch: int. It determines order, crops and captions.
+        step: int. Number of batches of the epoch before this place.
+        broken: int. Number of broken samples before this place.
     """
 
     epoch: int
@@ -29,20 +35,22 @@ class _Epochs:
     Attributes:
         num_samples: int or None. Samples of this process's part of an epoch.
         batch_size: int.
-        identity: dict of plain data, which runs that see the same samples have in common.
+        identity: dict of plain data that is equal for runs that read the same samples.
         skipped: `SkippedSamples`.
     """
 
     num_samples: int | None = None
+    # What else the samples of an epoch depend on, such as the crops: plain data.
+    options: Mapping[str, Any] = MappingProxyType({})
 
-    def __init__(self, source: Any, seed: int, shard: tuple[int, int], batch_size: int, preprocessor: Any):
+    def __init__(self, skipped: SkippedSamples, seed: int, shard: tuple[int, int], batch_size: int, preprocessor: Any):
         self.seed, self.batch_size = seed, batch_size
-        self.skipped = SkippedSamples(repr(source))
+        self.skipped = skipped
         self._part, self._parts = shard
         self._preprocessor = preprocessor
         self._next = Place(0)
         self._latest, self._ended = -1, False
-        # Of each epoch, where it began and the positions of broken samples. Two may be under way at a time.
+        # For each epoch, its first place and the positions of broken samples. Two epochs may run at a time.
         self._starts: dict[int, Place] = {}
         self._broken: dict[int, set[int]] = {}
 
@@ -53,6 +61,7 @@ class _Epochs:
             "batch_size": self.batch_size,
             "seed": self.seed,
             "processes": self._parts,
+            **self.options,
         }
 
     def start_at(self, epoch: int, step: int = 0, broken: int = 0) -> None:
@@ -61,12 +70,12 @@ class _Epochs:
         Args:
             epoch: int >= 0.
             step: int >= 0. The first batch.
-            broken: what `broken_before(epoch, step)` returned in the run that is resumed.
+            broken: the result of `broken_before(epoch, step)` in the run that is resumed.
         """
         self._next = Place(epoch, step, broken)
 
     def broken_before(self, epoch: int, step: int) -> int:
-        """How many broken samples of an epoch were skipped before a step, which shifts the later samples by as many."""
+        """Returns the number of broken samples of an epoch before a step, by which the later samples are shifted."""
         start = self._starts.get(epoch, Place(epoch))
         first = start.step * self.batch_size + start.broken
         place = first + (step - start.step) * self.batch_size
@@ -75,7 +84,7 @@ class _Epochs:
         return place - step * self.batch_size
 
     def begin(self) -> np.ndarray:
-        """The epoch that starts now, and the step and the position that it starts with: int64 (3,)."""
+        """Begins the next epoch; returns int64 (3,): the epoch, its first step and its first position."""
         start = self._next
         self._next = Place(start.epoch + 1)
         self._latest, self._ended = start.epoch, False
@@ -85,16 +94,16 @@ class _Epochs:
         return np.array([start.epoch, start.step, start.step * self.batch_size + start.broken], np.int64)
 
     def _is_over(self, epoch: int) -> bool:
-        """Whether skipped samples no longer count: the iterator was abandoned, or they come for the second time."""
+        """Returns whether skipped samples no longer count: the iterator was abandoned, or it is the second pass."""
         return epoch != self._latest or self._ended
 
     def _pass_over(self, epoch: int, start: int, stop: int) -> None:
-        """Remembers the positions of broken samples, of the second pass over an epoch too."""
+        """Stores the positions of broken samples, including those of the second pass over an epoch."""
         if int(epoch) in self._broken:
             self._broken[int(epoch)].update(range(start, stop))
 
     def _note(self, name: str, image: Any, caption: bytes, seen: int) -> None:
-        """Takes note of a broken sample, the last of those `seen`."""
+        """Records a broken sample, the last of the `seen` samples."""
         self.skipped.add(name, *self._diagnose(image, caption))
         self.skipped.check(seen, self.num_samples, ended=False)
 
@@ -104,7 +113,7 @@ class _Epochs:
         self.skipped.finish(seen)
 
     def _diagnose(self, image: Any, caption: bytes) -> tuple[str, str]:
-        """(reason, detail), found by doing again what has failed in graph."""
+        """Returns (reason, detail) of a broken sample, by repeating in Python the steps that failed in the graph."""
         if not len(image):
             return "no image", ""
         if not caption.strip():
@@ -124,35 +133,49 @@ class _Epochs:
 
 
 class IndexedEpochs(_Epochs):
-    """Epochs over a source that is read by number."""
+    """Epochs over a source that is read by index."""
 
     def __init__(self, reader: Reader, training: bool, *options: Any):
         super().__init__(*options)
         self._reader, self._training = reader, training
-        # In training every process takes equally many steps, or the others would wait for it at the end.
+        # In training, all processes take the same number of steps; otherwise they would wait for each other at the end.
         everything = range(len(reader))
         self.num_samples = len(reader) // self._parts if training else len(everything[self._part :: self._parts])
         self._failure: Exception | None = None
-        # The epoch that runs and the one that starts meanwhile.
+        # Two epochs are cached: the current one, and the next one, which starts before the current one ends.
         self.order = functools.lru_cache(maxsize=2)(self._order)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {**super().identity, "source": self._source_digest}
+
+    @functools.cached_property
+    def _source_digest(self) -> str:
+        """A digest of the number of samples and of a few of them, evenly spaced: other sources have other ones."""
+        ids = np.unique(np.linspace(0, len(self._reader) - 1, _DIGESTED).astype(np.int64))
+        digest = hashlib.sha256(str(len(self._reader)).encode())
+        for image, captions in zip(*self._reader.read(ids), strict=True):
+            for part in (image, *captions):
+                digest.update(f" {len(part)} ".encode() + bytes(part))
+        return digest.hexdigest()
 
     def begin(self) -> np.ndarray:
         self._failure = None
         return super().begin()
 
     def _order(self, epoch: int) -> np.ndarray:
-        """The indices of an epoch's samples. All processes permute alike, and each takes every n-th."""
+        """Returns the sample indices of an epoch. All processes permute equally, and each takes every n-th index."""
         order = np.arange(len(self._reader))
         if self._training:
             np.random.default_rng([self.seed, epoch]).shuffle(order)
         return order[self._part :: self._parts][: self.num_samples]
 
     def read(self, epoch: int, start: int, count: int) -> tuple[np.ndarray, ...]:
-        """A block of samples, then a mark: columns (position, is mark, crop seed, image file, caption).
+        """Reads a block of samples and adds a marker: columns (position, is marker, crop seed, image file, caption).
 
-        Positions continue after the end of the epoch, with the first sample again. If `start` is -1, only the mark of
-        the end is returned. If the source itself fails, only the mark is returned as well, and `missed` raises the
-        error: an exception raised here would be taken for a broken sample.
+        Positions continue after the end of the epoch, with the first sample again. If `start` is -1, only the
+        marker of the end is returned. If the source itself fails, only the marker is returned too, and `missed` raises
+        the error: an exception that is raised here would count as a broken sample.
         """
         ids = self._ids(epoch, start % self.num_samples, count) if start >= 0 else np.zeros(0, np.int64)
         first = start if start >= 0 else self.num_samples
@@ -176,11 +199,11 @@ class IndexedEpochs(_Epochs):
         chosen = [
             texts[draw % len(texts)] if texts else b"" for texts, draw in zip(captions, draws.tolist(), strict=True)
         ]
-        # The upper bits: the lower ones have chosen the caption.
+        # The crop uses the upper bits, because the lower bits chose the caption.
         return images, chosen, np.stack([(draws >> np.uint64(33)).astype(np.int64), ids], axis=1)
 
     def missed(self, epoch: int, start: int, stop: int) -> np.bool_:
-        """Takes note of the samples at these positions, which were dropped, and of the end of the epoch.
+        """Records the dropped samples at these positions, and the end of the epoch.
 
         Raises:
             Exception: the source failed; too many samples are broken.
@@ -202,15 +225,15 @@ class IndexedEpochs(_Epochs):
 class StreamedEpochs(_Epochs):
     """Epochs over a `tf.data.Dataset`."""
 
-    def __init__(self, source: Any, *options: Any):
-        super().__init__(source, *options)
-        size = int(source.cardinality())
+    def __init__(self, dataset: Any, *options: Any):
+        super().__init__(*options)
+        size = int(dataset.cardinality())
         self.num_samples = size if size >= 0 else None
 
     def skip(self, epoch: int, position: int, image: Any, caption: bytes) -> np.bool_:
-        """Takes note of a sample that could not be used. Returns False: it is dropped.
+        """Records a sample that could not be used, and returns False, since it is dropped.
 
-        Positions count the mark of the end as well, which lies between the first pass and the second.
+        Positions include the marker of the end, which lies between the first pass and the second.
         """
         place = int(position) - (self.num_samples is not None and position > self.num_samples)
         self._pass_over(epoch, place, place + 1)
@@ -219,18 +242,18 @@ class StreamedEpochs(_Epochs):
         return np.False_
 
     def end(self, epoch: int, position: int) -> np.bool_:
-        """Takes note of the end of the epoch."""
+        """Records the end of the epoch."""
         if not self._is_over(epoch):
             self._end(int(position))
         return np.False_
 
     def stream_seed(self, epoch: Any) -> Any:
-        """The seed of an epoch, in graph."""
+        """Returns the seed of an epoch, in a graph."""
         return self.seed * 1_000_003 + epoch
 
 
 def _hash(seed: int, epoch: int, ids: np.ndarray) -> np.ndarray:
-    """A random 64-bit number for each sample that depends on these three alone (SplitMix64's finaliser)."""
+    """Returns a random 64-bit number per sample that depends only on these three (finaliser of SplitMix64)."""
     (base,) = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)
     with np.errstate(over="ignore"):
         x = base + ids.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)

@@ -36,29 +36,48 @@ def resize(
     import tensorflow as tf
 
     full = sides if full is None else full
+    lengths = tf.shape(image)[0], tf.shape(image)[1]
+    # The first pass must not compute what the second does not need: without this, images of extreme aspects grow.
+    (top, bottom), (left, right) = (
+        _needed(length, *place) for length, *place in zip(lengths, full, offset, sides, strict=True)
+    )
+    image, starts = image[top:bottom, left:right], (top, left)
     # Channels first: both passes are then matrix products without transposition in memory.
     planes = tf.reshape(tf.transpose(tf.reshape(image, (-1, 3))), (3, tf.shape(image)[0], tf.shape(image)[1]))
     for axis in (0, 1) if height_first else (1, 0):
-        planes = _resize_planes(planes, axis, full[axis], offset[axis], sides[axis], dtype)
+        blocks = _blocks(lengths[axis], starts[axis], full[axis], offset[axis], sides[axis], dtype)
+        planes = _resize_planes(planes, axis, blocks, sides[axis])
     return tf.reshape(tf.transpose(tf.reshape(planes, (3, -1))), (*sides, 3))
 
 
-def _resize_planes(planes, axis, full, offset, count, dtype):
+def _needed(length, full, offset, count):
+    """The first input that the outputs from `offset` on depend on, and the one after the last."""
+    import tensorflow as tf
+
+    scale = tf.cast(length, tf.float64) / tf.cast(full, tf.float64)
+    # Two inputs more than the filter reaches, for its rounding.
+    reach = 2.0 * tf.maximum(scale, 1.0) + 2.0
+    first, last = (scale * (tf.cast(offset, tf.float64) + position) for position in (0.5, count - 0.5))
+    first, last = tf.cast(tf.floor(first - reach), tf.int32), tf.cast(tf.math.ceil(last + reach), tf.int32)
+    return tf.maximum(first, 0), tf.minimum(last, length)
+
+
+def _resize_planes(planes, axis, blocks, count):
     """Resizes uint8 planes (3, H, W) to `count` rows (axis 0) or columns (axis 1)."""
     import tensorflow as tf
 
     height, width = tf.shape(planes)[1], tf.shape(planes)[2]
-    blocks = []
+    levels = []
     if axis == 0:
-        for first, weights in _blocks(height, full, offset, count, dtype):
+        for first, weights in blocks:
             needed = planes[:, first : first + tf.shape(weights)[1]]
-            blocks.append(tf.matmul(weights, tf.cast(needed, dtype)))
+            levels.append(tf.matmul(weights, tf.cast(needed, weights.dtype)))
     else:
         planes = tf.reshape(planes, (3 * height, width))
-        for first, weights in _blocks(width, full, offset, count, dtype):
+        for first, weights in blocks:
             needed = planes[:, first : first + tf.shape(weights)[1]]
-            blocks.append(tf.matmul(tf.cast(needed, dtype), weights, transpose_b=True))
-    levels = _grey_levels(tf.concat(blocks, axis=1))
+            levels.append(tf.matmul(tf.cast(needed, weights.dtype), weights, transpose_b=True))
+    levels = _grey_levels(tf.concat(levels, axis=1))
     return tf.reshape(levels, (3, count, width) if axis == 0 else (3, height, count))
 
 
@@ -74,8 +93,8 @@ def _grey_levels(x):
     return tf.bitcast(levels, tf.uint8)
 
 
-def _blocks(length, full, offset, count, dtype):
-    """Returns the first input and the weights (outputs, inputs) of each block of outputs."""
+def _blocks(length, start, full, offset, count, dtype):
+    """Returns the first input, counted from `start`, and the weights (outputs, inputs) of each block of outputs."""
     import tensorflow as tf
 
     blocks = -(-count // _BLOCK)
@@ -95,4 +114,5 @@ def _blocks(length, full, offset, count, dtype):
     weights = 0.5 * (outer - 1.0) * outer * outer + (1.0 - 2.0 * inner) * inner * inner
     weights /= tf.reduce_sum(weights, axis=1, keepdims=True)
     weights = tf.round(weights / _PRECISION) * _PRECISION
+    first -= start
     return [(first[block], weights[block * _BLOCK : (block + 1) * _BLOCK]) for block in range(blocks)]

@@ -1,22 +1,22 @@
 """Decodes and preprocesses images with PIL, without TensorFlow; `graph_images` does the same inside tf.data."""
 
-import io
-import os
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
+
+from keras_clip.data.image_files import MAX_PIXELS, PixelBudget, decode, default_budget, open_header
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 RESIZE_MODES = ("shortest", "squash", "longest")
 INTERPOLATIONS = ("bicubic", "bilinear")
-# Half a gigabyte once decoded: more than any photograph needs, and safe for the memory of a host.
-MAX_PIXELS = 178_956_970
-# The EXIF tag of the orientation.
-_ORIENTATION = 0x0112
+# PIL resizes a whole image before it is cropped. If the resized image would have more than this number of times the
+# pixels of the crop, only the crop is computed.
+_MOST_RESIZED = 32
+# PIL's fixed-point weights are multiples of 2 ** -22.
+_PRECISION_BITS = 22
 
 
 @keras.saving.register_keras_serializable(package="keras_clip")
@@ -84,8 +84,17 @@ class ImagePreprocessor:
     def __call__(self, images: Any) -> np.ndarray:
         return self.normalize(self.to_uint8(images))
 
-    def to_uint8(self, images: Any) -> np.ndarray:
-        """Returns the images before normalisation, uint8 (B, H, W, 3), which `CLIPModel` also accepts."""
+    def to_uint8(self, images: Any, budget: PixelBudget | None = None) -> np.ndarray:
+        """Returns the images before normalisation, which `CLIPModel` also accepts.
+
+        Args:
+            images: as of a call.
+            budget: bounds how many pixels are decoded at the same time by all threads that use it. None: a budget of
+                the process that fits the memory of the machine.
+
+        Returns:
+            uint8 array (B, H, W, 3).
+        """
         if isinstance(images, np.ndarray) and images.ndim == 4:
             images = list(images)
         elif not isinstance(images, list | tuple):
@@ -93,7 +102,9 @@ class ImagePreprocessor:
         pixels = np.empty((len(images), *self.sides, 3), np.uint8)
         for i, image in enumerate(images):
             name = f"images[{i}]"
-            pixels[i] = np.asarray(self._resize(open_image(image, name, self.max_pixels)))
+            header = open_header(image, name, self.max_pixels)
+            with (budget or default_budget()).hold(header.width * header.height):
+                pixels[i] = self._resize(decode(header, name))
         return pixels
 
     def normalize(self, pixels: np.ndarray) -> np.ndarray:
@@ -102,17 +113,11 @@ class ImagePreprocessor:
         return (scaled - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
 
     def _resize(self, image):
-        from PIL import Image
-
-        filter_ = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}[self.interpolation]
-        height, width = self.sides
         if self.resize_mode == "squash":
-            return image.resize((width, height), filter_)
-        resized = resized_sides(image.height, image.width, self.sides, self.resize_mode)
-        image = image.resize(resized[::-1], filter_)
-        top, left = (int(round((before - after) / 2)) for before, after in zip(resized, self.sides, strict=True))
-        # PIL fills the area outside of the image with black.
-        return image.crop((left, top, left + width, top + height))
+            view = View(0, 0, image.height, image.width, *self.sides, 0, 0)
+        else:
+            view = centered_view(image.height, image.width, self.sides, self.resize_mode)
+        return take_view(image, view, self.sides, self.interpolation)
 
     def __eq__(self, other) -> bool:
         return type(other) is type(self) and other.get_config() == self.get_config()
@@ -143,90 +148,101 @@ def resized_sides(height: int, width: int, target: tuple[int, int], resize_mode:
     return target[0], max(1, int(target[0] * width / height))
 
 
-def open_image(image: Any, name: str, max_pixels: int):
-    """Opens any input of `ImagePreprocessor` as an upright PIL image in RGB, composited on white.
+class View(NamedTuple):
+    """Which part of an image is resized, to which size, and which part of that is cropped; all in pixels.
 
-    Raises:
-        ValueError: an unsupported type, a corrupt file, or too many pixels; the message refers to the image by `name`.
-        FileNotFoundError: the path does not exist.
+    Attributes:
+        top, left, height, width: int. The part of the image that is resized.
+        full_height, full_width: int. Its size after that.
+        down, right: int. Where the crop begins in the resized part.
+    """
+
+    top: int
+    left: int
+    height: int
+    width: int
+    full_height: int
+    full_width: int
+    down: int
+    right: int
+
+
+def centered_view(height: int, width: int, sides: tuple[int, int], resize_mode: str = "shortest") -> View:
+    """The view of the whole image that is resized so that one side fits, and cropped (or padded) in the centre."""
+    resized = resized_sides(height, width, sides, resize_mode)
+    offsets = (int(round((before - after) / 2)) for before, after in zip(resized, sides, strict=True))
+    return View(0, 0, height, width, *resized, *offsets)
+
+
+def take_view(image, view: View, sides: tuple[int, int], interpolation: str = "bicubic") -> np.ndarray:
+    """Resizes and crops with PIL's antialiased filters.
+
+    Args:
+        image: PIL image in RGB.
+        view: `View` of it.
+        sides: height and width of the result, pixels.
+        interpolation: "bicubic" or "bilinear".
+
+    Returns:
+        uint8 array (height, width, 3). Outside of the resized image it is black.
     """
     from PIL import Image
 
-    if isinstance(image, str | os.PathLike):
-        name = f"{name}={os.fspath(image)!r}"
-        image = Path(image).read_bytes()
-    elif not isinstance(image, bytes | io.BytesIO | Image.Image):
-        return _to_rgb(from_array(image, name))
-    try:
-        image = io.BytesIO(image) if isinstance(image, bytes) else image
-        image = Image.open(image) if isinstance(image, io.BytesIO) else image
-        is_small = image.width * image.height <= max_pixels
-        if is_small:
-            return _to_rgb(upright(image))
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{error} Received: {name}. Raise `max_pixels` for images that you trust.") from None
-    except Exception as error:  # PIL raises many types of exceptions for corrupt files.
-        raise ValueError(f"Not an image that PIL can read: {error}. Received: {name}.") from error
-    raise ValueError(_too_large(name, image.width, image.height, max_pixels))
+    top, left, height, width, full_height, full_width, down, right = view
+    if (top, left, height, width) != (0, 0, image.height, image.width):
+        image = image.crop((left, top, left + width, top + height))
+    if full_height * full_width > _MOST_RESIZED * sides[0] * sides[1]:
+        return _resized_part(np.asarray(image), view, sides, interpolation)
+    resized = image.resize((full_width, full_height), Image.Resampling[interpolation.upper()])
+    if (down, right, full_height, full_width) != (0, 0, *sides):
+        # PIL fills the area outside of the image with black.
+        resized = resized.crop((right, down, right + sides[1], down + sides[0]))
+    return np.asarray(resized)
 
 
-def upright(image):
-    """Applies the EXIF orientation to a PIL image, and returns it unchanged if the EXIF data cannot be read."""
-    from PIL import Image
+def height_first(height: int, width: int, full_height: int, full_width: int) -> bool:
+    """Whether PIL resizes the height before the width, which changes the rounding.
 
-    try:
-        orientation = image.getexif().get(_ORIENTATION)
-    except Exception:  # PIL raises many types of exceptions for corrupt EXIF data.
-        return image
-    turn = Image.Transpose
-    turns = {
-        2: turn.FLIP_LEFT_RIGHT,
-        3: turn.ROTATE_180,
-        4: turn.FLIP_TOP_BOTTOM,
-        5: turn.TRANSPOSE,
-        6: turn.ROTATE_270,
-        7: turn.TRANSVERSE,
-        8: turn.ROTATE_90,
-    }
-    return image.transpose(turns[orientation]) if orientation in turns else image
-
-
-def _too_large(name: str, width: int, height: int, max_pixels: int) -> str:
-    return (
-        f"An image may have at most {max_pixels:,} pixels. Received: {name} of {width} x {height}. "
-        "Raise `max_pixels` for images that you trust."
-    )
-
-
-def from_array(array, name: str):
-    """Converts a uint8 array to a PIL image.
-
-    Raises:
-        ValueError: another dtype or shape; the message refers to the array by `name`.
+    Since version 13, it does so if the height loses more than twice as many pixels as the width.
     """
-    from PIL import Image
+    import PIL
 
-    array = np.asarray(array)
-    if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
-        raise ValueError(
-            "An image must be a path, bytes, a PIL image, or a uint8 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4). "
-            f"Received: {name} of dtype {array.dtype}, shape {array.shape}. Convert floats in [0, 1] by "
-            "`(255 * image).round().astype('uint8')`; pass images that are already normalised directly to the model."
-        )
-    return Image.fromarray(array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array)
+    is_tall = height > full_height and height - full_height > 2 * (width - full_width)
+    return is_tall and int(PIL.__version__.partition(".")[0]) >= 13
 
 
-def _to_rgb(image):
-    from PIL import Image
+def _resized_part(pixels: np.ndarray, view: View, sides: tuple[int, int], interpolation: str) -> np.ndarray:
+    """The crop of PIL's resized image, from uint8 (H, W, 3): both passes read only the pixels that they need."""
+    full, offsets = (view.full_height, view.full_width), (view.down, view.right)
+    passes = [_weights(pixels.shape[axis], full[axis], offsets[axis], sides[axis], interpolation) for axis in (0, 1)]
+    for axis, (first, weights) in enumerate(passes):
+        pixels = pixels.take(np.arange(first, first + weights.shape[1]), axis)
+    order = (0, 1) if height_first(view.height, view.width, *full) else (1, 0)
+    for axis in order:
+        # Sums of integers below 2 ** 53 are exact.
+        sums = np.tensordot(passes[axis][1], pixels.astype(np.float64), (1, axis))
+        levels = np.floor(sums / 2**_PRECISION_BITS + 0.5).clip(0, 255).astype(np.uint8)
+        pixels = np.moveaxis(levels, 0, axis)
+    return pixels
 
-    if image.mode.startswith("I"):
-        # PIL would clip 16-bit values at 255 instead of scaling them.
-        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-    if image.mode == "F":
-        raise ValueError(
-            "The scale of floating-point pixels is unknown. Received: an image of mode 'F'. Convert it to 8 bits."
-        )
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+
+def _weights(length: int, full: int, offset: int, count: int, interpolation: str) -> tuple[int, np.ndarray]:
+    """The first input, and PIL's integer weights of `count` outputs from `offset` on, (count, inputs)."""
+    scale = length / full
+    filter_scale = max(scale, 1.0)
+    reach = filter_scale * (2.0 if interpolation == "bicubic" else 1.0)
+    centers = (offset + np.arange(count) + 0.5) * scale
+    starts = np.maximum((centers - reach + 0.5).astype(int), 0)
+    ends = np.minimum((centers + reach + 0.5).astype(int), length)
+    first = int(starts.min())
+    inputs = np.arange(first, int(ends.max()))
+    x = np.abs((inputs - centers[:, None] + 0.5) / filter_scale)
+    if interpolation == "bicubic":
+        # The cubic kernel of Keys with a = -0.5.
+        weights = np.where(x < 1, (1.5 * x - 2.5) * x * x + 1, (((x - 5) * x + 8) * x - 4) * -0.5)
+        weights = np.where(x < 2, weights, 0.0)
+    else:
+        weights = np.maximum(1.0 - x, 0.0)
+    weights[(inputs < starts[:, None]) | (inputs >= ends[:, None])] = 0.0
+    weights /= weights.sum(axis=1, keepdims=True)
+    return first, np.sign(weights) * np.floor(np.abs(weights) * 2**_PRECISION_BITS + 0.5)

@@ -1,10 +1,11 @@
-"""The input of training: image-caption pairs from where they are stored to batches for `fit`, on any backend.
+"""The input of training: reads stored image-caption pairs and makes batches for `fit`, on any backend.
 
-A reader (see `readers`) reads samples by number, in blocks, so that a full shuffle across all shards costs nothing.
+A reader (see `readers`) reads samples by index, in blocks, so that a full shuffle across all shards costs nothing.
 `tf.data` decodes and crops the images in parallel. Only captions and broken samples return to Python, one batch at a
 time.
 """
 
+import functools
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -12,8 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from keras_clip.data.arguments import check_numbers, check_size, component, increasing_lengths
 from keras_clip.data.epochs import IndexedEpochs, StreamedEpochs
+from keras_clip.data.image_files import PixelBudget
 from keras_clip.data.readers import open_reader
+from keras_clip.data.readers.brief import brief
 from keras_clip.data.readers.dataset import Stream
+from keras_clip.data.skipped import MAX_BROKEN, STRAY, SkippedSamples
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -35,87 +39,115 @@ def image_text_pairs(
     crop_scale: tuple[float, float] = (0.9, 1.0),
     seed: int = 0,
     shard: tuple[int, int] = (0, 1),
+    delimiter: str | None = None,
+    max_broken: float = MAX_BROKEN,
+    max_pixels_in_flight: int | None = None,
 ) -> "tf.data.Dataset":
-    """Batches of image-caption pairs for `model.fit`, `evaluate` and `predict` on every backend.
+    """Returns batches of image-caption pairs for `model.fit`, `evaluate` and `predict` on every backend.
 
-    The form of the source decides how it is read:
-    - `.tar` files (WebDataset): members `<key>.jpg` (jpeg, png, webp, gif, bmp) and `<key>.txt`, or `<key>.json` with
-      a "caption", one or a list;
-    - `.tfrecord` files (img2dataset): features `jpg` (png, webp, image, ...) and `txt` (caption, text), or as `mapping`
-      names them;
-    - `.csv` and `.tsv` files: columns `path` (image, filename, ...) and `caption` (text, title), or as `mapping` names
-      them; paths are relative to the file;
-    - a folder: `<name>.jpg` (png, ...) beside `<name>.txt`, in the folders below it too;
+    The form of the source determines how it is read:
+    - `.tar` files (WebDataset): members `<key>.jpg` (png, ...) and `<key>.txt`, or `<key>.json` with a "caption", one
+      or a list. A key ends at the first dot of the base name, as in the library webdataset. `mapping` names other
+      extensions, or the caption in the `.json`;
+    - `.tfrecord` and `.tfrec` files (img2dataset): features `jpg` (png, webp, image, ...) and `txt` (caption, text);
+    - `.parquet` files (img2dataset, Hugging Face): columns `jpg` (png, image, path, ...) and `txt` (caption, text);
+    - `.csv`, `.tsv` and `.jsonl` files: columns `path` (image, filename, ...) and `caption` (text, title); paths are
+      relative to the file;
+    - a folder: `<name>.jpg` (png, ...) beside `<name>.txt`, in the folders below it too; links to folders are followed,
+      each folder once. `mapping` names other extensions;
     - a `Reader`: a class of your own with `__len__`, `read` and `name`, for any other form of storage;
-    - a data set with `len()` and `[number]` (Hugging Face, TFDS data sources, a list of dicts), as `mapping` says;
-    - a `tf.data.Dataset` (TFDS), as `mapping` says, in graph; images as the bytes of a file or uint8 arrays.
+    - a dataset with `len()` and `[number]` (Hugging Face, with transforms too; TFDS data sources, a list of dicts or
+      of tuples), as `mapping` says; images as bytes, paths, PIL images or arrays;
+    - a pandas `DataFrame`, with the columns of tables, or as `mapping` says;
+    - a `tf.data.Dataset` (TFDS), as `mapping` says, in graph; images as the bytes of a file or uint8 arrays;
+    - another object that can be iterated over again and again (a streamed dataset of Hugging Face), as `mapping` says.
 
-    Files may be given as a path, a glob, braces (`{00000..00031}.tar`) or a list. Tars and TFRecords are indexed once,
-    with a progress bar if there are many; the index is stored beside the file as `<file>.index.npz`, or in the user's
-    cache folder. A shard that is cut short or damaged raises an error before the first epoch.
+    A text is one caption, whatever its lines. Files may be given as a path, a glob or braces (`{00000..00031}.tar`).
+    A list of files, folders, datasets or readers is one source, also of several forms. Tars and TFRecords are indexed
+    once, with a progress bar if there are many; the index is stored beside the file as `<file>.index.npz`, or in the
+    user's cache folder, where there are also copies of compressed files (.gz, .bz2, .xz) and of Parquet files, which
+    can be read at any place. A shard that is cut short or damaged raises an error before the first epoch.
 
     In training, every epoch is one pass over all samples in an order shuffled across all shards (of a stream: within
-    1,024 samples), with a random resized crop and one of several captions; order, crops and captions follow from the
+    1,024 samples), with a random resized crop and one of several captions; order, crops and captions depend on the
     seed and the number of the epoch, which counts how often the dataset has been iterated. Shards are read at random
-    places: keep them on a local disk. Otherwise samples come in their order, with their first caption, resized and
-    centre-cropped, the smaller last batch included.
+    positions: keep them on a local disk. Otherwise samples keep their order, with their first caption, resized and
+    centre-cropped, and the smaller last batch is included.
 
     Training can resume in the middle of an epoch: after `epochs.start_at(epoch, step, broken)` the next pass begins at
     that step, with the samples, crops and captions of a run that was never interrupted (`training.Checkpoints` does
     so). Earlier samples are not read again, except those of a stream, which is read and shuffled again up to that
     sample, without decoding, and must return the same elements each time. `numbered` is the same dataset as ((epoch,
-    step), batch), for randomness of your own that a resumed run repeats.
+    step), batch), for your own augmentation that a resumed run repeats.
 
     A sample that lacks its image or its caption, or cannot be decoded, is skipped. The attribute `skipped` of the
-    dataset (`SkippedSamples`) counts such samples by reason and names them, and a warning summarises each epoch. In
+    dataset (`SkippedSamples`) counts such samples by reason and names them, and a warning summarises each epoch. It
+    also counts and names the files of the source that are no part of a pair, about which there is one warning. In
     training, other samples are repeated instead, so that an epoch has as many steps as its length says. Captions
     longer than the context are truncated. Texts are as long as the longest of their batch, rounded up to one of
     `text_lengths`, so that compiled backends compile at most one program for each of these lengths. Memory holds a few
-    blocks of 64 encoded images, two decoded images per core, and a few batches, whatever the size of the data; and for
-    each sample of a tar 44 bytes and its key, of a TFRecord or a table 12 bytes, of a folder its path and caption.
+    blocks of 64 encoded images, the decoded images in flight, and a few batches, whatever the size of the data; and for
+    each sample of a tar 12 bytes for each of its members, 8 bytes and its key, of a TFRecord or a table 12 bytes, of a
+    folder its path and caption.
 
     Args:
         source: see above.
         model: anything with a `tokenizer` and an `image_preprocessor`, such as a `CLIPModel`.
         batch_size: pairs a batch, B.
-        tokenizer: `CLIPTokenizer` or the like; None: the model's.
+        tokenizer: `CLIPTokenizer` or another tokenizer with its interface; None: the model's.
         image_preprocessor: `ImagePreprocessor`; None: the model's.
-        mapping: names of the image and the caption column, or, for datasets, a function of an element that returns
-            (image, caption or captions).
+        mapping: names of the image and the caption column (of tuples their places; of files the first may be None: the
+            usual ones), or, for datasets, a function of an element that returns (image, caption or captions). For a
+            `tf.data.Dataset` of tuples the function may also take their parts.
         training: whether to shuffle, crop at random and drop the smaller last batch.
         text_lengths: lengths that L may take, increasing; None: 16, 32 and the tokenizer's context length.
         crop_scale: lowest and highest fraction of an image's area that a training crop keeps. The default is the
             paper's; a few thousand images need more variety, such as (0.4, 1).
         seed: int >= 0.
         shard: (index, count): one of `count` disjoint parts of each epoch, for as many processes.
+        delimiter: the character that separates the columns of tables. None: a tab in `.tsv` files, otherwise a comma, a
+            tab, a semicolon or a bar, whichever gives the columns that are needed.
+        max_broken: float in [0, 1]. The fraction of the samples that may be broken. Up to five texts without an image,
+            such as a README.txt, are no reason for an error unless it is 0.
+        max_pixels_in_flight: int. How many pixels are decoded at the same time at most, at up to 16 bytes of memory
+            each; an image of more is decoded alone. None: a number that fits the memory of the machine. Images of more
+            than the `max_pixels` of the preprocessor are skipped, from their header.
 
     Returns:
         `tf.data.Dataset` of {"images": uint8 (B, H, W, 3), "token_ids": int32 (B, L)}, to be normalised by the model.
         In training its length is `num_samples // batch_size`, with the attribute `num_samples`; otherwise it is
-        unknown, since samples may turn out broken. So it is of a stream of unknown length: `num_samples` is None.
+        unknown, since samples may be broken. It is also unknown for a stream without a length; `num_samples` is then
+        None.
 
     Raises:
         ImportError: TensorFlow is not installed.
-        FileNotFoundError, TypeError, ValueError: the source or an argument is not as above. While iterating: more than
-            5 % of the samples, or all of the first 1,000, are broken.
+        FileNotFoundError, TypeError, ValueError: an invalid source or argument. While iterating: more than `max_broken`
+            of the samples, or all of the first 1,000, are broken.
     """
     tf = _require_tensorflow()
     tokenizer = component("tokenizer", tokenizer, model)
     image_preprocessor = component("image_preprocessor", image_preprocessor, model)
     lengths = increasing_lengths(text_lengths, tokenizer)
-    check_numbers(batch_size, seed, shard, crop_scale)
+    check_numbers(batch_size, seed, shard, crop_scale, max_broken)
     with tf.device("/CPU:0"):
-        decode = _Decoder(image_preprocessor, crop_scale if training else None)
-        options = seed, shard, batch_size, image_preprocessor
-        reader = open_reader(source, mapping)
+        budget = None if max_pixels_in_flight is None else PixelBudget(max_pixels_in_flight)
+        decode = _Decoder(image_preprocessor, crop_scale if training else None, budget)
+        reader = open_reader(source, mapping, delimiter=delimiter)
+        skipped = SkippedSamples(brief(source), max_broken, getattr(reader, "skipped", None), STRAY)
+        options = skipped, seed, shard, batch_size, image_preprocessor
         if isinstance(reader, Stream):
             stream = reader.part(shard, training)
             epochs = StreamedEpochs(stream.dataset, *options)
             good = _stream(epochs, stream, decode, training)
         else:
-            epochs = IndexedEpochs(reader, training, source, *options)
+            epochs = IndexedEpochs(reader, training, *options)
             good = _indexed(epochs, decode, training)
         check_size(epochs.num_samples, batch_size, training, source)
+        epochs.options = {
+            "crop_scale": list(crop_scale),
+            "preprocessing": getattr(image_preprocessor, "get_config", dict)(),
+            "context_length": lengths[-1],
+        }
         numbered = _number(good, epochs, training).map(_tokenize_with(tokenizer, lengths))
         if training and epochs.num_samples:
             numbered = _with_length(numbered, epochs.num_samples // batch_size)
@@ -126,10 +158,10 @@ def image_text_pairs(
 
 
 def _number(good: "tf.data.Dataset", epochs: Any, training: bool) -> "tf.data.Dataset":
-    """Batches of (pixels, caption), each with its epoch and step, to the end of the epoch."""
+    """Makes batches of (pixels, caption), each with its epoch and step, up to the end of the epoch."""
     good = good.enumerate()
     if training and epochs.num_samples:
-        # A sample that was replaced must not come twice.
+        # In the second pass, only as many samples are taken as replace the broken ones.
         good = good.take_while(lambda count, sample: count < epochs.num_samples - sample[0][1] * epochs.batch_size)
 
     def place(counts, samples):
@@ -140,9 +172,9 @@ def _number(good: "tf.data.Dataset", epochs: Any, training: bool) -> "tf.data.Da
 
 
 def _with_length(batches: "tf.data.Dataset", length: int) -> "tf.data.Dataset":
-    """The same with a length, which a pass that begins in the middle does not reach: `assert_cardinality` would fail.
+    """Sets the length of a dataset. `assert_cardinality` would fail for a pass that begins in the middle of an epoch.
 
-    Concatenated with an endless dataset without elements it counts as infinite, so that `take` sets the length.
+    Concatenated with an endless dataset without elements, its length is infinite, so that `take` sets the length.
     """
     import tensorflow as tf
 
@@ -156,10 +188,11 @@ def _with_length(batches: "tf.data.Dataset", length: int) -> "tf.data.Dataset":
 
 
 def _indexed(epochs: IndexedEpochs, decode: Callable, training: bool) -> "tf.data.Dataset":
-    """(place, pixels, caption) of the good samples of a source that is read by number.
+    """Returns (place, pixels, caption) of the samples of a source that is read by index, without broken samples.
 
-    What cannot be decoded is dropped by `ignore_errors`. A gap in the remaining positions shows which sample it was,
-    and only then does Python look for the reason. Every block ends with a mark, so that a gap is noticed soon.
+    `ignore_errors` drops samples that cannot be decoded. A gap in the remaining positions shows which sample was
+    dropped, and only then does Python determine the reason. Every block ends with a marker, so that a gap is noticed
+    early.
     """
     import tensorflow as tf
 
@@ -192,7 +225,7 @@ def _indexed(epochs: IndexedEpochs, decode: Callable, training: bool) -> "tf.dat
         expected = tf.maximum(expected, position + tf.cast(~is_mark, tf.int64))
         return expected, (place, pixels, caption, told | ~is_mark)
 
-    # Two blocks at a time: enough to hide a disk's latency behind the decoding.
+    # Two blocks are read at a time, which is enough to hide the latency of a disk behind the decoding.
     samples = _begin(epochs).flat_map(starts).map(read, num_parallel_calls=2, deterministic=True).unbatch()
     tried = samples.map(attempt, num_parallel_calls=_parallel_images(), deterministic=True).ignore_errors()
     compared = tried.scan(tf.constant(0, tf.int64), compare)
@@ -201,7 +234,7 @@ def _indexed(epochs: IndexedEpochs, decode: Callable, training: bool) -> "tf.dat
 
 
 def _begin(epochs: Any) -> "tf.data.Dataset":
-    """One element, the place where this pass begins: int64 (epoch, step, position)."""
+    """Returns a dataset of one element, the place where this pass begins: int64 (epoch, step, position)."""
     import tensorflow as tf
 
     def begin(_):
@@ -212,9 +245,9 @@ def _begin(epochs: Any) -> "tf.data.Dataset":
 
 
 def _stream(epochs: StreamedEpochs, stream: Stream, decode: Callable, training: bool) -> "tf.data.Dataset":
-    """(place, pixels, caption) of the good samples of a stream, which is mapped in graph.
+    """Returns (place, pixels, caption) of the samples of a stream, mapped in a graph, without broken samples.
 
-    Errors of the stream itself must be raised, so each sample is tried on its own.
+    Errors of the stream itself must be raised, so each sample is tried separately.
     """
     import tensorflow as tf
 
@@ -230,26 +263,28 @@ def _stream(epochs: StreamedEpochs, stream: Stream, decode: Callable, training: 
     is_array = pairs.element_spec[0].dtype == tf.uint8
     no_image = tf.zeros((0, 0, 3), tf.uint8) if is_array else tf.constant(b"")
 
-    # The end of a pass is an element too.
+    # The end of a pass is also an element.
     def elements_before(place):
         size = epochs.num_samples
         return place[2] if size is None else place[2] + tf.cast(place[2] > size, tf.int64)
 
     def pass_over(place):
-        # Of this graph only. A global seed of the user's would change the order, and one of 0 breaks a seed in graph.
+        # Sets the seed of this graph only. A global seed would change the order, and a global seed of 0 would break
+        # seeds in the graph.
         tf.compat.v1.set_random_seed(1)
         shuffled = pairs.shuffle(_STREAM_BUFFER, seed=epochs.stream_seed(place[0])) if training else pairs
         samples = shuffled.enumerate().map(lambda position, pair: number(place, position, pair))
         end = (place, True, tf.zeros(2, tf.int64), no_image, tf.constant(b""))
         once = samples.concatenate(tf.data.Dataset.from_tensors(end))
-        # As for indexed sources. What came before is read and shuffled again, but not decoded.
+        # As for indexed sources, a second pass replaces broken samples. Earlier samples are read and shuffled again,
+        # but not decoded.
         twice = once.concatenate(samples) if training and epochs.num_samples else once
         return twice.skip(elements_before(place))
 
     failure = tf.data.Dataset.from_tensors((decode.nothing, False))
 
     def attempt(place, is_end, seed, image, caption):
-        # What graphs have for `try`: a dataset of one element, or of none if that fails, then the failure.
+        # Graphs have no `try`: this dataset has the decoded sample, unless decoding fails, and then the failure.
         trial = tf.data.Dataset.from_tensors((image, seed, caption)).map(lambda *sample: (decode(*sample), True))
         pixels, is_good = trial.ignore_errors().concatenate(failure).take(1).get_single_element()
         return place, pixels, is_good, is_end, image, caption
@@ -257,7 +292,7 @@ def _stream(epochs: StreamedEpochs, stream: Stream, decode: Callable, training: 
     def is_good(count, sample):
         place, _, good, is_end, image, caption = sample
 
-        def tell():
+        def report():
             at = (place[0], count + elements_before(place))
             return tf.cond(
                 is_end,
@@ -265,16 +300,16 @@ def _stream(epochs: StreamedEpochs, stream: Stream, decode: Callable, training: 
                 lambda: _scalar(epochs.skip, (*at, image, caption), tf.bool),
             )
 
-        return tf.cond(good, lambda: True, tell)
+        return tf.cond(good, lambda: True, report)
 
     tried = _begin(epochs).flat_map(pass_over).map(attempt, num_parallel_calls=_parallel_images(), deterministic=True)
     return tried.enumerate().filter(is_good).map(lambda _, sample: (sample[0], sample[1], sample[-1]))
 
 
 class _Decoder:
-    """The graph function (image, crop seed, caption) -> uint8 (H, W, 3); fails if either half is broken."""
+    """The graph function (image, crop seed, caption) -> uint8 (H, W, 3); it fails if the image or caption is broken."""
 
-    def __init__(self, preprocessor: Any, crop_scale: tuple[float, float] | None):
+    def __init__(self, preprocessor: Any, crop_scale: tuple[float, float] | None, budget: PixelBudget | None = None):
         import tensorflow as tf
 
         rule = getattr(preprocessor, "interpolation", "bicubic"), getattr(preprocessor, "resize_mode", "shortest")
@@ -282,35 +317,42 @@ class _Decoder:
             raise ValueError(
                 'Pairs are resized with interpolation "bicubic" and resize_mode "shortest". '
                 f"Received: image_preprocessor with {rule[0]!r}, {rule[1]!r}. Pass one with the defaults, or map its "
-                "`to_uint8` over a data set of your own."
+                "`to_uint8` over a dataset of your own."
             )
-        self._preprocessor, self._crop_scale = preprocessor, crop_scale
-        size = preprocessor.image_size
-        self.nothing = tf.zeros((*((size, size) if isinstance(size, int) else size), 3), tf.uint8)
+        self._preprocessor, self._crop_scale, self._budget = preprocessor, crop_scale, budget
+        self.nothing = tf.zeros((*preprocessor.sides, 3), tf.uint8)
 
     def __call__(self, image, seed, caption):
         import tensorflow as tf
 
-        # errors="strict" would let a character pass that the end cuts short.
+        # errors="strict" would accept a truncated character at the end.
         utf8 = tf.strings.unicode_transcode(caption, "UTF-8", "UTF-8", errors="replace")
         is_text = (caption == utf8) & (tf.strings.length(tf.strings.strip(caption)) > 0)
         with tf.control_dependencies([tf.raw_ops.Assert(condition=is_text, data=[caption])]):
             return tf.ensure_shape(self._pixels(image, seed), self.nothing.shape)
 
     def _pixels(self, image, seed):
-        from keras_clip.data.graph_images import CROP_RATIO, decode_image, random_resized_crop, resize_and_center_crop
+        import tensorflow as tf
 
-        size, max_pixels = self._preprocessor.image_size, self._preprocessor.max_pixels
-        shortest = None
+        from keras_clip.data import graph_images
+
+        sides, shortest, view_of, dtype = self._preprocessor.sides, None, graph_images.centered_view_in_graph, "float64"
         if self._crop_scale:
             # The smallest and narrowest crop must still have the pixels wanted.
-            shortest = max(self.nothing.shape) / math.sqrt(self._crop_scale[0] * CROP_RATIO[0])
-        if image.dtype == "string":
-            image = decode_image(image, max_pixels, shortest)
-        return (
-            random_resized_crop(image, size, seed, self._crop_scale)
-            if shortest
-            else resize_and_center_crop(image, size)
+            shortest = max(sides) / math.sqrt(self._crop_scale[0] * graph_images.CROP_RATIO[0])
+            view_of, dtype = functools.partial(graph_images.random_resized_view, scale=self._crop_scale), "float32"
+        if image.dtype != "string":
+            return graph_images.take_view_in_graph(image, view_of(tf.shape(image)[:2], sides, seed), sides, dtype)
+        return graph_images.decode_view(
+            image,
+            seed,
+            sides,
+            view_of,
+            max_pixels=self._preprocessor.max_pixels,
+            shortest=shortest,
+            budget=self._budget,
+            parallel=_parallel_images(),
+            dtype=dtype,
         )
 
 
@@ -344,7 +386,7 @@ def _scalar(function: Callable, inputs: Sequence, dtype: Any) -> Any:
 
 def _parallel_images() -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    # Results keep their order: with one image per core, a large one would keep the cores of the small ones waiting.
+    # Results keep their order: with one image per core, the cores would wait for a large image.
     return 2 * cores
 
 

@@ -1,4 +1,4 @@
-"""The former place of `keras_clip.prompts`, for code that imports it from here."""
+"""The former module of `keras_clip.prompts`, for code that imports it from here."""
 
 from keras_clip.prompts import (  # noqa: F401
     CAPTURES,

@@ -1,8 +1,48 @@
 """The interface that a `CLIPModel` requires of its encoders."""
 
+import os
+
 import keras
 
 from keras_clip.data.images import ImagePreprocessor
+from keras_clip.export import export_image_model, export_text_model
+from keras_clip.layers.composite import CompositeModel
+
+
+class ImageEncoder(CompositeModel):
+    """Base of the image encoders of this library."""
+
+    def export(self, filepath: str | os.PathLike, format: str = "tf_saved_model") -> None:
+        """Writes the encoder as a file that runs without Keras, from normalised "images" to "features" (B, D).
+
+        Args:
+            filepath: folder of a SavedModel, or file of an ONNX or LiteRT graph.
+            format: "tf_saved_model" (computes in this model's dtype policy), "onnx" or "litert" (always in float32).
+
+        Raises:
+            ValueError: an unknown format.
+            ImportError: TensorFlow or the ONNX converter is not installed.
+            RuntimeError: on JAX and torch: the TensorFlow process that exports failed.
+        """
+        export_image_model(self, filepath, format, images_shape(self)[1:-1], "features", "float32")
+
+
+class TextEncoder(CompositeModel):
+    """Base of the text encoders of this library."""
+
+    def export(self, filepath: str | os.PathLike, format: str = "tf_saved_model") -> None:
+        """Writes the encoder as a file that runs without Keras, from "token_ids" to "features" (B, D).
+
+        Args:
+            filepath: folder of a SavedModel, or file of an ONNX or LiteRT graph.
+            format: "tf_saved_model" (computes in this model's dtype policy), "onnx" or "litert" (always in float32).
+
+        Raises:
+            ValueError: an unknown format.
+            ImportError: TensorFlow or the ONNX converter is not installed.
+            RuntimeError: on JAX and torch: the TensorFlow process that exports failed.
+        """
+        export_text_model(self, filepath, format, self.context_length, output_name="features")
 
 
 def features_shape(encoder: keras.layers.Layer, inputs: keras.KerasTensor, argument: str) -> tuple:

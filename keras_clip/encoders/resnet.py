@@ -6,7 +6,10 @@ from collections.abc import Sequence
 import keras
 from keras import ops
 
+from keras_clip.encoders.contract import ImageEncoder
+from keras_clip.layers.composite import Composite
 from keras_clip.layers.initialisation import uniform
+from keras_clip.layers.input_shapes import check_images, check_images_shape
 from keras_clip.layers.pooling import AttentionPool
 from keras_clip.layers.pure_call import rematerialize
 from keras_clip.layers.sync_batch_norm import SyncBatchNorm
@@ -35,7 +38,7 @@ def _average_pool(size: int, dtype, name: str) -> keras.layers.AveragePooling2D:
 
 
 @keras.saving.register_keras_serializable(package="keras_clip")
-class Bottleneck(keras.layers.Layer):
+class Bottleneck(Composite, keras.layers.Layer):
     """A residual block of three convolutions, with anti-aliased strides by average pooling (Zhang, 2019).
 
     Args:
@@ -100,7 +103,7 @@ class Bottleneck(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="keras_clip")
-class ModifiedResNet(keras.Model):
+class ModifiedResNet(ImageEncoder):
     """Encodes images with a ResNet that has three stem convolutions, anti-aliased strides and an attention pool.
 
     Radford et al. (2021), sections 2.4 and 2.5. The output projection of the published attention pool is the projection
@@ -123,7 +126,7 @@ class ModifiedResNet(keras.Model):
         Features (B, 32 width) in the compute dtype.
 
     Raises:
-        ValueError: sizes that are not multiples of 32, or another number of stages than four.
+        ValueError: sizes that are not multiples of 32, another number of stages than four, or images of another size.
     """
 
     # The projection heads of the published models have a bias; `CLIPModel` reads this attribute.
@@ -139,7 +142,7 @@ class ModifiedResNet(keras.Model):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        self.sides = sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
         if len(blocks) != 4 or any(side < 32 or side % 32 for side in sides):
             raise ValueError(
                 "A modified ResNet has four stages and takes images whose sides are multiples of 32. "
@@ -178,6 +181,8 @@ class ModifiedResNet(keras.Model):
         self.built = True
 
     def call(self, images, training=False):
+        check_images(images, self.sides)
+
         def run_stem(x):
             x = self.stem_padding(x)
             for convolution, norm in zip(self.stem[::2], self.stem[1::2], strict=True):
@@ -195,6 +200,7 @@ class ModifiedResNet(keras.Model):
         return self.pool(x)
 
     def compute_output_shape(self, images_shape):
+        check_images_shape(images_shape, self.sides)
         return (images_shape[0], self.width)
 
     def get_config(self):

@@ -3,14 +3,16 @@
 import keras
 from keras import ops
 
+from keras_clip.encoders.contract import TextEncoder
 from keras_clip.layers.embeddings import TokenEmbedding
+from keras_clip.layers.input_shapes import check_token_ids
 from keras_clip.layers.pooling import end_positions
 from keras_clip.layers.pure_call import rematerialize
 from keras_clip.layers.transformer import TransformerBlock
 
 
 @keras.saving.register_keras_serializable(package="keras_clip")
-class TextTransformer(keras.Model):
+class TextTransformer(TextEncoder):
     """Encodes texts with a causal pre-LN transformer, pooled at the first end token.
 
     Radford et al. (2021), section 2.4. As the attention is causal, a batch may be truncated to its longest text without
@@ -36,7 +38,7 @@ class TextTransformer(keras.Model):
         Features (B, D) in the compute dtype.
 
     Raises:
-        ValueError: texts longer than `context_length`, or an unknown activation.
+        ValueError: texts longer than `context_length`, token ids that are not (B, L), or an unknown activation.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class TextTransformer(keras.Model):
         return self.norm_final(x[:, 0])
 
     def compute_output_shape(self, token_ids_shape):
+        check_token_ids(keras.KerasTensor(token_ids_shape, "int32"), self.context_length)
         return (token_ids_shape[0], self.width)
 
     def get_config(self):

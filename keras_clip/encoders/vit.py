@@ -2,14 +2,16 @@
 
 import keras
 
+from keras_clip.encoders.contract import ImageEncoder
 from keras_clip.layers.embeddings import PatchEmbedding
+from keras_clip.layers.input_shapes import check_images_shape
 from keras_clip.layers.patch_dropout import PatchDropout
 from keras_clip.layers.pure_call import rematerialize
 from keras_clip.layers.transformer import TransformerBlock
 
 
 @keras.saving.register_keras_serializable(package="keras_clip")
-class VisionTransformer(keras.Model):
+class VisionTransformer(ImageEncoder):
     """Encodes images with a pre-LN transformer over patches and a class token, pooled at the class token.
 
     Radford et al. (2021), section 2.4 and table 20. The weights are created at construction with the paper's
@@ -36,8 +38,8 @@ class VisionTransformer(keras.Model):
         Features (B, D) in the compute dtype.
 
     Raises:
-        ValueError: `patch_size` does not divide the image size, `num_heads` does not divide `width`, or the activation
-            is unknown.
+        ValueError: `patch_size` does not divide the image size, `num_heads` does not divide `width`, the activation is
+            unknown, or images of another size.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class VisionTransformer(keras.Model):
         return self.norm_post(x[:, 0])
 
     def compute_output_shape(self, images_shape):
+        check_images_shape(images_shape, self.patch_embedding.sides)
         return (images_shape[0], self.width)
 
     def get_config(self):

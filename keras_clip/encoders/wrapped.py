@@ -5,6 +5,9 @@ from collections.abc import Sequence
 import keras
 from keras import ops
 
+from keras_clip.encoders.contract import ImageEncoder, TextEncoder
+from keras_clip.layers.composite import CompositeModel
+from keras_clip.layers.input_shapes import check_images, check_images_shape, check_token_ids
 from keras_clip.layers.pooling import end_positions
 
 # Inputs of a text model that are computed from the token ids.
@@ -99,7 +102,7 @@ def _check_rank(features, pooling: str | None) -> None:
         )
 
 
-class _Wrapped(keras.Model):
+class _Wrapped(CompositeModel):
     def __init__(self, model: keras.Model, pooling: str | None, output: str | None, **kwargs):
         kwargs.setdefault("name", f"{model.name}_encoder")
         super().__init__(**kwargs)
@@ -109,7 +112,7 @@ class _Wrapped(keras.Model):
         features = _select(model.output, output)
         _check_rank(features, pooling)
         self.width = features.shape[-1]
-        self.built = True
+        self.mark_built()
 
     def build(self, input_shape=None):
         """Does nothing: the wrapped model is already built."""
@@ -126,12 +129,12 @@ class _Wrapped(keras.Model):
         }
 
     @classmethod
-    def from_config(cls, config):
+    def _from_own_config(cls, config):
         return cls(model=keras.saving.deserialize_keras_object(config.pop("model")), **config)
 
 
 @keras.saving.register_keras_serializable(package="keras_clip")
-class WrappedImageEncoder(_Wrapped):
+class WrappedImageEncoder(_Wrapped, ImageEncoder):
     """An image encoder that wraps a model; created by `wrap`.
 
     Args:
@@ -172,7 +175,17 @@ class WrappedImageEncoder(_Wrapped):
             self.pixel_mean = (-low / (high - low),) * 3
             self.pixel_std = (1 / (high - low),) * 3
 
+    @property
+    def sides(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else tuple(self.image_size)
+
+    def compute_output_shape(self, input_shape):
+        check_images_shape(input_shape, self.sides)
+        return super().compute_output_shape(input_shape)
+
     def call(self, images, training=False):
+        check_images(images, self.sides)
         structure = self.model.input
         inputs = {next(iter(structure)): images} if isinstance(structure, dict) else images
         features = _select(self.model(inputs, training=training), self.output_key)
@@ -190,7 +203,7 @@ class WrappedImageEncoder(_Wrapped):
 
 
 @keras.saving.register_keras_serializable(package="keras_clip")
-class WrappedTextEncoder(_Wrapped):
+class WrappedTextEncoder(_Wrapped, TextEncoder):
     """A text encoder that wraps a model; created by `wrap`.
 
     Args:
@@ -224,6 +237,7 @@ class WrappedTextEncoder(_Wrapped):
         self.end_token_id = end_token_id
 
     def call(self, token_ids, training=False):
+        check_token_ids(token_ids, self.context_length)
         ends = end_positions(token_ids, self.end_token_id)[:, None]
         is_text = ops.arange(ops.shape(token_ids)[1], dtype="int32")[None] <= ends
         derived = {

@@ -1,4 +1,4 @@
-"""How good a model is, and how sure that is."""
+"""Evaluation of a model by the methods of the paper, with confidence intervals."""
 
 from keras_clip.evaluation import metrics, report
 from keras_clip.evaluation.callback import EvaluateDuringTraining
@@ -41,7 +41,13 @@ from keras_clip.evaluation.metrics.classification import (
     roc_auc,
     top5_accuracy,
 )
-from keras_clip.evaluation.metrics.comparison import Comparison, compare, compare_models, compare_over_datasets
+from keras_clip.evaluation.metrics.comparison import (
+    Comparison,
+    compare,
+    compare_models,
+    compare_over_datasets,
+    compare_scores,
+)
 from keras_clip.evaluation.metrics.intervals import (
     LineFit,
     binomial_test,
@@ -59,7 +65,7 @@ from keras_clip.evaluation.metrics.intervals import (
 )
 from keras_clip.evaluation.metrics.retrieval import RetrievalRanks, retrieval_ranks
 from keras_clip.evaluation.report.figure_data import gallery
-from keras_clip.evaluation.results import Results, Score
+from keras_clip.evaluation.results import Examples, Failure, Results, Score
 from keras_clip.evaluation.run import PARTS, evaluate
 from keras_clip.evaluation.studies import duplicate_detector, limits, overlap, published
 from keras_clip.evaluation.studies import duplicate_detector as overlap_detector

@@ -1,22 +1,64 @@
-"""Results of an evaluation: scores with intervals, tables, and the correctness of each prediction."""
+"""Results of an evaluation: scores with intervals and the outcome of each example, tables, and parts that failed."""
 
 import base64
 import csv
 import dataclasses
+import hashlib
 import io
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-FORMAT = "keras_clip.evaluation/1"
+from keras_clip import files
+
+FORMAT = "keras_clip.evaluation/2"
+# Its `correct` is a dict by "dataset/method" beside the scores.
+_FORMER_FORMAT = "keras_clip.evaluation/1"
+# The details that distinguish scores of one dataset, method and metric.
+IDENTITY = ("reference", "seed")
+_DTYPES = ("bool", "uint8", "uint16", "uint32", "int32", "int64", "float32", "float64")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Examples:
+    """The examples of a score, in their order. Two models are compared on equal examples only.
+
+    Args:
+        ids: str. Hex digest of the ids of the images, and of their captions in retrieval.
+        images: str. Hex digest of the images themselves with their labels; "" where only features are known.
+        labels: ints (N,) or (N, K), as of `FeatureStore`, or None.
+        groups: ints (N,). Examples of one group are not independent, such as the captions of an image. None: all
+            examples are independent.
+    """
+
+    ids: str
+    images: str = ""
+    labels: np.ndarray | None = None
+    groups: np.ndarray | None = None
+
+
+def digest_of(texts: Sequence[str]) -> str:
+    """Returns the hex digest of texts in their order.
+
+    Args:
+        texts: sequence of str, such as the ids of images.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    return hashlib.sha256("\n".join(map(str, texts)).encode()).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """One measured value with its interval, protocol and unit.
+    """One measured value with its interval, protocol and unit, and the outcome of each example.
+
+    Scores are equal if they are so without the outcomes of their examples.
 
     Args:
         dataset: str. Name of the dataset, as in the paper's tables if they contain it.
@@ -31,9 +73,14 @@ class Score:
         published: float or None. The value that the paper reports for the same model.
         details: further JSON values, such as the seed or C.
         unit: str. "fraction" for values in [0, 1], which reports show as percentages; "rank", for instance, otherwise.
+        correct: bool (n,): the examples that count as correct (the highest score, one of the five highest, a hit of
+            retrieval). None: unknown.
+        outcomes: floats or ints (n,) or (n, K) that the metric is computed from, where `correct` does not suffice, as
+            `metrics.comparison.outcomes` returns them.
+        examples: `Examples`, or None.
 
     Raises:
-        ValueError: no examples, or an empty name of dataset, method or metric.
+        ValueError: no examples, an empty name of dataset, method or metric, or correctness that is not n booleans.
     """
 
     dataset: str
@@ -47,6 +94,9 @@ class Score:
     published: float | None = None
     details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     unit: str = "fraction"
+    correct: np.ndarray | None = dataclasses.field(default=None, compare=False, repr=False)
+    outcomes: np.ndarray | None = dataclasses.field(default=None, compare=False, repr=False)
+    examples: Examples | None = dataclasses.field(default=None, compare=False, repr=False)
 
     def __post_init__(self):
         if self.n < 1 or not (self.dataset and self.method and self.metric):
@@ -54,47 +104,94 @@ class Score:
                 "A score requires at least one example, and names of dataset, method and metric. "
                 f"Received: n={self.n}, dataset={self.dataset!r}, method={self.method!r}, metric={self.metric!r}."
             )
+        if self.correct is None:
+            return
+        correct = np.asarray(self.correct)
+        if correct.shape != (self.n,) or correct.dtype != bool:
+            raise ValueError(
+                f"Correctness must be n booleans. Received: {self.dataset + '/' + self.method!r} with n={self.n}, "
+                f"and correctness of shape {correct.shape} and dtype {correct.dtype}."
+            )
+        object.__setattr__(self, "correct", correct)
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What distinguishes the score from the others of an evaluation: dataset, method, metric, reference, seed."""
+        identity = (f"{name}={self.details[name]}" for name in IDENTITY if self.details.get(name) is not None)
+        return (self.dataset, self.method, self.metric, *identity)
 
 
-COLUMNS = tuple(field.name for field in dataclasses.fields(Score))
+# The fields of a score that a table can hold.
+COLUMNS = tuple(field.name for field in dataclasses.fields(Score) if field.compare)
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """A part of an evaluation that raised an error.
+
+    Args:
+        dataset: str. Name of the dataset.
+        part: str. Name of the part, or "encode" if the images could not be encoded.
+        error: str. The error in one line.
+    """
+
+    dataset: str
+    part: str
+    error: str
+
+    @classmethod
+    def of(cls, dataset: str, part: str, error: Exception) -> "Failure":
+        """The record of an exception.
+
+        Args:
+            dataset: str. Name of the dataset.
+            part: str. Name of the part.
+            error: the exception.
+
+        Returns:
+            `Failure`.
+        """
+        return cls(dataset, part, f"{type(error).__name__}: {' '.join(str(error).split())}")
 
 
 class Results:
-    """Scores, tables and per-example correctness of one evaluation.
+    """Scores and tables of one evaluation, and the parts of it that failed.
 
     Args:
         scores: `Score`s.
         tables: {name: rows}; a row is a dict of JSON values.
-        correct: {"dataset/method": bool (N,)}, in the order of the dataset's examples.
         info: properties of the evaluation: the model's name, number of parameters, GFLOPs per image.
-
-    Raises:
-        ValueError: correctness that is not a vector of booleans.
+        failures: `Failure`s.
     """
 
     def __init__(
         self,
         scores: Sequence[Score] = (),
         tables: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
-        correct: Mapping[str, np.ndarray] | None = None,
         info: Mapping[str, Any] | None = None,
+        failures: Sequence[Failure] = (),
     ):
         self.scores = list(scores)
         self.tables = {name: [dict(row) for row in rows] for name, rows in (tables or {}).items()}
-        self.correct = {name: _booleans(name, values) for name, values in (correct or {}).items()}
         self.info = dict(info or {})
+        self.failures = list(failures)
+
+    @property
+    def correct(self) -> dict[str, np.ndarray]:
+        """Raises an AttributeError: a key of dataset and method would stand for several scores."""
+        raise AttributeError(
+            "Correctness belongs to a score. Received: `Results.correct`. Use `Score.correct`, of "
+            "`results.select(dataset, method)`."
+        )
 
     def add(self, score: Score, correct: np.ndarray | None = None) -> None:
-        """Adds a score, and which of its examples were classified correctly.
+        """Adds a score.
 
         Args:
             score: `Score`.
-            correct: bool (N,), or None.
+            correct: bool (n,), the `Score.correct` of a score without it; or None.
         """
-        self.scores.append(score)
-        if correct is not None:
-            key = f"{score.dataset}/{score.method}"
-            self.correct[key] = _booleans(key, correct)
+        self.scores.append(score if correct is None else dataclasses.replace(score, correct=correct))
 
     def select(self, dataset: str | None = None, method: str | None = None, metric: str | None = None) -> list[Score]:
         """Returns the scores of a dataset, a method and a metric.
@@ -120,23 +217,46 @@ class Results:
         """Names of the datasets, in the order in which they were added."""
         return list(dict.fromkeys(score.dataset for score in self.scores))
 
+    def save(self, folder: str | os.PathLike) -> None:
+        """Writes results.json and results.csv. Each file is complete at any time.
+
+        Args:
+            folder: output folder; it is created. Files of these names in it are replaced.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        files.write_text(folder / "results.json", self.to_json())
+        files.write_text(folder / "results.csv", self.to_csv())
+
     def to_json(self) -> str:
         """Returns the results as JSON; numbers that are not finite become null."""
+        # Scores of one split share their examples, which are written once.
+        examples = list({id(score.examples): score.examples for score in self.scores if score.examples}.values())
+        place = {id(of_split): number for number, of_split in enumerate(examples)}
         content = {
             "format": FORMAT,
             "info": self.info,
-            "scores": [dataclasses.asdict(score) for score in self.scores],
+            "failures": [dataclasses.asdict(failure) for failure in self.failures],
+            "scores": [
+                {
+                    **_row(score),
+                    "correct": _packed(score.correct),
+                    "outcomes": _packed(score.outcomes),
+                    "examples": None if score.examples is None else place[id(score.examples)],
+                }
+                for score in self.scores
+            ],
+            "examples": [
+                {**vars(of_split), "labels": _packed(of_split.labels), "groups": _packed(of_split.groups)}
+                for of_split in examples
+            ],
             "tables": self.tables,
-            "correct": {
-                name: {"n": len(values), "bits": base64.b64encode(np.packbits(values).tobytes()).decode()}
-                for name, values in self.correct.items()
-            },
         }
         return json.dumps(_plain(content), indent=1, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> "Results":
-        """Reads results that `to_json` wrote.
+        """Reads results that `to_json` wrote, in this version or an earlier one.
 
         Args:
             text: str, JSON.
@@ -148,25 +268,28 @@ class Results:
             ValueError: JSON of a different format.
         """
         content = json.loads(text)
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            received = content.get("format") if isinstance(content, dict) else type(content).__name__
+        received = content.get("format") if isinstance(content, dict) else type(content).__name__
+        if received not in (FORMAT, _FORMER_FORMAT):
             raise ValueError(f"Expected JSON that `Results.to_json` wrote, format {FORMAT!r}. Received: {received!r}.")
-        numbers = ("value", "low", "high")
-        scores = [
-            # Files of version 0.1 have no units.
-            Score(
-                **{"unit": "rank" if score["metric"] == "median_rank" else "fraction"}
-                | {k: math.nan if k in numbers and v is None else v for k, v in score.items()}
-            )
-            for score in content["scores"]
+        if received == _FORMER_FORMAT:
+            return _former(content)
+        examples = [
+            Examples(**{**stored, "labels": _unpacked(stored["labels"]), "groups": _unpacked(stored["groups"])})
+            for stored in content["examples"]
         ]
-        correct = {
-            name: np.unpackbits(np.frombuffer(base64.b64decode(packed["bits"]), np.uint8), count=packed["n"]).astype(
-                bool
+        scores = [
+            Score(
+                **_numbers(stored)
+                | {
+                    "correct": _unpacked(stored["correct"]),
+                    "outcomes": _unpacked(stored["outcomes"]),
+                    "examples": None if stored["examples"] is None else examples[stored["examples"]],
+                }
             )
-            for name, packed in content["correct"].items()
-        }
-        return cls(scores, content["tables"], correct, content["info"])
+            for stored in content["scores"]
+        ]
+        failures = [Failure(**failure) for failure in content["failures"]]
+        return cls(scores, content["tables"], content["info"], failures)
 
     def to_csv(self) -> str:
         """Returns the scores as CSV, one per line; `details` is JSON in its cell."""
@@ -174,23 +297,68 @@ class Results:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(COLUMNS)
         for score in self.scores:
-            row = dataclasses.asdict(score)
+            row = _row(score)
             row["details"] = json.dumps(_plain(row["details"]), sort_keys=True)
             writer.writerow("" if _missing(row[column]) else row[column] for column in COLUMNS)
         return text.getvalue()
 
 
+def _former(content: dict[str, Any]) -> Results:
+    """Results of the former format, whose correctness is that of the last score of each dataset and method."""
+    # Files of version 0.1 have no units.
+    units = ({"unit": "rank" if score["metric"] == "median_rank" else "fraction"} for score in content["scores"])
+    scores = [Score(**unit | _numbers(score)) for unit, score in zip(units, content["scores"], strict=True)]
+    for name, packed in content["correct"].items():
+        correct = _bits(packed)
+        found = [
+            place
+            for place, score in enumerate(scores)
+            if name == f"{score.dataset}/{score.method}" and score.metric != "expected_calibration_error"
+        ]
+        if found and scores[found[-1]].n == len(correct):
+            scores[found[-1]] = dataclasses.replace(scores[found[-1]], correct=correct)
+    return Results(scores, content["tables"], content["info"])
+
+
+def _numbers(stored: dict[str, Any]) -> dict[str, Any]:
+    """A stored score, with NaN where a number is null."""
+    return {k: math.nan if k in ("value", "low", "high") and v is None else v for k, v in stored.items()}
+
+
+def _row(score: Score) -> dict[str, Any]:
+    return {name: getattr(score, name) for name in COLUMNS}
+
+
+def _packed(array: np.ndarray | None) -> dict[str, Any] | None:
+    """An array as JSON values; booleans take one bit each."""
+    if array is None:
+        return None
+    array = np.asarray(array)
+    stored = np.packbits(array) if array.dtype == bool else np.ascontiguousarray(array)
+    return {
+        "dtype": array.dtype.name,
+        "shape": list(array.shape),
+        "data": base64.b64encode(stored.astype(stored.dtype.newbyteorder("<")).tobytes()).decode(),
+    }
+
+
+def _unpacked(packed: Mapping[str, Any] | None) -> np.ndarray | None:
+    if packed is None:
+        return None
+    if packed["dtype"] not in _DTYPES:
+        raise ValueError(f"Arrays must be of one of the dtypes {_DTYPES}. Received: dtype={packed['dtype']!r}.")
+    data, shape = base64.b64decode(packed["data"]), packed["shape"]
+    if packed["dtype"] == "bool":
+        return np.unpackbits(np.frombuffer(data, np.uint8), count=math.prod(shape)).astype(bool).reshape(shape)
+    return np.frombuffer(data, np.dtype(packed["dtype"]).newbyteorder("<")).astype(packed["dtype"]).reshape(shape)
+
+
+def _bits(packed: Mapping[str, Any]) -> np.ndarray:
+    return _unpacked({"dtype": "bool", "shape": [packed["n"]], "data": packed["bits"]})
+
+
 def _missing(value) -> bool:
     return value is None or (isinstance(value, float) and not math.isfinite(value))
-
-
-def _booleans(name: str, values) -> np.ndarray:
-    values = np.asarray(values)
-    if values.ndim != 1 or values.dtype != bool:
-        raise ValueError(
-            f"Correctness must be booleans (N,). Received: {name!r} of shape {values.shape} and dtype {values.dtype}."
-        )
-    return values
 
 
 def _plain(value):

@@ -1,8 +1,9 @@
 """Evaluation of a model on datasets in one call (Radford et al., 2021, section 3)."""
 
-import hashlib
+import logging
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from keras_clip import flops
@@ -21,7 +22,7 @@ from keras_clip.evaluation.parts import (
     zero_shot,
 )
 from keras_clip.evaluation.parts.case import Case
-from keras_clip.evaluation.results import Results
+from keras_clip.evaluation.results import Failure, Results, digest_of
 from keras_clip.evaluation.tasks import Images, Task, encode
 from keras_clip.model import CLIPModel
 
@@ -51,10 +52,14 @@ def evaluate(
     model: str = "model",
     batch_size: int = 64,
     verbose: int = 1,
+    out: str | os.PathLike | None = None,
 ) -> Results:
     """Evaluates a model on datasets by the methods of the paper's section 3; each score has a confidence interval.
 
     Images are encoded once; their features are stored in `folder`, so that a second call takes seconds.
+
+    A part that raises an error does not take the others along: it is among `Results.failures`, and there is a warning.
+    If nothing could be measured, the first error is raised.
 
     Args:
         clip: `CLIPModel`.
@@ -66,13 +71,15 @@ def evaluate(
         model: str. The name of the model in the report.
         batch_size: int. Images per step of the encoder.
         verbose: int. 0 hides the progress bars.
+        out: folder in which results.json and results.csv hold, after each part, what has been measured so far. None:
+            nothing is written.
 
     Returns:
         `Results`. `report.write` writes them as an HTML page.
 
     Raises:
-        ValueError: no task, two datasets with the same name, an unknown part, a part without its data, a store of
-            another model, or splits that do not match.
+        ValueError: no task, two datasets with the same name, an unknown part, a part without its data; if nothing else
+            can be measured, a store of another model, or splits that do not match.
     """
     from tqdm import tqdm
 
@@ -80,38 +87,69 @@ def evaluate(
     tasks = [task if isinstance(task, Task) else Task(task) for task in tasks]
     if not tasks or not set(parts or ()) <= set(PARTS):
         raise ValueError(f"Expected a task, and parts from {list(PARTS)}. Received: {len(tasks)} tasks, parts={parts}.")
-    results = Results(info=_describe(clip, model))
-    cases = [Case(clip, task, encode(clip, task, folder, batch_size), results, verbose) for task in tasks]
-    names = [case.name for case in cases]
+    names = [task.test.name for task in tasks]
     if len(set(names)) < len(names):
         raise ValueError(f"Expected datasets with different names. Received: {names}. Pass `name` to their sources.")
-    runs = [(case, part) for case in cases for part in _selected(case, parts)]
-    with tqdm(runs, desc="Evaluating", disable=not verbose, leave=False) as bar:
-        for case, part in bar:
-            bar.set_postfix_str(f"{case.name}: {part}")
-            _PARTS[part].run(case)
-    for case in cases:
-        results.info.setdefault("images", {})[case.name] = _digest(case.splits.test.ids)
+    selected = [_selected(task, parts) for task in tasks]
+    results, errors = Results(info=_describe(clip, model)), []
+
+    def attempt(dataset: str, part: str, run: Callable[[], Any]) -> Any:
+        bar.set_postfix_str(f"{dataset}: {part}")
+        found = None
+        try:
+            found = run()
+        except Exception as error:
+            logging.getLogger("keras_clip").debug("%s: %s failed", dataset, part, exc_info=error)
+            results.failures.append(Failure.of(dataset, part, error))
+            errors.append(error)
+        if out is not None:
+            results.save(out)
+        bar.update()
+        return found
+
+    steps = sum(1 + len(of_task) for of_task in selected)
+    with tqdm(total=steps, desc="Evaluating", disable=not verbose, leave=False) as bar:
+        for task, of_task in zip(tasks, selected, strict=True):
+            case = attempt(
+                task.test.name,
+                "encode",
+                lambda task=task: Case(clip, task, encode(clip, task, folder, batch_size), results, verbose),
+            )
+            if case is None:
+                continue
+            _describe_images(case)
+            for part in of_task:
+                attempt(case.name, part, lambda part=part, case=case: _PARTS[part].run(case))
+    measured = [rows for name, rows in results.tables.items() if rows and name != "dropped"]
+    if errors and not results.scores and not measured:
+        raise errors[0]
+    if errors:
+        failed = "; ".join(f"{one.part} of {one.dataset}: {one.error}" for one in results.failures)
+        warnings.warn(f"{len(errors)} parts of the evaluation failed. {failed}", stacklevel=2)
     return results
 
 
-def _selected(case: Case, parts: Sequence[str] | None) -> list[str]:
+def _describe_images(case: Case) -> None:
+    """Adds which images the scores are of, and which were left out."""
+    results = case.results
+    results.info.setdefault("images", {})[case.name] = digest_of(case.splits.test.ids)
+    if case.splits.dropped:
+        results.tables.setdefault("dropped", []).extend(map(dict, case.splits.dropped))
+
+
+def _selected(task: Task, parts: Sequence[str] | None) -> list[str]:
     selected = []
     for name, part in _PARTS.items():
         if parts is not None and name not in parts:
             continue
-        if part.is_possible(case.splits, case.task):
+        if part.is_possible(task, task):
             selected.append(name)
         elif parts is not None:
             raise ValueError(
-                f"The part {name!r} requires {part.needs}. Received: a task on {case.splits.test} without this. Add "
-                "the data to the task, or remove the part."
+                f"The part {name!r} requires {part.needs}. Received: a task on {task.test.name}/{task.test.split} "
+                "without this. Add the data to the task, or remove the part."
             )
     return selected
-
-
-def _digest(ids) -> str:
-    return hashlib.sha256("\n".join(map(str, ids)).encode()).hexdigest()
 
 
 def _describe(clip: CLIPModel, model: str) -> dict[str, Any]:

@@ -6,10 +6,12 @@ import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from keras_clip.evaluation.classifiers.few_shot import SHOTS
+from keras_clip.evaluation.datasets.catalogue import SHIFTS, DatasetRecord
 from keras_clip.evaluation.datasets.labelled_images import LabelledImages
 from keras_clip.evaluation.datasets.sources import captions_of
 from keras_clip.evaluation.features.store import FeatureStore
@@ -26,7 +28,8 @@ LIMITS = ("counting", "fine_grained", "pixels", "rendered_text")
 class Task:
     """A dataset to evaluate a model on. Only `test` is required; parts whose data are missing are skipped.
 
-    Splits are images, which are encoded once, or `FeatureStore`s. All splits have the same classes in the same order.
+    Splits are images, which are encoded once, or `FeatureStore`s. All splits have the same classes in the same order,
+    and all images have captions if any has, unless `missing` says otherwise.
 
     Args:
         test: images on which all scores are measured.
@@ -36,6 +39,8 @@ class Task:
         names: {class name of the labels: name or names to write into prompts}. None: the class names.
         metric: key of `METRICS`.
         shifts: {name: images of the same classes, or of some of them, from another distribution}.
+        pooled: {name of a shift: {class of the shift: classes of `test` that it covers}}, for shifts with coarser
+            classes, such as the 30 of ImageNet-Vid. Their score is the largest of the classes covered.
         captions: {id of an image of `test`: its captions}, for retrieval. `sources.captions_of` reads them.
         class_sets: {name: class names to choose from}, for the class-design probe.
         watched: class names of `class_sets` whose rate of prediction is measured for each group.
@@ -47,11 +52,16 @@ class Task:
         coarse: {class name: coarse class}, such as the make of a car, for "fine_grained".
         shots: numbers of images per class of the few-shot probes.
         seeds: seeds of the random few-shot subsets.
-        published: {method: the paper's score}.
+        published: {method: the paper's score}; that on a shift is {"shift/method": score}.
         protocol: conditions of the scores other than split, image size and number of prompts.
+        missing: what to do with classes that only some splits have, and with images or captions without the other.
+            "error"; "drop": measure on the images of the classes that all splits have, and retrieval on the images with
+            captions; the protocol and the table "dropped" of the results count what was left out. "keep": classes of
+            `train` of which `test` has no image may be predicted; everything else is as for "error".
 
     Raises:
-        ValueError: an unknown metric or limit, or a limit without its data.
+        ValueError: an unknown metric, limit or choice of `missing`, a limit without its data, classes that only some
+            splits have, or images or captions without the other.
     """
 
     test: Images
@@ -61,6 +71,7 @@ class Task:
     names: Mapping[str, str | Sequence[str]] | None = None
     metric: str = "accuracy"
     shifts: Mapping[str, Images] = dataclasses.field(default_factory=dict)
+    pooled: Mapping[str, Mapping[str, Sequence[str]]] = dataclasses.field(default_factory=dict)
     captions: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     class_sets: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     watched: Collection[str] = ()
@@ -71,6 +82,7 @@ class Task:
     seeds: Sequence[int] = (0, 1, 2)
     published: Mapping[str, float] = dataclasses.field(default_factory=dict)
     protocol: str = ""
+    missing: str = "error"
 
     def __post_init__(self):
         if self.metric not in METRICS:
@@ -85,16 +97,71 @@ class Task:
             )
         if "pixels" in self.limits and self.train is None:
             raise ValueError('The limit "pixels" requires images to train on. Received: train=None.')
+        if self.missing not in ("error", "drop", "keep"):
+            raise ValueError(f'`missing` must be "error", "drop" or "keep". Received: missing={self.missing!r}.')
+        for name, classes in self.pooled.items():
+            if name not in self.shifts:
+                raise ValueError(f"`pooled` must be of shifts, {list(self.shifts)}. Received: pooled of {name!r}.")
+            _require_members(name, self.shifts[name], self.test, classes)
+        if self.captions and self.missing != "drop":
+            _require_captions(self.test, self.captions)
+
+    @classmethod
+    def from_record(
+        cls,
+        record: DatasetRecord,
+        shifts: Mapping[str, Images] | Sequence[DatasetRecord] = (),
+        model: str | None = None,
+        data_dir: str | os.PathLike | None = None,
+        **options: Any,
+    ) -> "Task":
+        """A task of the paper's, with all splits, prompts, the metric and the protocol of its record.
+
+        Args:
+            record: of `suites.record`.
+            shifts: records of shifts, or {name: images}.
+            model: a preset, whose scores in the paper the report shows beside those measured; None: no scores.
+            data_dir: where tensorflow-datasets keeps its files. None: its default.
+            options: other arguments of `Task`.
+
+        Returns:
+            A `Task`.
+
+        Raises:
+            ValueError: as of `DatasetRecord.images`.
+        """
+        splits = {
+            split: record.images(split, data_dir=data_dir)
+            for split in ("test", "train", "validation")
+            if split in record.splits
+        }
+        if not isinstance(shifts, Mapping):
+            shifts = {shift.name: shift.images("test", data_dir=data_dir) for shift in shifts}
+        found = {} if model is None else dict(record.published_scores(model))
+        for name in () if model is None else shifts:
+            if name in SHIFTS:
+                scores = SHIFTS[name].published_scores(model)
+                found |= {f"{name}/{method}": score for method, score in scores.items()}
+        names = record.names_per_class(splits["test"].class_names)
+        defaults = {
+            "templates": record.templates,
+            "names": dict(zip(splits["test"].class_names, names, strict=True)),
+            "metric": record.metric,
+            "protocol": record.protocol,
+            "published": found,
+        }
+        return cls(**splits, shifts=shifts, **{**defaults, **options})
 
 
 @dataclasses.dataclass(frozen=True)
 class Splits:
-    """The feature stores of a task, by split."""
+    """The feature stores of a task, by split, and what was left out of them: rows of the table "dropped"."""
 
     test: FeatureStore
     train: FeatureStore | None
     validation: FeatureStore | None
     shifts: Mapping[str, FeatureStore]
+    dropped: Sequence[Mapping[str, Any]] = ()
 
 
 def encode(clip: CLIPModel, task: Task, folder: str | os.PathLike | None, batch_size: int = 64) -> Splits:
@@ -127,28 +194,120 @@ def encode(clip: CLIPModel, task: Task, folder: str | os.PathLike | None, batch_
         name = re.sub(r"[^\w.-]+", "_", f"{images.name}-{images.split}")
         return FeatureStore.build(clip, images, Path(folder) / name, batch_size)
 
-    test, train, validation = (store_of(images) for images in (task.test, task.train, task.validation))
-    shifts = {name: store_of(images) for name, images in task.shifts.items()}
-    for split in filter(None, (train, validation)):
-        if split.class_names != test.class_names or split.multi_label != test.multi_label:
-            raise ValueError(
-                "Expected all splits to have the same classes in the same order. "
-                f"Received: {split} with {_class_names(split)}; {test} with {_class_names(test)}. "
-                "Pass `class_names` to both."
-            )
-    for name, shift in shifts.items():
-        if test.class_names is None or not set(shift.class_names or [None]) <= set(test.class_names):
-            raise ValueError(
-                f"Expected the classes of a shift to be classes of the dataset. Received: {name!r} with "
-                f"{_class_names(shift)}; {test} with {_class_names(test)}."
-            )
+    class_names = _common_classes(task)
+    dropped: list[dict[str, Any]] = []
+
+    def store_of_classes(images: Images | None, part: str, names: Sequence[str] | None) -> FeatureStore | None:
+        store = store_of(images)
+        if store is None or names is None or store.class_names == tuple(names):
+            return store
+        kept = store.of_classes(names)
+        if left_out := [name for name in store.class_names if name not in names]:
+            counts = {"images": len(store) - len(kept), "of": len(store)}
+            dropped.append({"dataset": task.test.name, "split": part, "classes": left_out, **counts})
+        return kept
+
+    test, train, validation = (
+        store_of_classes(images, part, class_names)
+        for part, images in (("test", task.test), ("train", task.train), ("validation", task.validation))
+    )
+    shifts = {}
+    for name, images in task.shifts.items():
+        is_whole = class_names is None or name in task.pooled
+        names = None if is_whole else [known for known in images.class_names if known in class_names]
+        shifts[name] = store_of_classes(images, f"shift {name}", names)
     if train is not None and validation is None:
         train, validation = hold_out(train)
-    return Splits(test, train, validation, shifts)
+    return Splits(test, train, validation, shifts, dropped)
 
 
-def _class_names(store):
-    return "no class names" if store.class_names is None else f"{list(store.class_names[:4])} ..."
+def _common_classes(task: Task) -> tuple[str, ...] | None:
+    """The classes to evaluate on, in order; None if all splits have them already.
+
+    Raises:
+        ValueError: classes that only some splits have, unless `missing` is "drop" and two common classes remain.
+    """
+    test, others = task.test, [split for split in (task.train, task.validation) if split is not None]
+    unequal = [split for split in others if _kind(split) != _kind(test)]
+    foreign = [
+        shift
+        for name, shift in task.shifts.items()
+        if name not in task.pooled
+        and (None in (shift.class_names, test.class_names) or not _classes(shift) <= _classes(test))
+    ]
+    if not unequal and not foreign:
+        return None
+    has_names = None not in [split.class_names for split in (test, *others, *task.shifts.values())]
+    if has_names and all(split.multi_label == test.multi_label for split in others):
+        common = tuple(name for name in test.class_names if all(name in split.class_names for split in others))
+        if task.missing == "drop" and len(common) >= 2:
+            return common
+        is_subset = others and all(_classes(test) <= _classes(split) for split in others)
+        if task.missing == "keep" and is_subset and not foreign and len({split.class_names for split in others}) == 1:
+            return others[0].class_names
+    split = (unequal or foreign)[0]
+    what = (
+        "all splits to have the same classes in the same order"
+        if unequal
+        else "the classes of a shift to be classes of the dataset"
+    )
+    raise ValueError(
+        f"Expected {what}. Received: {_describe(split)}; {_describe(test)}. {_difference(split, test)}"
+        'Pass the same `class_names` to both, or `missing="drop"` to evaluate on the classes that all splits have, at '
+        'least two; the results count the images that are left out. With `missing="keep"`, classes of `train` without '
+        "test images remain as choices."
+    )
+
+
+def _classes(split: Images) -> set[str]:
+    return set(split.class_names or ())
+
+
+def _kind(split: Images) -> tuple:
+    return split.class_names, split.multi_label
+
+
+def _describe(split: Images) -> str:
+    names = "no class names" if split.class_names is None else f"{list(split.class_names[:4])} ..."
+    return f"{split.name}/{split.split} with {names}"
+
+
+def _difference(split: Images, test: Images) -> str:
+    """A sentence on the classes that only one of two splits has."""
+    parts = [
+        f"Only {one.name}/{one.split} has {sorted(only)[:5]} ({len(only)} of {len(_classes(one))} classes)."
+        for one, other in ((split, test), (test, split))
+        if (only := _classes(one) - _classes(other))
+    ]
+    return "".join(f"{part} " for part in parts)
+
+
+def _require_members(name: str, shift: Images, test: Images, classes: Mapping[str, Sequence[str]]) -> None:
+    """Raises a ValueError unless each class of a shift covers classes of the test split, and each of these once."""
+    members = [member for group in classes.values() for member in group]
+    unknown = sorted(set(members) - _classes(test))
+    if set(classes) != _classes(shift) or unknown or len(set(members)) < len(members) or not all(classes.values()):
+        raise ValueError(
+            f"`pooled` must give each class of the shift {name!r} classes of {test.name}, none of them twice. "
+            f"Received: {len(classes)} classes for the {len(_classes(shift))} of the shift, {len(members)} "
+            f"members, of which {len(members) - len(set(members))} occur again and {unknown[:5]} are unknown."
+        )
+
+
+def _require_captions(test: Images, captions: Mapping[str, Sequence[str]]) -> None:
+    """Raises a ValueError if images have no captions, or captions no image; broken images are no longer in a store."""
+    ids = [str(i) for i in test.ids]
+    without = [i for i in ids if not captions.get(i)]
+    known = set(ids)
+    foreign = [i for i in captions if i not in known]
+    broken = test.skipped.total if isinstance(test, FeatureStore) else 0
+    if without or len(foreign) > broken:
+        raise ValueError(
+            "Expected captions by the ids of the images, for every image. Received: "
+            f"{len(without)} of {len(ids)} images without captions {without[:3]}; captions of {len(foreign)} other "
+            f'images {foreign[:3]}. Complete them, or pass `missing="drop"` to measure on the '
+            f"{len(ids) - len(without)} images that have captions; the results count the others."
+        )
 
 
 def hold_out(store: FeatureStore, share: float = VALIDATION_SHARE) -> tuple[FeatureStore, FeatureStore]:
@@ -181,7 +340,7 @@ def hold_out(store: FeatureStore, share: float = VALIDATION_SHARE) -> tuple[Feat
 
 
 def captions_of_tars(shards: str | os.PathLike | Sequence) -> dict[str, list[str]]:
-    """Reads the captions of WebDataset tars: each line of `<key>.txt`, or else those of `<key>.json`.
+    """Reads the captions of WebDataset tars: the text of `<key>.txt`, or else those of `<key>.json`.
 
     Args:
         shards: as in `sources.tars`.

@@ -1,4 +1,4 @@
-"""Tensors to tensors: the parts that encoders and models are made of."""
+"""The layers of which encoders and models consist."""
 
 from keras_clip.layers.contrastive_loss import ContrastiveLoss
 from keras_clip.layers.embeddings import PatchEmbedding, PixelNormalization, TokenEmbedding

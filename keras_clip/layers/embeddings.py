@@ -3,7 +3,10 @@
 import keras
 from keras import ops
 
+from keras_clip.layers.adaptable import LoraEmbedding
+from keras_clip.layers.composite import Composite
 from keras_clip.layers.initialisation import normal, uniform
+from keras_clip.layers.input_shapes import check_images, check_images_shape, check_token_ids
 
 
 @keras.saving.register_keras_serializable(package="keras_clip")
@@ -42,7 +45,7 @@ class PixelNormalization(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="keras_clip")
-class PatchEmbedding(keras.layers.Layer):
+class PatchEmbedding(Composite, keras.layers.Layer):
     """Splits images into patches, projects them linearly, prepends a class token and adds learned positions.
 
     Args:
@@ -57,7 +60,7 @@ class PatchEmbedding(keras.layers.Layer):
         Tensor (B, 1 + N, D) in the compute dtype: the class token, then the patches in row-major order.
 
     Raises:
-        ValueError: the image size is not a multiple of the patch size.
+        ValueError: the image size is not a multiple of the patch size, or images of another size.
     """
 
     def __init__(self, image_size: int | tuple[int, int], patch_size: int, width: int, **kwargs):
@@ -65,7 +68,8 @@ class PatchEmbedding(keras.layers.Layer):
         self.image_size = image_size
         self.patch_size = patch_size
         self.width = width
-        height, width_pixels = (image_size, image_size) if isinstance(image_size, int) else image_size
+        self.sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        height, width_pixels = self.sides
         if patch_size < 1 or height % patch_size or width_pixels % patch_size or not height or not width_pixels:
             raise ValueError(
                 "`image_size` must be a multiple of `patch_size`. "
@@ -96,19 +100,22 @@ class PatchEmbedding(keras.layers.Layer):
         self.built = True
 
     def call(self, images):
+        check_images(images, self.sides)
         rows, columns = self.grid
-        patches = ops.reshape(self.projection(images), (-1, rows * columns, self.width))
+        # With the number of images, so that patches of one cannot become rows of several.
+        patches = ops.reshape(self.projection(images), (ops.shape(images)[0], rows * columns, self.width))
         class_token = ops.broadcast_to(
             ops.cast(self.class_embedding, patches.dtype), (ops.shape(patches)[0], 1, self.width)
         )
         return ops.concatenate([class_token, patches], axis=1) + ops.cast(self.positions, patches.dtype)
 
     def compute_output_shape(self, images_shape):
+        check_images_shape(images_shape, self.sides)
         return (images_shape[0], 1 + self.grid[0] * self.grid[1], self.width)
 
 
 @keras.saving.register_keras_serializable(package="keras_clip")
-class TokenEmbedding(keras.layers.Layer):
+class TokenEmbedding(Composite, keras.layers.Layer):
     """Looks up token embeddings and adds learned positions.
 
     Args:
@@ -123,7 +130,7 @@ class TokenEmbedding(keras.layers.Layer):
         Tensor (B, L, D) in the compute dtype.
 
     Raises:
-        ValueError: texts are longer than `context_length`.
+        ValueError: texts are longer than `context_length`, or token ids are not (B, L).
     """
 
     def __init__(self, vocabulary_size: int, context_length: int, width: int, **kwargs):
@@ -135,7 +142,7 @@ class TokenEmbedding(keras.layers.Layer):
     def build(self, token_ids_shape=None):
         if self.built:
             return
-        self.tokens = keras.layers.Embedding(
+        self.tokens = LoraEmbedding(
             self.vocabulary_size,
             self.width,
             embeddings_initializer=normal(0.02),
@@ -149,13 +156,7 @@ class TokenEmbedding(keras.layers.Layer):
         self.built = True
 
     def call(self, token_ids):
-        length = token_ids.shape[1]
-        if length is not None and length > self.context_length:
-            raise ValueError(
-                f"`token_ids` must have at most context_length={self.context_length} tokens per row. "
-                f"Received: token_ids.shape={tuple(token_ids.shape)}. Tokenize with `truncate=True`, or increase the "
-                "`context_length` of the encoder."
-            )
+        check_token_ids(token_ids, self.context_length)
         positions = self.positions[: ops.shape(token_ids)[1]]
         return self.tokens(token_ids) + ops.cast(positions, self.compute_dtype)
 

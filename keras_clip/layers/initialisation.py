@@ -1,4 +1,4 @@
-"""The distributions that weights are initialised from; zeros where a checkpoint will overwrite them."""
+"""The initial distributions of weights, and zeros for weights that a checkpoint will overwrite."""
 
 import contextlib
 import contextvars
@@ -10,12 +10,12 @@ _is_skipped = contextvars.ContextVar("is_skipped", default=False)
 
 
 def normal(stddev: float) -> keras.Initializer:
-    """A normal distribution, for embeddings and linear layers."""
+    """Returns a normal initializer, for embeddings and linear layers."""
     return keras.initializers.Zeros() if _is_skipped.get() else keras.initializers.RandomNormal(stddev=stddev)
 
 
 def uniform() -> keras.Initializer:
-    """Uniform in +-fan_in^-0.5, as PyTorch initialises the convolutions of the reference implementation."""
+    """Returns a uniform initializer in +-fan_in^-0.5, as for the convolutions of the reference implementation."""
     if _is_skipped.get():
         return keras.initializers.Zeros()
     return keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform")
@@ -23,7 +23,7 @@ def uniform() -> keras.Initializer:
 
 @contextlib.contextmanager
 def skip_initialization() -> Iterator[None]:
-    """Models made inside start with zeros: random numbers for a large model take as long as reading its weights."""
+    """A context in which models start with zeros: random numbers would take as long as reading the weights."""
     token = _is_skipped.set(True)
     try:
         yield

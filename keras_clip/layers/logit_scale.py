@@ -5,6 +5,7 @@ import math
 import keras
 from keras import initializers, ops
 
+# Radford et al. (2021), section 2.5.
 LARGEST_LOGIT_SCALE = math.log(100.0)
 
 
@@ -36,15 +37,26 @@ def check_temperature(temperature: float) -> None:
         )
 
 
-def add_logit_scale(layer: keras.layers.Layer, temperature: float) -> keras.Variable:
-    """Adds the weight log(1 / temperature) to a layer and returns it: float32 under every policy, at most ln 100."""
+def add_logit_scale(
+    layer: keras.layers.Layer, temperature: float, largest: float = LARGEST_LOGIT_SCALE
+) -> keras.Variable:
+    """Adds the weight log(1 / temperature) to a layer and returns it.
+
+    Args:
+        layer: the layer that owns it.
+        temperature: float > 0. Initial temperature.
+        largest: float. Upper bound of the weight.
+
+    Returns:
+        A scalar variable, float32 under every policy.
+    """
     return layer.add_weight(
         name="logit_scale",
         shape=(),
         initializer=initializers.Constant(-math.log(temperature)),
         dtype="float32",
         autocast=False,
-        constraint=AtMost(LARGEST_LOGIT_SCALE),
+        constraint=AtMost(largest),
     )
 
 

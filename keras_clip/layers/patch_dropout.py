@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from keras_clip import distribution
+
 
 @keras.saving.register_keras_serializable(package="keras_clip")
 class PatchDropout(keras.layers.Layer):
@@ -34,12 +36,32 @@ class PatchDropout(keras.layers.Layer):
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
 
+    def save_own_variables(self, store: dict) -> None:
+        """Saves the state of the random generator, which Keras does not.
+
+        Args:
+            store: what the model is saved in.
+        """
+        store["seed_state"] = self.seed_generator.state
+
+    def load_own_variables(self, store: dict) -> None:
+        """Loads the state of the random generator; files of earlier versions have none.
+
+        Args:
+            store: what `save_own_variables` saved.
+        """
+        if "seed_state" in store.keys():
+            self.seed_generator.state.assign(store["seed_state"])
+
     def call(self, x, training=False):
         if not training or self.rate == 0:
             return x
         patches = x.shape[1] - 1
         kept = max(1, round((1 - self.rate) * patches))
-        keys = keras.random.uniform((ops.shape(x)[0], patches), seed=self.seed_generator)
+        # All replicas draw the same numbers, for the global batch, and each uses those of its own rows.
+        rows = ops.shape(x)[0]
+        start, rows_of_all = distribution.row_range(rows)
+        keys = keras.random.uniform((rows_of_all, patches), seed=self.seed_generator)[start : start + rows]
         indices = ops.sort(ops.top_k(keys, kept, sorted=False)[1], axis=1)
         chosen = ops.take_along_axis(x[:, 1:], ops.expand_dims(ops.cast(indices, "int32"), -1), axis=1)
         return ops.concatenate([x[:, :1], chosen], axis=1)

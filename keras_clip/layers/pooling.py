@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from keras_clip.layers.adaptable import LoraDense
+from keras_clip.layers.composite import Composite
 from keras_clip.layers.initialisation import normal
 from keras_clip.types import Tensor
 
@@ -23,7 +25,7 @@ def end_positions(token_ids: Tensor, end_token_id: int) -> Tensor:
 
 
 @keras.saving.register_keras_serializable(package="keras_clip")
-class AttentionPool(keras.layers.Layer):
+class AttentionPool(Composite, keras.layers.Layer):
     """Pools a feature map by attention, with its mean as the query (Radford et al., 2021, section 2.4).
 
     The published layer computes a query for every position and uses one; this layer computes only that one. The output
@@ -60,7 +62,7 @@ class AttentionPool(keras.layers.Layer):
             name="positions", shape=(1 + height * width, channels), initializer=normal(stddev)
         )
         for name in ("query", "key", "value"):
-            dense = keras.layers.Dense(channels, kernel_initializer=normal(stddev), dtype=self.dtype_policy, name=name)
+            dense = LoraDense(channels, kernel_initializer=normal(stddev), dtype=self.dtype_policy, name=name)
             dense.build((None, channels))
             setattr(self, name, dense)
         self.built = True

@@ -4,12 +4,15 @@ import keras
 from keras import ops
 
 from keras_clip import distribution
+from keras_clip.custom_gradient import custom_gradient
+from keras_clip.layers.adaptable import LoraDense
+from keras_clip.layers.composite import Composite
 from keras_clip.layers.initialisation import normal
 from keras_clip.types import Tensor
 
 # The square of the smallest norm that a row is divided by.
 EPSILON_SQUARED = 1e-12
-# Elements of an array, 4 MiB, from which saving a copy of it on JAX is worth a loop.
+# Smallest number of elements (4 MiB) for which a loop on JAX is used, which saves a copy of the array.
 LOOP_MIN_ELEMENTS = 2**20
 
 
@@ -25,43 +28,45 @@ def unit_length(x: Tensor) -> Tensor:
     return _unit_length(ops.cast(x, "float32"))
 
 
-@ops.custom_gradient
-def _unit_length(x):
-    """Its gradient uses the output, which a loss keeps anyway, and not the input."""
+def _normalize(x):
     # The bound is inside the root: a bound on the norm itself would give a zero row a gradient of NaN.
     inverse = ops.rsqrt(ops.maximum(ops.sum(ops.square(x), axis=-1, keepdims=True), EPSILON_SQUARED))
     result = _scaled(x, inverse)
+    # The gradient uses the output, which a loss keeps anyway, and not the input.
+    return result, (result, inverse)
 
-    def grad(*args, upstream=None):
-        upstream = args[0] if upstream is None else upstream
-        along = ops.sum(result * upstream, axis=-1, keepdims=True)
-        # Rows shorter than the bound are scaled by a constant, so their gradient has no part along the row.
-        along = ops.where(inverse < EPSILON_SQUARED**-0.5, along, 0.0)
-        return inverse * (upstream - along * result)
 
-    return result, grad
+def _normalize_backward(saved, upstream):
+    result, inverse = saved
+    along = ops.sum(result * upstream, axis=-1, keepdims=True)
+    # Rows shorter than the bound are scaled by a constant, so their gradient has no part along the row.
+    along = ops.where(inverse < EPSILON_SQUARED**-0.5, along, 0.0)
+    return (inverse * (upstream - along * result),)
+
+
+_unit_length = custom_gradient(_normalize, _normalize_backward)
 
 
 def _scaled(x, factors):
-    """x * factors, where factors are (..., 1)."""
+    """Returns x * factors, where factors are (..., 1)."""
     shards = distribution.row_shards()
     if keras.backend.backend() != "jax" or x.ndim != 2 or x.size < LOOP_MIN_ELEMENTS or len(x) % (2 * shards):
         return x * factors
     import jax
 
-    # XLA recomputes a product this cheap wherever it is read, and keeps x for that. A loop is computed once, in place.
+    # XLA would recompute such a cheap product wherever it is used, and store x for that. A loop runs once, in place.
     x, factors = (array.reshape(shards, 2, -1, array.shape[1]) for array in (x, factors))
     scaled = jax.lax.fori_loop(0, 2, lambda i, x: x.at[:, i].multiply(factors[:, i]), x)
     return scaled.reshape(-1, x.shape[-1])
 
 
 @keras.saving.register_keras_serializable(package="keras_clip")
-class ProjectionHead(keras.layers.Layer):
+class ProjectionHead(Composite, keras.layers.Layer):
     """Maps features linearly to unit-length embeddings (W_i and W_t of Radford et al., 2021, figure 3).
 
     Args:
         embed_dim: int. E.
-        use_bias: bool. The published ResNets have one here, the transformers have none.
+        use_bias: bool. The published ResNets have a bias here, the transformers do not.
 
     Call arguments:
         features: float tensor (B, D).
@@ -79,7 +84,7 @@ class ProjectionHead(keras.layers.Layer):
         if self.built:
             return
         width = features_shape[-1]
-        self.dense = keras.layers.Dense(
+        self.dense = LoraDense(
             self.embed_dim,
             use_bias=self.use_bias,
             kernel_initializer=normal(width**-0.5),

@@ -1,7 +1,7 @@
 """Calls layers as functions of the values of their variables, and computes them a second time in the backward pass.
 
-What a call does to the state of layers (random generators, moving statistics) is returned as values. So a second call
-with the same values gives the same result, and the state is updated once.
+A call returns the changed state of layers (random generators, moving statistics) as values. So a second call with the
+same values gives the same result, and the state is updated once.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,14 +17,14 @@ class PureCall:
     """A function of inputs that calls layers, as a function of the values of their variables too.
 
     Args:
-        function: of inputs, returns one tensor.
-        layers: the layers whose variables it reads and assigns; it may touch no other variables.
+        function: function of inputs that returns one tensor.
+        layers: the layers whose variables it reads and assigns; it may use no other variables.
 
     Attributes:
         trainable: list of the trainable variables.
         rng_state: list of the integer variables: the states of random generators.
         non_trainable: list of the other variables.
-        statistics: list of those of `non_trainable` that a call assigns, known after the first call.
+        statistics: list of the variables of `non_trainable` that a call assigns, known after the first call.
         adds_losses: whether layers call `add_loss`, known after the first call.
     """
 
@@ -42,7 +42,7 @@ class PureCall:
         """The current values of `trainable`, `rng_state` and `non_trainable`."""
         groups = (self.trainable, self.rng_state, self.non_trainable)
         trainable, rng_state, non_trainable = ([ops.convert_to_tensor(v.value) for v in group] for group in groups)
-        # On torch variables change in place, before the backward pass calls again.
+        # On torch, variables change in place before the backward pass calls the function again.
         return [trainable, [ops.copy(state) for state in rng_state], non_trainable]
 
     def assign(self, rng_state: Sequence[Tensor], statistics: Sequence[Tensor]) -> None:
@@ -68,10 +68,10 @@ def remat(function: Callable) -> Callable:
     """`keras.remat` of a function without side effects, which may call Keras layers on torch too.
 
     Args:
-        function: of tensors.
+        function: function of tensors.
 
     Returns:
-        A function of the same arguments that keeps only them for the backward pass, and calls `function` again there.
+        A function of the same arguments that stores only these for the backward pass, and calls `function` again there.
     """
     if keras.backend.backend() != "torch":
         return keras.remat(function)
@@ -79,9 +79,9 @@ def remat(function: Callable) -> Callable:
     def called(*args):
         from torch.utils import checkpoint
 
-        # Early stopping leaves the layers by an exception, in the middle of a call.
+        # Early stopping would leave a layer by an exception in the middle of its call.
         with checkpoint.set_checkpoint_early_stop(False):
-            # One list as the argument: torch forbids tensors among the arguments to change in place, as statistics do.
+            # The argument is one list, because torch forbids in-place changes of tensors (statistics) among arguments.
             return checkpoint.checkpoint(
                 lambda args: function(*args), args, use_reentrant=False, preserve_rng_state=False
             )
@@ -90,18 +90,18 @@ def remat(function: Callable) -> Callable:
 
 
 def rematerialize(owner: keras.layers.Layer, function: Callable[..., Tensor], layers: Sequence, x: Tensor) -> Tensor:
-    """Computes `function(x)` and keeps nothing but `x` for the backward pass, which computes it again.
+    """Computes `function(x)` and stores only `x` for the backward pass, which computes the function again.
 
     Radford et al. (2021), section 2.5: "gradient checkpointing" (Chen et al., 2016).
 
     Args:
         owner: the layer that is being called; the losses that `layers` add are added to it.
-        function: of a tensor, returns a tensor.
-        layers: the layers that it calls, built.
+        function: function of a tensor that returns a tensor.
+        layers: the built layers that it calls.
         x: float tensor.
 
     Returns:
-        The same tensor, with the same gradients, as `function(x)`.
+        The value of `function(x)`, with the same gradients.
     """
     pure = PureCall(function, layers)
     groups = pure.values()

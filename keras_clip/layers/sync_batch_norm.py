@@ -1,4 +1,4 @@
-"""BatchNorm whose moments are those of the global batch."""
+"""BatchNorm with the moments of the global batch."""
 
 import math
 
@@ -10,7 +10,7 @@ from keras_clip import compat, distribution
 
 @keras.saving.register_keras_serializable(package="keras_clip")
 class SyncBatchNorm(compat.BatchNormMoments):
-    """`keras.layers.BatchNormalization` whose moments, in training, are those of all replicas' rows together.
+    """`keras.layers.BatchNormalization` that uses the moments of the rows of all replicas in training.
 
     On TensorFlow it communicates with the other replicas of a `tf.distribute` strategy, on torch with the other
     processes; on JAX every layer sees the global batch anyway. In micro-batches
@@ -39,7 +39,9 @@ class SyncBatchNorm(compat.BatchNormMoments):
         mean, variance = ops.moments(inputs, axes=axes)
         rows = ops.cast(ops.shape(inputs)[0], mean.dtype) * math.prod(inputs.shape[axis] for axis in axes[1:])
         # Deviations from the mean of each replica: sums of squares would cancel.
-        parts = distribution.gather(ops.stack([mean, variance, rows * ops.ones_like(mean)])[None])
+        # Joined by `concatenate`, since `stack` would keep its list of tensors in a reference cycle on torch.
+        parts = ops.concatenate([mean, variance, rows * ops.ones_like(mean)])
+        parts = distribution.gather(ops.reshape(parts, (1, 3, -1)))
         means, variances, shares = parts[:, 0], parts[:, 1], parts[:, 2] / ops.sum(parts[:, 2], axis=0)
         mean = ops.sum(shares * means, axis=0)
         return mean, ops.sum(shares * (variances + ops.square(means - mean)), axis=0)

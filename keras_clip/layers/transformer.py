@@ -6,6 +6,8 @@ It has no dropout, relative positions or key-value cache, none of which CLIP use
 import keras
 from keras import ops
 
+from keras_clip.layers.adaptable import LoraDense
+from keras_clip.layers.composite import Composite
 from keras_clip.layers.initialisation import normal
 from keras_clip.types import Tensor
 
@@ -37,10 +39,10 @@ def get_activation(name: str):
 
 
 @keras.saving.register_keras_serializable(package="keras_clip")
-class SelfAttention(keras.layers.Layer):
+class SelfAttention(Composite, keras.layers.Layer):
     """Multi-head self-attention with an optional causal mask.
 
-    Query, key and value are separate `Dense` layers, so that a pooled block computes the queries of the pooled rows
+    Query, key and value are separate dense layers, so that a pooled block computes the queries of the pooled rows
     only.
 
     Args:
@@ -79,7 +81,7 @@ class SelfAttention(keras.layers.Layer):
         stddev = width**-0.5
 
         def projection(name, stddev):
-            dense = keras.layers.Dense(width, kernel_initializer=normal(stddev), dtype=self.dtype_policy, name=name)
+            dense = LoraDense(width, kernel_initializer=normal(stddev), dtype=self.dtype_policy, name=name)
             dense.build((None, width))
             return dense
 
@@ -108,7 +110,7 @@ class SelfAttention(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="keras_clip")
-class TransformerBlock(keras.layers.Layer):
+class TransformerBlock(Composite, keras.layers.Layer):
     """A pre-LN transformer block: x + attention(LN(x)), then x + MLP(LN(x)).
 
     With `queries` the block returns the requested rows only. Their values equal those of the full output, without the
@@ -158,16 +160,14 @@ class TransformerBlock(keras.layers.Layer):
         self.norm_1 = keras.layers.LayerNormalization(epsilon=1e-5, dtype=policy, name="norm_1")
         self.attention = SelfAttention(self.num_heads, self.causal, branch_stddev, dtype=policy, name="attention")
         self.norm_2 = keras.layers.LayerNormalization(epsilon=1e-5, dtype=policy, name="norm_2")
-        self.expand = keras.layers.Dense(
+        self.expand = LoraDense(
             hidden,
             activation=get_activation(self.activation),
             kernel_initializer=normal((2 * width) ** -0.5),
             dtype=policy,
             name="expand",
         )
-        self.contract = keras.layers.Dense(
-            width, kernel_initializer=normal(branch_stddev), dtype=policy, name="contract"
-        )
+        self.contract = LoraDense(width, kernel_initializer=normal(branch_stddev), dtype=policy, name="contract")
         for layer in (self.norm_1, self.attention, self.norm_2, self.expand):
             layer.build((None, None, width))
         self.contract.build((None, None, hidden))

@@ -16,15 +16,15 @@ class AdamW(compat.UpdateHooks, keras.optimizers.AdamW):
     """`keras.optimizers.AdamW` that does not decay gains, biases and temperatures.
 
     Radford et al. (2021), section 2.5: "decoupled weight decay regularization applied to all weights that are not gains
-    or biases". Decayed are all variables of two or more axes that are not named as gain or bias: kernels, token
-    embeddings, position tables. Not decayed: biases, gains of normalisations, the temperature and every vector, the
-    class token among them. So does open_clip. The choice depends on the variable alone, so it is the same on every
-    backend and after saving and loading, where Keras' own `var_list` is lost.
+    or biases". As in open_clip, weight decay applies to all variables with two or more axes that are not named as gain
+    or bias: kernels, token embeddings, position tables. It does not apply to biases, gains of normalisations, the
+    temperature and vectors such as the class token. The choice depends on the variable alone, so it is the same on
+    every backend, and after saving and loading, where Keras' own `var_list` is lost.
 
     With `use_ema=True` it keeps a moving average of the weights, which replaces them when `fit` ends: to continue the
-    training later, save the weights before. To measure the averages during `fit`, pass
-    `keras.callbacks.SwapEMAWeights()` to `fit` or `evaluate`, before callbacks that save; never to `predict`, which
-    leaves the averages in the model.
+    training later, save the weights before. To evaluate the averages during `fit`,
+    pass `keras.callbacks.SwapEMAWeights()` to `fit` or `evaluate`, before callbacks that save; never to `predict`,
+    which leaves the averages in the model.
 
     Args:
         learning_rate: float, schedule or callable.
@@ -34,11 +34,11 @@ class AdamW(compat.UpdateHooks, keras.optimizers.AdamW):
         moments_dtype: "bfloat16" or None. Stores both moments in half the memory (section 2.5: "half-precision Adam
             statistics"). The arithmetic is in float32, and the rounding is unbiased and a function of the step. None:
             the dtype of the weights.
-        options: others of `keras.optimizers.AdamW`: `weight_decay`, `beta_1`, `clipnorm`, `use_ema` and so on.
+        options: other arguments of `keras.optimizers.AdamW`: `weight_decay`, `beta_1`, `clipnorm`, `use_ema` and so on.
 
     Raises:
-        ValueError: a `layer_decay` out of range or, when the optimizer is built, for weights in which there are no
-            blocks; another `moments_dtype`; `amsgrad` with it.
+        ValueError: a `layer_decay` out of range or, when the optimizer is built, with weights that have no blocks;
+            another `moments_dtype`; `moments_dtype` together with `amsgrad`.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class AdamW(compat.UpdateHooks, keras.optimizers.AdamW):
             return
         if self.layer_decay is not None:
             self._factors = tuple(learning_rate_factors([v.path for v in variables], self.layer_decay))
-        # By index: the copies that TensorFlow makes for other replicas have other paths.
+        # Variables are identified by index, because their copies on other replicas of TensorFlow have other paths.
         self._decayed = tuple(map(is_decayed, variables))
         super().build(variables)
 
@@ -81,7 +81,7 @@ class AdamW(compat.UpdateHooks, keras.optimizers.AdamW):
         return self._decayed[compat.variable_index(self, variable)] and super().decays(variable)
 
     def decay_all(self, variables):
-        # With rates of each layer, weights decay where they are updated. Torch cannot multiply an empty list.
+        # With layer-wise rates, the update itself applies weight decay. torch cannot multiply an empty list.
         if self.layer_decay is None and any(map(self.decays, variables)):
             super().decay_all(variables)
 
@@ -132,23 +132,23 @@ def adamw(
     global_clipnorm: float | None = None,
     **options,
 ) -> AdamW:
-    """The optimizer of Radford et al. (2021), section 2.5 and tables 18 to 20.
+    """Returns the optimizer of Radford et al. (2021), section 2.5 and tables 18 to 20.
 
     Its learning rate is `schedule(learning_rate, warmup_steps, total_steps)`, and its weight decay follows
-    `decay_mask`. The defaults are those of the paper's ViT-B; `adamw(model, **recipe("rn50").optimizer)` are those of
-    another model, or of a shorter run.
+    `decay_mask`. The defaults are those of the paper's ViT-B; `adamw(model, **recipe("rn50").optimizer)` has those of
+    another model, and a recipe also those of a shorter run.
 
     Args:
-        model: the model to train. Lock parts with `trainable = False` before or after.
+        model: the model to train. Parts may be locked with `trainable = False` before or after this call.
         learning_rate: float > 0. The peak of the schedule.
         warmup_steps: int >= 0.
-        total_steps: int > `warmup_steps`. Steps of the whole training.
-        weight_decay: float >= 0. Per step, times the learning rate; see `decay_mask` for what is decayed.
+        total_steps: int > `warmup_steps`. Number of steps of the whole training.
+        weight_decay: float >= 0. Per step, times the learning rate; `decay_mask` selects the weights.
         beta_1: float. Decay of the first moment.
         beta_2: float. Decay of the second moment.
         epsilon: float.
         global_clipnorm: float > 0 or None. Largest norm of the gradient of the global batch; None: no clipping.
-        options: others of `AdamW`: `layer_decay`, `moments_dtype`, `clipnorm`, `use_ema`, `ema_momentum`.
+        options: other arguments of `AdamW`: `layer_decay`, `moments_dtype`, `clipnorm`, `use_ema`, `ema_momentum`.
 
     Returns:
         An optimizer for `model.compile`.
@@ -181,7 +181,7 @@ def require_trainable(model: keras.Model) -> None:
 
 
 def _check_encoders(model):
-    """Raises a ValueError where the rates of layers would silently be those of something else."""
+    """Raises a ValueError if two encoders have the same name, as layer-wise rates would then be wrong silently."""
     encoders = [getattr(model, name, None) for name in ("image_encoder", "text_encoder")]
     learning = [encoder for encoder in encoders if encoder is not None and encoder.trainable_variables]
     for encoder in learning:

@@ -1,4 +1,4 @@
-"""Which weights decay (Radford et al., 2021, section 2.5)."""
+"""Selects the weights to which weight decay applies (Radford et al., 2021, section 2.5)."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ UNDECAYED = frozenset({"bias", "beta", "gamma", "scale", "alpha", "logit_scale",
 
 
 def is_decayed(variable: keras.Variable) -> bool:
-    """Whether weight decay applies to a variable: it has two axes or more, and is not a gain or a bias."""
+    """Returns whether weight decay applies to a variable: it has two axes or more, and is not a gain or a bias."""
     return len(variable.shape) >= 2 and variable.path.split("/")[-1] not in UNDECAYED
 
 

@@ -1,4 +1,4 @@
-"""The update of Adam on torch, for all weights together.
+"""Updates all weights together by Adam on torch.
 
 Keras has such an update for its own optimizer classes, but not for subclasses, which would update the weights one by
 one with ten small kernels each. Without the two options of `keras_clip.training.AdamW` the result equals that of Keras
@@ -11,12 +11,12 @@ import keras
 
 from keras_clip import compat
 
-# Elements that are updated at a time with moments in low precision, which are held in float32 meanwhile.
+# Elements that are updated at a time if moments have low precision, since the update holds them in float32.
 _PART = 2**24
 
 
 def is_usable() -> bool:
-    """Whether the backend is torch."""
+    """Returns whether the backend is torch."""
     return keras.backend.backend() == "torch"
 
 
@@ -40,7 +40,7 @@ def step(optimizer, gradients, variables, learning_rate) -> None:
         moments = [[group[i].value for i in indices] for group in compat.adam_moments(optimizer)]
         rate = keras.ops.cast(learning_rate, values[0].dtype)
         local_step = keras.ops.cast(optimizer.iterations + 1, values[0].dtype)
-        # A tensor to the power of a tensor, as in Keras: other operations would round differently.
+        # Raises a tensor to the power of a tensor, as Keras does: other operations would round differently.
         powers = [
             keras.ops.power(keras.ops.cast(beta, values[0].dtype), local_step)
             for beta in (optimizer.beta_1, optimizer.beta_2)
@@ -97,7 +97,7 @@ def _update_rounded(optimizer, values, gradients, momentums, velocities, alpha, 
 
 
 def _parts(sizes):
-    """The (begin, end) of consecutive weights with at most `_PART` elements together, or of one larger weight."""
+    """Yields (begin, end) of consecutive weights with at most `_PART` elements together, or of one larger weight."""
     begin, total = 0, 0
     for end, size in enumerate(sizes):
         if total and total + size > _PART:

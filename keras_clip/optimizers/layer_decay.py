@@ -1,7 +1,7 @@
-"""How fast each layer learns: the deeper a block, the closer to the learning rate (Clark et al., 2020, section 4).
+"""Layer-wise learning-rate decay: later blocks of an encoder have a higher rate (Clark et al., 2020, section 4).
 
-Told from the paths of weights, which are the same on every backend and after loading. The encoders of this library name
-their blocks "block_0" or "stage_1_block_0"; what comes before the first block is a layer of its own.
+The layer of a weight follows from its path, which is the same on every backend and after loading. The encoders of this
+library name their blocks "block_0" or "stage_1_block_0"; everything before the first block is one layer.
 """
 
 import re
@@ -13,21 +13,21 @@ _AFTER_BLOCKS = frozenset({"norm_post", "norm_final", "pool"})
 
 
 def learning_rate_factors(paths: Sequence[str], layer_decay: float) -> list[float]:
-    """What the learning rate is multiplied by, for each weight.
+    """Returns the factor of the learning rate for each weight.
 
-    The last block of an encoder has 1, as has everything behind it: final normalisation, pool, projection head,
-    temperature, and whatever else a model has beside encoders. The block before has `layer_decay`, and so on;
-    embeddings, stem and positions have one power more than the first block. Blocks are counted among those that learn.
+    The last block of an encoder has the factor 1, as do all later parts (final normalisation, pool, projection head,
+    temperature) and all parts outside of encoders. The block before has `layer_decay`, and so on; embeddings, stem and
+    positions have one power more than the first block. Only trainable blocks are counted.
 
     Args:
-        paths: of the weights that learn.
+        paths: paths of the trainable weights.
         layer_decay: float in (0, 1].
 
     Returns:
         One factor for each path.
 
     Raises:
-        ValueError: no path has a block in it.
+        ValueError: no path contains a block.
     """
     places = [_place(path) for path in paths]
     blocks = {}
@@ -44,7 +44,7 @@ def learning_rate_factors(paths: Sequence[str], layer_decay: float) -> list[floa
 
 
 def _place(path):
-    """The path of the encoder, and the (stage, number) of its block; None, None outside of blocks."""
+    """Returns the path of the encoder and the (stage, number) of its block; None, None outside of blocks."""
     parts = path.split("/")
     for i, part in enumerate(parts):
         if match := _BLOCK.fullmatch(part):

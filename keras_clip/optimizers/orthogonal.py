@@ -7,7 +7,7 @@ from keras_clip.optimizers.adam import require_trainable
 from keras_clip.optimizers.decay import is_decayed
 from keras_clip.optimizers.schedules import schedule
 
-# Tables and output projections: the authors of Muon recommend AdamW for embeddings and output layers.
+# Position tables and output projections: the authors of Muon recommend AdamW for embeddings and output layers.
 EXCLUDED = ("positions", "image_projection", "text_projection", "output_words")
 
 
@@ -16,11 +16,11 @@ class Muon(compat.UpdateHooks, keras.optimizers.Muon):
     """`keras.optimizers.Muon` whose weight decay follows `decay_mask`, also after saving and loading.
 
     Weights with two axes are updated by Muon, except embeddings and those whose path matches `exclude_layers`; all
-    others by AdamW.
+    others are updated by AdamW.
 
     Args:
         learning_rate: float, schedule or callable.
-        options: others of `keras.optimizers.Muon`.
+        options: other arguments of `keras.optimizers.Muon`.
     """
 
     def __init__(self, learning_rate: float | keras.optimizers.schedules.LearningRateSchedule = 1e-3, **options):
@@ -29,7 +29,7 @@ class Muon(compat.UpdateHooks, keras.optimizers.Muon):
     def build(self, variables):
         if self.built:
             return
-        # By index: the copies that TensorFlow makes for other replicas have other paths.
+        # Variables are identified by index, because their copies on other replicas of TensorFlow have other paths.
         self._decayed = tuple(map(is_decayed, variables))
         super().build(variables)
 
@@ -46,7 +46,7 @@ def muon(
     global_clipnorm: float | None = None,
     **options,
 ) -> Muon:
-    """Muon for the matrices inside the encoders with AdamW for the rest, in place of `adamw`.
+    """Returns Muon for the matrices inside the encoders with AdamW for all other weights, as an alternative to `adamw`.
 
     Embeddings, tables of positions, projection heads, convolutions, gains, biases and the logit scale are updated by
     AdamW, with the same schedule and the moments of the paper. Muon's updates are scaled to the size of AdamW's (Liu et
@@ -56,10 +56,10 @@ def muon(
         model: the model to train.
         learning_rate: float > 0. The peak of the schedule.
         warmup_steps: int >= 0.
-        total_steps: int > `warmup_steps`. Steps of the whole training.
-        weight_decay: float >= 0. Per step, times the learning rate; see `decay_mask` for what is decayed.
+        total_steps: int > `warmup_steps`. Number of steps of the whole training.
+        weight_decay: float >= 0. Per step, times the learning rate; `decay_mask` selects the weights.
         global_clipnorm: float > 0 or None. Largest norm of the gradient of the global batch; None: no clipping.
-        options: others of `keras.optimizers.Muon`, such as `momentum`, `ns_steps`, `exclude_layers`.
+        options: other arguments of `keras.optimizers.Muon`, such as `momentum`, `ns_steps`, `exclude_layers`.
 
     Returns:
         An optimizer for `model.compile`.

@@ -27,7 +27,7 @@ def schedule(
     if learning_rate <= 0:
         raise ValueError(f"`learning_rate` must be positive. Received: learning_rate={learning_rate}.")
     return keras.optimizers.schedules.CosineDecay(
-        # The rate of the first step is not zero.
+        # The learning rate of the first step is not zero.
         initial_learning_rate=learning_rate / warmup_steps if warmup_steps else learning_rate,
         decay_steps=total_steps - warmup_steps,
         warmup_target=learning_rate if warmup_steps else None,

@@ -1,4 +1,4 @@
-"""The architectures of the nine published models (Radford et al., 2021, tables 19 and 20), and models built of them."""
+"""The architectures of the nine published models (Radford et al., 2021, tables 19 and 20), and building them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ class Architecture:
     """The sizes of a CLIP model.
 
     Attributes:
-        image_encoder: arguments of `VisionTransformer`, or without "patch_size" of `ModifiedResNet`.
+        image_encoder: arguments of `VisionTransformer`, or (without "patch_size") of `ModifiedResNet`.
         text_encoder: arguments of `TextTransformer`.
         embed_dim: E.
         loss: "contrastive" or "sigmoid".
@@ -45,7 +45,7 @@ class Architecture:
     def resized(
         self, image_size: int | tuple[int, int] | None = None, context_length: int | None = None
     ) -> "Architecture":
-        """The same architecture for another image size or context length; None: unchanged."""
+        """Returns the architecture with another image size or context length; None: unchanged."""
         image, text = dict(self.image_encoder), dict(self.text_encoder)
         if image_size is not None:
             image["image_size"] = image_size
@@ -56,15 +56,15 @@ class Architecture:
     def build(
         self, preprocessor: ImagePreprocessor | None = None, encoder: str | None = None, dtype: str | None = None
     ) -> CLIPModel | ImageEmbedder | TextEmbedder:
-        """Builds the model, or half of it, with the paper's initialisation.
+        """Builds the model, or one tower of it, with the paper's initialisation.
 
         Args:
             preprocessor: None: the published preprocessing at the image size.
-            encoder: "image" or "text": that half with its projection head; None: the whole model.
+            encoder: "image" or "text": this tower only; None: the whole model.
             dtype: dtype policy of all parts; None: the default policy of Keras.
 
         Returns:
-            `CLIPModel`; for half of it `ImageEmbedder` or `TextEmbedder`.
+            `CLIPModel`; for one tower, `ImageEmbedder` or `TextEmbedder`.
         """
         if encoder != "text":
             kind = VisionTransformer if "patch_size" in self.image_encoder else ModifiedResNet
@@ -100,7 +100,7 @@ def _text_transformer(width):
 
 
 class Preset(NamedTuple):
-    """A published model: what it is built of, and the repository of the hub with its weights."""
+    """A published model: its architecture, and the repository of the hub with its weights."""
 
     architecture: Architecture
     repository: str

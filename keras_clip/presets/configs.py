@@ -64,11 +64,11 @@ _RESAMPLING = {2: "bilinear", 3: "bicubic"}
 
 
 def from_open_clip(config: Mapping[str, Any], where: str) -> tuple[Architecture, ImagePreprocessor]:
-    """The architecture and preprocessing that an `open_clip_config.json` describes.
+    """Returns the architecture and preprocessing that an `open_clip_config.json` describes.
 
     Args:
         config: content of the file.
-        where: name of the file, for messages.
+        where: name of the file, for error messages.
 
     Returns:
         `Architecture` and `ImagePreprocessor`.
@@ -128,7 +128,7 @@ def from_open_clip(config: Mapping[str, Any], where: str) -> tuple[Architecture,
 
 
 def to_open_clip(clip: CLIPModel) -> dict[str, Any]:
-    """The content of `open_clip_config.json` for a model.
+    """Returns the content of `open_clip_config.json` for a model.
 
     Raises:
         ValueError: a property that the layout cannot represent.
@@ -170,12 +170,12 @@ def to_open_clip(clip: CLIPModel) -> dict[str, Any]:
 def from_hugging_face(
     config: Mapping[str, Any], pixels: Mapping[str, Any] | None, where: str
 ) -> tuple[Architecture, ImagePreprocessor]:
-    """The architecture and preprocessing that a `config.json` of `CLIPModel` and its image processor describe.
+    """Returns the architecture and preprocessing that a `config.json` of `CLIPModel` and its image processor describe.
 
     Args:
         config: content of `config.json`.
         pixels: content of `preprocessor_config.json`; None: OpenAI's preprocessing.
-        where: name of the file, for messages.
+        where: name of the file, for error messages.
 
     Returns:
         `Architecture` and `ImagePreprocessor`.
@@ -212,7 +212,7 @@ def from_hugging_face(
 
 
 def to_hugging_face(clip: CLIPModel) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The contents of `config.json` and `preprocessor_config.json` for a model.
+    """Returns the contents of `config.json` and `preprocessor_config.json` for a model.
 
     Raises:
         ValueError: a property that the layout cannot represent.
@@ -284,7 +284,7 @@ def to_hugging_face(clip: CLIPModel) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _half(config, name):
-    """The configuration of one half; old files have a second copy of it, which takes precedence."""
+    """Returns the configuration of one tower; old files have a second copy of it, which takes precedence."""
     return {**(config.get(f"{name}_config") or {}), **(config.get(f"{name}_config_dict") or {})}
 
 
@@ -317,7 +317,7 @@ def _hugging_face_pixels(pixels, image_size, where):
 
 
 def _size(value):
-    """An int if both sides are equal, else (height, width)."""
+    """Returns an int if both sides are equal, else (height, width)."""
     if isinstance(value, int):
         return value
     height, width = value

@@ -1,4 +1,4 @@
-"""Assigns large weights in place: `assign` holds the old value, the new one and copies of it at the same time."""
+"""Assigns large weights in place: `assign` would hold the old and the new value and copies at the same time."""
 
 import functools
 from collections.abc import Callable
@@ -14,7 +14,7 @@ def assign_in_place(variable: keras.Variable, read: Callable[[int, int], np.ndar
     """Assigns a variable, some rows at a time.
 
     Args:
-        variable: Keras variable of at least one axis. On JAX its old value is deleted, so nothing else may hold it.
+        variable: Keras variable of at least one axis. On JAX its old value is deleted, so no other object may use it.
         read: function of (first, last) that returns the rows from `first` to before `last`, a float array.
     """
     count = variable.shape[0]
@@ -35,7 +35,7 @@ def _write_tensorflow(variable, first, last, rows):
 
 def _write_jax(variable, first, last, rows):
     variable.assign(_jax_update()(variable.value, rows, first))
-    # JAX returns before an update is done, and each update under way would hold its rows.
+    # JAX returns before an update has finished, and each unfinished update would hold its rows.
     variable.value.block_until_ready()
 
 

@@ -15,11 +15,11 @@ _PROJECTIONS = ("query", "key", "value")
 
 
 def from_keras_hub(backbone: keras.Model, image_preprocessor: ImagePreprocessor | None = None) -> CLIPModel:
-    """A `CLIPModel` with the weights of a KerasHub `CLIPBackbone`.
+    """Makes a `CLIPModel` with the weights of a KerasHub `CLIPBackbone`.
 
     Args:
         backbone: `keras_hub.models.CLIPBackbone`.
-        image_preprocessor: the preprocessing of its weights; None: OpenAI's, as of all presets of KerasHub.
+        image_preprocessor: the preprocessing of its weights; None: OpenAI's, which all presets of KerasHub use.
 
     Returns:
         A `CLIPModel`. Its text embeddings are those of the original weights: the last LayerNorm of KerasHub has an
@@ -39,10 +39,10 @@ def from_keras_hub(backbone: keras.Model, image_preprocessor: ImagePreprocessor 
 
 
 def to_keras_hub(clip: CLIPModel) -> keras.Model:
-    """A KerasHub `CLIPBackbone` with the weights of a `CLIPModel` (needs the extra `hub`).
+    """Makes a KerasHub `CLIPBackbone` with the weights of a `CLIPModel` (requires the extra `hub`).
 
     Args:
-        clip: of `VisionTransformer` and `TextTransformer`, for square images.
+        clip: model of a `VisionTransformer` and a `TextTransformer`, for square images.
 
     Returns:
         `keras_hub.models.CLIPBackbone`. It has neither a tokenizer nor an image preprocessor.
@@ -101,7 +101,7 @@ def _sizes(encoder):
 
 
 def _pairs(clip: CLIPModel, backbone) -> Iterator[tuple[keras.Variable, keras.Variable]]:
-    """Pairs of our variables and theirs, which have an axis for the heads where ours do not."""
+    """Yields pairs of our variables and KerasHub's, which have an axis for the heads where ours do not."""
     image, their_image = clip.image_encoder, backbone.vision_encoder
     patches, their_patches = image.patch_embedding, their_image.embedding
     yield patches.projection.kernel, their_patches.patch_embedding.kernel
@@ -132,5 +132,5 @@ def _blocks(ours, theirs):
 
 
 def _layer(ours, theirs):
-    """Kernel and bias, or gain and bias."""
+    """Yields the pairs of kernel and bias, or of gain and bias."""
     yield from zip(ours.weights, theirs.weights, strict=True)

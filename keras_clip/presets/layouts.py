@@ -21,13 +21,14 @@ _QUERY_KEY_VALUE = ("query", "key", "value")
 
 @dataclass(frozen=True)
 class Slot:
-    """Where and how a weight is stored in a checkpoint.
+    """The position and form of a weight in a checkpoint.
 
     Attributes:
         variable: Keras variable.
         key: name of the stored tensor.
         axes: the stored axis of each axis of the variable; None: the same order.
-        part: the third of the first stored axis, where queries, keys and values are one tensor; None: all of it.
+        part: index of the third of the first stored axis, if queries, keys and values are one tensor; None: the whole
+            axis.
         sides: rows and columns of the grid of position embeddings, or (L,); None for other weights.
         trained_sides: the sides of the stored position embeddings; None: the same.
     """
@@ -41,7 +42,7 @@ class Slot:
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
-        """Shape of the whole stored tensor."""
+        """The shape of the whole stored tensor."""
         shape = tuple(self.variable.shape)
         if self.trained_sides is not None:
             shape = (row_count(self.trained_sides), *shape[1:])
@@ -51,11 +52,11 @@ class Slot:
 
     @property
     def is_stored_as_it_is(self) -> bool:
-        """Whether the rows of the stored tensor are the rows of the variable."""
+        """Whether the stored tensor has the same rows as the variable."""
         return self.axes is None and self.part is None and self.trained_sides is None and len(self.variable.shape) > 1
 
     def from_stored(self, tensor: np.ndarray) -> np.ndarray:
-        """The value of the variable, from a stored tensor of `stored_shape`."""
+        """Converts a stored tensor of `stored_shape` to the value of the variable."""
         if self.trained_sides is not None:
             return resize_positions(tensor, self.trained_sides, self.sides)
         if self.part is not None:
@@ -63,16 +64,16 @@ class Slot:
         return tensor if self.axes is None else tensor.transpose(self.axes)
 
     def to_stored(self) -> np.ndarray:
-        """The value of the variable as it is stored; with `part`, that third of the stored tensor."""
+        """Converts the value of the variable to the stored tensor, or with `part` to this third of it."""
         array = keras.ops.convert_to_numpy(self.variable)
         return np.asarray(array if self.axes is None else array.transpose(np.argsort(self.axes)), order="C")
 
 
 def open_clip_slots(model: CLIPModel | ImageEmbedder | TextEmbedder) -> list[Slot]:
-    """The slots of a model, or of half of one, in open_clip's layout.
+    """Returns the slots of a model, or of one tower, in open_clip's layout.
 
     Args:
-        model: of `VisionTransformer` or `ModifiedResNet`, and `TextTransformer`.
+        model: model of a `VisionTransformer` or `ModifiedResNet`, and a `TextTransformer`.
 
     Returns:
         One slot for each weight, statistics of BatchNorm included.
@@ -96,7 +97,7 @@ def open_clip_slots(model: CLIPModel | ImageEmbedder | TextEmbedder) -> list[Slo
 
 
 def hugging_face_slots(model: CLIPModel | ImageEmbedder | TextEmbedder) -> list[Slot]:
-    """The same in the layout of Hugging Face's `CLIPModel`, which has Vision Transformers only."""
+    """Returns the slots in the layout of Hugging Face's `CLIPModel`, which has Vision Transformers only."""
     image = model if isinstance(model, ImageEmbedder) else getattr(model, "image_embedder", None)
     if image is not None:
         _require(image.encoder, {VisionTransformer: None})
@@ -104,7 +105,7 @@ def hugging_face_slots(model: CLIPModel | ImageEmbedder | TextEmbedder) -> list[
 
 
 def by_key(slots: Iterable[Slot]) -> dict[str, list[Slot]]:
-    """The slots that share a stored tensor, in the order of their parts."""
+    """Groups the slots by stored tensor, in the order of their parts."""
     groups = {}
     for slot in slots:
         groups.setdefault(slot.key, []).append(slot)
@@ -196,7 +197,7 @@ def _norm(layer, key) -> Iterator[Slot]:
         yield Slot(layer.moving_variance, f"{key}.running_var")
 
 
-# The names of open_clip for the parts of a block, and outside of blocks, and those of Hugging Face.
+# Names of open_clip and the corresponding names of Hugging Face, inside blocks and outside of them.
 _IN_BLOCKS = {
     "ln_1": "layer_norm1",
     "ln_2": "layer_norm2",
@@ -213,7 +214,7 @@ _OUTSIDE = {
     "visual.class_embedding": "vision_model.embeddings.class_embedding",
     "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
     "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
-    # The misspelling is theirs.
+    # Hugging Face misspells this name.
     "visual.ln_pre.weight": "vision_model.pre_layrnorm.weight",
     "visual.ln_pre.bias": "vision_model.pre_layrnorm.bias",
     "visual.ln_post.weight": "vision_model.post_layernorm.weight",

@@ -1,4 +1,4 @@
-"""`load`: a model with published, fine-tuned or your own weights, by name."""
+"""`load`: loads a model by name, with published, fine-tuned or your own weights."""
 
 import functools
 import re
@@ -23,12 +23,12 @@ KERAS_FILE = "clip.keras"
 OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 HUGGING_FACE_CONFIG, HUGGING_FACE_WEIGHTS = "config.json", "model.safetensors"
 HUGGING_FACE_PIXELS = "preprocessor_config.json"
-# Tensors in files that are not weights: counters, and sizes that follow from the shapes of the weights.
+# Stored tensors that are not weights: counters, and sizes that follow from the shapes of the weights.
 _NO_WEIGHTS = re.compile(r"(.*\.)?(position_ids|num_batches_tracked)|input_resolution|context_length|vocab_size")
 
 
 def names() -> tuple[str, ...]:
-    """The names of the published models."""
+    """Returns the names of the published models."""
     return tuple(PRESETS)
 
 
@@ -51,19 +51,19 @@ def load(
             directory in the layout of open_clip, of Hugging Face's `CLIPModel` or of `presets.save`; or one file, if
             its digest is that of a file of OpenAI, if its configuration is in the same directory, or if it ends in
             ".keras".
-        weights: "default": those of the name. None: the paper's initialisation, for a published model only. A file:
-            those tensors, in either layout, for the published architecture of that name.
-        encoder: "image" or "text": only that half, with its projection head, is built and read. None: both.
+        weights: "default": the weights of the name. None: the paper's initialisation, for a published model only. A
+            file: its tensors, in either layout, for the published architecture of the name.
+        encoder: "image" or "text": only this tower is built and read. None: both.
         image_size: int or (height, width), pixels, if it differs from that of the weights: position embeddings are
             resized (see `resize_positions`).
-        context_length: int, tokens, if it differs from that of the weights: position embeddings are cut or
+        context_length: int, tokens, if it differs from that of the weights: position embeddings are truncated or
             interpolated.
         dtype: dtype policy, such as "bfloat16" or "mixed_bfloat16"; None: the default policy of Keras.
-        activation: "quick_gelu" or "gelu": the one that the `weights` of a file were trained with, which their shapes
-            do not say.
+        activation: "quick_gelu" or "gelu": the activation with which the `weights` of a file were trained. Their shapes
+            do not determine it.
 
     Returns:
-        `CLIPModel`; for half of it `ImageEmbedder` or `TextEmbedder`.
+        `CLIPModel`; for one tower, `ImageEmbedder` or `TextEmbedder`.
 
     Raises:
         ValueError: an unknown name, another family of models, a damaged file, a missing or unexpected key, a wrong
@@ -102,7 +102,7 @@ def load_weights(model: CLIPModel | ImageEmbedder | TextEmbedder, path: str | Pa
     """Loads the weights of a file, in either layout, into a model that you have built.
 
     Args:
-        model: of `VisionTransformer` or `ModifiedResNet`, and `TextTransformer`; or half of it.
+        model: model of a `VisionTransformer` or `ModifiedResNet`, and a `TextTransformer`; or one tower of it.
         path: safetensors file, or torch file if torch is installed.
 
     Raises:
@@ -236,7 +236,7 @@ def _build(architecture: Architecture, preprocessor, options, activation=None):
     if options["encoder"] != "image" and vocabulary != VOCABULARY_SIZE:
         raise ValueError(
             f"Weights come with CLIP's tokenizer of {VOCABULARY_SIZE} tokens. Received: a vocabulary of {vocabulary}. "
-            'Load the image half alone (`encoder="image"`), or build a `CLIPModel` with `tokenizer=` and call '
+            'Load the image tower only (`encoder="image"`), or build a `CLIPModel` with `tokenizer=` and call '
             "`presets.load_weights(model, path)`."
         )
     return architecture.build(preprocessor, options["encoder"], options["dtype"])
@@ -271,7 +271,7 @@ def _assign(model, checkpoint: TensorFiles, trained_sides: Iterable[tuple[int, .
             continue
         tensor = checkpoint.read(key)
         for slot in group:
-            # Converted here: the backends would hold the stored tensor, a copy and the converted one at the same time.
+            # Converted in NumPy, because backends would hold the stored tensor, a copy and the converted one together.
             slot.variable.assign(np.asarray(slot.from_stored(tensor), np.float32, order="C"))
 
 
@@ -294,11 +294,11 @@ def _compare(wanted: dict[str, Any], there: dict[str, Any], where: str) -> None:
             more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
             raise ValueError(
                 f"A checkpoint must have each weight of the model and no other. Received: {where} {what} "
-                f"{', '.join(map(repr, keys[:3]))}{more}. Its architecture, or half of it, is another."
+                f"{', '.join(map(repr, keys[:3]))}{more}. Its architecture, or that of one tower, differs."
             )
     for key, shape in wanted.items():
         if there[key] != shape:
             raise ValueError(
                 f"{key!r} must have the shape {shape}. Received: {there[key]} in {where}. Its architecture or image "
-                "size is another than its configuration or name says."
+                "size differs from its configuration or name."
             )

@@ -59,7 +59,7 @@ class HubRepository:
         from huggingface_hub import errors
 
         try:
-            # After one failed connection only the cache is read.
+            # After one failed connection, only the cache is read.
             offline = self._error is not None
             path = huggingface_hub.hf_hub_download(
                 self.repo, filename, revision=self.revision, local_files_only=offline

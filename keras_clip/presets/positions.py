@@ -1,4 +1,4 @@
-"""Resizes position embeddings to other image sizes and context lengths than they were trained for."""
+"""Resizes position embeddings to image sizes and context lengths for which they were not trained."""
 
 import math
 
@@ -10,7 +10,7 @@ def resize_positions(table: np.ndarray, trained: tuple[int, ...], wanted: tuple[
 
     A grid is resized like an image, bicubic (a = -0.5) with antialiasing; the first row, of the class token or of the
     mean token, is unchanged. open_clip does the same for Vision Transformers; here it also applies to the attention
-    pool of a ResNet. Those of a text are cut at the end, so that short texts keep their exact embeddings, or
+    pool of a ResNet. The embeddings of a text are truncated, so that short texts keep their exact embeddings, or
     interpolated linearly.
 
     Args:
@@ -30,12 +30,12 @@ def resize_positions(table: np.ndarray, trained: tuple[int, ...], wanted: tuple[
 
 
 def row_count(sides: tuple[int, ...]) -> int:
-    """The number of position embeddings of a grid, which has one for a class token, or of a text."""
+    """Returns the number of position embeddings of a grid (with one for the class token) or of a text."""
     return math.prod(sides) + (len(sides) == 2)
 
 
 def _stretched(table, length):
-    # Positions are at the centres of intervals of equal length.
+    # Each position is the centre of an interval; all intervals have equal length.
     places = (np.arange(length) + 0.5) * len(table) / length - 0.5
     places = places.clip(0, len(table) - 1)
     left = np.minimum(places.astype(np.int64), len(table) - 2)

@@ -1,10 +1,10 @@
 """`save`: writes a model in the layout of Keras, of open_clip or of Hugging Face."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 
+from keras_clip import files
 from keras_clip.data.tokenizer import CLIPTokenizer
 from keras_clip.model import CLIPModel, ImageEmbedder, TextEmbedder
 from keras_clip.presets import loading
@@ -20,8 +20,8 @@ def save(model: CLIPModel | ImageEmbedder | TextEmbedder, directory: str | Path,
     Args:
         model: any model for "keras"; for the other layouts a `CLIPModel` of `VisionTransformer` or `ModifiedResNet`
             (open_clip only), and `TextTransformer`.
-        directory: made if it does not exist; existing files are overwritten.
-        layout: "keras": everything, with optimizer, in one .keras file. "open_clip": for
+        directory: output directory, which is created if necessary; existing files are overwritten.
+        layout: "keras": the whole model with its optimizer in one .keras file. "open_clip": for
             `open_clip.create_model_from_pretrained("local-dir:...")`. "hugging_face": for `CLIPModel.from_pretrained`.
 
     Raises:
@@ -67,6 +67,7 @@ def save(model: CLIPModel | ImageEmbedder | TextEmbedder, directory: str | Path,
             tensors[key.replace("running_var", "num_batches_tracked")] = np.zeros((), np.int64)
     directory.mkdir(parents=True, exist_ok=True)
     # transformers reads this entry to know the order of the axes.
-    save_file(tensors, directory / weights, metadata={"format": "pt"})
+    with files.replacing(directory / weights) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
     for filename, config in configs.items():
-        (directory / filename).write_text(json.dumps(config, indent=2) + "\n")
+        files.write_json(directory / filename, config)

@@ -20,7 +20,7 @@ OPENAI_SHA256 = {
     "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02": "vit_l14_336",
 }
 TORCH_SUFFIXES = (".bin", ".pt", ".pth")
-# The names of float dtypes in safetensors and in torch.
+# Names of float dtypes in safetensors and in torch.
 _FLOATS = ("F64", "F32", "F16", "BF16", "float64", "float32", "float16", "bfloat16")
 
 
@@ -32,8 +32,8 @@ class TensorFiles:
             `weights_only=True` unless it is one of the nine that OpenAI published.
 
     Attributes:
-        shapes: dict of key to shape, without reading a tensor.
-        dtypes: dict of key to the name of the stored dtype.
+        shapes: {key: shape}, known without reading a tensor.
+        dtypes: {key: name of the stored dtype}.
 
     Raises:
         FileNotFoundError: no such file.
@@ -53,7 +53,7 @@ class TensorFiles:
 
     @property
     def name(self) -> str:
-        """The path of the first file, for messages."""
+        """The path of the first file, for error messages."""
         return str(self.paths[0])
 
     def require_floats(self, keys: Iterable[str]) -> None:
@@ -65,12 +65,12 @@ class TensorFiles:
                 )
 
     def read(self, key: str, first: int | None = None, last: int | None = None) -> np.ndarray:
-        """One tensor, or its rows from `first` to before `last`."""
+        """Reads one tensor, or its rows from `first` to before `last`."""
         return self._readers[key](slice(first, last))
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 digest of a file, in hexadecimal."""
+    """Returns the SHA-256 digest of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -109,7 +109,7 @@ def _torch_tensors(path):
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except FileNotFoundError:
             raise
-        except Exception as error:  # zip, pickle and torch's own, all of them
+        except Exception as error:  # zip, pickle and torch raise many types of exceptions for damaged files
             raise ValueError(
                 f"A torch file must hold tensors and nothing else. Received: {path}. torch says: "
                 f"{str(error).splitlines()[0] if str(error) else type(error).__name__}"

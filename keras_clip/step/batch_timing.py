@@ -1,7 +1,7 @@
-"""How long the steps of `fit` waited for each batch, and how large the batch was.
+"""Measures how long the steps of `fit` wait for each batch, and the sizes of the batches.
 
-A step on JAX returns before it is done, and a callback sees the main thread's clock only between steps. So the reading
-itself is timed, inside Keras' train function, when `model.batch_listener` is set. Nothing is read from a device for it.
+A step on JAX returns before it has finished, and a callback runs only between steps. So the reading itself is timed,
+inside Keras' train function, when `model.batch_listener` is set. This reads nothing from a device.
 """
 
 import math
@@ -15,7 +15,7 @@ from keras_clip import distribution
 
 
 class BatchRead(NamedTuple):
-    """What one call of the train function read: one batch, unless `steps_per_execution` is greater than 1.
+    """The batches that one call of the train function read: one batch, unless `steps_per_execution` is greater than 1.
 
     Attributes:
         began, ended: seconds of `time.perf_counter`.
@@ -30,12 +30,12 @@ class BatchRead(NamedTuple):
 
 
 def timed(model: keras.Model, function: Callable) -> Callable:
-    """A train function that calls `model.batch_listener`, if it is set, with a `BatchRead` of what it read.
+    """Returns a train function that calls `model.batch_listener`, if it is set, with a `BatchRead` of its batches.
 
     Args:
         model: `GlobalBatchTrainer`.
-        function: Keras' train function: on JAX of (state, iterator), on TensorFlow of an iterator, on torch of a list
-            of batches.
+        function: Keras' train function, of (state, iterator) on JAX, of an iterator on TensorFlow, and of a list of
+            batches on torch.
 
     Returns:
         A function of the same arguments.
@@ -51,7 +51,7 @@ def timed(model: keras.Model, function: Callable) -> Callable:
 
 
 class _TimedIterator:
-    """An iterator that keeps the batches it returned, and when each was read."""
+    """An iterator that stores the batches that it returned, and the time at which each was read."""
 
     def __init__(self, iterator: Iterator):
         self._iterator = iterator
@@ -67,7 +67,7 @@ class _TimedIterator:
         return self.batches[-1]
 
     def report(self, model):
-        # Of several batches in one call, all but the first are read while the device is busy.
+        # If one call reads several batches, all but the first are read while the device is busy.
         model.batch_listener(_batch_read(model, self.batches, *self.spans[0]))
 
 
@@ -90,7 +90,7 @@ def _call_tensorflow(model, function, iterator):
 
 
 class _TorchCall:
-    """Keras reads the batch before it calls, so all the time since the last call counts as reading."""
+    """Times batches on torch: Keras reads before this call, so all time since the last call counts as reading."""
 
     def __init__(self):
         self._last_return = -math.inf
@@ -107,7 +107,7 @@ def _batch_read(model, batches, began, ended):
     for batch in batches:
         x = keras.utils.unpack_x_y_sample_weight(batch)[0]
         parts, replicas = _local_parts(model, x[model.branches[0].input_name])
-        # Every part stands for as many replicas as there are processes.
+        # Each local part represents one replica of every process.
         pairs.append(replicas // len(parts) * sum(int(part.shape[0]) for part in parts))
         names = [branch.input_name for branch in model.branches if branch.has_tokens]
         tokens = [part for name in names for part in _local_parts(model, x[name])[0]]
@@ -116,7 +116,7 @@ def _batch_read(model, batches, began, ended):
 
 
 def _local_parts(model, x):
-    """The parts of a global tensor that the replicas of this process hold, and how many replicas there are."""
+    """Returns the parts of a global tensor on the replicas of this process, and the number of replicas."""
     strategy = distribution.strategy_of(model)
     if strategy is None:
         return [x], distribution.replica_count()

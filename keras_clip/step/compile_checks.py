@@ -1,6 +1,8 @@
-"""What `compile` refuses: options that would train another objective, or fail later under several replicas."""
+"""What `compile` and `fit` refuse: options that would train another objective, be ignored, or fail later."""
 
+import inspect
 import warnings
+from collections.abc import Callable
 
 import keras
 
@@ -15,6 +17,13 @@ def check_compile_arguments(model: keras.Model, optimizer, options: dict) -> Non
             f"The loss is the model's own. Received: loss={options['loss']!r}. Leave it out; "
             "`CLIPModel(loss='sigmoid')` chooses the other one."
         )
+    for metric in keras.tree.flatten([options.get("metrics"), options.get("weighted_metrics")]):
+        if metric in ("accuracy", "acc", "crossentropy", "ce"):
+            raise ValueError(
+                "Metrics compare the image with the text embeddings of a batch, which have no classes. "
+                f"Received: metrics with {metric!r}. `fit` and `evaluate` log `image_to_text_accuracy` and "
+                "`text_to_image_accuracy` in any case; other metrics are functions of both embeddings."
+            )
     inner = getattr(optimizer, "inner_optimizer", optimizer)
     steps = getattr(inner, "gradient_accumulation_steps", None)
     if steps:
@@ -36,6 +45,24 @@ def check_compile_arguments(model: keras.Model, optimizer, options: dict) -> Non
                 f"ema_overwrite_frequency={inner.ema_overwrite_frequency}. Leave it at None: with `use_ema=True` alone "
                 "the averages become the weights when `fit` ends."
             )
+
+
+def check_pairs_only(method: Callable, args: tuple, options: dict) -> None:
+    """Raises a ValueError if a call of `fit` or `evaluate` has targets or weights, which Keras drops without targets.
+
+    Args:
+        method: the method of `keras.Model`.
+        args: positional arguments, without `self`.
+        options: keyword arguments.
+    """
+    given = {**dict(zip(list(inspect.signature(method).parameters)[1:], args, strict=False)), **options}
+    unknown = [name for name in ("y", "sample_weight", "class_weight") if given.get(name) is not None]
+    if unknown:
+        raise ValueError(
+            'The data must be dicts {"images", "token_ids"} without targets or sample weights: the captions are the '
+            f"targets, and each pair is contrasted with all others of its batch. Received: {', '.join(unknown)}. To "
+            "weight pairs, repeat them in the data, or give the model a loss layer of your own."
+        )
 
 
 def warn_of_separate_moments(model: keras.Model) -> None:

@@ -1,9 +1,9 @@
 """Encodes a batch of any size a few rows at a time, with the gradient of the whole batch.
 
-The forward pass keeps the embeddings only. The backward pass computes each micro-batch again, with the random numbers
-of the forward pass, and accumulates its gradients: the memory of one micro-batch for 4/3 of the work (a gradient cache;
-Gao et al., 2021). The encoder runs as a pure function of the values of its variables, so that its statistics are
-updated once.
+The forward pass stores the embeddings only. The backward pass computes each micro-batch again, with the random numbers
+of the forward pass, and accumulates its gradients: a step takes the memory of one micro-batch and 4/3 of the
+computation (a gradient cache; Gao et al., 2021). The encoder runs as a pure function of the values of its variables, so
+that its statistics are updated once.
 """
 
 import functools
@@ -16,31 +16,49 @@ from keras_clip.layers.pure_call import PureCall
 from keras_clip.types import Tensor
 
 
-def embed(embedder: keras.Model, x: Tensor, size: int | None, training: bool, compiled: bool = False) -> Tensor:
+def embed(
+    embedder: keras.Model,
+    x: Tensor,
+    size: int | None,
+    training: bool,
+    head: keras.layers.Layer | None = None,
+    compiled: bool = False,
+) -> tuple[Tensor, Tensor]:
     """Computes the embeddings of all rows, `size` rows at a time on each device.
 
     Moving statistics of the embedder, such as those of BatchNorm, are updated once, to the mean of the values that the
-    micro-batches would give.
+    micro-batches would give. Features without trainable weights before them are computed once, and only `head` in both
+    passes.
 
     Args:
-        embedder: model of rows (B, ...) -> float32 embeddings (B, E).
+        embedder: model that maps rows (B, ...) to float32 embeddings (B, E).
         x: tensor (B, ...).
         size: int or None. Rows of a micro-batch; the last one may be smaller. None: all rows.
         training: bool.
+        head: the layer that `embedder` applies last, to the output of its method `features(rows, training)`; or None.
         compiled: whether XLA compiles the embedder; TensorFlow only.
 
     Returns:
-        Embeddings, float32 (B, E), and the losses that layers added, a float32 scalar: the mean of those of the
-        micro-batches, weighted by their rows.
+        Embeddings, float32 (B, E), and a float32 scalar: the mean over micro-batches, weighted by their rows, of the
+        losses that layers added.
     """
+    learning = {id(variable) for variable in embedder.trainable_variables}
+    is_locked = head is not None and learning <= {id(variable) for variable in head.trainable_variables}
+    function = embedder.features if is_locked else embedder
+    rows, penalty = _map_rows(function, embedder, x, size, training, is_locked, compiled)
+    return (head(rows) if is_locked else rows), penalty
 
-    def embed_alone(rows):
+
+def _map_rows(function, embedder, x, size, training, is_locked, compiled):
+    def alone(rows):
         # BatchNorm uses the moments of the micro-batch alone, on every replica.
         with distribution.alone():
-            return embedder(rows, training=training)
+            return function(rows, training=training)
 
-    pure = PureCall(embed_alone, [embedder])
+    pure = PureCall(alone, [embedder])
     values = pure.values()
+    if is_locked:
+        values[0] = [ops.stop_gradient(value) for value in values[0]]
     map_rows = {"jax": _map_jax, "tensorflow": _map_tensorflow, "torch": _map_torch}[keras.backend.backend()]
     options = {"compiled": compiled} if compiled else {}
     embeddings, penalty, rng_state, statistics = map_rows(pure, values, x, size, **options)
@@ -49,55 +67,79 @@ def embed(embedder: keras.Model, x: Tensor, size: int | None, training: bool, co
 
 
 def _cuts(rows, size):
-    """The (start, stop) rows of each micro-batch."""
+    """Returns the (start, stop) rows of each micro-batch."""
     return [(start, min(start + size, rows)) for start in range(0, rows, size)]
 
 
 def _weighted(parts, weights):
-    """The mean of each of several tensors over the micro-batches."""
+    """Returns the weighted mean of each of several tensors over the micro-batches."""
     return [sum(w * x for w, x in zip(weights, column, strict=True)) for column in zip(*parts, strict=True)]
 
 
 def _map_torch(pure, values, x, size):
+    trainable, rng_state, non_trainable = values
+    passes = _TorchPasses(pure, non_trainable, x, _cuts(len(x), size), [rng_state])
+    embeddings, penalty = _torch_function().apply(passes, *trainable)
+    return embeddings, penalty, passes.states[-1], _weighted(passes.statistics, passes.shares)
+
+
+class _TorchPasses:
+    """The forward and the backward pass over all micro-batches on torch."""
+
+    def __init__(self, pure, non_trainable, x, cuts, states):
+        self.pure, self.non_trainable, self.x, self.cuts = pure, non_trainable, x, cuts
+        self.shares = [(stop - start) / len(x) for start, stop in cuts]
+        # Of the random generators: before each micro-batch, and after the last.
+        self.states = states
+        self.statistics = []
+
+    def forward(self, trainable):
+        embeddings, penalties = [], []
+        for start, stop in self.cuts:
+            part, penalty, state, statistics = self.pure(
+                trainable, self.states[-1], self.non_trainable, self.x[start:stop]
+            )
+            embeddings.append(part)
+            penalties.append([penalty])
+            self.states.append(state)
+            self.statistics.append(statistics)
+        return ops.concatenate(embeddings), _weighted(penalties, self.shares)[0]
+
+    def backward(self, trainable, d_embeddings, d_penalty):
+        import torch
+
+        sums = [None] * len(trainable)
+        for (start, stop), share, state in zip(self.cuts, self.shares, self.states, strict=False):
+            with torch.enable_grad():
+                part, penalty, *_ = self.pure(trainable, state, self.non_trainable, self.x[start:stop])
+            results, upstream = [part], [d_embeddings[start:stop]]
+            if penalty.requires_grad:
+                results, upstream = [part, penalty], [*upstream, share * d_penalty]
+            more = torch.autograd.grad(results, trainable, upstream, allow_unused=True)
+            sums = [_added(total, gradient) for total, gradient in zip(sums, more, strict=True)]
+            # Free the activations before the next micro-batch is embedded.
+            del part, penalty, results, more
+        return sums
+
+
+@functools.cache
+def _torch_function():
+    """One function for all micro-batches: with a checkpoint for each, autograd's records fragment the heap."""
     import torch
 
-    trainable, rng_state, non_trainable = values
-    cuts = _cuts(len(x), size)
-    shares = [(stop - start) / len(x) for start, stop in cuts]
-    states, moved = [rng_state], []
-
     class Embed(torch.autograd.Function):
-        """One function for all micro-batches: with a checkpoint for each, autograd's records fragment the heap."""
-
         @staticmethod
-        def forward(_, *trainable):
-            embeddings, penalties = [], []
-            for start, stop in cuts:
-                part, penalty, state, statistics = pure(trainable, states[-1], non_trainable, x[start:stop])
-                embeddings.append(part)
-                penalties.append([penalty])
-                states.append(state)
-                moved.append(statistics)
-            return ops.concatenate(embeddings), _weighted(penalties, shares)[0]
+        def forward(ctx, passes, *trainable):
+            ctx.passes = passes
+            ctx.save_for_backward(*trainable)
+            return passes.forward(trainable)
 
         @staticmethod
         @torch.autograd.function.once_differentiable
-        def backward(_, d_embeddings, d_penalty):
-            sums = [None] * len(trainable)
-            for (start, stop), share, state in zip(cuts, shares, states, strict=False):
-                with torch.enable_grad():
-                    part, penalty, *_ = pure(trainable, state, non_trainable, x[start:stop])
-                results, upstream = [part], [d_embeddings[start:stop]]
-                if penalty.requires_grad:
-                    results, upstream = [part, penalty], [*upstream, share * d_penalty]
-                more = torch.autograd.grad(results, trainable, upstream, allow_unused=True)
-                sums = [_added(total, gradient) for total, gradient in zip(sums, more, strict=True)]
-                # Free the activations before the next micro-batch is embedded.
-                del part, penalty, results, more
-            return tuple(sums)
+        def backward(ctx, d_embeddings, d_penalty):
+            return (None, *ctx.passes.backward(ctx.saved_tensors, d_embeddings, d_penalty))
 
-    embeddings, penalty = Embed.apply(*trainable)
-    return embeddings, penalty, states[-1], _weighted(moved, shares)
+    return Embed
 
 
 def _added(total, gradient):
@@ -113,12 +155,12 @@ def _map_jax(pure, values, x, size):
     shards = shards if len(x) % shards == 0 else 1
     rows = len(x) // shards
     count = rows // size
-    # Each device divides its own rows, so that none are moved between devices.
+    # Each device divides its own rows, so that no rows move between devices.
     x = x.reshape(shards, rows, *x.shape[1:])
 
     @functools.partial(jax.checkpoint, static_argnums=3)
     def embed_part(trainable, rng_state, start, size):
-        # Sliced here: the gradient of a loop that passes the slices would keep a copy of each.
+        # The slice is taken here, because the gradient of a loop over slices would store a copy of each.
         part = jax.lax.dynamic_slice_in_dim(x, start, size, axis=1)
         embeddings, *rest = pure(trainable, rng_state, non_trainable, part.reshape(-1, *part.shape[2:]))
         return embeddings.reshape(shards, size, -1), *rest
@@ -149,8 +191,9 @@ def _map_tensorflow(pure, values, x, size, compiled=False):
     rows = tf.shape(x)[0]
     count = -(-rows // size)
     signature = [[tf.TensorSpec(v.shape, v.dtype) for v in group] for group in values]
-    # Traced here, once for both passes, because tracing finds the statistics.
+    # The function is traced here, once for both passes, because tracing determines the statistics.
     function = function.get_concrete_function(*signature, tf.TensorSpec((None, *x.shape[1:]), x.dtype))
+    dtype = function.structured_outputs[0].dtype
 
     def part(i):
         return x[i * size : (i + 1) * size]
@@ -163,7 +206,7 @@ def _map_tensorflow(pure, values, x, size, compiled=False):
         def run(rng_state, i):
             return function(trainable, list(rng_state), non_trainable, part(i))
 
-        embeddings, penalty, states, rng_state_after, statistics = _forward(run, rng_state, count, rows, pure)
+        embeddings, penalty, states, rng_state_after, statistics = _forward(run, rng_state, count, rows, pure, dtype)
 
         def gradient(d_embeddings, d_penalty, *_):
             def add(i, *gradients):
@@ -186,7 +229,7 @@ def _map_tensorflow(pure, values, x, size, compiled=False):
     return embeddings, penalty, rest[: len(rng_state)], rest[len(rng_state) :]
 
 
-def _forward(run, rng_state, count, rows, pure):
+def _forward(run, rng_state, count, rows, pure, dtype):
     """Embeds all micro-batches without gradient; also returns the state of the generators before each."""
     import tensorflow as tf
 
@@ -199,7 +242,7 @@ def _forward(run, rng_state, count, rows, pure):
 
     first = (
         0,
-        tf.TensorArray("float32", size=count, infer_shape=False),
+        tf.TensorArray(dtype, size=count, infer_shape=False),
         tf.zeros(()),
         [tf.TensorArray(state.dtype, size=count, element_shape=state.shape) for state in rng_state],
         rng_state,

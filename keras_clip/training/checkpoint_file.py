@@ -1,13 +1,12 @@
 """Checkpoint files that detect damage: safetensors whose last tensor is the SHA-256 of everything before it.
 
-A file is written as a stream, so that no tensor is held twice, and under a temporary name until it is on the disk. It
-contains no code.
+A file is written as a stream, so that no tensor is held twice, and under a temporary name until it is on the disk
+(`keras_clip.files`). It contains no code.
 """
 
 import hashlib
 import json
 import math
-import os
 import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
+
+from keras_clip import files
 
 _CODES = {
     "float64": "F64",
@@ -60,21 +61,12 @@ def write(path: Path, entries: Sequence[Entry], arrays: Iterable[np.ndarray], re
         arrays: values of the tensors, in the order of `entries`.
         record: data that JSON can represent.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            digest = hashlib.sha256()
-            for part in _parts(entries, arrays, record):
-                digest.update(part)
-                file.write(part)
-            file.write(digest.digest())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
+    with files.replacing(path) as temporary, open(temporary, "wb") as file:
+        digest = hashlib.sha256()
+        for part in _parts(entries, arrays, record):
+            digest.update(part)
+            file.write(part)
+        file.write(digest.digest())
 
 
 def _parts(entries, arrays, record):
@@ -96,16 +88,6 @@ def _parts(entries, arrays, record):
 
 def _dtype(name):
     return np.dtype(getattr(ml_dtypes, name, name))
-
-
-def _sync_folder(folder):
-    """Flushes a folder, so that the new name of a file is on the disk; neither possible nor needed on Windows."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def check(path: Path) -> None:

@@ -1,7 +1,10 @@
 """Stop and resume: saves the complete state of a training, so that it continues as if it had never stopped."""
 
+import json
+import logging
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +12,16 @@ import keras
 import numpy as np
 
 from keras_clip import compat
+from keras_clip.files import PART
 from keras_clip.training import checkpoint_file, state
 
 _NAME = re.compile(r"step-(\d{9,})\.safetensors")
 # A true value for `model.stop_training` that differs from those that other callbacks set.
 _END_OF_EPOCH = "the rest of the epoch is trained"
+
+
+class DifferentTrainingError(ValueError):
+    """The checkpoints found are of another training: of another model, optimizer, data or options."""
 
 
 class Checkpoints(keras.callbacks.Callback):
@@ -44,15 +52,30 @@ class Checkpoints(keras.callbacks.Callback):
             from it, such as `pairs.repeat()` with `steps_per_epoch=len(pairs)`, or the result of `own_part`.
         every: int > 0. Steps between two checkpoints. There is also one at the end of each epoch.
         keep: int > 0. Number of checkpoints to keep, the newest. With one only, no other is left if it is damaged.
+        identity: {name: JSON data} that a resumed training must share beside the model, the optimizer and the data,
+            such as the options of an augmentation of your own.
+
+    Attributes:
+        first_step: int. Steps that were done before `fit` began, which it does not repeat; 0 of a new training.
 
     Raises:
         TypeError: data that cannot start in the middle of an epoch.
-        ValueError: a number that is not positive; when `fit` begins: other data, another model or optimizer than those
-            of the checkpoint, another number of steps per epoch than the data has, or damaged checkpoints only.
+        ValueError: a number that is not positive; when `fit` begins: another number of steps per epoch than the data
+            has, or damaged checkpoints only.
+        DifferentTrainingError: when `fit` begins: other data (a digest of some samples, crops and preprocessing
+            included), another model, optimizer or `identity` than those of the checkpoint; the error names each
+            difference.
         RuntimeError: processes that find different checkpoints.
     """
 
-    def __init__(self, folder: str | Path, pairs: Any, every: int = 1000, keep: int = 3):
+    def __init__(
+        self,
+        folder: str | Path,
+        pairs: Any,
+        every: int = 1000,
+        keep: int = 3,
+        identity: Mapping[str, Any] | None = None,
+    ):
         super().__init__()
         if not hasattr(getattr(pairs, "epochs", None), "start_at"):
             raise TypeError(
@@ -68,6 +91,9 @@ class Checkpoints(keras.callbacks.Callback):
             raise ValueError(f"`every` and `keep` must be positive. Received: every={every}, keep={keep}.")
         self.folder = Path(folder)
         self.every, self.keep = every, keep
+        # As it is after it was written and read.
+        self._own_identity = json.loads(json.dumps(dict(identity or {})))
+        self.first_step = 0
         self._epochs, self._length = pairs.epochs, len(pairs)
         self._resumed: dict[str, Any] | None = None
         # Variables and values.
@@ -84,10 +110,13 @@ class Checkpoints(keras.callbacks.Callback):
             )
         self.folder.mkdir(parents=True, exist_ok=True)
         if state.each_process(0, self.model).index == 0:
-            for begun in self.folder.glob(".step-*.safetensors.*"):
-                begun.unlink(missing_ok=True)
+            # The second pattern is that of earlier versions.
+            for pattern in (f".step-*{PART}.safetensors", ".step-*.safetensors.*"):
+                for begun in self.folder.glob(pattern):
+                    begun.unlink(missing_ok=True)
         self._resumed, self._has_begun = None, False
         self._first_step, self._metrics = 0, ([], [])
+        self.first_step = 0
         path = self._newest()
         if path is not None:
             self._restore(path)
@@ -168,12 +197,22 @@ class Checkpoints(keras.callbacks.Callback):
         metrics = set(map(id, self.model.metrics_variables)) if record["step"] else ()
         chosen = [number for number, variable in enumerate(variables) if id(variable) in metrics]
         self._metrics = [variables[number] for number in chosen], [np.array(arrays[number]) for number in chosen]
+        self.first_step = record["epoch"] * self._length + record["step"]
         # `fit` reads this after `on_train_begin`.
         compat.set_initial_epoch(self.model, record["epoch"])
+        if record["epoch"] >= self.params.get("epochs", record["epoch"] + 1):
+            logging.getLogger("keras_clip").warning(
+                "Nothing left to do: %s is the end of epoch %s, and `epochs` is %s.",
+                path,
+                record["epoch"],
+                self.params["epochs"],
+            )
 
     def _refuse_another(self, path, identity, entries):
         own, differing = self._identity(), []
-        for key in sorted({*identity, *own}):
+        # What checkpoints of earlier versions do not tell is not compared.
+        unknown = {key for key in own if key not in identity and key.startswith(("data's ", "run's "))}
+        for key in sorted({*identity, *own} - unknown):
             if identity.get(key) != own.get(key):
                 differing.append(f"{key} {identity.get(key)!r}, and here {own.get(key)!r}")
         for there, here in zip([*entries, None], [*state.entries(self.model), None], strict=False):
@@ -181,14 +220,18 @@ class Checkpoints(keras.callbacks.Callback):
                 differing.append(f"the variable {there and tuple(there)}, and here {here and tuple(here)}")
                 break
         if differing:
-            raise ValueError(
+            raise DifferentTrainingError(
                 "A checkpoint can only be resumed with the same model, optimizer and data. Received: "
-                f"{path} with {'; '.join(differing)}. Run the program that wrote it, or use another folder."
+                f"{path} with {'; '.join(differing)}. Run the program that wrote it, or use another folder, or remove "
+                "this one to begin anew."
             )
 
     def _identity(self):
         data = {f"data's {key}": value for key, value in self._epochs.identity.items()}
-        return {**state.identity(self.model), **data}
+        run = {f"run's {key}": value for key, value in self._own_identity.items()}
+        # Of an object without a configuration its class must do.
+        plain = json.loads(json.dumps(data, default=lambda value: type(value).__name__))
+        return {**state.identity(self.model), **plain, **run}
 
     def _restore_history(self):
         if self._resumed and self.model.history is not None:

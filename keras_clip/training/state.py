@@ -72,7 +72,7 @@ def identity(model: keras.Model) -> dict[str, Any]:
 
 
 class Processes(NamedTuple):
-    """A number of each process.
+    """The numbers of all processes.
 
     Attributes:
         index: int. Index of this process.

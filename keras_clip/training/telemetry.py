@@ -110,6 +110,8 @@ class Telemetry(compat.AsyncCallback):
         self._reads = deque()
         self._step = None
         self.model.batch_listener = self._reads.append
+        # After an exception in `fit`, too.
+        self.model.call_after_fit(self._close)
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         """Starts the clock. Arguments as in `keras.callbacks.Callback`."""
@@ -154,7 +156,10 @@ class Telemetry(compat.AsyncCallback):
 
     def on_train_end(self, logs: dict | None = None) -> None:
         """Closes the files."""
-        self.model.batch_listener = None
+        self._close()
+
+    def _close(self):
+        self._measured_model.batch_listener = None
         for file in (self._csv, self._board):
             if file is not None:
                 file.close()

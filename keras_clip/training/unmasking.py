@@ -35,12 +35,15 @@ class Unmask(keras.callbacks.Callback):
     def on_train_begin(self, logs: dict | None = None) -> None:
         """Stores the rates of all patch dropout layers."""
         if self._has_begun:
-            # The previous `fit` was interrupted in its last epochs, and this one would use its compiled step.
+            # The previous `fit` of a model that is not of this library was interrupted in its last epochs, and this one
+            # would use its compiled step.
             self._restore()
             self._has_begun = False
             compat.retrace_step(self.model)
         layers = compat.all_layers(self.model, include_self=False)
         self._rates = {layer: layer.rate for layer in layers if isinstance(layer, PatchDropout) and layer.rate > 0}
+        if isinstance(self.model, compat.CompiledFunctions):
+            self.model.call_after_fit(self._end)
         if not self._rates:
             raise ValueError(
                 f"`Unmask` requires an encoder with patch dropout. Received: model={self.model.name!r} without it. "
@@ -64,6 +67,11 @@ class Unmask(keras.callbacks.Callback):
 
     def on_train_end(self, logs: dict | None = None) -> None:
         """Discards the compiled step without patch dropout."""
+        self._end()
+
+    def _end(self):
+        """Leaves the model as it was, also after an exception in `fit`."""
+        self._restore()
         if self._has_begun:
             self._has_begun = False
             compat.forget_step(self.model)

@@ -1,4 +1,4 @@
-"""A pass that begins in the middle of an epoch continues as the uninterrupted one, broken samples included."""
+"""A pass that begins in the middle of an epoch equals the rest of the uninterrupted pass, with broken samples too."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ import keras_clip
 pytestmark = pytest.mark.backend_free
 SAMPLES, BATCH = 64, 2
 STEPS = SAMPLES // BATCH
-# Three of 64 is the largest number allowed: the last three samples of an epoch come from a second pass.
+# Three of 64 is the largest number of broken samples that is allowed. In each epoch, a second pass replaces them.
 BROKEN = (7, 20, 33)
 
 
@@ -25,7 +25,7 @@ def stream(folder, samples):
 
 
 def half(folder, samples):
-    """One of two parts: of 128 samples, of which the numbers are twice as many."""
+    """The second of two parts of 128 samples, so that this part has 64 samples too."""
     return write_shards(folder, samples + [(f"{key}b", image, caption) for key, image, caption in numbered(64)]), {
         "shard": (1, 2)
     }
@@ -36,7 +36,7 @@ SOURCES = {"tars": tars, "stream": stream, "one of two parts": half}
 
 @pytest.fixture(params=SOURCES.values(), ids=SOURCES)
 def read(request, tmp_path, monkeypatch):
-    """Makes the same dataset each time."""
+    """Returns a function that makes the same dataset in each call."""
     decode_one_colour(monkeypatch)
     samples = numbered(SAMPLES)
     for number in BROKEN:
@@ -47,7 +47,7 @@ def read(request, tmp_path, monkeypatch):
 
 
 def batches(dataset):
-    """(epoch, step, numbers) of each batch. Crops follow from epoch and sample: see test_pairs.py."""
+    """Returns (epoch, step, numbers) of each batch. test_pairs.py shows that epoch and sample determine the crops."""
     return [(int(e), int(s), np.asarray(batch["token_ids"])[:, 1].tolist()) for (e, s), batch in dataset]
 
 
@@ -62,10 +62,10 @@ def test_every_step_can_be_the_first(read):
         counts.append(broken)
         resumed.epochs.start_at(1, step, broken)
         assert batches(resumed.numbered) == second[step:]
-        # What was met before counts too, for a run that is stopped again.
+        # Broken samples from before the resumption count too, for a run that is interrupted again.
         assert resumed.epochs.broken_before(1, STEPS) == whole.epochs.broken_before(1, STEPS)
     assert counts == sorted(counts) and counts[0] == 0
-    # Whole epochs follow.
+    # After the last step of the first epoch, a whole epoch follows.
     resumed.epochs.start_at(0, STEPS - 1, whole.epochs.broken_before(0, STEPS - 1))
     again = batches(resumed.numbered.repeat().take(1 + STEPS))
     assert again[1:] == second

@@ -1,4 +1,4 @@
-"""`image_text_pairs`: every source, order and chance, broken samples, refusals."""
+"""`image_text_pairs`: every source, order and randomness, broken samples, refusals."""
 
 import builtins
 import io
@@ -14,12 +14,14 @@ from numbered_pairs import (
     COLUMNS,
     SOURCES,
     NumberTokenizer,
+    colour,
     decode_one_colour,
     draw_from_the_crop_seed,
     image_file,
     numbered,
     numbers,
     tar_members,
+    write_images,
     write_records,
     write_shards,
     write_table,
@@ -78,7 +80,7 @@ def crop_seeds(monkeypatch):
     draw_from_the_crop_seed(monkeypatch)
 
 
-# Tests of what is not decoding: order, parts, captions, lengths, sources and what their errors do.
+# For tests that do not depend on decoding: order, parts, captions, lengths, sources and their errors.
 not_of_decoding = pytest.mark.usefixtures("one_colour")
 
 
@@ -131,7 +133,7 @@ class TestSources:
 
 
 @backend_free
-class TestChance:
+class TestRandomness:
     @pytest.mark.parametrize("source, decoder", DECODERS.items(), ids=DECODERS)
     def test_the_seed_and_the_epoch_decide_everything(self, source, decoder, tmp_path, request):
         store, mapping = SOURCES[source]
@@ -181,7 +183,7 @@ class TestChance:
         assert len(set(crops)) == len(crops) == 40
 
     @pytest.mark.parametrize("scale, least, most", [((0.9, 1.0), 0.8, 1.0), ((0.2, 0.2), 0.38, 0.52)], ids=str)
-    def test_crops_keep_their_share(self, scale, least, most, tmp_path):
+    def test_crop_areas_lie_in_the_given_range(self, scale, least, most, tmp_path):
         ramp = np.broadcast_to(np.arange(256, dtype="uint8")[None, :, None], (256, 256, 3))
         file = io.BytesIO()
         Image.fromarray(ramp).save(file, "PNG")
@@ -190,7 +192,7 @@ class TestChance:
         spans = np.ptp(batch["images"].numpy()[..., 0].astype(int), axis=(1, 2)) / 255
         assert least - 0.01 < spans.min() < spans.max() < most + 0.01
 
-    def test_evaluation_draws_nothing(self, tmp_path):
+    def test_evaluation_is_deterministic(self, tmp_path):
         write_tar(tmp_path / "a.tar", tar_members(noisy(10)))
         dataset = pairs(str(tmp_path / "a.tar"), training=False)
         assert (
@@ -200,7 +202,7 @@ class TestChance:
     @not_of_decoding
     def test_shuffling_goes_across_shards(self, shards):
         found = np.array(numbers(pairs(shards, 50)))
-        # In the first third there is about a third of each of the three shards.
+        # The first third of the epoch has about a third of the samples of each of the three shards.
         assert np.bincount(found[:18] % 3, minlength=3).min() >= 2
 
     @not_of_decoding
@@ -335,7 +337,7 @@ class TestBrokenSamples:
 
     @pytest.mark.parametrize("place", [0, 24, COUNT - 1])
     @not_of_decoding
-    def test_wherever_it_is(self, place, tmp_path):
+    def test_at_any_position(self, place, tmp_path):
         samples = numbered(COUNT)
         samples[place] = ("broken", b"?", b"1")
         dataset = pairs(write_tar(tmp_path / "a.tar", tar_members(samples)), 1, training=False)
@@ -378,16 +380,83 @@ class TestBrokenSamples:
         with pytest.raises(Exception, match=r"6 of \d+ samples: undecodable image 5, no image 1"):
             list(dataset)
 
+    @not_of_decoding
+    def test_a_readme_beside_ten_pairs(self, tmp_path, caplog):
+        write_images(tmp_path, numbered(10))
+        for key, _, caption in numbered(10):
+            (tmp_path / f"{key}.txt").write_bytes(caption)
+        (tmp_path / "README.txt").write_text("7")
+        (tmp_path / "LICENSE.txt").write_text("8")
+        source = write_tar(
+            tmp_path / "a.tar", [*tar_members(numbered(10)), ("README.txt", b"7"), ("LICENSE.txt", b"8")]
+        )
+        for place in (tmp_path, source):
+            for training in (True, False):
+                dataset = pairs(place, 5, training=training)
+                assert set(numbers(dataset)) == set(range(10))
+                assert dataset.skipped.counts["no image"] == 2
+                assert any("README" in example for example in dataset.skipped.examples)
+        assert "skipped 2 of 12 samples: no image 2" in caplog.text
+        # Many are no stray files.
+        for k in range(6):
+            (tmp_path / f"more{k}.txt").write_text("7")
+        with pytest.raises(Exception, match=r"6 of \d+ samples: no image 6.*raise `max_broken`"):
+            list(pairs(tmp_path, 1))
+
+    @not_of_decoding
+    def test_the_limit_is_an_argument(self, tmp_path):
+        samples = [(f"{k:03d}", b"?" if k < 10 else image_file(k), str(k).encode()) for k in range(40)]
+        source = write_tar(tmp_path / "a.tar", tar_members(samples))
+        dataset = pairs(source, 1, training=False, max_broken=0.25)
+        assert numbers(dataset) == list(range(10, 40)) and dataset.skipped.total == 10
+        with pytest.raises(Exception, match=r"At most 22.5% of the samples.*10 of \d+ samples"):
+            list(pairs(source, 1, max_broken=0.225))
+        one = write_tar(tmp_path / "b.tar", tar_members(samples[9:]))
+        assert len(numbers(pairs(one, 1, training=False))) == 30
+        with pytest.raises(Exception, match=r"At most 0% of the samples.*1 of \d+ samples"):
+            list(pairs(one, 1, max_broken=0))
+        # Not one good sample is an error whatever the limit.
+        none = write_tar(tmp_path / "c.tar", tar_members(samples[:10]))
+        with pytest.raises(Exception, match="10 of 10 samples"):
+            list(pairs(none, 1, training=False, max_broken=1))
+
+    @not_of_decoding
+    def test_files_that_are_passed_over_are_reported_and_do_not_count_as_broken(self, tmp_path, caplog):
+        members = [*tar_members(numbered(COUNT))]
+        members += [(f"{key}.5mm.{end}", b"?") for key, _, _ in numbered(60) for end in ("jpg", "txt")]
+        members += [("x.jpg", b"?"), ("x.txt", b"1")]
+        dataset = pairs(write_tar(tmp_path / "a.tar", members), 1, training=False)
+        reason = "a second dot in the name, where keys end at the first"
+        assert dataset.skipped.counts == {reason: 120} and dataset.num_samples == COUNT + 1
+        assert (
+            f"passed over 120 files of {tmp_path}/a.tar: {reason} 120. First: {tmp_path}/a.tar: 000.5mm" in caplog.text
+        )
+        for _ in range(2):
+            assert numbers(dataset) == list(range(COUNT))
+            assert dataset.skipped.counts == {reason: 120, "undecodable image": 1}
+            assert (dataset.skipped.total, dataset.skipped.broken) == (121, 1)
+            assert dataset.skipped.examples[0].endswith(f"000.5mm.jpg: {reason}")
+            assert dataset.skipped.examples[100].startswith(f"{tmp_path}/a.tar: x: undecodable image")
+        assert "skipped 1 of 51 samples: undecodable image 1. First: " in caplog.text
+
+    @not_of_decoding
+    def test_errors_are_short_whatever_the_source(self):
+        arrays = [{"picture": np.zeros((50, 50, 3), np.float32), "text": "1"}] * 3000
+        for batch_size, source in ((5000, arrays), (1, [{"picture": b"?", "text": "1" * 3000}] * 3000)):
+            with pytest.raises(Exception) as error:
+                list(pairs(source, batch_size, mapping=COLUMNS))
+            assert len(str(error.value)) < 5000
+
     @pytest.mark.parametrize("source", ["tars", "tf.data of files"])
     @not_of_decoding
-    def test_none_good(self, source, tmp_path):
+    def test_all_are_broken(self, source, tmp_path):
         samples = [(f"{k:03d}", b"<html>", b"1") for k in range(20)]
         store, mapping = SOURCES[source]
         with pytest.raises(Exception, match="2 of 2 samples: undecodable image 2.*begin with b'<html>'"):
             list(pairs(store(tmp_path, samples), 1, mapping=mapping))
 
     @not_of_decoding
-    def test_none_good_among_the_first_thousand_ends_the_epoch_there(self):
+    def test_an_epoch_ends_when_its_first_thousand_samples_are_broken(self):
         asked = []
 
         class Endless:
@@ -403,7 +472,7 @@ class TestBrokenSamples:
         assert len(asked) < 3000
 
     @not_of_decoding
-    def test_too_many_end_the_epoch_as_soon_as_they_are(self):
+    def test_an_epoch_ends_as_soon_as_too_many_are_broken(self):
         class Source:
             def __len__(self):
                 return 4000
@@ -423,21 +492,21 @@ class TestBrokenSamples:
             list(pairs([1, 2, 3], 1, mapping=failing))
 
     @not_of_decoding
-    def test_a_moment_without_the_disk_is_not_a_broken_sample(self, tmp_path, monkeypatch):
+    def test_a_temporary_read_error_is_not_a_broken_sample(self, tmp_path, monkeypatch):
         dataset = pairs(write_tar(tmp_path / "a.tar", tar_members(numbered(200))), 1, training=False)
         original, calls = os.pread, []
 
         def failing(*arguments):
             calls.append(arguments)
             if len(calls) == 300:
-                raise OSError("the disk is away")
+                raise OSError("disk not mounted")
             return original(*arguments)
 
         monkeypatch.setattr(os, "pread", failing)
-        with pytest.raises(Exception, match="the disk is away"):
+        with pytest.raises(Exception, match="disk not mounted"):
             list(dataset)
         assert dataset.skipped.total == 0
-        # Once it is back, the next epoch is whole.
+        # When the disk can be read again, the next epoch is complete.
         assert len(numbers(dataset)) == 200
 
     def test_a_picture_that_cannot_be_loaded(self):
@@ -470,7 +539,7 @@ class TestBrokenSamples:
             list(dataset)
 
     @not_of_decoding
-    def test_an_iterator_that_was_given_up_does_not_count(self, tmp_path):
+    def test_an_abandoned_iterator_does_not_count(self, tmp_path):
         samples = numbered(COUNT)
         samples[3] = ("broken", b"?", b"1")
         dataset = pairs(write_tar(tmp_path / "a.tar", tar_members(samples)), 1, training=False)
@@ -496,9 +565,26 @@ class TestRefusals:
             ({"text_lengths": (16, 78)}, ValueError, "context length 77"),
             ({"text_lengths": ()}, ValueError, "text_lengths"),
             ({"tokenizer": "gpt"}, TypeError, "tokenizer='gpt'"),
-            ({"mapping": ("a", "b")}, ValueError, "takes no mapping"),
+            ({"mapping": len}, ValueError, "two names"),
+            ({"delimiter": ";"}, ValueError, "Only tables have a delimiter"),
+            ({"max_broken": 1.5}, ValueError, "max_broken=1.5"),
         ],
-        ids=str,
+        ids=[
+            "batch larger than the data",
+            "batch of zero",
+            "negative seed",
+            "crop scale of zero",
+            "crop scale above one",
+            "shard index too large",
+            "decreasing lengths",
+            "equal lengths",
+            "length above the context",
+            "no lengths",
+            "tokenizer that is a text",
+            "function for a tar",
+            "delimiter of a tar",
+            "broken fraction above one",
+        ],
     )
     def test_arguments(self, options, error, message, shards):
         with pytest.raises(error, match=message):
@@ -529,6 +615,23 @@ class TestRefusals:
         with pytest.raises(ValueError, match="two columns.*Received"):
             pairs(SOURCES["tf.data of files"][0](tmp_path, numbered(9)), 1, mapping=("picture",))
 
+    def test_tuples_of_a_stream(self):
+        import tensorflow as tf
+
+        arrays = np.stack([np.full((20, 24, 3), colour(k), np.uint8) for k in range(6)])
+        stream = tf.data.Dataset.from_tensor_slices((arrays, list(map(str, range(6)))))
+        for mapping in (lambda e: (e[0], e[1]), lambda image, text: (image, text), (0, 1)):
+            assert numbers(pairs(stream, 2, mapping=mapping, training=False)) == list(range(6))
+
+    def test_a_streamed_data_set_of_hugging_face(self, tmp_path):
+        stream = SOURCES["Hugging Face"][0](tmp_path, numbered(9)).to_iterable_dataset()
+        dataset = pairs(stream, 2, mapping=COLUMNS)
+        assert dataset.num_samples is None
+        epochs = [numbers(dataset) for _ in range(2)]
+        assert [len(set(epoch)) for epoch in epochs] == [8, 8] and epochs[0] != epochs[1]
+        parts = [numbers(pairs(stream, 2, mapping=COLUMNS, shard=(k, 2), training=False)) for k in range(2)]
+        assert sorted(parts[0] + parts[1]) == list(range(9))
+
     def test_float_images_of_a_stream(self):
         import tensorflow as tf
 
@@ -551,7 +654,7 @@ class TestRefusals:
 
 
 class Shrink(keras.Model):
-    """Any model and any loss."""
+    """A model and a loss that use all inputs: their values do not matter."""
 
     def __init__(self):
         super().__init__()

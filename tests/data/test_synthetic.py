@@ -1,4 +1,4 @@
-"""Drawn scenes: the same for ever, true captions, held-out kinds never in training, pixels where they should be."""
+"""Synthetic scenes: reproducible, true captions, no held-out kinds in training, shapes drawn at the right place."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def scene(count=1, size="large", colour="red", shape="circle", position="in the 
 
 
 def body(image, colour):
-    """Which pixels have about the hue of a colour."""
+    """Returns which pixels have about the hue of a colour."""
     wanted = np.asarray(COLOURS[colour], float)
     pixels = image.astype(float)
     cosine = (pixels * wanted).sum(2) / np.linalg.norm(pixels, axis=2).clip(1) / np.linalg.norm(wanted)
@@ -41,7 +41,7 @@ def test_kinds_are_split():
     assert len(every) == len(set(every)) == 4 * 2 * 8 * 8
     assert set(seen) | set(unseen) == set(every) and not set(seen) & set(unseen)
     assert len(unseen) >= 50
-    # What is unseen is the combination: each word occurs in training.
+    # Only combinations are unseen: each word occurs in training.
     for part in ("count", "size", "colour", "shape"):
         assert {getattr(kind, part) for kind in seen} == {getattr(kind, part) for kind in every}
 
@@ -78,7 +78,7 @@ def test_captions_are_true_and_varied():
 
 @pytest.mark.parametrize("shape", synthetic.SHAPES)
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
-def test_as_many_bodies_as_named(count, shape):
+def test_as_many_shapes_as_named(count, shape):
     for seed in range(3):
         image = synthetic.draw(scene(count, shape=shape, seed=seed), 128)
         labels, found = ndimage.label(ndimage.binary_closing(body(image, "red")))

@@ -27,7 +27,7 @@ def peer():
 
 
 def generated_texts(count, seed):
-    """Random code points from ever larger ranges, mixed with what the cleaning and the splitting look for."""
+    """Returns texts of random code points, mixed with characters that are cleaned or split specially."""
     generator = random.Random(seed)
     ranges = [0x7F, 0x17F, 0x2FFF, 0xFFFF, 0x10FFFF]
     spice = " '&;#sStTdDmM0aA!<>|\n\t"
@@ -43,7 +43,7 @@ def generated_texts(count, seed):
 
 
 def disagreements(peer, texts):
-    """The texts that the two encode differently. Ours take one call, since each call starts threads."""
+    """Returns the texts that the tokenizers encode differently. Ours takes one call, since each call starts threads."""
     rows = CLIPTokenizer(128)(texts)
     ours = [row[: row.tolist().index(END) + 1].tolist() for row in rows]
     return [text for text, ids in zip(texts, ours, strict=True) if ids != [START, *peer.encode(text), END]]
@@ -74,7 +74,7 @@ def test_much_generated_unicode(peer):
 
 @pytest.mark.slow
 def test_code_points_of_every_block(peer):
-    # In a word, so that what normalises or splits shows.
+    # Each code point stands inside a word, so that normalisation and splitting change the token ids.
     texts = [f"a{chr(code)}b" for code in range(0x110000) if not 0xD800 <= code < 0xE000]
     assert disagreements(peer, texts[:0x2000] + texts[0x2000::199]) == []
 
@@ -103,7 +103,7 @@ def test_no_text_becomes_a_special_token(text):
     ids = CLIPTokenizer().encode(f"a {text} b")
     assert ids
     assert not {START, END} & set(ids)
-    # The letters are there, as those of any other word.
+    # The letters are encoded like those of any other word.
     assert CLIPTokenizer().decode(ids).replace(" ", "") == f"a{text}b".lower().replace("&lt;", "<").replace("&gt;", ">")
 
 

@@ -1,4 +1,4 @@
-"""`wrap`: foreign models as encoders, padding told by its place, pixel ranges, refusals."""
+"""`wrap`: other libraries' models as encoders, padding recognised by its position, pixel ranges, refusals."""
 
 import keras
 import numpy as np
@@ -87,12 +87,12 @@ def test_pixel_range_reaches_the_wrapped_model():
 
 
 def echo_text_model(length=CONTEXT):
-    """Gives each token's id as its only feature."""
+    """Returns a model whose only feature of each token is its id."""
     token_ids = keras.Input((length,), dtype="int32")
     return keras.Model(token_ids, keras.layers.Rescaling(1.0)(keras.ops.expand_dims(token_ids, -1)))
 
 
-# Ends after three tokens; the id 0 before the end is the token "!", after it padding.
+# The first text ends after three tokens. The id 0 before the end is the token "!"; after the end it is padding.
 TEXT = np.array([[5, 0, 9, 0, 0, 0], [5, 7, 1, 2, 3, 9]], "int32")
 POOLED = {"mean": [14 / 3, 4.5], "max": [9, 9], "first": [5, 5], "end": [9, 9]}
 
@@ -118,7 +118,7 @@ def masked_text_model():
 
 REFUSED = {
     "unknown pooling": (lambda: encoders.wrap(echo_text_model(), pooling="sum"), "pooling"),
-    "a map without pooling": (lambda: encoders.wrap(applications_model(), pooling=None), "pooling"),
+    "a feature map without pooling": (lambda: encoders.wrap(applications_model(), pooling=None), "pooling"),
     "end of an image": (lambda: encoders.wrap(applications_model(), pooling="end"), "text model"),
     "no length": (lambda: encoders.wrap(echo_text_model(None)), "context length"),
     "several outputs": (lambda: encoders.wrap(hub_text_backbone(), context_length=4), "output"),

@@ -1,4 +1,4 @@
-"""Hand-made results of an evaluation, of two data sets and all methods, for the figures and the report."""
+"""Hand-made results of an evaluation, of two datasets and all methods, for the figures and the report."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ PROTOCOL = "test, 64 px, 2 templates"
 
 
 def results(right=0.5, model="tiny <1>"):
-    """Everything that an evaluation can give, of two data sets."""
+    """Returns all scores and tables that an evaluation can produce, of two datasets."""
     made = Results(info={"model": model, "gflops_per_image": 1.5, "class_names": {}})
     rng = np.random.default_rng(0)
     for i, name in enumerate(("digits", "Food101")):

@@ -1,4 +1,4 @@
-"""Evaluation during training: the numbers are right and reach the logs, and training is as it is without."""
+"""Evaluation during training: the scores are correct and reach the logs, and training is unchanged."""
 
 import keras
 import numpy as np
@@ -28,7 +28,7 @@ def compiled():
 
 
 def fit(clip, *callbacks, epochs=2, verbose=0):
-    """Trains on shuffled pairs, patches left out at random; 3 steps an epoch."""
+    """Trains on shuffled pairs with patch dropout, for 3 steps per epoch."""
     keras.utils.set_random_seed(5)
     return clip.fit(pairs(48), batch_size=16, epochs=epochs, verbose=verbose, callbacks=list(callbacks)).history
 
@@ -41,7 +41,7 @@ def trained():
 
 @pytest.fixture(scope="module")
 def plain():
-    """A model trained without the callback, its weights after that, and its history. It may be trained again."""
+    """A model trained without the callback, its weights after that, and its history. Tests may train it further."""
     clip = compiled()
     history = fit(clip)
     return clip, state(clip), history
@@ -58,7 +58,7 @@ def test_training_is_not_disturbed(trained, plain):
 def test_numbers_are_those_of_the_weights_at_that_step(trained):
     watcher, clip, history = trained
     assert [row["step"] for row in watcher.history] == [2, 4, 6]
-    # The sixth step is the last one: the weights are those of now.
+    # The sixth step is the last one, so its weights are the current ones.
     embeddings = keras.ops.convert_to_numpy(clip.encode_image(watcher.images))
     similarities = embeddings @ embed_classes(clip.text_embedder, NAMES).T
     last = watcher.history[-1]
@@ -99,6 +99,6 @@ def test_tensorboard_writes_it(plain, tmp_path):
     [{"every": 0}, {"train_labels": np.full(12, 3)}, {"train_images": np.zeros((12, 4, 4, 3), "float32")}],
     ids=["every", "label", "floats"],
 )
-def test_what_does_not_fit_is_refused(bad):
+def test_invalid_arguments_are_refused(bad):
     with pytest.raises(ValueError, match="Received: (every=0|images)"):
         callback(**bad)

@@ -11,13 +11,13 @@ from subprocesses import REPOSITORY, run_python
 
 @pytest.mark.backend_free
 @pytest.mark.parametrize("probabilities", [np.full((4, 3), np.nan), np.full((4, 3), 1 / 3)], ids=["NaN", "all equal"])
-def test_a_model_that_tells_nothing_apart_is_wrong(probabilities):
+def test_nan_and_equal_probabilities_count_as_wrong(probabilities):
     top_1 = load_script("examples/demo.py").measure(probabilities, np.array([0, 1, 2, 0]))["all"]["top_1"]
     assert top_1[:2] == (0, 4)
 
 
 @pytest.mark.backend_free
-def test_shares_by_hand():
+def test_accuracy_by_hand():
     probabilities = np.array([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2], [0.1, 0.1, 0.8], [0.6, 0.3, 0.1]])
     measured = load_script("examples/demo.py").measure(probabilities, np.array([0, 1, 2, 2]))
     assert [measured[group]["top_1"][:2] for group in ("all", "photos", "sketches")] == [(2, 4), (2, 2), (0, 2)]

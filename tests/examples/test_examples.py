@@ -6,7 +6,9 @@ Each script runs once as a process, as users run it; other cases call its `main`
 import dataclasses
 import io
 import json
+import shutil
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -38,7 +40,7 @@ def write_tar(path, samples):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder with shards, and in `run` what two epochs of training left."""
+    """A folder with shards, and the files of two epochs of training in its folder `run`."""
     folder = tmp_path_factory.mktemp("trained")
     for shard in range(2):
         write_tar(folder / f"train{shard}.tar", (synthetic.sample(40 * shard + i, 32, seed=0) for i in range(40)))
@@ -99,7 +101,7 @@ def test_class_of_a_caption():
 @pytest.mark.backend_free
 def test_evaluate_among_classes(trained, capsys):
     folder, _ = trained
-    # Beside shards also a folder, a caption longer than the model's context, and a class that begins another's name.
+    # Reads a folder instead of shards, with a caption longer than the context, and a class name that begins another.
     (folder / "pictures").mkdir()
     captions = {"a": "orange, " + "very " * 20 + "round", "b": "orange juice", "c": "pear."}
     for scene, (name, caption) in enumerate(captions.items()):
@@ -124,7 +126,7 @@ def test_evaluate_among_classes(trained, capsys):
 
 @pytest.mark.backend_free
 def test_histogram_probe(tmp_path):
-    """Classes of one colour each are told apart by it, and two of the same colour are not."""
+    """The probe distinguishes classes by their colour, and cannot distinguish two classes of the same colour."""
     colors = {"red": (200, 0, 0), "red wine": (200, 0, 0), "green": (0, 200, 0), "blue": (0, 0, 200)}
     for part, count in (("train", 40), ("val", 10)):
         samples = [(np.full((40, 48, 3), colors[name], np.uint8), f"{name}, a colour") for name in colors] * count
@@ -136,7 +138,88 @@ def test_histogram_probe(tmp_path):
     assert output.startswith("right: 75.0% [59.8%, 85.8%] of 40 images, C=")
 
 
-def test_a_mistake_in_an_argument_is_told(tmp_path, capsys):
+def command(folder, out, *changes, shards="train*.tar"):
+    """The command of the fixture `trained`."""
+    sizes = ["--image-size", "32", "--context-length", "16", "--batch-size", "16", "--epochs", "2"]
+    return [str(folder / shards), "--flip", "--model", "resnet_tiny", *sizes, "--out", str(out), *changes]
+
+
+@pytest.fixture
+def ended(trained, tmp_path):
+    """A copy of a run that has ended, and what its files hold."""
+    out = Path(shutil.copytree(trained[0] / "run", tmp_path / "run"))
+    return out, contents(out)
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.backend_free
+def test_a_run_that_has_ended_says_so(trained, ended, capsys):
+    out, before = ended
+    load_script("examples/train.py").main(command(trained[0], out))
+    assert f"Nothing left to do: {out} has all 10 steps. --restart begins anew." in capsys.readouterr().out
+    assert contents(out) == before
+
+
+@pytest.mark.backend_free
+def test_a_run_that_was_killed_before_it_saved_its_model_saves_it(trained, ended, capsys):
+    out, _ = ended
+    (out / "clip.keras").unlink()
+    load_script("examples/train.py").main(command(trained[0], out))
+    assert "0 steps of 10 in" in capsys.readouterr().out
+    assert (out / "clip.keras").exists() and json.loads((out / "command.json").read_text())["first_step"] == 10
+
+
+OTHERS = {
+    "source": ([], "data's source '.*', and here"),
+    "augmentation": (["--color-jitter", "0.4"], r"run's --color-jitter 0.0, and here 0.4"),
+    "crops": (["--crop-scale", "0.5"], r"data's crop_scale \[0.9, 1.0\], and here \[0.5, 1.0\]"),
+    "model": (["--model", "vit_tiny"], "run's --model 'resnet_tiny', and here 'vit_tiny'"),
+    "schedule": (["--learning-rate", "1e-4"], "optimizer's learning_rate"),
+    "seed": (["--seed", "1"], "data's seed 0, and here 1"),
+}
+
+
+@pytest.mark.backend_free
+@pytest.mark.parametrize(("changes", "words"), OTHERS.values(), ids=OTHERS)
+def test_another_run_is_refused_and_named(trained, ended, changes, words):
+    folder, (out, before) = trained[0], ended
+    shards = "train*.tar"
+    if not changes:
+        shards = "other*.tar"
+        for shard in range(2):
+            write_tar(folder / f"other{shard}.tar", (synthetic.sample(i, 32, seed=9) for i in range(40)))
+    with pytest.raises(SystemExit, match=rf"{words}.* --restart begins anew, and moves the run of before"):
+        load_script("examples/train.py").main(command(folder, out, *changes, shards=shards))
+    assert contents(out) == before
+
+
+@pytest.mark.backend_free
+def test_restart_moves_the_run_of_before(trained, ended, capsys, monkeypatch):
+    out, before = ended
+    (out / "notes.txt").write_text("mine")
+    script, begun = load_script("examples/train.py"), []
+    monkeypatch.setattr(script, "train", lambda *_: begun.append(contents(out)))
+    for number in (1, 2):
+        script.main(command(trained[0], out, "--restart"))
+        assert f"before_{number}" in capsys.readouterr().out or number == 2
+        if number == 1:
+            (out / "clip.keras").write_bytes(b"second")
+    assert begun[0] == {"notes.txt": b"mine", **{f"before_1/{name}": data for name, data in before.items()}}
+    assert begun[1] == {**begun[0], "before_2/clip.keras": b"second"}
+
+
+@pytest.mark.backend_free
+def test_a_model_without_checkpoints_is_not_replaced(trained, ended):
+    out, _ = ended
+    shutil.rmtree(out / "checkpoints")
+    with pytest.raises(SystemExit, match="a trained model without checkpoints.*Pass --restart"):
+        load_script("examples/train.py").main(command(trained[0], out))
+
+
+def test_a_missing_argument_is_reported(tmp_path, capsys):
     with pytest.raises(FileNotFoundError, match="(?s)[Nn]o file.*nowhere.tar"):
         load_script("examples/train.py").main([str(tmp_path / "nowhere.tar"), "--out", str(tmp_path / "other")])
     with pytest.raises(SystemExit):
@@ -167,5 +250,5 @@ def test_the_papers_recipe_and_its_extra_epoch(trained, small_presets):
 
 
 def test_the_extra_epoch_needs_a_model():
-    with pytest.raises(SystemExit, match="goes on from a trained vit_l14. Received: no --start"):
+    with pytest.raises(SystemExit, match="continues from a trained vit_l14. Received: no --start"):
         load_script("examples/train.py").main(["x.tar", "--recipe", "vit_l14_336"])

@@ -1,4 +1,4 @@
-"""A loss, an optimizer and a tower of one's own, without a change to the library: the worked examples."""
+"""The worked examples: a user's own loss, optimizer and tower, without a change to the library."""
 
 import keras
 import numpy as np
@@ -16,7 +16,7 @@ BETA = 0.7
 
 
 def dense(images, texts, log_scale):
-    """The loss of each pair from the whole matrix, as the paper writes it."""
+    """Returns the loss of each pair from the full similarity matrix, as the paper defines it."""
     logits = ops.exp(log_scale) * ops.matmul(images, ops.transpose(texts))
     count = logits.shape[0]
     eye = ops.eye(count, dtype="float32")
@@ -49,7 +49,7 @@ def test_the_loss_is_the_dense_one(is_tiled, embeddings, monkeypatch):
     assert found == pytest.approx(
         ops.convert_to_numpy(dense(*tensors, ops.convert_to_tensor(np.log(2), dtype="float32"))), rel=1e-5
     )
-    # A weight on each pair, so that no gradient cancels in the sum.
+    # Each pair has another weight, so that no gradients cancel in the sum.
     upstream = ops.arange(1, 11, dtype="float32")
     ours = value_and_gradients(lambda *x: ops.sum(upstream * layer(*x)), embeddings)
     theirs = value_and_gradients(
@@ -81,7 +81,7 @@ def sgd():
 
 
 def whole(loss="contrastive"):
-    """A small CLIP of CLIP's own vocabulary, which can be saved."""
+    """Returns a small CLIP with the full vocabulary, which can be saved."""
     keras.utils.set_random_seed(3)
     return keras_clip.CLIPModel(
         keras_clip.encoders.VisionTransformer(32, 16, 32, 1, 2),
@@ -110,7 +110,7 @@ def test_the_loss_trains_in_micro_batches_and_is_saved(tmp_path):
 
 
 @pytest.mark.parametrize("loss, message", [("hinge", "kind='hinge'"), (3, "loss=3"), (keras.layers.Dense(2), "layer")])
-def test_what_is_no_loss_is_refused(loss, message):
+def test_values_that_are_no_loss_are_refused(loss, message):
     with pytest.raises(ValueError, match=message):
         build(loss=loss)
 
@@ -203,7 +203,7 @@ def test_a_video_tower(tmp_path):
     losses = clip.fit(data, batch_size=32, epochs=6, verbose=0).history["loss"]
     assert losses[-1] < losses[0] - 0.1
     for variable, start in zip(clip.image_encoder.trainable_variables, before, strict=True):
-        if variable.path.endswith("key/bias"):  # adds the same to all logits of a query: no gradient
+        if variable.path.endswith("key/bias"):  # has no gradient: it adds the same number to all logits of a query
             continue
         assert np.abs(ops.convert_to_numpy(variable.value) - start).max() > 1e-4, variable.path
     clip.save(tmp_path / "clip.keras")

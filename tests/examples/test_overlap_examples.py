@@ -1,4 +1,4 @@
-"""The examples that repeat figure 2 and that train a detector of copies: end to end on little data, and by hand."""
+"""The examples that repeat figure 2 and train a detector of copies: end to end on few images, and by hand."""
 
 import csv
 import io
@@ -23,7 +23,7 @@ def points(*accuracies):
 @pytest.mark.backend_free
 def test_images_to_reach_by_hand():
     images_to_reach = load_script("examples/efficiency.py").images_to_reach
-    # Half of the way from 2,000 to 4,000, over the logarithm.
+    # The midpoint of the logarithms of 2,000 and 4,000.
     assert images_to_reach(points(0.1, 0.2, 0.4), 0.3) == 2828
     assert images_to_reach(points(0.1, 0.2, 0.4), 0.2) == 2000
     assert images_to_reach(points(0.1, 0.2, 0.4), 0.05) == 1000
@@ -58,7 +58,7 @@ def test_train_duplicate_detector(tmp_path):
         for number in range(40):
             buffer = io.BytesIO()
             Image.fromarray(synthetic.sample(number, 48)[0]).save(buffer, "PNG")
-            # Two images are a group.
+            # Each two images form a group.
             record = json.dumps({"name": f"scene {number}", "pair": f"pair {number // 2}"}).encode()
             for suffix, data in (("png", buffer.getvalue()), ("json", record)):
                 member = tarfile.TarInfo(f"{number:03d}.{suffix}")
@@ -71,7 +71,7 @@ def test_train_duplicate_detector(tmp_path):
     record = json.loads((tmp_path / "run" / "recall.json").read_text())
     line = next(line for line in output.splitlines() if line.endswith("held out"))
     training, held_out = (int(word) for word in line.split() if word.isdigit())
-    # One image of each group that is held out, both of each that is not.
+    # Held-out groups count one image, the others both.
     assert training + 2 * held_out == 40 and 4 <= held_out <= 16
     assert record["hash"]["recompressed"]["n"] == held_out and record["hash"]["all"]["n"] == 4 * held_out
     assert record["hash"]["recompressed"]["recall"] > record["hash"]["flipped"]["recall"]

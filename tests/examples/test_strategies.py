@@ -1,4 +1,4 @@
-"""`examples/train.py --strategy`: two processes or devices read and train the batches of a single one."""
+"""`examples/train.py --strategy`: two processes or devices read and train the same batches as one."""
 
 import csv
 import io
@@ -28,7 +28,7 @@ PROCESSES = {"tensorflow": "multi_worker", "jax": "jax_data_parallel", "torch": 
 
 @pytest.fixture(scope="module")
 def shard(tmp_path_factory):
-    """70 pairs: two batches of 32 an epoch, and a rest that is left out."""
+    """70 pairs: two batches of 32 per epoch, and six pairs that are dropped."""
     path = tmp_path_factory.mktemp("shards") / "0.tar"
     with tarfile.open(path, "w") as tar:
         for i in range(70):
@@ -64,7 +64,7 @@ def losses(out):
 
 @pytest.fixture(scope="module")
 def alone(shard, tmp_path_factory):
-    """The losses of one process with one device: this one."""
+    """The losses of a training on one device, in this process."""
     out = tmp_path_factory.mktemp("alone")
     load_script("examples/train.py").main([str(shard), *FLAGS, "--out", str(out)])
     return losses(out)

@@ -33,7 +33,7 @@ def test_help_loads_no_framework():
 
 
 def command(tmp_path, body, *arguments):
-    """A script with that `main`, run as a command: its status, standard output and standard error."""
+    """Runs a script with this body of `main` as a command; returns its status, standard output and standard error."""
     script = tmp_path / "script.py"
     script.write_text(
         f"import sys\nsys.path.insert(0, {str(REPOSITORY / 'examples')!r})\nimport terminal\n"
@@ -95,7 +95,7 @@ def test_a_mistake_in_the_arguments_is_one_line(tmp_path):
 
 
 @pytest.mark.backend_free
-def test_what_an_import_says_is_shown_when_it_fails(tmp_path):
+def test_output_of_an_import_is_shown_when_it_fails(tmp_path):
     (tmp_path / "jax.py").write_text("import os\nos.write(2, b'library missing; ')\nraise ImportError('no jax')")
     code, _, errors = command(tmp_path, "import jax")
     assert code == 2 and errors == "library missing; script.py: error: no jax\n"

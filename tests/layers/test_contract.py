@@ -1,4 +1,4 @@
-"""One contract for every layer and encoder: documented shapes, gradients everywhere, serialisable, mixed precision."""
+"""One contract for every layer and encoder: documented shapes, all weights learn, serialisation, mixed precision."""
 
 import inspect
 
@@ -86,7 +86,7 @@ components = pytest.mark.parametrize("name", COMPONENTS)
 
 
 def make(name, rng, **more):
-    """The component, built, every weight moved off its start: zeros and ones hide mistakes."""
+    """Returns the built component with changed weights: initial zeros and ones would hide errors."""
     cls, arguments, inputs, shape, mixed_dtype = COMPONENTS[name]
     component = cls(**arguments, **more)
     x = inputs(rng)
@@ -145,7 +145,7 @@ def test_every_weight_learns(name, rng):
     for old, variable in zip(before, model.trainable_variables, strict=True):
         new = keras.ops.convert_to_numpy(variable)
         assert np.isfinite(new).all(), variable.path
-        # A softmax does not see what is added to all of its logits.
+        # The bias of the keys adds the same number to all logits of a softmax, and so has no gradient.
         if not variable.path.endswith("key/bias"):
             assert not np.array_equal(old, new), variable.path
 

@@ -1,4 +1,4 @@
-"""`ContrastiveLoss`: a temperature and a loss in a functional model of one's own."""
+"""`ContrastiveLoss`: a temperature and a loss in a user's functional model."""
 
 import keras
 import numpy as np
@@ -18,7 +18,7 @@ def unit(rng, *shape):
 
 
 def model_of(kind, **arguments):
-    """Two linear encoders and the layer."""
+    """Returns a functional model of two linear encoders and the layer."""
     images, texts = keras.Input((6,)), keras.Input((5,))
     embeddings = (keras.layers.UnitNormalization()(keras.layers.Dense(4)(x)) for x in (images, texts))
     return keras.Model([images, texts], ContrastiveLoss(kind, **arguments)(*embeddings))
@@ -66,7 +66,7 @@ def test_every_weight_has_a_gradient(kind, rng):
     weights = layer.trainable_variables
     _, gradients = loss_and_gradients(lambda: ops.mean(layer(images, texts)), weights)
     for i, weight in enumerate(weights):
-        # By differences: what the loss does when the weight moves.
+        # The gradient by finite differences of the loss.
         before, values = float(weight), []
         for step in (0.05, -0.05):
             weight.assign(before + step)
@@ -101,12 +101,13 @@ def test_trained_saved_and_loaded(kind, rng, tmp_path):
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras", custom_objects={"pass_on": pass_on})
     np.testing.assert_array_equal(*(m.predict(data, batch_size=12, verbose=0) for m in (model, loaded)))
-    # The bound on the scale holds after loading too.
+    # The loaded layer keeps the bound on the logit scale.
     layer = loaded.layers[-1]
     layer.logit_scale.assign(7.0)
     loaded.optimizer.learning_rate = 0.0
     loaded.fit(data, np.zeros(12), batch_size=12, verbose=0)
-    assert float(layer.logit_scale) == pytest.approx(np.log(100), abs=1e-6)
+    bound = {"contrastive": 100, "sigmoid": 1000}[kind]
+    assert float(layer.logit_scale) == pytest.approx(np.log(bound), abs=1e-6)
 
 
 def test_config_holds_every_argument():

@@ -1,4 +1,4 @@
-"""`LogitScale`: its start, its bound, its precision."""
+"""`LogitScale`: its initial value, its bound, its precision."""
 
 import keras
 import numpy as np
@@ -21,7 +21,7 @@ def test_float32_under_every_policy(policy):
     logits = layer(np.array([[1.001, 1.0]], "float32"))
     assert layer.logit_scale.dtype == "float32"
     assert keras.backend.standardize_dtype(logits.dtype) == "float32"
-    # bfloat16 cannot tell the two apart.
+    # In bfloat16, both logits would be equal.
     np.testing.assert_allclose(ops.convert_to_numpy(logits), np.array([[1.001, 1.0]]) / 0.07, rtol=1e-6)
     symbolic = layer(keras.KerasTensor((None, 3), dtype="float32"))
     assert (tuple(symbolic.shape), symbolic.dtype) == ((None, 3), "float32")
@@ -38,7 +38,7 @@ def test_stays_at_or_below_100(loaded, tmp_path):
     model.compile(keras.optimizers.SGD(1.0), loss=lambda y, logits: -logits)
     model.train_on_batch(np.ones((4, 1)), np.ones((4, 1)))
     assert float(weight) == pytest.approx(np.log(100), abs=1e-6)
-    # Not stuck there: the gradient is that of the loss.
+    # At the bound, the weight still learns: its gradient is that of the loss.
     model.compile(keras.optimizers.SGD(0.01), loss=lambda y, logits: logits)
     model.train_on_batch(np.ones((4, 1)), np.ones((4, 1)))
     assert float(weight) == pytest.approx(np.log(100) - 1.0, abs=1e-4)

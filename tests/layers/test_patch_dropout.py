@@ -1,4 +1,4 @@
-"""Which patches stay: the class token always, as many as said, in their order, others for each image and step."""
+"""`PatchDropout` keeps the class token and the given share of patches, in order, randomly for each image and step."""
 
 import keras
 import numpy as np
@@ -8,7 +8,7 @@ from keras_clip.layers import PatchDropout
 
 
 def numbered_patches(images, patches):
-    """(B, 1 + N, 1): each row is its number."""
+    """Returns (B, 1 + N, 1), in which the value of each row is its index."""
     rows = np.arange(1 + patches, dtype="float32")
     return np.tile(rows[None, :, None], (images, 1, 1))
 
@@ -18,12 +18,12 @@ def kept(layer, x):
 
 
 @pytest.mark.parametrize("rate, patches, expected", [(0.5, 10, 5), (0.75, 10, 2), (0.25, 9, 7), (0.99, 4, 1)])
-def test_what_stays(rate, patches, expected):
+def test_number_and_order_of_kept_patches(rate, patches, expected):
     rows = kept(PatchDropout(rate, seed=0), numbered_patches(30, patches))
     assert rows.shape == (30, 1 + expected)
     assert (rows[:, 0] == 0).all()
     assert (np.diff(rows, axis=1) > 0).all()
-    # Every patch has its chance.
+    # Each patch is kept in some image.
     assert set(rows[:, 1:].ravel()) == set(range(1, patches + 1))
 
 

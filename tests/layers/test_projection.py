@@ -1,4 +1,4 @@
-"""The normalisation's own gradient against the automatic one, also of large embeddings, which JAX scales in a loop."""
+"""The custom gradient of the normalisation against the automatic one, and its loop over large embeddings on JAX."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Rematerialisation: the same step, with less kept for the backward pass; layers as functions of their values."""
+"""Rematerialisation: the same step, with less memory for the backward pass; layers as functions of their values."""
 
 import keras
 import numpy as np
@@ -12,8 +12,8 @@ from keras_clip.layers.pure_call import PureCall, rematerialize
 BACKEND = keras.backend.backend()
 
 
-# Moments of few rows make the gradients of BatchNorm large and their rounding larger. Of two blocks, one is computed
-# again.
+# BatchNorm amplifies rounding errors where its moments are those of few rows, so the ResNet has a larger tolerance. Of
+# two blocks, one is computed again.
 TRAININGS = {
     "vit": ({"patch_dropout": 0.5, "num_layers": 2}, {}, 1e-5),
     "vit, micro-batches": ({"num_layers": 2}, {"microbatch_size": 8}, 1e-5),
@@ -23,7 +23,7 @@ TRAININGS = {
 
 @pytest.mark.parametrize("options, compiling, tolerance", TRAININGS.values(), ids=TRAININGS)
 def test_a_training_is_the_same(options, compiling, tolerance):
-    # Statistics of BatchNorm among the weights: they must not move twice.
+    # The compared weights include the statistics of BatchNorm, which must not be updated twice.
     one = reference(rows=24, epochs=1, **options)
     assert distance(one, train(build(remat=True, **options), pairs(24), 24, epochs=1, **compiling)) < tolerance
 
@@ -58,7 +58,7 @@ def test_random_numbers_and_penalties_are_those_of_one_call():
             total = ops.sum(ops.square(model(ops.convert_to_tensor(x))))
             return total + sum(model.losses) if BACKEND != "jax" else total
 
-        # The call that made the model has drawn as well.
+        # The call that built the model has drawn random numbers too.
         layer.dropout.seed_generator.state.assign([7, 0])
         results.append((loss_and_gradients(loss, model.trainable_variables), model.losses))
     (value, gradients), _ = results[0]
@@ -68,7 +68,7 @@ def test_random_numbers_and_penalties_are_those_of_one_call():
 
 
 def kept_bytes(encoder, images):
-    """What the backward pass of an encoder finds stored, beside its weights."""
+    """Returns the bytes that an encoder stores for its backward pass, without its weights."""
     variables = encoder.trainable_variables
     if BACKEND == "jax":
         import jax
@@ -94,20 +94,20 @@ def kept_bytes(encoder, images):
     return sum(sizes)
 
 
-@pytest.mark.skipif(BACKEND == "tensorflow", reason="backend unable: no account of what a gradient keeps")
+@pytest.mark.skipif(BACKEND == "tensorflow", reason="backend unable: does not report the stored activations")
 def test_it_keeps_the_inputs_of_blocks():
     images = ops.convert_to_tensor(pairs(8)["images"])
     kept = {}
     for remat in (False, True):
         kept[remat] = [kept_bytes(VisionTransformer(32, 8, 32, layers, 2, remat=remat), images) for layers in (2, 6)]
-    # One more block keeps its input (8, 17, 32), and on JAX what its weights are besides.
+    # Each block stores its input (8, 17, 32), and on JAX its weights too.
     rows = 8 * 17 * 32 * 4
     weights = 0 if BACKEND == "torch" else 12 * 32 * 32 * 4 * 1.2
     assert (kept[True][1] - kept[True][0]) / 4 <= 1.5 * rows + weights
     assert (kept[False][1] - kept[False][0]) / 4 > 10 * rows
 
 
-@pytest.mark.skipif(BACKEND != "tensorflow", reason="backend unable: told by what it keeps instead")
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="backend unable: stored activations are measured instead")
 def test_it_computes_blocks_twice():
     import tensorflow as tf
 
@@ -123,18 +123,18 @@ def test_it_computes_blocks_twice():
         operations = step.get_concrete_function(tf.TensorSpec((8, 32, 32, 3))).graph.get_operations()
         return sum("MatMul" in operation.type for operation in operations)
 
-    # Six products with weights (those of attention are sums of another kind), again for each block but the last.
+    # Each block except the last repeats its six products with weights; the products of attention are not MatMul.
     assert products(True) - products(False) == 2 * 6
 
 
-def test_encoders_remember_it_and_it_is_for_training_only():
+def test_encoders_save_it_and_inference_ignores_it():
     clip = build(remat=True)
     for encoder in (clip.image_encoder, clip.text_encoder, build("resnet", remat=True).image_encoder):
         assert type(encoder).from_config(encoder.get_config()).remat
     assert clip.image_embedder.predict(pairs(4)["images"], verbose=0).shape == (4, 16)
 
 
-def test_a_pure_call_changes_nothing_by_itself():
+def test_a_pure_call_does_not_change_the_layers():
     clip, data = build("convolution"), pairs(8)
     before = state(clip)
     pure = PureCall(lambda images: clip.image_embedder(images, training=True), [clip.image_embedder])

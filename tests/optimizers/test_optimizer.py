@@ -1,4 +1,4 @@
-"""`adamw`: which variables decay, on every backend and after loading; the schedule; the step against torch's."""
+"""`adamw`: the variables with weight decay, also after loading; the schedule; its steps against torch's AdamW."""
 
 import keras
 import numpy as np
@@ -17,7 +17,7 @@ def tiny_model():
 
 
 def decayed(optimizer, model):
-    """What really moves when nothing but the decay acts."""
+    """Returns the paths of the variables that change when all gradients are zero."""
     for variable in model.trainable_variables:
         variable.assign(keras.ops.ones(variable.shape))
     zeros = [keras.ops.zeros(variable.shape) for variable in model.trainable_variables]
@@ -47,7 +47,7 @@ def test_kernels_embeddings_and_positions_decay_and_nothing_else(tmp_path):
     optimizer = adamw(model, learning_rate=0.1, warmup_steps=0, total_steps=10)
     moved = decayed(optimizer, model)
     assert all(matches(path) for path in moved), moved
-    # Both transformers have the same inner names: 2 x (4 + 2), and the six outside of the blocks.
+    # Both transformers have the same names inside: 2 x (4 + 2), and six outside of the blocks.
     assert len([v for v in model.trainable_variables if matches(v.path)]) == 18
     assert len(moved) == len({"/".join(v.path.split("/")[-3:]) for v in model.trainable_variables if matches(v.path)})
 

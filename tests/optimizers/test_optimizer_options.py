@@ -1,4 +1,4 @@
-"""`AdamW`'s own options: rates by layer, which Adam's division must not undo, and moments in bfloat16."""
+"""Options of `AdamW`: layer-wise learning rates, which Adam's normalisation must not cancel, and bfloat16 moments."""
 
 import keras
 import numpy as np
@@ -46,7 +46,7 @@ def random_gradients(model, scale=1.0):
     return [scale * rng.choice([-1.0, 1.0], size=v.shape).astype("float32") for v in model.trainable_variables]
 
 
-# Factors of the learning rate, by hand: the last block 1, each below it half of that, embeddings below the first.
+# Factors of the learning rate, by hand: 1 for the last block, half of it for each earlier one and for the embeddings.
 FACTORS = {
     "vision_transformer/block_2/": 1.0,
     "vision_transformer/block_1/": 0.5,
@@ -78,7 +78,7 @@ def test_the_update_of_a_layer_has_its_size(updates, part):
     assert size(paths, "") / unit == pytest.approx(FACTORS[part], rel=1e-3)
 
 
-def test_scaled_gradients_would_not_do():
+def test_scaled_gradients_do_not_change_the_update():
     keras.backend.clear_session()
     model = deep_clip()
     gradients = [
@@ -120,7 +120,7 @@ def moment_bytes(optimizer):
     return sum(sizes[keras.backend.standardize_dtype(v.dtype)] * int(np.prod(v.shape)) for v in kept)
 
 
-def test_moments_take_half_of_the_memory():
+def test_bfloat16_moments_take_half_of_the_memory():
     layer = keras.layers.Dense(16)
     layer.build((None, 8))
     whole, half = AdamW(0.1), AdamW(0.1, moments_dtype="bfloat16")
@@ -129,8 +129,8 @@ def test_moments_take_half_of_the_memory():
     assert moment_bytes(whole) == 2 * 4 * (16 * 8 + 16) and moment_bytes(half) == moment_bytes(whole) / 2
 
 
-def test_a_second_moment_in_bfloat16_falls_as_it_should():
-    # One large gradient, then small ones: rounded to the nearest, 0.999 v would stay v for ever.
+def test_a_second_moment_in_bfloat16_decays():
+    # One large gradient, then small ones: with rounding to the nearest, 0.999 v would always round back to v.
     layer = keras.layers.Dense(64, use_bias=False)
     layer.build((None, 64))
     optimizer = AdamW(0.0, beta_2=0.999, moments_dtype="bfloat16")

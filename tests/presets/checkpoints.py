@@ -8,8 +8,8 @@ from open_clip.model import CLIP
 from safetensors.torch import save_file
 
 TEXT = {"context_length": 12, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2}
-# The nine, as small as they can be told apart. The first is as deep as published, and stands in
-# `golden_embeddings.json`; one stage of the fifth has more than ten blocks, which keys count.
+# Small versions of the nine architectures. The first is as deep as the published one, and its embeddings are in
+# `golden_embeddings.json`. One stage of the fifth has more than ten blocks, so that its keys have two-digit numbers.
 TINY = {
     "rn50": dict(image_size=64, layers=[3, 4, 6, 3], width=16, head_width=64),
     "rn101": dict(image_size=64, layers=[1, 2, 4, 1], width=16, head_width=64),
@@ -30,7 +30,7 @@ PIXELS = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.25, 0.3), "interpolation": "bi
 
 
 def shake(peer):
-    """Moves all weights and statistics from where their initialisation left them, reproducibly."""
+    """Changes all weights and statistics from their initial values, reproducibly."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, value in peer.state_dict().items():
@@ -38,17 +38,17 @@ def shake(peer):
                 value += 0.02 * torch.randn(value.shape, generator=generator)
             if name.endswith("running_var"):
                 value.abs_().add_(0.5)
-            # The signal must live through all the layers, for images to be told apart.
+            # Activations must not vanish over the layers: embeddings of different images must differ.
             if value.ndim == 4:
                 value *= 2.5
-            # A residual block starts as nothing but its shortcut.
+            # This scale starts at zero, so that the residual block is the identity.
             if name.endswith("bn3.weight"):
                 value += 0.5
     return peer.eval()
 
 
 def save_open_clip(directory, vision, text=TEXT, embed_dim=24, quick_gelu=True, **more):
-    """Writes a directory as open_clip's hub has it; returns open_clip's model."""
+    """Writes a directory in open_clip's layout; returns open_clip's model."""
     torch.manual_seed(0)
     peer = shake(CLIP(embed_dim, vision_cfg=dict(vision), text_cfg=dict(text), quick_gelu=quick_gelu))
     directory.mkdir(parents=True, exist_ok=True)
@@ -61,7 +61,7 @@ def save_open_clip(directory, vision, text=TEXT, embed_dim=24, quick_gelu=True, 
 
 
 def save_hugging_face(directory, vision, text=TEXT, embed_dim=24, activation="quick_gelu", **saving):
-    """Writes a directory as `save_pretrained` does; returns transformers' model."""
+    """Writes a directory with `save_pretrained`; returns transformers' model."""
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
     torch.manual_seed(0)

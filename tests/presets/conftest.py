@@ -1,4 +1,4 @@
-"""Checkpoints that several tests read are written once."""
+"""Fixtures that write the checkpoints that several tests read, each once."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from presets import checkpoints
 
 @pytest.fixture(scope="session")
 def written(tmp_path_factory):
-    """A function that gives a folder with a tiny model, and the peer that wrote it. Neither must be changed.
+    """A function that returns a folder with a tiny model and the peer that wrote it. Tests must not change either.
 
     Its arguments are the layout ("open_clip" or "hugging_face"), a key of `checkpoints.TINY`, and options of
     `checkpoints.save_open_clip` or `checkpoints.save_hugging_face`.
@@ -28,7 +28,7 @@ def written(tmp_path_factory):
 
 @pytest.fixture
 def copied(written, tmp_path):
-    """As `written`, but a folder of its own, whose configuration may be edited: the tensors are a link."""
+    """Like `written`, but returns a copy of the folder, whose configuration may be edited; the tensors are a link."""
 
     def of(layout, name, **options):
         source, peer = written(layout, name, **options)

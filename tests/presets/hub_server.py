@@ -1,4 +1,4 @@
-"""A server on this machine that speaks the hub's protocol: digests, redirects, ranges, and its ways to fail."""
+"""A local server with the protocol of the Hugging Face hub: digests, redirects, ranges, and simulated failures."""
 
 import contextlib
 import hashlib
@@ -12,15 +12,15 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @dataclass
 class Hub:
-    """What the server has, and how it misbehaves.
+    """The files of the server, and the failures that it simulates.
 
     Attributes:
         files: {(repository, filename): content}. Files of more than 10,000 bytes are kept behind a redirect.
         gated: repositories that need a login.
         failing: how many of the next requests end with `status`.
-        status: 503, after which clients try again, or another.
+        status: the HTTP status of these requests. After 503, clients try again.
         cut: how many of the next downloads break off a megabyte before the end.
-        spoilt: whether contents come with a wrong byte.
+        spoilt: whether contents are sent with a wrong byte.
         log: "METHOD path range" of every request.
     """
 
@@ -55,7 +55,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *args):
-        """The hub keeps its own."""
+        """Prints nothing: `Hub.log` records the requests."""
 
     def do_HEAD(self):
         self.answer()
@@ -92,7 +92,7 @@ class _Handler(BaseHTTPRequestHandler):
         if len(content) > 10_000:
             digest = hashlib.sha256(content).hexdigest()
             headers |= {"X-Linked-Etag": f'"{digest}"', "X-Linked-Size": str(len(content))}
-            # On another host, as the hub does it: clients take the headers of this answer.
+            # Like the hub, redirects to another host: clients use the headers of this response.
             elsewhere = hub.url.replace("127.0.0.1", "localhost")
             return self.reply(302, b"", {**headers, "Location": f"{elsewhere}/stored/{digest}"})
         digest = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
@@ -117,7 +117,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if self.hub.cut and len(content) > 10_000:
             self.hub.cut -= 1
-            # The client writes what it has by ten megabytes.
+            # The client writes its data in blocks of ten megabytes.
             self.wfile.write(content[:-1_000_000])
             self.wfile.flush()
             self.connection.close()

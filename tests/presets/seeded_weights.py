@@ -1,4 +1,4 @@
-"""Checkpoints of which every number follows from its key, so that no peer is needed to make them again."""
+"""Checkpoints whose values depend on their keys only, so that they can be made again without a peer."""
 
 import math
 import zlib
@@ -7,13 +7,13 @@ import numpy as np
 
 
 def seeded(key, shape, scale=1.0):
-    """float32 array of this shape; normal, of this standard deviation."""
+    """Returns a float32 array of this shape, drawn from a normal distribution with this standard deviation."""
     generator = np.random.default_rng(zlib.crc32(key.encode()))
     return np.asarray(scale * generator.standard_normal(tuple(shape), np.float32), np.float32)
 
 
 def seeded_tensor(key, shape):
-    """A plausible value for this key of a checkpoint; weights, gains, statistics and counters differ."""
+    """Returns a plausible tensor for this key of a checkpoint: weights, gains, statistics or counters."""
     if key.endswith("num_batches_tracked"):
         return np.zeros(shape, np.int64)
     if key == "logit_scale":

@@ -1,4 +1,4 @@
-"""The nine published architectures: their parameter counts are the published ones."""
+"""The nine published architectures have the published numbers of parameters."""
 
 import gc
 import math
@@ -9,7 +9,7 @@ from keras_clip import CLIPModel, ImageEmbedder, TextEmbedder
 from keras_clip.layers.initialisation import skip_initialization
 from keras_clip.presets.architectures import ARCHITECTURES, Architecture
 
-# Parameters of the whole model, and of its image half.
+# Parameters of the whole model, and of its image tower.
 PUBLISHED = {
     "rn50": (102_007_137, 38_316_896),
     "rn101": (119_688_033, 56_259_936),
@@ -37,7 +37,7 @@ def parameters(layer):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_parameters(name):
     assert ARCHITECTURES.keys() == PUBLISHED.keys()
-    # Models are cycles: the last ones would still be there, several GiB of them.
+    # Models contain reference cycles: without a collection, several GiB of earlier models stay in memory.
     gc.collect()
     with skip_initialization():
         clip = ARCHITECTURES[name].build()
@@ -49,7 +49,7 @@ def test_parameters(name):
         assert clip.image_encoder.num_heads == clip.image_encoder.width // 64
 
 
-def test_halves_and_other_sizes():
+def test_towers_and_other_sizes():
     clip = TINY.resized(image_size=48, context_length=20).build(dtype="mixed_bfloat16")
     assert type(clip) is CLIPModel
     assert clip.image_encoder.image_size == clip.image_preprocessor.image_size == 48

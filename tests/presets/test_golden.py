@@ -1,4 +1,4 @@
-"""Checkpoints give the embeddings that the peers gave once, also where no peer is installed."""
+"""Checkpoints give the recorded embeddings of the peers, also where no peer is installed."""
 
 import json
 import runpy
@@ -34,8 +34,8 @@ def test_embeddings(name, tmp_path):
     np.testing.assert_allclose(texts, case["text_embeddings"], rtol=0, atol=2e-5)
 
 
-def test_they_tell_inputs_apart():
-    """By fifty times what may differ, at least."""
+def test_golden_embeddings_of_different_inputs_differ():
+    """They differ by at least fifty times the tolerance."""
     for case in GOLDEN["cases"].values():
         for kind in ("image_embeddings", "text_embeddings"):
             assert np.array(case[kind]).std(axis=0).mean() > 50 * 2e-5
@@ -44,7 +44,7 @@ def test_they_tell_inputs_apart():
 @pytest.mark.slow
 @pytest.mark.backend_free
 @pytest.mark.parametrize("name", GOLDEN["cases"])
-def test_the_peers_give_them_still(name):
+def test_the_peers_still_give_the_golden_embeddings(name):
     script = runpy.run_path(str(REPOSITORY / "tools" / "make_golden_embeddings.py"))
     case, again = GOLDEN["cases"][name], script["make_case"](*script["CASES"][name])
     assert again["shapes"] == case["shapes"] and again["token_ids"] == case["token_ids"]

@@ -1,4 +1,4 @@
-"""Weights are filled in place, and loading takes little more memory than the model has."""
+"""Weights are filled in place, and loading takes little more memory than the model itself."""
 
 import os
 import runpy
@@ -36,5 +36,5 @@ def test_memory():
     measure = runpy.run_path(str(REPOSITORY / "tools" / "measure_loading.py"))["measure"]
     (row,) = measure("vit_b32", [os.environ["KERAS_BACKEND"]])
     assert row["model"] == 4 * 151_277_313 and row["largest"] == 4 * 49408 * 512
-    # What the backend compiles takes memory too, of which a model of this size is no large part.
+    # Compiled code takes memory too, which is small compared with a model of this size.
     assert 0.9 * row["model"] < row["peak"] <= 1.1 * (row["model"] + row["largest"]) + 2**26

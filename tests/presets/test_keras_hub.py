@@ -1,4 +1,4 @@
-"""KerasHub's CLIP gives our embeddings with our weights, and we with its."""
+"""KerasHub's CLIP with our weights gives our embeddings, and our model with its weights gives its embeddings."""
 
 import keras
 import numpy as np
@@ -36,7 +36,7 @@ def test_both_ways():
     token_ids = clip.tokenizer(TEXTS)
     images, texts = numpy(clip.encode_image(pixels)), numpy(clip.encode_text(token_ids))
     np.testing.assert_allclose(unit(numpy(backbone.get_vision_embeddings(pixels))), images, atol=2e-5)
-    # Another epsilon in their last LayerNorm; its input has a variance far above both.
+    # Their last LayerNorm has another epsilon; the variance of its input is far above both.
     np.testing.assert_allclose(unit(numpy(backbone.get_text_embeddings(token_ids))), texts, atol=2e-3)
     again = presets.from_keras_hub(backbone)
     np.testing.assert_array_equal(numpy(again.encode_image(pixels)), images)
@@ -45,6 +45,6 @@ def test_both_ways():
     assert float(numpy(again.logit_scale)) == float(numpy(clip.logit_scale))
 
 
-def test_what_keras_hub_has_not():
+def test_features_that_keras_hub_lacks_are_refused():
     with pytest.raises(ValueError, match="Received: loss='sigmoid'"):
         presets.to_keras_hub(make_clip(loss="sigmoid"))

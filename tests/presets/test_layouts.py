@@ -1,4 +1,4 @@
-"""Every weight has its place in a checkpoint: the keys, shapes and values are the peers' own."""
+"""Every weight has its place in a checkpoint: keys, shapes and values equal those of the peers."""
 
 import keras
 import numpy as np
@@ -72,10 +72,10 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("encoder, slots_of, state_of", LAYOUTS.values(), ids=LAYOUTS)
-def test_tensors_come_and_go_bit_by_bit(encoder, slots_of, state_of):
+def test_tensors_are_read_and_written_bit_for_bit(encoder, slots_of, state_of):
     clip, state = make_clip(encoder()), state_of()
     slots = slots_of(clip)
-    # Each weight once, and each stored tensor: the fused ones three times.
+    # Each weight occurs once; each stored tensor occurs once, or three times if it is fused.
     assert {id(slot.variable) for slot in slots} == {id(variable) for variable in clip.weights}
     assert len(slots) == len(clip.weights)
     assert {slot.key: slot.stored_shape for slot in slots} == {key: value.shape for key, value in state.items()}
@@ -89,10 +89,10 @@ def test_tensors_come_and_go_bit_by_bit(encoder, slots_of, state_of):
 
 
 @pytest.mark.parametrize("slots_of", [open_clip_slots, hugging_face_slots])
-def test_halves(slots_of):
+def test_towers(slots_of):
     clip = make_clip(vision_transformer(), loss="sigmoid")
-    halves = [slot.key for half in (clip.image_embedder, clip.text_embedder) for slot in slots_of(half)]
-    assert halves + ["logit_scale", "logit_bias"] == [slot.key for slot in slots_of(clip)]
+    keys = [slot.key for tower in (clip.image_embedder, clip.text_embedder) for slot in slots_of(tower)]
+    assert keys + ["logit_scale", "logit_bias"] == [slot.key for slot in slots_of(clip)]
 
 
 def test_encoders_without_names_are_refused():

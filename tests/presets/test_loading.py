@@ -1,4 +1,4 @@
-"""Checkpoints that the peers wrote give the peers' embeddings; what we write, they read."""
+"""Checkpoints written by the peers give the peers' embeddings, and the peers read the checkpoints that we write."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ from presets import checkpoints
 from keras_clip import CLIPModel, ImageEmbedder, TextEmbedder, presets
 
 TEXTS = ["a", "a photo of a cat", "two red circles and a blue square on a table", "Sign: 42%!"]
-# Those that every batch size is tried with, and that are tested daily.
+# The architectures that are tested with every batch size, and outside of the slow tests.
 USUAL = ("rn50", "vit_b32")
 NINE = [name if name in USUAL else pytest.param(name, marks=pytest.mark.slow) for name in checkpoints.TINY]
 
@@ -42,7 +42,7 @@ def assert_same(clip, peer, embed, count, size):
     images, texts = embed(peer, pixels, token_ids)
     np.testing.assert_allclose(clip.image_embedder.predict(pixels, verbose=0), images, rtol=0, atol=2e-5)
     np.testing.assert_allclose(clip.text_embedder.predict(token_ids, verbose=0), texts, rtol=0, atol=2e-5)
-    assert images.std(axis=0).mean() > 2e-4 or count == 1, "the images are told apart"
+    assert images.std(axis=0).mean() > 2e-4 or count == 1, "embeddings of different images must differ"
 
 
 @pytest.mark.parametrize("name", NINE)
@@ -62,7 +62,7 @@ def test_open_clip_gives_the_peers_embeddings(name, written):
 def test_hugging_face_gives_the_peers_embeddings(name, written):
     vision = checkpoints.TINY[name]
     activation = "gelu" if name == "vit_b16" else "quick_gelu"
-    # In parts, as large models are stored.
+    # The tensors are split over several files, as those of large models are.
     folder, peer = written("hugging_face", name, activation=activation, max_shard_size="2MB")
     assert (folder / "model.safetensors.index.json").exists()
     clip = presets.load(folder)
@@ -80,14 +80,14 @@ def test_full_size(layout, name, tmp_path):
     clip = presets.load(tmp_path)
     trained = sum(int(np.prod(weight.shape)) for weight in clip.trainable_weights)
     assert trained == {"vit_b32": 151_277_313, "rn50": 102_007_137}[name]
-    # One batch: other sizes are tried with small models.
+    # One batch size is enough: small models test the others.
     assert_same(clip, peer, {"open_clip": of_open_clip, "hugging_face": of_hugging_face}[layout], 2, 224)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["vit_b32", "rn50"])
 def test_other_sizes(name, written):
-    """As open_clip does it with a Vision Transformer and with texts; it cannot resize the pool of a ResNet."""
+    """Positions are resized as open_clip does it. It cannot resize the attention pool of a ResNet."""
     from open_clip.model import CLIP, resize_pos_embed, resize_text_pos_embed
 
     vision = checkpoints.TINY[name]
@@ -99,7 +99,7 @@ def test_other_sizes(name, written):
     resize_pos_embed(state, peer)
     resize_text_pos_embed(state, peer)
     if name == "rn50":
-        # The same rule by another hand.
+        # An independent implementation of the same resizing.
         table = state["visual.attnpool.positional_embedding"]
         grid = table[1:].T.reshape(1, -1, 2, 2)
         grid = torch.nn.functional.interpolate(grid, size=(4, 4), mode="bicubic", antialias=True)
@@ -122,7 +122,7 @@ def test_shorter_texts_keep_their_embeddings(written):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ["open_clip", "hugging_face"])
-def test_half(layout, written):
+def test_one_tower(layout, written):
     folder, _ = written(layout, "vit_b32")
     clip = presets.load(folder)
     image, text = presets.load(folder, encoder="image"), presets.load(folder, encoder="text")
@@ -134,7 +134,7 @@ def test_half(layout, written):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["rn50", "vit_b16"])
-def test_what_we_save_open_clip_reads(name, written, tmp_path):
+def test_open_clip_reads_saved_checkpoints(name, written, tmp_path):
     import open_clip
 
     folder, _ = written("open_clip", name)
@@ -151,7 +151,7 @@ def test_what_we_save_open_clip_reads(name, written, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_we_save_hugging_face_reads(written, tmp_path):
+def test_hugging_face_reads_saved_checkpoints(written, tmp_path):
     from transformers import CLIPImageProcessor
     from transformers import CLIPModel as Peer
 
@@ -172,7 +172,7 @@ def test_what_we_save_hugging_face_reads(written, tmp_path):
 
 
 @pytest.mark.slow
-def test_keras_layout_and_halves_of_it(written, tmp_path):
+def test_keras_layout_and_its_towers(written, tmp_path):
     clip = presets.load(written("open_clip", "vit_b32")[0])
     presets.save(clip, tmp_path / "ours")
     pixels = random_pixels(2, 96)
@@ -240,7 +240,7 @@ def test_paper_initialisation_without_weights(monkeypatch):
     clip = presets.load("rn50", weights=None, encoder="image", image_size=96)
     assert clip.encoder.image_size == 96
     assert np.all(numpy(clip.encoder.stages[-1].norm_3.gamma) == 0)
-    assert numpy(clip.encoder.stages[-1].convolution_3.kernel).std() > 0, "nothing is drawn for what is read only"
+    assert numpy(clip.encoder.stages[-1].convolution_3.kernel).std() > 0, "weights must be initialised"
 
 
 def edited(directory, change):
@@ -250,28 +250,46 @@ def edited(directory, change):
     path.write_text(json.dumps(config))
 
 
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        (lambda config: config["vision_cfg"].update(timm_model_name="resnet50"), "image encoder of timm"),
-        (lambda config: config["text_cfg"].update(hf_model_name="roberta-base"), "text encoder of transformers"),
-        (lambda config: config["text_cfg"].update(hf_tokenizer_name="t5"), "another tokenizer"),
-        (lambda config: config["text_cfg"].update(no_causal_mask=True), "no_causal_mask=True"),
-        (lambda config: config["vision_cfg"].update(ls_init_value=1e-5), "ls_init_value=1e-05"),
-        (lambda config: config["vision_cfg"].update(pool_type="avg"), "pool_type='avg'"),
-        (lambda config: config["vision_cfg"].update(new_thing=0), "new_thing=0"),
-        (lambda config: config.update(custom_text=True), "custom_text=True"),
-        (lambda config: config.pop("embed_dim"), "must say 'embed_dim'"),
-        (lambda config: config["text_cfg"].update(vocab_size=1000), "49408 tokens. Received: a vocabulary of 1000"),
-        (lambda config: config["vision_cfg"].update(layers=3), r"without 'visual.transformer.resblocks.2"),
-        (lambda config: config["vision_cfg"].update(layers=1), r"unknown 'visual.transformer.resblocks.1"),
-        (
-            lambda config: config["vision_cfg"].update(image_size=64),
-            r"'visual.positional_embedding' must have the shape",
-        ),
-        (lambda config: config.update(embed_dim=25), r"must have the shape \(128, 25\). Received: \(128, 24\)"),
-    ],
-)
+OTHER_CONFIGURATIONS = {
+    "timm image encoder": (
+        lambda config: config["vision_cfg"].update(timm_model_name="resnet50"),
+        "image encoder of timm",
+    ),
+    "transformers text encoder": (
+        lambda config: config["text_cfg"].update(hf_model_name="roberta-base"),
+        "text encoder of transformers",
+    ),
+    "another tokenizer": (lambda config: config["text_cfg"].update(hf_tokenizer_name="t5"), "another tokenizer"),
+    "no causal mask": (lambda config: config["text_cfg"].update(no_causal_mask=True), "no_causal_mask=True"),
+    "layer scale": (lambda config: config["vision_cfg"].update(ls_init_value=1e-5), "ls_init_value=1e-05"),
+    "average pooling": (lambda config: config["vision_cfg"].update(pool_type="avg"), "pool_type='avg'"),
+    "unknown option": (lambda config: config["vision_cfg"].update(new_thing=0), "new_thing=0"),
+    "custom text encoder": (lambda config: config.update(custom_text=True), "custom_text=True"),
+    "no embed_dim": (lambda config: config.pop("embed_dim"), "must say 'embed_dim'"),
+    "another vocabulary": (
+        lambda config: config["text_cfg"].update(vocab_size=1000),
+        "49408 tokens. Received: a vocabulary of 1000",
+    ),
+    "too many layers": (
+        lambda config: config["vision_cfg"].update(layers=3),
+        r"without 'visual.transformer.resblocks.2",
+    ),
+    "too few layers": (
+        lambda config: config["vision_cfg"].update(layers=1),
+        r"unknown 'visual.transformer.resblocks.1",
+    ),
+    "another image size": (
+        lambda config: config["vision_cfg"].update(image_size=64),
+        r"'visual.positional_embedding' must have the shape",
+    ),
+    "another embed_dim": (
+        lambda config: config.update(embed_dim=25),
+        r"must have the shape \(128, 25\). Received: \(128, 24\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("change, message", OTHER_CONFIGURATIONS.values(), ids=OTHER_CONFIGURATIONS)
 def test_other_families_and_architectures_are_refused(change, message, copied):
     folder, _ = copied("open_clip", "vit_b32")
     edited(folder, change)
@@ -288,8 +306,9 @@ def test_other_families_and_architectures_are_refused(change, message, copied):
         (("vit_b32", None, "both"), ValueError, "Received: encoder='both'"),
         (("hf://a/b", None), ValueError, "with the name of a published model"),
     ],
+    ids=["unknown preset", "incomplete repository", "missing file", "unknown encoder", "no weights of a repository"],
 )
-def test_names_that_mean_nothing(arguments, error, message):
+def test_invalid_names_are_refused(arguments, error, message):
     with pytest.raises(error, match=message):
         presets.load(*arguments)
 
@@ -300,7 +319,7 @@ def test_a_file_of_integers_changes_nothing(written, tmp_path):
     folder, _ = written("open_clip", "vit_b32")
     clip, path = presets.load(folder), tmp_path / "quantised.safetensors"
     stored = tensors(folder / "open_clip_model.safetensors")
-    # All but one are other weights, and fit.
+    # All tensors but one have other values and the correct dtype.
     changed = {key: np.asarray(value + 1) for key, value in stored.items()}
     changed["text_projection"] = changed["text_projection"].astype(np.int8)
     save_file(changed, path)

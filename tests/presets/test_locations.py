@@ -1,4 +1,4 @@
-"""Downloads: from a server on this machine that speaks the hub's protocol, through HF_ENDPOINT as users set it."""
+"""Downloads from a local server with the protocol of the Hugging Face hub, which HF_ENDPOINT selects."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from keras_clip import presets
 
 pytestmark = pytest.mark.backend_free
 
-# Loads one name after the other; prints the embedding of the same image, or the error, of each.
+# Loads the named models in turn, and prints the embedding of the same image, or the error, for each.
 SCRIPT = """
 import json, sys
 import keras, numpy as np
@@ -50,9 +50,9 @@ def hub(directory):
 
 
 def load(names, url, home, **environment):
-    """What `presets.load` gives for each name in a process of its own, and what that wrote on the way."""
+    """Returns the results of `presets.load` for each name, in a new process, and its standard error."""
     environment = {"HF_ENDPOINT": url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", **environment}
-    # Otherwise there is a progress bar on terminals only.
+    # Without this, tqdm shows a progress bar on terminals only.
     environment["TQDM_POSITION"] = "-1"
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, *names],
@@ -72,7 +72,7 @@ def test_download_then_cache_then_offline(hub, expected, tmp_path):
     np.testing.assert_array_equal(np.float32(again), expected)
     assert "open_clip_model.safetensors" in progress and "100%" in progress
     stored = [line for line in hub.log if line.startswith("GET /stored/")]
-    assert len(stored) == 1, "the second time it came from the cache"
+    assert len(stored) == 1, "the second load must use the cache"
     asked = len(hub.log)
     (offline, pinned), _ = load(["hf://org/tiny", f"hf://org/tiny@{COMMIT}"], hub.url, tmp_path, HF_HUB_OFFLINE="1")
     np.testing.assert_array_equal(np.float32(offline), expected)
@@ -81,14 +81,14 @@ def test_download_then_cache_then_offline(hub, expected, tmp_path):
 
 
 @pytest.mark.slow
-def test_cut_and_failing_downloads_go_on(hub, expected, tmp_path):
+def test_interrupted_and_failing_downloads_resume(hub, expected, tmp_path):
     hub.cut = hub.failing = 1
     (result,), _ = load(["hf://org/tiny"], hub.url, tmp_path)
     np.testing.assert_array_equal(np.float32(result), expected)
-    assert any("bytes=" in line for line in hub.log), "only the rest was requested"
+    assert any("bytes=" in line for line in hub.log), "the client must request only the missing range"
 
 
-def test_what_cannot_be_had(hub, tmp_path):
+def test_missing_repositories_and_files_are_reported(hub, tmp_path):
     hub.files["org/empty", "README.md"] = b"nothing here"
     hub.files["org/bare", "open_clip_config.json"] = hub.files["org/tiny", "open_clip_config.json"]
     hub.gated.add("org/gated")

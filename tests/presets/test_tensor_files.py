@@ -1,4 +1,4 @@
-"""Damaged and hostile files: an error that says what is wrong, or every tensor as it was; never code, never a crash."""
+"""Damaged and malicious files: a clear error or the unchanged tensors, but never a crash or an execution of code."""
 
 import json
 import pickle
@@ -32,7 +32,7 @@ def read(path):
 
 
 def header_of(change):
-    """The file with another header."""
+    """Returns the file with a changed header."""
     header = json.loads(FILE[8 : 8 + HEADER])
     change(header)
     text = json.dumps(header).encode()
@@ -65,7 +65,7 @@ def test_any_byte_of_the_header(tmp_path_factory, place, change):
         found = read(path)
     except ValueError:
         return
-    # Another name of a tensor is for the loader to notice; another shape of the same size as well.
+    # The loader refuses a changed name of a tensor, and a changed shape of the same size.
     assert len(found) == len(TENSORS)
     renamed = [key for key in TENSORS if key not in found]
     assert len(renamed) <= 1
@@ -74,20 +74,20 @@ def test_any_byte_of_the_header(tmp_path_factory, place, change):
         assert same_bytes and found[key].dtype == TENSORS[key].dtype or found[key].shape != TENSORS[key].shape
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda header: header["a"].update(data_offsets=[0, 10**12]),
-        lambda header: header["a"].update(data_offsets=[-8, 40]),
-        lambda header: header["a"].update(data_offsets=header["b.weight"]["data_offsets"]),
-        lambda header: header["a"].update(dtype="F64"),
-        lambda header: header["a"].update(dtype="Q7"),
-        lambda header: header["a"].update(shape=[3, 5]),
-        lambda header: header["a"].update(shape=[2**62, 2**62]),
-        lambda header: header["a"].pop("shape"),
-        lambda header: header.pop("a"),
-    ],
-)
+WRONG_HEADERS = {
+    "end beyond the file": lambda header: header["a"].update(data_offsets=[0, 10**12]),
+    "negative offset": lambda header: header["a"].update(data_offsets=[-8, 40]),
+    "overlap of two tensors": lambda header: header["a"].update(data_offsets=header["b.weight"]["data_offsets"]),
+    "larger dtype": lambda header: header["a"].update(dtype="F64"),
+    "unknown dtype": lambda header: header["a"].update(dtype="Q7"),
+    "larger shape": lambda header: header["a"].update(shape=[3, 5]),
+    "overflowing shape": lambda header: header["a"].update(shape=[2**62, 2**62]),
+    "no shape": lambda header: header["a"].pop("shape"),
+    "bytes without a tensor": lambda header: header.pop("a"),
+}
+
+
+@pytest.mark.parametrize("change", WRONG_HEADERS.values(), ids=WRONG_HEADERS)
 def test_headers_that_do_not_fit(change, tmp_path):
     path = tmp_path / "x.safetensors"
     path.write_bytes(header_of(change))
@@ -95,7 +95,11 @@ def test_headers_that_do_not_fit(change, tmp_path):
         read(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff" * 100, struct.pack("<Q", 2**60) + b"{}", b"version https://git-lfs"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\xff" * 100, struct.pack("<Q", 2**60) + b"{}", b"version https://git-lfs"],
+    ids=["empty", "not text", "huge header", "Git LFS pointer"],
+)
 def test_other_files(content, tmp_path):
     path = tmp_path / "x.safetensors"
     path.write_bytes(content)
@@ -134,7 +138,7 @@ def test_torch_files(tmp_path):
 
 
 class Bomb:
-    """Whoever unpickles it makes a file."""
+    """An object that writes a file when it is unpickled."""
 
     def __init__(self, victim):
         self.victim = victim
@@ -152,7 +156,7 @@ def test_pickles_are_not_executed(tmp_path):
             read(tmp_path / f"{name}.pt")
     assert not victim.exists()
     torch.load(tmp_path / "x.pt", weights_only=False)
-    assert victim.exists(), "the pickle was a live one"
+    assert victim.exists(), "unpickling must write the file, or the test proves nothing"
 
 
 def test_torchscript_is_opened_for_published_digests_only(tmp_path, monkeypatch):
@@ -166,7 +170,9 @@ def test_torchscript_is_opened_for_published_digests_only(tmp_path, monkeypatch)
     assert {key: value.shape for key, value in read(path).items()} == {"weight": (3, 2), "bias": (3,)}
 
 
-@pytest.mark.parametrize("content", ["", "[1]", "{", '{"a": NaN', "\xff"])
+@pytest.mark.parametrize(
+    "content", ["", "[1]", "{", '{"a": NaN', "\xff"], ids=["empty", "a list", "truncated", "truncated NaN", "not UTF-8"]
+)
 def test_configurations(content, tmp_path):
     path = tmp_path / "config.json"
     path.write_bytes(content.encode("latin-1"))

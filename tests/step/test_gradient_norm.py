@@ -1,4 +1,4 @@
-"""The logged norm is that of the gradient of the loss, whatever factor the optimizer scales the loss by."""
+"""The logged norm is that of the gradient of the loss, without the factor by which the optimizer scales the loss."""
 
 import keras
 import pytest
@@ -16,6 +16,6 @@ def unscaled():
 
 
 @pytest.mark.parametrize("optimizer", FACTORS.values(), ids=FACTORS)
-def test_a_factor_of_the_loss_does_not_count(unscaled, optimizer):
+def test_the_norm_does_not_depend_on_the_loss_scale(unscaled, optimizer):
     logs = train(build(), pairs(24), 24, epochs=1, optimizer=optimizer())[0]
     assert logs["gradient_norm"] == pytest.approx(unscaled, rel=1e-4)

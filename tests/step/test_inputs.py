@@ -1,4 +1,4 @@
-"""The step takes the names and shapes of its inputs from the model: here clips of video, and sound."""
+"""The step takes the names and shapes of its inputs from the model: here video clips and audio."""
 
 import keras
 import numpy as np
@@ -28,7 +28,7 @@ def test_micro_batches(direct, size):
 
 
 class WithTokens(VideoAndAudio):
-    """The same, which calls its second input token ids."""
+    """The same model, with "token_ids" as the name of its second input."""
 
     @property
     def branches(self):
@@ -37,7 +37,7 @@ class WithTokens(VideoAndAudio):
 
 
 @pytest.mark.parametrize("kind, name, length", [(VideoAndAudio, "audio", 0), (WithTokens, "token_ids", 5)])
-def test_what_a_listener_hears(kind, name, length):
+def test_batch_listener_receives_sizes_and_lengths(kind, name, length):
     model, reads, data = build(kind), [], pairs()
     model.compile("sgd")
     model.batch_listener = reads.append

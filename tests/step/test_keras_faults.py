@@ -1,7 +1,7 @@
-"""Faults of Keras under several replicas, shown with plain Keras models: a test fails once its fault is mended.
+"""Faults of Keras under several replicas, shown with plain Keras models. A test fails once Keras fixes its fault.
 
-Then what works around it can go: `disable_gradient_sum` or `FitHooks._maybe_symbolic_build` in `keras_clip/compat.py`,
-or the first axis of the logs in `keras_clip/step/backend_steps.py`.
+Then the workaround can be removed: `disable_gradient_sum` or `FitHooks._maybe_symbolic_build` in
+`keras_clip/compat.py`, or the first axis of the logs in `keras_clip/step/backend_steps.py`.
 """
 
 import json
@@ -22,7 +22,8 @@ def step():
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros")])
     model.compile(keras.optimizers.SGD(1.0, global_clipnorm=1.0), "mse")
-    # The parts pull in two directions, each more than clipping lets it; together they pull a third way.
+    # The gradients of the two parts have different directions and both exceed the clipping norm, so that the clipped
+    # gradients do not sum to the clipped sum.
     x = np.array([[9, 0, 0]] * 4 + [[0, 1, 0]] * 4, "float32")
     model.fit(x, np.ones((8, 1)), batch_size=8, shuffle=False, verbose=0)
     return np.ravel(model.get_weights()[0])

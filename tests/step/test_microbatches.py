@@ -1,4 +1,6 @@
-"""Micro-batches: the step of the whole batch, with the random numbers and statistics of one pass."""
+"""Micro-batches: the step equals that of the whole batch, with the random numbers and statistics of one pass."""
+
+import gc
 
 import keras
 import numpy as np
@@ -17,20 +19,20 @@ def test_a_step_is_that_of_the_whole_batch(size):
 
 
 @pytest.mark.parametrize("size", [23, 24, 1000])
-def test_a_batch_that_is_no_larger_is_not_divided(size):
+def test_a_batch_that_fits_is_not_divided(size):
     clip, data = build("convolution"), pairs(24)
     clip.compile("sgd", microbatch_size=size)
     embeddings = clip.embed({key: ops.convert_to_tensor(value) for key, value in data.items()}, training=False)
-    # What `CLIPModel.call` gives has no penalty beside it.
+    # The output of `CLIPModel.call` has no key "penalty".
     assert ("penalty" in embeddings) == (size < 24)
 
 
-def test_of_the_sigmoid_loss():
+def test_the_sigmoid_loss():
     one = reference(loss="sigmoid")
     assert distance(one, train(build(loss="sigmoid"), pairs(), 24, microbatch_size=5)) < 1e-5
 
 
-def test_a_locked_encoder_stays():
+def test_a_locked_encoder_does_not_change():
     def locked():
         clip = build("convolution")
         clip.image_encoder.trainable = False
@@ -42,8 +44,22 @@ def test_a_locked_encoder_stays():
     assert len(kept) == len(locked().image_encoder.weights) == 5
 
 
+@pytest.mark.skipif(BACKEND != "torch", reason="backend unable: compiled steps do not call layers")
+@pytest.mark.parametrize("is_locked, calls", [(True, 5), (False, 10)])
+def test_a_locked_encoder_is_called_once_for_each_micro_batch(is_locked, calls, monkeypatch):
+    clip, counted = build("convolution"), []
+    clip.image_encoder.trainable = not is_locked
+    convolution = clip.image_encoder.get_layer("convolution")
+    call = convolution.call
+    monkeypatch.setattr(convolution, "call", lambda *args, **kwargs: counted.append(1) or call(*args, **kwargs))
+    train(clip, pairs(24), 24, epochs=1, microbatch_size=5)
+    counted.clear()
+    clip.fit(pairs(24), batch_size=24, verbose=0)
+    assert len(counted) == calls
+
+
 def gradients_in_parts(clip, data, size):
-    """One SGD step by hand: encoders called on one part after the other, all kept, one loss."""
+    """Takes one SGD step by hand: the encoders run on one part after another, and one loss covers all embeddings."""
     parts = [slice(i, i + size) for i in range(0, len(data["images"]), size)]
     images = [clip.image_embedder(ops.convert_to_tensor(data["images"][part]), training=True) for part in parts]
     texts = [clip.text_embedder(ops.convert_to_tensor(data["token_ids"][part]), training=True) for part in parts]
@@ -51,7 +67,7 @@ def gradients_in_parts(clip, data, size):
 
 
 def test_random_numbers_are_those_of_the_first_pass():
-    # Fresh numbers in the backward pass would give the gradient of other patches than the loss was of.
+    # With new random numbers, the backward pass would use other patches than the loss.
     from gradients import loss_and_gradients
 
     clip, data = build(patch_dropout=0.5), pairs(24)
@@ -67,7 +83,7 @@ def test_random_numbers_are_those_of_the_first_pass():
     keys = [key for key, v in zip(after, clip.weights, strict=True) if v.trainable]
     for key, change in zip(keys, changes.values(), strict=True):
         np.testing.assert_allclose(after[key] - before[key], change, atol=2e-6, err_msg=key)
-    # Three micro-batches drew three times, as a first pass does; the second drew nothing.
+    # Three micro-batches draw three times, in the forward pass only; the backward pass draws none.
     np.testing.assert_array_equal(ops.convert_to_numpy(ops.convert_to_tensor(seeds)) - first, [0, 3])
 
 
@@ -83,7 +99,7 @@ def test_statistics_move_once_by_the_mean_of_moments():
     np.testing.assert_allclose(ops.convert_to_numpy(norm.moving_variance.value), 0.9 + 0.1 * variance, rtol=1e-5)
 
 
-def test_what_layers_add_to_the_loss_counts():
+def test_losses_added_by_layers_count():
     def penalised():
         clip = build()
         clip.image_encoder.norm_post.activity_regularizer = keras.regularizers.L2(0.01)
@@ -113,6 +129,32 @@ def test_it_survives_saving(tmp_path):
     assert loaded.microbatch_size == 5 and float(loaded.optimizer.learning_rate) == pytest.approx(0.3)
 
 
+@pytest.mark.skipif(BACKEND != "torch", reason="backend unable: no graph outside of a compiled step")
+@pytest.mark.parametrize(
+    "options", [{}, {"loss": "sigmoid"}, {"image_encoder": "resnet"}, {"microbatch_size": 7}], ids=str
+)
+def test_no_tensor_outlives_its_step(options):
+    import torch
+
+    def count():
+        return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+
+    size = options.pop("microbatch_size", None)
+    clip, data = build(**options), pairs()
+    clip.compile("sgd", microbatch_size=size)
+    clip.fit(data, batch_size=12, verbose=0)
+    gc.collect()
+    gc.disable()
+    try:
+        before = count()
+        clip.fit(data, batch_size=12, verbose=0)
+        clip.encode_image(data["images"])
+        clip.encode_text(data["token_ids"])
+        assert count() == before
+    finally:
+        gc.enable()
+
+
 @pytest.mark.parametrize("size", [0, -1, 2.5, "4"])
 def test_other_sizes_are_refused(size):
     with pytest.raises(ValueError, match="`microbatch_size` must be a positive integer.*Received: microbatch_size="):
@@ -120,7 +162,7 @@ def test_other_sizes_are_refused(size):
 
 
 def compiled_temporaries(clip, data):
-    """Bytes of what XLA keeps beside arguments and results in one training step."""
+    """Returns the bytes of temporaries in one training step that XLA compiled."""
     import jax
 
     clip.make_train_function()
@@ -131,7 +173,7 @@ def compiled_temporaries(clip, data):
     return step.lower(state, (data,)).compile().memory_analysis().temp_size_in_bytes
 
 
-@pytest.mark.skipif(BACKEND != "jax", reason="backend unable: no account of compiled memory")
+@pytest.mark.skipif(BACKEND != "jax", reason="backend unable: does not report compiled memory")
 def test_memory_does_not_grow_with_the_batch():
     def temporaries(count):
         clip = build()
@@ -139,7 +181,7 @@ def test_memory_does_not_grow_with_the_batch():
         return compiled_temporaries(clip, pairs(8 * count))
 
     few, many = temporaries(4), temporaries(32)
-    # Activations would grow eight times, and so would a copy of the images.
+    # Stored activations or a copy of the images would grow eight times.
     assert many < 1.15 * few
 
 

@@ -1,7 +1,8 @@
 """Several replicas train as one device does, to float32 rounding: losses as logged, statistics and every weight.
 
-Each test is of real processes, over the loopback device where there are several. The trainings are in `replicas.py`:
-the same processes run as many of them as they can, and they are compared with what this process trains on one device.
+Each test uses real processes, connected over the loopback device where there are several. `replicas.py` runs the
+trainings: one start of the processes runs as many of them as possible, and this process trains the references on one
+device.
 """
 
 import json
@@ -19,7 +20,7 @@ BACKEND = keras.backend.backend()
 TESTS = Path(__file__).resolve().parents[1]
 SCRIPT = TESTS / "replicas.py"
 XLA_PATIENCE = "xla_cpu_collective_call_terminate_timeout_seconds"
-# Moments of few rows make the gradients of BatchNorm large and their rounding larger.
+# BatchNorm amplifies rounding errors where its moments are those of few rows.
 TOLERANCES = {"BatchNorm": 1e-4, "ResNet": 1e-4}
 
 
@@ -34,7 +35,7 @@ def start(arguments, env):
 
 
 def finish(processes, timeout=900):
-    """What each process printed; an AssertionError with all output if one fails or hangs."""
+    """Returns the output of each process; raises an AssertionError with all output if one fails or hangs."""
     outputs = []
     try:
         for process in processes:
@@ -47,7 +48,7 @@ def finish(processes, timeout=900):
 
 
 def runs_of(kind, devices, cases, processes=1, slow=()):
-    """Parameters of the test: the number of processes, what is run by the same ones, and the name of the run."""
+    """Returns parameters of the test: the number of processes, the group that they run together, and the run."""
     group = f"{processes} {kind} {devices}" if BACKEND == "tensorflow" else f"{processes}"
 
     def parameter(case, **options):
@@ -62,7 +63,16 @@ RUNS = {
         *runs_of(
             "mirrored",
             2,
-            ["plain", "several tiles", "clipped together", "uneven micro-batches", "uneven last batch", "ResNet"],
+            [
+                "plain",
+                "several tiles",
+                "clipped together",
+                "uneven micro-batches",
+                "uneven last batch",
+                "ResNet",
+                "patch dropout",
+                "bag of words",
+            ],
             slow=[
                 "sigmoid, averaged weights",
                 "clipped one by one",
@@ -75,7 +85,7 @@ RUNS = {
         *runs_of(
             "multi_worker",
             1,
-            ["plain", "clipped together", "uneven last batch", "BatchNorm"],
+            ["plain", "clipped together", "uneven last batch", "BatchNorm", "bag of words"],
             processes=2,
             slow=["sigmoid, averaged weights", "micro-batches"],
         ),
@@ -84,7 +94,7 @@ RUNS = {
         *runs_of(
             "data_parallel",
             2,
-            ["plain", "several tiles", "uneven micro-batches", "ResNet"],
+            ["plain", "several tiles", "uneven micro-batches", "ResNet", "patch dropout", "bag of words"],
             slow=["sigmoid, averaged weights", "clipped together"],
         ),
         *runs_of("data_parallel", 4, [], slow=["plain", "uneven micro-batches"]),
@@ -96,7 +106,15 @@ RUNS = {
         *runs_of(
             "processes",
             1,
-            ["plain", "several tiles", "clipped together", "uneven micro-batches", "ResNet"],
+            [
+                "plain",
+                "several tiles",
+                "clipped together",
+                "uneven micro-batches",
+                "ResNet",
+                "patch dropout",
+                "bag of words",
+            ],
             processes=2,
             slow=["sigmoid, averaged weights", "clipped one by one", "micro-batches", "frozen BatchNorm"],
         ),
@@ -106,10 +124,10 @@ RUNS = {
 
 
 def train(processes, runs, file):
-    """Starts the processes; for each of them {run: distance, or the traceback}."""
+    """Starts the processes; returns {run: distance or traceback} of each."""
     replicas.save_references(file, sorted({run.split("/")[2] for run in runs}))
     devices = max(int(run.split("/")[1]) for run in runs)
-    # XLA aborts where a device is 40 s late, as on a busy machine.
+    # By default, XLA aborts when a device is 40 s late, which happens on a busy machine.
     flags = f"--xla_force_host_platform_device_count={devices}", f"--{XLA_PATIENCE}=400"
     env = {"DEVICES": str(devices), "XLA_FLAGS": " ".join(flags)}
     env |= {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(processes))}
@@ -124,7 +142,7 @@ def train(processes, runs, file):
 
 @pytest.fixture(scope="module")
 def outcomes(request, tmp_path_factory):
-    """What `train` gives for all chosen tests of a group, which are run together."""
+    """A function that returns the results of `train` for all selected tests of a group, which run together."""
     chosen, made = {}, {}
     for item in request.session.items:
         if item.path == request.path:

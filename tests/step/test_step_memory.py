@@ -1,4 +1,4 @@
-"""The memory of a whole training step where the encoders take next to none."""
+"""The memory of a whole training step whose encoders take almost none."""
 
 import keras
 import numpy as np

@@ -83,7 +83,7 @@ def test_toy_sizes_do_not_get_into_the_tables(tmp_path):
     assert page.read_text() == "untouched"
 
 
-def test_what_needs_an_accelerator_says_so(tmp_path, capsys, monkeypatch):
+def test_tasks_that_need_an_accelerator_are_reported_as_skipped(tmp_path, capsys, monkeypatch):
     benchmark = load()
     monkeypatch.setattr(benchmark.benchmark_scale, "has_accelerator", lambda: False)
     benchmark.main(["bf16_vit_b32", "bf16_vit_b32_32768_pairs", "--out", str(tmp_path)])
@@ -111,7 +111,7 @@ def test_unknown_tasks_are_refused(capsys):
 
 
 @pytest.mark.slow
-def test_memory_and_rate_of_micro_batches_come_out(tmp_path):
+def test_memory_and_rate_of_micro_batches_are_measured(tmp_path):
     run_python(
         SCRIPT, "microbatches", "--backends", "torch", "--tiny", "--repeats", "1", "--out", str(tmp_path), timeout=600
     )
@@ -123,7 +123,7 @@ def test_memory_and_rate_of_micro_batches_come_out(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_is_written_with_all_that_tells_what_it_was(tmp_path):
+def test_a_run_is_written_with_its_versions_and_commit(tmp_path):
     run_python(SCRIPT, "tokenizer", "--peers", "--repeats", "2", "--out", str(tmp_path), timeout=600)
     (path,) = tmp_path.glob("*.json")
     record = json.loads(path.read_text())

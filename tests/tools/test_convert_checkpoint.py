@@ -1,4 +1,4 @@
-"""The conversion tool, in every direction."""
+"""The conversion tool converts between all layouts."""
 
 import pytest
 from presets import checkpoints

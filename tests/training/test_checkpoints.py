@@ -1,6 +1,7 @@
-"""`Checkpoints`: a killed training ends as one that was never stopped, and what is damaged or foreign is told."""
+"""`Checkpoints`: a killed training ends like an uninterrupted one; damaged or foreign checkpoints are reported."""
 
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -32,13 +33,14 @@ def source(tmp_path_factory):
     return write_shards(folder, samples)
 
 
-def trainer(source, folder, learning_rate=1e-3, seed=5, vocabulary_size=64):
-    """A model, its data and its callback."""
+def trainer(source, folder, learning_rate=1e-3, seed=5, vocabulary_size=64, flip=False, **options):
+    """A model, its data and its callback; `options` are those of the data that checkpoints compare."""
     clip = build(patch_dropout=0.5, vocabulary_size=vocabulary_size)
     pairs = resumable.read(source)
     pairs.epochs.seed = seed
+    pairs.epochs.options = {**pairs.epochs.options, **options}
     clip.compile(keras_clip.training.adamw(clip, learning_rate, 4, EPOCHS * len(pairs), use_ema=True))
-    return clip, pairs, keras_clip.training.Checkpoints(folder, pairs, every=3, keep=3)
+    return clip, pairs, keras_clip.training.Checkpoints(folder, pairs, every=3, keep=3, identity={"flip": flip})
 
 
 def fit(clip, pairs, *callbacks, epochs=EPOCHS):
@@ -47,7 +49,7 @@ def fit(clip, pairs, *callbacks, epochs=EPOCHS):
 
 @pytest.fixture(scope="module")
 def trained(source, tmp_path_factory):
-    """The folder of a run of two epochs, what it ended with, and its history."""
+    """The folder of a run of two epochs, its final state, and its history."""
     folder = tmp_path_factory.mktemp("run")
     clip, pairs, checkpoints = trainer(source, folder)
     history = fit(clip, pairs, checkpoints)
@@ -56,7 +58,7 @@ def trained(source, tmp_path_factory):
 
 @pytest.fixture
 def copy(trained, tmp_path):
-    """A copy of that folder."""
+    """A copy of the folder of `trained`."""
     return Path(shutil.copytree(trained[0], tmp_path / "copy"))
 
 
@@ -65,21 +67,24 @@ def files(folder):
 
 
 def damage(path):
-    """One bit of the values."""
+    """Changes one bit of the tensors in a file."""
     content = bytearray(path.read_bytes())
     content[-1000] ^= 1
     path.write_bytes(content)
 
 
 def test_the_newest_are_kept_and_each_has_its_number_of_steps(trained):
-    # Every third step, and the end of each epoch: 3, 6, 8, 9, 12, 15, 16.
+    # Checkpoints are written every third step and at the end of each epoch: 3, 6, 8, 9, 12, 15, 16.
     assert files(trained[0]) == [f"step-{step:09d}.safetensors" for step in (12, 15, 16)]
 
 
-def test_a_run_that_has_ended_is_not_trained_again(trained, source, copy):
+def test_a_run_that_has_ended_is_not_trained_again(trained, source, copy, caplog):
     _, end, history = trained
     clip, pairs, checkpoints = trainer(source, copy)
-    again = fit(clip, pairs, checkpoints)
+    with caplog.at_level(logging.WARNING, "keras_clip"):
+        again = fit(clip, pairs, checkpoints)
+    assert "Nothing left to do" in caplog.text and "is the end of epoch 2, and `epochs` is 2" in caplog.text
+    assert checkpoints.first_step == STEPS * EPOCHS
     assert (again.epoch, again.history) == (history.epoch, history.history) and again.epoch == [0, 1]
     for array, expected in zip(clip.variables, end, strict=False):
         np.testing.assert_array_equal(keras.ops.convert_to_numpy(array), expected)
@@ -90,14 +95,14 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(trained, source, copy
     _, end, history = trained
     damage(copy / "step-000000016.safetensors")
     (copy / "step-000000015.safetensors").write_bytes((copy / "step-000000015.safetensors").read_bytes()[:-5])
-    # What a kill leaves in the middle of writing.
+    # A process that is killed while writing leaves such a file.
     (copy / ".step-000000018.safetensors.1").write_bytes(b"half")
     clip, pairs, checkpoints = trainer(source, copy)
     with pytest.warns(UserWarning, match="Received: .*step-0000000(16|15).* which is damaged") as caught:
         again = fit(clip, pairs, checkpoints)
     assert len([w for w in caught if "damaged" in str(w.message)]) == 2
     assert not any("ran out of data" in str(w.message) for w in caught)
-    # From step 12, in the middle of the second epoch, to the same end.
+    # The training resumes at step 12, in the middle of the second epoch, and ends equally.
     assert again.epoch == [0, 1] and again.history["skipped_steps"] == [0, 0]
     np.testing.assert_allclose(again.history["loss"], history.history["loss"], rtol=1e-6)
     for array, expected in zip(state.values(clip), end, strict=True):
@@ -115,6 +120,9 @@ def test_no_whole_checkpoint_is_an_error(source, copy):
 
 FOREIGN = {
     "data": ({"seed": 6}, "data's seed 5, and here 6"),
+    "crops": ({"crop_scale": (0.5, 1.0)}, r"data's crop_scale \[0.9, 1.0\], and here \[0.5, 1.0\]"),
+    "preprocessing": ({"preprocessing": {"image_size": 16}}, r"data's preprocessing .* and here \{'image_size': 16\}"),
+    "options": ({"flip": True}, "run's flip False, and here True"),
     "optimizer": ({"learning_rate": 2e-3}, "optimizer's learning_rate"),
     "model": (
         {"vocabulary_size": 80},
@@ -126,8 +134,44 @@ FOREIGN = {
 @pytest.mark.parametrize("change, words", FOREIGN.values(), ids=FOREIGN)
 def test_what_differs_is_named(source, copy, change, words):
     clip, pairs, checkpoints = trainer(source, copy, **change)
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(keras_clip.training.DifferentTrainingError, match=words):
         fit(clip, pairs, checkpoints)
+
+
+@pytest.mark.parametrize("part", [1, 2], ids=["images", "captions"])
+def test_other_pairs_of_the_same_number_are_refused(copy, tmp_path, part):
+    (tmp_path / "other").mkdir()
+    samples = [list(sample) for sample in numbered(70)]
+    # 64 of 70 are compared.
+    for sample in samples[::2]:
+        sample[part] = samples[1][part]
+    clip, pairs, checkpoints = trainer(write_shards(tmp_path / "other", samples), copy)
+    with pytest.raises(keras_clip.training.DifferentTrainingError, match="data's source '[0-9a-f]{64}', and here"):
+        fit(clip, pairs, checkpoints)
+
+
+def test_the_same_pairs_may_have_moved(copy, source, tmp_path, caplog):
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    samples = numbered(70)
+    samples[13] = (samples[13][0], b"broken", samples[13][2])
+    clip, pairs, checkpoints = trainer(write_shards(moved, samples), copy)
+    with caplog.at_level(logging.WARNING, "keras_clip"):
+        fit(clip, pairs, checkpoints)
+    assert "Nothing left to do" in caplog.text
+
+
+def test_a_checkpoint_of_an_earlier_version_is_resumed(source, copy):
+    """It knows neither the samples nor the options."""
+    for path in copy.iterdir():
+        record, entries, arrays = checkpoint_file.read(path)
+        arrays = [np.array(array) for array in arrays]
+        new = ("data's source", "data's crop_scale", "data's preprocessing", "data's context_length", "run's flip")
+        record["identity"] = {key: value for key, value in record["identity"].items() if key not in new}
+        checkpoint_file.write(path, entries, arrays, record)
+    clip, pairs, checkpoints = trainer(source, copy, flip=True)
+    fit(clip, pairs, checkpoints)
+    assert checkpoints.first_step == STEPS * EPOCHS
 
 
 def test_an_epoch_of_another_length_is_refused(source, tmp_path):
@@ -146,7 +190,7 @@ def test_arguments(source, tmp_path):
 
 
 @pytest.mark.backend_free
-def test_the_file_is_safetensors_and_gives_back_what_it_was_given(tmp_path):
+def test_the_file_is_safetensors_and_restores_its_tensors(tmp_path):
     import ml_dtypes
     from safetensors import safe_open
 
@@ -180,7 +224,7 @@ def test_the_file_is_safetensors_and_gives_back_what_it_was_given(tmp_path):
 
 
 @pytest.mark.backend_free
-def test_what_fails_in_writing_leaves_the_file_as_it_was(tmp_path):
+def test_a_failed_write_does_not_change_the_file(tmp_path):
     path, entries = tmp_path / "step-1.safetensors", [Entry("a", (2,), "float32")]
     checkpoint_file.write(path, entries, [np.ones(2, "float32")], {})
     with pytest.raises(ValueError, match="shape"):
@@ -192,7 +236,7 @@ def test_what_fails_in_writing_leaves_the_file_as_it_was(tmp_path):
 def start(source, folder, *kills, **env):
     folder.mkdir(exist_ok=True)
     paths = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
-    # JAX compiles the same step again after each kill, unless it finds it in a folder that outlives the process.
+    # With a persistent cache, JAX need not compile the same step again after each kill.
     cache = {"JAX_COMPILATION_CACHE_DIR": str(folder.parent / "jax"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     environment = {**cache, **os.environ, "PYTHONPATH": paths, **env}
     command = [sys.executable, resumable.__file__, source, str(folder), *kills]
@@ -212,7 +256,7 @@ def finish(*processes):
 def outcome(folder, part=0):
     end = np.load(folder / f"end{part}.npz")
     lines = (folder / f"seen{part}.txt").read_text().splitlines()
-    # A batch that was read ahead before a kill is read again.
+    # The set removes duplicates: batches that were read ahead before a kill are read again.
     seen = {tuple(line.split()) for line in lines}
     return [end[name] for name in end.files], seen, json.loads((folder / f"history{part}.json").read_text())
 
@@ -231,7 +275,7 @@ def test_a_killed_run_ends_as_if_it_had_never_stopped(source, tmp_path):
     kills = ["step-1", *(f"step-{step}" for step in steps), "write-2"]
     finish(start(source, tmp_path / "whole"))
     (output,) = finish(start(source, tmp_path / "killed", *kills))
-    # After the kill in writing, the file that was begun is there beside the whole ones, under another name.
+    # After the kill during a write, the incomplete file exists beside the complete ones, under another name.
     lines = [line.split() for line in output.splitlines() if line.startswith(("step-", "write-", "never"))]
     assert [line[0] for line in lines] == [*kills, "never"], output
     assert [name for line in lines for name in line[2:] if not name.startswith("step-")] == lines[-2][2:3]
@@ -241,7 +285,7 @@ def test_a_killed_run_ends_as_if_it_had_never_stopped(source, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(BACKEND != "torch", reason="backend unable: torch.distributed")
-def test_two_processes_go_on_together(source, tmp_path):
+def test_two_processes_resume_together(source, tmp_path):
     def run(folder, *kills):
         env = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(1))}
         return [start(source, folder, *kills, RANK=str(rank), LOCAL_RANK=str(rank), **env) for rank in range(2)]

@@ -1,4 +1,4 @@
-"""Low-rank adaptation: nothing changes at the start, only the additions learn, and saving merges them."""
+"""Low-rank adaptation: nothing changes at the start, only the additions learn, and a saved model goes on with them."""
 
 import keras
 import numpy as np
@@ -6,7 +6,7 @@ import pytest
 
 import keras_clip
 from keras_clip import encoders
-from keras_clip.training import enable_lora
+from keras_clip.training import enable_lora, merge_lora
 
 ENCODERS = {
     "VisionTransformer": lambda: encoders.VisionTransformer(32, 8, 64, 2, 2),
@@ -22,7 +22,7 @@ def make_clip(encoder):
 
 
 def embeddings(clip, images):
-    """One operation after the other, so that nothing has to be compiled again when the model changes."""
+    """Embeds images eagerly, so that a changed model is not compiled again."""
     return keras.ops.convert_to_numpy(clip.encode_image(images))
 
 
@@ -37,7 +37,7 @@ def test_only_the_additions_learn(encoder, tmp_path):
     batch = {"images": images, "token_ids": clip.tokenizer([f"picture {i}" for i in range(8)])}
     before = embeddings(clip, images)
     width, attentions = (64, 2) if encoder == "VisionTransformer" else (256, 1)
-    assert enable_lora(clip.image_encoder, rank=3) == attentions * 2 * 2 * 3 * width
+    assert enable_lora(clip.image_encoder, rank=3, alpha=6.0) == attentions * 2 * 2 * 3 * width
     np.testing.assert_allclose(embeddings(clip, images), before, atol=1e-6)
     start = values(clip.image_encoder.weights)
     clip.compile(optimizer=keras.optimizers.SGD(1.0))
@@ -50,8 +50,16 @@ def test_only_the_additions_learn(encoder, tmp_path):
     assert np.abs(trained - before).max() > 1e-4
     clip.save(tmp_path / "clip.keras")
     again = keras.saving.load_model(tmp_path / "clip.keras")
-    np.testing.assert_allclose(embeddings(again, images), trained, atol=1e-5)
-    assert not any("lora" in weight.path for weight in again.image_encoder.weights)
+    np.testing.assert_array_equal(embeddings(again, images), trained)
+    assert len(again.image_encoder.trainable_weights) == len(clip.image_encoder.trainable_weights) == 4 * attentions
+    # The next step is the same, so the factors, their scale and the moments are.
+    for model in (clip, again):
+        model.fit(batch, batch_size=8, verbose=0)
+    np.testing.assert_allclose(embeddings(again, images), embeddings(clip, images), atol=3e-7)
+    assert np.abs(embeddings(again, images) - trained).max() > 3e-6
+    merged = merge_lora(again)
+    np.testing.assert_allclose(embeddings(merged, images), embeddings(again, images), atol=1e-5)
+    assert not any("lora" in weight.path for weight in merged.weights)
 
 
 @pytest.mark.parametrize(
@@ -61,8 +69,9 @@ def test_only_the_additions_learn(encoder, tmp_path):
         ({"projections": ("output",)}, "Received: .*projections=\\('output',\\)"),
         ({"projections": ()}, "Received"),
     ],
+    ids=["rank of zero", "unknown projection", "no projection"],
 )
-def test_what_makes_no_sense(arguments, message):
+def test_invalid_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         enable_lora(ENCODERS["VisionTransformer"](), **arguments)
 
@@ -72,3 +81,8 @@ def test_other_encoders():
     other = keras.Model(pixels, keras.layers.GlobalAveragePooling2D()(pixels))
     with pytest.raises(ValueError, match="must have attention layers of keras_clip. Received"):
         enable_lora(other)
+
+
+def test_nothing_to_merge():
+    with pytest.raises(ValueError, match="nothing to merge. Received: model='plain'"):
+        merge_lora(encoders.VisionTransformer(16, 8, 16, 1, 2, name="plain"))

@@ -1,4 +1,4 @@
-"""`recipe`: the paper's numbers, what other data makes of them, and that `adamw` takes them."""
+"""`recipe`: the paper's numbers, their values for other data, and `adamw` with them."""
 
 import json
 from dataclasses import asdict
@@ -6,6 +6,7 @@ from dataclasses import asdict
 import pytest
 
 import keras_clip
+from keras_clip.evaluation.studies import published
 from keras_clip.training import adamw, recipe
 
 pytestmark = pytest.mark.backend_free
@@ -33,11 +34,11 @@ def test_numbers_of_the_paper(preset):
     assert numbers.total_steps == (12_207 if preset == "vit_l14_336" else 390_625)
 
 
-def test_every_preset_has_one():
-    assert set(PAPER) == set(keras_clip.presets.names())
+def test_every_model_of_the_paper_has_one():
+    assert set(PAPER) == set(published.models("zero_shot")) <= set(keras_clip.presets.names())
 
 
-def test_the_extra_epoch_goes_on_from_the_trained_model():
+def test_the_extra_epoch_continues_the_training():
     assert (recipe("vit_l14_336").starts_from, recipe("vit_l14_336").temperature) == ("vit_l14", None)
     others = [recipe(preset) for preset in PAPER if preset != "vit_l14_336"]
     assert {(numbers.starts_from, numbers.temperature) for numbers in others} == {(None, 0.07)}
@@ -47,7 +48,7 @@ SCALED = {
     "a tenth of a short run": (dict(num_pairs=64_000, batch_size=128, epochs=10), 5000, 500),
     "at most the paper's": (dict(num_pairs=10_000_000, batch_size=1000, epochs=5), 50_000, 2000),
     "longer than the paper's": (dict(epochs=64), 781_250, 2000),
-    "steps not counted up": (dict(num_pairs=100, batch_size=64, epochs=3), 4, 0),
+    "incomplete batches do not count": (dict(num_pairs=100, batch_size=64, epochs=3), 4, 0),
     "one step": (dict(num_pairs=64, batch_size=64, epochs=1), 1, 0),
 }
 

@@ -1,4 +1,4 @@
-"""`StopOnSkippedSteps`: stops where nothing is learned, within two lengths of the row, and not otherwise."""
+"""`StopOnSkippedSteps` stops after `steps` skipped steps in a row, at most 2 * `steps` later, and not otherwise."""
 
 import keras
 import numpy as np
@@ -10,7 +10,7 @@ import keras_clip
 
 @pytest.fixture(scope="module")
 def clip():
-    """Compiled once: the callback counts from zero in each `fit`, whatever the weights are."""
+    """A model that all tests share: the callback counts from zero in each `fit`, and the weights do not matter."""
     clip = build("convolution")
     clip.compile(keras.optimizers.SGD(0.1))
     return clip
@@ -19,7 +19,7 @@ def clip():
 @pytest.fixture
 def fit(clip):
     def fit(broken, steps, epochs=1, batches=12):
-        """Trains on batches of four, of which those numbered are not finite."""
+        """Trains on batches of four pairs; the loss of the batches in `broken` is not finite."""
         data = pairs(4 * batches)
         for number in broken:
             data["images"][4 * number] = np.nan
@@ -29,8 +29,8 @@ def fit(clip):
     return fit
 
 
-def test_a_row_of_them_stops(fit):
-    # Looked at before steps 0, 3, 6 and 9: 6, 7 and 8 are all skipped.
+def test_skipped_steps_in_a_row_stop(fit):
+    # The callback checks before steps 0, 3, 6 and 9; of these blocks, only 6, 7 and 8 are all skipped.
     with pytest.raises(RuntimeError, match="Fewer than 3 steps in a row.*Received: 3 such steps, all since step 6"):
         fit(range(4, 10), 3)
 

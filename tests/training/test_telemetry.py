@@ -1,4 +1,4 @@
-"""`Telemetry`: its figures worked by hand, the batches it sees in `fit`, and its files."""
+"""`Telemetry`: its metrics by hand, the batches that it observes in `fit`, and its files."""
 
 import csv
 import os
@@ -27,7 +27,7 @@ def clip():
 
 
 def begin(callback, clip, monkeypatch, start=100.0, first=0):
-    """A training of which the test says when what happens."""
+    """Starts a training without a model step, whose clock and events the test sets."""
     clock = types.SimpleNamespace(now=start)
     monkeypatch.setattr(telemetry.time, "perf_counter", lambda: clock.now)
     callback.set_model(clip)
@@ -38,7 +38,7 @@ def begin(callback, clip, monkeypatch, start=100.0, first=0):
 
 
 @pytest.mark.backend_free
-def test_figures_by_hand(clip, monkeypatch):
+def test_metrics_by_hand(clip, monkeypatch):
     callback = telemetry.Telemetry(every=2, peak_flops=50.0, step_flops=lambda pairs, length: pairs * length)
     clock = begin(callback, clip, monkeypatch)
     # The device waits from 100 to 101, and computes until 104.
@@ -56,7 +56,7 @@ def test_figures_by_hand(clip, monkeypatch):
     assert logs[1] == pytest.approx({**second, "loss": 2.0})
     clock.now = 110.0
     callback.on_train_batch_end(2, logs[2])
-    # Until a second pair of steps is complete, the first one is shown.
+    # The logs keep the metrics of the first two steps until the next two are complete.
     assert logs[2] == pytest.approx(second)
     epoch = {}
     callback.on_epoch_end(0, epoch)
@@ -68,7 +68,7 @@ def test_figures_by_hand(clip, monkeypatch):
 
 
 @pytest.mark.backend_free
-def test_threads_may_overtake_each_other_in_an_epoch_that_goes_on(clip, monkeypatch):
+def test_callbacks_may_run_out_of_order_in_a_resumed_epoch(clip, monkeypatch):
     callback = telemetry.Telemetry(every=1)
     clock = begin(callback, clip, monkeypatch, first=5)
     for began in (100.0, 102.0):
@@ -79,7 +79,7 @@ def test_threads_may_overtake_each_other_in_an_epoch_that_goes_on(clip, monkeypa
     assert late == {}
     clock.now = 105.0
     callback.on_train_batch_end(5, late)
-    # The first ended when the second did, at the latest, and the second waited for nothing then.
+    # The first step ended no later than the second, so the second did not wait for data.
     callback.on_epoch_end(0, late)
     assert late == {"pairs_per_second": 4.0, "step_seconds": 2.0, "data_wait": 0.25}
     callback.on_train_end()
@@ -112,12 +112,12 @@ def test_fit_is_measured_and_written(clip, tmp_path):
     )
     clip.compile(keras.optimizers.SGD(0.01))
     history = clip.fit(dataset(8, wait=0.3), steps_per_epoch=4, epochs=2, callbacks=[callback], verbose=0).history
-    # Sizes and lengths in order, each requested once an epoch.
+    # The sizes and lengths of the batches in order, counted once per epoch.
     assert seen == 2 * [(8, 8), (6, 7)]
     product = np.multiply(history["pairs_per_second"], history["step_seconds"])
     np.testing.assert_allclose(product, 7.0)
     np.testing.assert_allclose(np.multiply(history["mfu"], history["step_seconds"]), 1e-3, rtol=1e-6)
-    # Of the second epoch, in which nothing is compiled, some of the 0.3 s that each batch takes show as waiting.
+    # In the second epoch nothing is compiled, so a part of the 0.3 s per batch is counted as waiting.
     assert 0 < history["data_wait"][1] < 1
     with open(tmp_path / "new" / "steps.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -154,7 +154,7 @@ def test_training_is_the_same_with_it():
 
 def test_pairs_are_those_of_all_replicas(clip, monkeypatch):
     if keras.backend.backend() != "torch":
-        pytest.skip("backend unable: replicas take a process with several devices; see the test with `distributed`")
+        pytest.skip("backend unable: replicas need a process with several devices, as in the test with `distributed`")
     monkeypatch.setattr(distribution, "replica_count", lambda: 3)
     callback = telemetry.Telemetry(peak_flops=1.0)
     begin(callback, clip, monkeypatch)
@@ -189,9 +189,9 @@ def test_pairs_are_those_of_all_devices(distributed):
 
 
 @pytest.mark.backend_free
-def test_a_training_that_goes_on_keeps_its_rows(clip, tmp_path, monkeypatch):
+def test_a_resumed_training_keeps_its_rows(clip, tmp_path, monkeypatch):
     path = tmp_path / "steps.csv"
-    # What came after the checkpoint is done again; the last row was cut off by a kill.
+    # Rows after the checkpoint are written again; a kill truncated the last row.
     path.write_text("step,epoch,pairs_per_second,step_seconds,data_wait\n2,0,1.0,8.0,0.0\n4,0,1.0,8.0,0.0\n6,0,1.")
     callback = telemetry.Telemetry(path, every=1)
     clip.optimizer.build(clip.trainable_variables)
@@ -207,7 +207,7 @@ def test_a_training_that_goes_on_keeps_its_rows(clip, tmp_path, monkeypatch):
 
 
 @pytest.mark.backend_free
-def test_what_cannot_be_done_is_refused(clip, tmp_path, monkeypatch):
+def test_invalid_uses_are_refused(clip, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="`every` must be positive. Received: every=0"):
         telemetry.Telemetry(every=0)
     with pytest.raises(ValueError, match="`peak_flops` must be positive. Received: peak_flops=-1"):

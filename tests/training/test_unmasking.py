@@ -1,4 +1,4 @@
-"""`Unmask`: when all patches are seen, also after resuming, and that it restores the model."""
+"""`Unmask`: the epochs that use all patches, also after resuming, and the restored model."""
 
 import keras
 import numpy as np
@@ -11,7 +11,7 @@ PARTS, WHOLE = 3, 5  # class token and patches
 
 
 class Seen(keras.callbacks.Callback):
-    """Trains nothing: notes how many rows the transformer got in each epoch, and the rate that would be saved."""
+    """Records the number of rows of the transformer in each epoch, and the rate in the configuration of the encoder."""
 
     def __init__(self):
         super().__init__()
@@ -23,7 +23,7 @@ class Seen(keras.callbacks.Callback):
         self.rows, self.rates, self.epoch = {}, [], None
 
         def call(x):
-            # What is compiled runs again without coming by.
+            # Python runs this only while tracing, not in later steps of the compiled function.
             if self.epoch is not None:
                 self.rows[self.epoch] = x.shape[1]
             return self.call(x)
@@ -43,7 +43,7 @@ class Seen(keras.callbacks.Callback):
 
 @pytest.fixture(scope="module")
 def clip():
-    """Nothing in it learns, so all tests can train it."""
+    """A model with a learning rate of zero, so that all tests can train it."""
     model = keras_clip.CLIPModel(
         keras_clip.encoders.VisionTransformer(8, 4, 8, 1, 2, patch_dropout=0.5, seed=0),
         keras_clip.encoders.TextTransformer(8, 1, 2, context_length=4),
@@ -70,17 +70,17 @@ def rows_seen(clip, batch, unmask, **options):
 def test_the_last_epochs_see_all(clip, batch):
     rows, losses = rows_seen(clip, batch, Unmask(epochs=2), epochs=4)
     assert rows == {0: PARTS, 1: PARTS, 2: WHOLE, 3: WHOLE}
-    # Nothing learns: whole images give the loss of `evaluate`, parts of them another one.
+    # Weights do not change: all patches give the loss of `evaluate`, a subset gives another loss.
     whole = clip.evaluate(batch, batch_size=4, verbose=0, return_dict=True)["loss"]
     np.testing.assert_allclose(losses[2:], whole, rtol=1e-5)
     assert np.abs(np.subtract(losses[:2], whole)).min() > 1e-4
 
-    # The next `fit` begins with parts again.
+    # The next `fit` begins with patch dropout again.
     assert rows_seen(clip, batch, Unmask(), epochs=2)[0] == {0: PARTS, 1: WHOLE}
 
 
-def test_resumed_in_that_phase(clip, batch):
-    # A step that is compiled already, for parts.
+def test_resumed_in_the_epochs_with_all_patches(clip, batch):
+    # This compiles a step with patch dropout beforehand.
     clip.fit(batch, batch_size=4, epochs=1, verbose=0)
     rows, losses = rows_seen(clip, batch, Unmask(epochs=2), initial_epoch=3, epochs=4)
     assert rows == {3: WHOLE}
@@ -88,11 +88,11 @@ def test_resumed_in_that_phase(clip, batch):
     np.testing.assert_allclose(losses, whole, rtol=1e-5)
 
 
-def test_a_resumed_run_waits_for_its_end(clip, batch):
+def test_a_resumed_run_unmasks_in_its_last_epochs(clip, batch):
     assert rows_seen(clip, batch, Unmask(), initial_epoch=2, epochs=4)[0] == {2: PARTS, 3: WHOLE}
 
 
-def test_an_interrupted_fit_does_not_leave_it_whole(clip, batch):
+def test_an_interrupted_fit_restores_patch_dropout(clip, batch):
     class Interrupt(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
             raise KeyboardInterrupt

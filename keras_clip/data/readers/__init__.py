@@ -1,4 +1,4 @@
-"""The readers of image-caption pairs: one file for each form of storage, one interface, one table of forms."""
+"""The readers of image-caption pairs: a file for each storage form, a common interface, and a table of forms."""
 
 from keras_clip.data.readers.forms import open_reader
 from keras_clip.data.readers.paths import find_files

@@ -1,4 +1,4 @@
-"""Many byte strings in two arrays."""
+"""Stores many byte strings in two arrays."""
 
 from collections.abc import Iterable
 
@@ -6,11 +6,11 @@ import numpy as np
 
 
 class ByteStrings:
-    """A sequence of byte strings in two arrays: 8 bytes for each beside its content, and stored without pickle.
+    """A sequence of byte strings in two arrays. It takes 8 bytes per string beside its content, and needs no pickle.
 
     Args:
-        blob: uint8 array, all strings one after the other.
-        ends: int64 array, where each of them ends in `blob`.
+        blob: uint8 array, the concatenation of all strings.
+        ends: int64 array, the end of each string in `blob`.
     """
 
     def __init__(self, blob: np.ndarray, ends: np.ndarray):

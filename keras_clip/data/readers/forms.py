@@ -1,13 +1,24 @@
-"""The table of forms: what a path or an object is, and which reader reads it."""
+"""The table of storage forms: how a path or an object is recognised, and which reader reads it."""
 
 import os
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from keras_clip.data.readers.dataset import SequenceReader, Stream, is_sequence, is_stream
+from keras_clip.data.readers.brief import brief
+from keras_clip.data.readers.dataset import (
+    DataFrameReader,
+    SequenceReader,
+    Stream,
+    is_data_frame,
+    is_iterable,
+    is_sequence,
+    is_stream,
+)
 from keras_clip.data.readers.folder import FolderReader
+from keras_clip.data.readers.joined import JoinedReader
 from keras_clip.data.readers.mapping import Mapping, check_mapping
+from keras_clip.data.readers.parquet import ParquetReader
 from keras_clip.data.readers.paths import find_files
 from keras_clip.data.readers.reader import Reader, is_reader
 from keras_clip.data.readers.table import TableReader
@@ -16,11 +27,11 @@ from keras_clip.data.readers.tfrecord import TFRecordReader
 
 
 class Form(NamedTuple):
-    """A form of storage.
+    """A storage form.
 
     Attributes:
-        name: what errors call it.
-        fits: whether a path (str), or an object that is none, is of this form.
+        name: name of the form in error messages.
+        fits: function that returns whether a path (str), or another object, is of this form.
         open: function (paths or object, mapping, captions) that returns the reader; see `open_reader`.
     """
 
@@ -30,8 +41,9 @@ class Form(NamedTuple):
 
 
 def _named(pattern: str) -> Callable[[Any], bool]:
-    """Whether the name of a file ends like this."""
-    return lambda source: isinstance(source, str) and re.search(rf"{pattern}$", source, re.IGNORECASE) is not None
+    """Whether the name of a file ends like this, or like this and the extension of a compression."""
+    whole = re.compile(rf"({pattern})(\.(gz|bz2|xz|zst))?$", re.IGNORECASE)
+    return lambda source: isinstance(source, str) and whole.search(source) is not None
 
 
 def _is_folder(source: Any) -> bool:
@@ -41,77 +53,132 @@ def _is_folder(source: Any) -> bool:
 def _own_reader(reader: Reader, mapping: Mapping | None, captions: bool) -> Reader:
     if mapping is not None:
         raise ValueError(
-            f"A reader returns pairs itself and takes no mapping. Received: source={reader!r}, mapping={mapping!r}."
+            "A reader returns pairs itself and takes no mapping. "
+            f"Received: source={brief(reader)}, mapping={brief(mapping)}."
         )
     return reader
 
 
-# The first row that fits is taken. To add a form, write its reader and a row.
+# The first row that fits is used. To add a form, write its reader and a row.
 FORMS = (
     Form("folder", _is_folder, FolderReader),
-    Form("tar", _named(r"\.tar"), TarReader),
-    Form("TFRecord", _named(r"\.tfrecords?(-\d+-of-\d+)?"), TFRecordReader),
-    Form("table", _named(r"\.[ct]sv"), TableReader),
+    Form("tar", _named(r"\.tar|\.tgz|\.tbz2?|\.txz"), TarReader),
+    Form("TFRecord", _named(r"\.tfrec(ord)?s?(-\d+-of-\d+)?"), TFRecordReader),
+    Form("Parquet", _named(r"\.(parquet|pq)"), ParquetReader),
+    Form("table", _named(r"\.([ct]sv|jsonl|ndjson)"), TableReader),
     Form("reader", is_reader, _own_reader),
     Form("stream", is_stream, Stream),
+    Form("data frame", is_data_frame, DataFrameReader),
     Form("sequence", is_sequence, SequenceReader),
+    Form("stream", is_iterable, Stream),
 )
 _ACCEPTED = (
-    "source must be .tar shards, .tfrecord files, .csv or .tsv tables (a path, a glob, braces such as "
-    "{00000..00031}, or a list of these), a folder of images and .txt files, a dataset with a mapping, or a Reader."
+    "source must be .tar shards, .tfrecord or .parquet files, .csv, .tsv or .jsonl tables (a path, a glob, braces such "
+    "as {00000..00031}, or a list of these), a folder of images and .txt files, a dataset or data frame, or a Reader."
 )
 
 
-def open_reader(source: Any, mapping: Any = None, captions: bool = True) -> Reader | Stream:
+def open_reader(
+    source: Any, mapping: Any = None, captions: bool = True, *, delimiter: str | None = None
+) -> Reader | Stream:
     """The reader of a source; see `image_text_pairs` for the forms.
 
     Args:
-        source: a path, a glob, braces, a list of these, or an object.
-        mapping: the names of the image and the caption column, or, for data sets, a function of an element.
+        source: a path, a glob, braces, an object, or a list of these, of one form or several.
+        mapping: the names of the image and the caption column, or, for datasets, a function of an element.
         captions: whether samples must be pairs. If False, they are images with metadata: no captions are needed, and
             the second name of a mapping may be None.
+        delimiter: what separates the columns of tables. None: see `TableReader`.
 
     Returns:
-        The `Reader`; of a `tf.data.Dataset` a `Stream`.
+        The `Reader`; of what can only be iterated over, such as a `tf.data.Dataset`, a `Stream`.
 
     Raises:
         FileNotFoundError: nothing has that name.
-        TypeError, ValueError: no such form, files of several forms, a mapping where none belongs, or no samples.
+        TypeError, ValueError: no such form, a mapping or delimiter where none belongs, or no samples.
     """
     mapping = check_mapping(mapping, captions)
-    if _is_paths(source):
-        paths = find_files(source)
-        reader = _form_of_paths(paths).open(paths, mapping, captions)
-    else:
-        form = _form_of(source)
-        if form is None:
-            raise TypeError(
-                f"{_ACCEPTED} Received: source of {type(source)}. Of a dictionary of splits pick one; "
-                "give a stream as a tf.data.Dataset."
-            )
-        reader = form.open(source, mapping, captions)
+    parts = _parts(source)
+    if delimiter is not None and not any(form.name == "table" for form, _ in parts):
+        raise ValueError(f"Only tables have a delimiter. Received: delimiter={delimiter!r}, source={brief(source)}.")
+    readers = []
+    for form, part in parts:
+        options = {"delimiter": delimiter} if delimiter is not None and form.name == "table" else {}
+        # Beside other sources, which need the mapping, a reader of one's own does without it.
+        is_own = form.name == "reader" and len(parts) > 1
+        readers.append(form.open(part, None if is_own else mapping, captions, **options))
+    if len(readers) > 1 and any(isinstance(reader, Stream) for reader in readers):
+        raise ValueError(
+            "Streams cannot be joined with other sources. "
+            f"Received: source={brief(source)}. Join them yourself, as by tf.data.Dataset.concatenate."
+        )
+    reader = readers[0] if len(readers) == 1 else JoinedReader(readers, _names(parts))
     if not isinstance(reader, Stream) and not len(reader):
-        raise ValueError(f"A source must hold samples. Received: source={source!r} with none.")
+        raise ValueError(f"A source must hold samples. Received: source={brief(source)} with none.")
+    if getattr(reader, "skipped", None):
+        reader.skipped.warn_of_files()
     return reader
 
 
-def _is_paths(source: Any) -> bool:
-    """Whether the source is a path or a list of paths."""
-    if isinstance(source, (str, os.PathLike)):
-        return True
-    return isinstance(source, (list, tuple)) and all(isinstance(path, (str, os.PathLike)) for path in source)
+def _parts(source: Any) -> list[tuple[Form, Any]]:
+    """The forms of a source, and what is of each: the paths of a form, one folder, or an object."""
+    parts: list[tuple[Form, Any]] = []
+    if not _is_several(source):
+        source = [source]
+    elif not source:
+        find_files(source)
+    known: set[str] = set()
+    for each in source:
+        if not isinstance(each, (str, os.PathLike)):
+            parts.append((_form_of_object(each), each))
+            continue
+        for path in find_files(each):
+            if path in known:
+                continue
+            known.add(path)
+            form = _form_of_path(path)
+            if parts and parts[-1][0] is form and form.name != "folder":
+                parts[-1][1].append(path)
+            else:
+                parts.append((form, [path]))
+    return parts
 
 
-def _form_of(source: Any) -> Form | None:
-    return next((form for form in FORMS if form.fits(source)), None)
+def _is_several(source: Any) -> bool:
+    """Whether a list is one of sources, rather than of samples."""
+    return isinstance(source, (list, tuple)) and all(
+        isinstance(each, (str, os.PathLike))
+        or is_reader(each)
+        or is_data_frame(each)
+        or is_stream(each)
+        or hasattr(each, "column_names")
+        for each in source
+    )
 
 
-def _form_of_paths(paths: list[str]) -> Form:
-    """The one form of all paths."""
-    examples: dict[str, str] = {}
-    for path in paths:
-        form = _form_of(path)
-        examples.setdefault(form.name if form else "other", path)
-    if len(examples) > 1 or form is None:
-        raise ValueError(f"{_ACCEPTED} All of one kind. Received: {examples}.")
+def _form_of_object(source: Any) -> Form:
+    form = next((form for form in FORMS if form.fits(source)), None)
+    if form is None:
+        raise TypeError(
+            f"{_ACCEPTED} Received: source of {type(source)}. Of a dictionary of splits pick one; "
+            "give a stream as a tf.data.Dataset, or as an object that can be iterated over again."
+        )
     return form
+
+
+def _form_of_path(path: str) -> Form:
+    """The form of a file by its name, or if that says nothing by its first bytes."""
+    form = next((form for form in FORMS if form.fits(path)), None)
+    if form is None and not os.path.isdir(path):
+        with open(path, "rb") as file:
+            head = file.read(262)
+        name = "Parquet" if head.startswith(b"PAR1") else "tar" if head[257:] == b"ustar" else ""
+        form = next((form for form in FORMS if form.name == name), None)
+    if form is None:
+        raise ValueError(f"{_ACCEPTED} Received: {path!r}, which is none of these.")
+    return form
+
+
+def _names(parts: list[tuple[Form, Any]]) -> list[str]:
+    """What the keys of each part begin with where they would be equal otherwise."""
+    return [f"source{number}" for number in range(len(parts))]

@@ -1,18 +1,22 @@
-"""Which part of an element is its image and which its captions: a user's mapping, or the usual names."""
+"""Selects the image and the captions of an element, by a user's mapping or by usual names."""
 
 from collections.abc import Callable, Sequence
+from collections.abc import Mapping as AnyMapping
 from typing import Any
 
-# The names of the image and of the caption, or a function of an element that returns (image, caption or captions).
-# Where no captions are needed, the second name may be None.
-Mapping = tuple[str, str | None] | Callable
+from keras_clip.data.readers.brief import brief
 
-# Usual names of the caption in tables and in the .json of tars.
+# The names of the image and of the caption (of tuples: their places), or a function of an element that returns (image,
+# caption or captions). Where no captions are needed, the second name may be None. Of files the first may be: the usual.
+Mapping = tuple[str | int | None, str | int | None] | Callable
+
+# Usual names of the caption in tables and in the .json of tars, and of the path of an image in tables.
 CAPTION_NAMES = ("caption", "captions", "text", "title")
+PATH_NAMES = ("path", "image", "image_path", "filepath", "file_path", "filename", "file_name", "file")
 
 
 def check_mapping(mapping: Any, captions: bool = True) -> Mapping | None:
-    """A user's mapping as a function or as a tuple of two names; None remains None.
+    """Returns a user's mapping as a function or as a tuple of two names; None remains None.
 
     Args:
         mapping: a function, a sequence of two names, or None.
@@ -26,46 +30,49 @@ def check_mapping(mapping: Any, captions: bool = True) -> Mapping | None:
     """
     if mapping is None or callable(mapping):
         return mapping
-    names = tuple(mapping)
-    if len(names) != 2 or isinstance(names[0], int) or (captions and names[1] is None):
-        raise ValueError(f"mapping must name two columns, image and caption. Received: mapping={mapping!r}.")
+    names = tuple(mapping) if isinstance(mapping, (tuple, list)) else ()
+    is_name = [isinstance(name, (str, int)) and name != "" for name in names]
+    is_image = len(names) == 2 and (is_name[0] or names[0] is None)
+    if not is_image or not (is_name[1] or (names[1] is None and not captions)):
+        raise ValueError(f"mapping must name two columns, image and caption. Received: mapping={brief(mapping)}.")
     return names
 
 
 def require_mapping(mapping: Mapping | None) -> Mapping:
-    """The mapping of a data set, which has no usual names."""
-    if mapping is None:
+    """Returns the mapping of a dataset, which is required because datasets have no usual names."""
+    if mapping is None or (not callable(mapping) and mapping[0] is None):
         raise ValueError(
-            "A dataset needs a mapping to pairs. Received: mapping=None. Pass the names of two columns, e.g. "
-            'mapping=("image", "caption"), or a function of an element that returns (image, caption or captions).'
+            f"A dataset needs a mapping to pairs. Received: mapping={mapping}. Pass the names of two columns, e.g. "
+            'mapping=("image", "caption"), of tuples their places, mapping=(0, 1), or a function of an element that '
+            "returns (image, caption or captions)."
         )
     return mapping
-
-
-def require_no_mapping(mapping: Mapping | None, form: str) -> None:
-    """Raises a ValueError if a form whose names are fixed is given a mapping."""
-    if mapping is not None:
-        raise ValueError(
-            f"A {form} source has fixed names (<key>.jpg, <key>.txt) and takes no mapping. "
-            f"Received: mapping={mapping!r}."
-        )
 
 
 def names_of(
     mapping: Mapping | None, images: Sequence[str], captions: Sequence[str]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The names under which files may hold the image, and those of the caption: of the mapping, else the usual ones."""
-    if callable(mapping):
-        raise ValueError(f"A mapping for files must be two names. Received: mapping={mapping!r}.")
     if mapping is None:
         return tuple(images), tuple(captions)
-    return (mapping[0],), () if mapping[1] is None else (mapping[1],)
+    if callable(mapping) or not {type(name) for name in mapping} <= {str, type(None)}:
+        raise ValueError(f"A mapping for files must be two names. Received: mapping={brief(mapping)}.")
+    image, caption = mapping
+    return tuple(images) if image is None else (image,), () if caption is None else (caption,)
 
 
 def require_columns(mapping: Mapping, element: Any) -> None:
     """Raises a ValueError unless the names of a mapping are among those of an element, or among the given ones."""
-    if isinstance(element, (dict, list)) and not {name for name in mapping if name is not None} <= set(element):
+    names = [name for name in mapping if name is not None]
+    if isinstance(element, AnyMapping) or (isinstance(element, list) and all(isinstance(name, str) for name in names)):
+        missing = [name for name in names if name not in element]
+    elif isinstance(element, (tuple, list)):
+        missing = [name for name in names if isinstance(name, str) or not -len(element) <= name < len(element)]
+    else:
+        missing = []
+    if missing:
+        columns = range(len(element)) if isinstance(element, tuple) else element
         raise ValueError(
-            f"A mapping must name two columns of the dataset, image and caption. Received: mapping={mapping!r} for the "
-            f"columns {list(element)}."
+            "A mapping must name two columns of the dataset, image and caption. "
+            f"Received: mapping={brief(mapping)} for the columns {brief(list(columns))}."
         )

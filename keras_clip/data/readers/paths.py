@@ -1,27 +1,25 @@
-"""The local files that a user's paths, globs and braces stand for, and the content of one file."""
+"""Expands a user's paths, globs and braces to local files, and reads the content of a file."""
 
 import glob
 import os
 import re
 from collections.abc import Sequence
 
-# Formats that both Pillow and TensorFlow decode.
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
 # The index that `shards` writes beside a shard: `<shard>.index.npz`.
 INDEX_SUFFIX = ".index.npz"
 
 
 def find_files(source: str | os.PathLike | Sequence) -> list[str]:
-    """The paths that a path, a glob, a brace expression or a list of these stands for.
+    """Returns the files that a path, a glob, a brace expression or a list of these matches.
 
     Args:
-        source: `a.tar`, `shards/*.tar`, `{00000..00031}.tar`, `{train,val}/*.tar`, or a list of such.
+        source: `a.tar`, `shards/*.tar`, `{00000..00031}.tar`, `{train,val}/*.tar`, or a list of these.
 
     Returns:
         Existing paths in order, each once.
 
     Raises:
-        FileNotFoundError: nothing has that name, or the list is empty.
+        FileNotFoundError: no file matches, or the list is empty.
         ValueError: not a local file.
     """
     found = {}
@@ -42,7 +40,7 @@ def find_files(source: str | os.PathLike | Sequence) -> list[str]:
 
 
 def _expand_braces(pattern: str) -> list[str]:
-    """`a{00..02}b` and `a{x,y}b` as a shell expands them."""
+    """Expands `a{00..02}b` and `a{x,y}b` as a shell does."""
     match = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
     if match is None:
         return [pattern]
@@ -59,12 +57,28 @@ def _expand_braces(pattern: str) -> list[str]:
 
 
 def file_bytes(path: str | bytes | os.PathLike) -> bytes:
-    """The content of a file; `b""` if there is none of that name.
+    """Returns the content of a file, or `b""` if it does not exist.
 
-    Other errors, such as a failing disk or a missing permission, concern more than one sample and are raised.
+    Other errors, such as a failing disk or a missing permission, affect more than one sample and are raised.
     """
     try:
         with open(path, "rb") as file:
             return file.read()
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError):
         return b""
+
+
+def names_among(paths: Sequence[str]) -> list[str]:
+    """Short names of files, which differ among them and do not depend on where the files are.
+
+    Args:
+        paths: several different paths.
+
+    Returns:
+        The paths below the folder that they have in common, with slashes and without extensions where these are equal.
+    """
+    whole = [os.path.abspath(path) for path in paths]
+    folder = os.path.commonpath([os.path.dirname(path) for path in whole])
+    names = [os.path.relpath(path, folder).replace(os.sep, "/") for path in whole]
+    stems = [os.path.splitext(name)[0] for name in names]
+    return stems if len(set(stems)) == len(stems) else names

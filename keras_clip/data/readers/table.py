@@ -1,7 +1,8 @@
-"""Tables, `.csv` or `.tsv`: each row names an image file and has its caption, and may have other columns."""
+"""Tables, `.csv`, `.tsv` or `.jsonl`: each row names an image file and has its caption, and may have other columns."""
 
 import csv
 import io
+import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -9,16 +10,28 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from keras_clip.data.readers.mapping import CAPTION_NAMES, Mapping, names_of
+from keras_clip.data.readers.brief import brief
+from keras_clip.data.readers.copies import decompressed
+from keras_clip.data.readers.mapping import CAPTION_NAMES, PATH_NAMES, Mapping, names_of
 from keras_clip.data.readers.paths import file_bytes
-from keras_clip.data.readers.reader import Captions
+from keras_clip.data.readers.reader import Captions, as_captions
 from keras_clip.data.readers.shards import ShardIndex, Shards
 
-_PATHS = ("path", "image", "image_path", "filepath", "file_path", "filename", "file_name", "file")
+# What a header is looked at with, if the delimiter that the file's name says gives no columns that are needed.
+_DELIMITERS = (",", "\t", ";", "|")
+_JSON = re.compile(r"\.(jsonl|ndjson)(\.\w+)?$", re.IGNORECASE)
 
 
 class _Table(NamedTuple):
-    """What the rows of one table are read by; `caption` is None if no column has captions."""
+    """What the rows of one table are read by.
+
+    Attributes:
+        folder: that of the table.
+        header: the names of its columns; of JSON those of the first row.
+        path: the column of image paths.
+        caption: the column of captions, None if there is none.
+        delimiter: what separates columns; "" for lines of JSON.
+    """
 
     folder: str
     header: list[str]
@@ -26,92 +39,194 @@ class _Table(NamedTuple):
     caption: str | None
     delimiter: str
 
-    def image_path(self, row: dict[str, str]) -> str:
+    def image_path(self, row: dict[str, Any]) -> str:
         """The path of the image of a row, "" if it names none."""
-        return os.path.join(self.folder, row[self.path]) if row[self.path] else ""
+        return os.path.join(self.folder, path) if (path := self.key(row)) else ""
 
-    def captions(self, row: dict[str, str]) -> Captions:
-        """The caption of a row."""
-        return [row[self.caption].encode("utf-8", "surrogateescape")] if self.caption else []
+    def key(self, row: dict[str, Any]) -> str:
+        """The path as the table has it."""
+        path = row.get(self.path)
+        return path.strip() if isinstance(path, str) else ""
+
+    def captions(self, row: dict[str, Any]) -> Captions:
+        """The caption or captions of a row."""
+        if self.caption is None:
+            return []
+        value = row.get(self.caption)
+        # In a table of text a caption may be empty, which is a caption too, and other bytes than UTF-8.
+        return [value.encode("utf-8", "surrogateescape")] if self.delimiter else as_captions(value)
+
+    def parse(self, text: bytes) -> dict[str, Any]:
+        """The values of a row by column; missing values of a table with a header are "".
+
+        Raises:
+            ValueError: the text is no row.
+        """
+        if not self.delimiter:
+            return _parse_object(text)
+        lines = io.StringIO(text.decode("utf-8", "surrogateescape"), newline="")
+        try:
+            (values,) = csv.reader(lines, delimiter=self.delimiter, strict=True)
+        except csv.Error as error:
+            raise ValueError(str(error)) from error
+        return {**dict.fromkeys(self.header, ""), **dict(zip(self.header, values, strict=False))}
 
 
 class TableReader(Shards):
-    """Image files that the rows of tables name. Rows are read from the file when they are needed.
+    """Reads the image files that the rows of tables name. Rows are read from the file when they are needed.
 
     Paths are relative to the table. The metadata are all columns.
 
     Args:
-        paths: UTF-8 files with a header, separated by commas, or by tabs if their name ends in `.tsv`.
+        paths: UTF-8 files. `.csv` and `.tsv` have a header; lines of a `.jsonl` are objects.
         mapping: the names of the columns of image paths and of captions, upper or lower case. None: the usual ones.
         captions: whether samples are pairs. If False, no column of captions is needed.
+        delimiter: what separates the columns. None: a tab if the name ends in `.tsv`, otherwise a comma, or that of
+            comma, tab, semicolon and bar with which the header has the columns.
 
     Raises:
-        ValueError: no such column; a row with more values than columns; quotes that do not match; a mapping by
-            function.
+        ValueError: no such column; a column twice; a row with more values than columns; quotes that do not match; a
+            line that is no JSON object; a mapping by function.
     """
 
-    def __init__(self, paths: Sequence[str], mapping: Mapping | None = None, captions: bool = True):
-        names = names_of(mapping, _PATHS, CAPTION_NAMES)
-        self._tables, indexes = zip(*(_index_table(path, names, captions) for path in paths), strict=True)
-        super().__init__(paths, indexes)
+    def __init__(
+        self,
+        paths: Sequence[str],
+        mapping: Mapping | None = None,
+        captions: bool = True,
+        delimiter: str | None = None,
+    ):
+        if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n'):
+            raise ValueError(f"delimiter must be one character, and no quote. Received: delimiter={delimiter!r}.")
+        wanted = _Wanted(*names_of(mapping, PATH_NAMES, CAPTION_NAMES), captions)
+        files = list(map(decompressed, paths))
+        index = [
+            _index_lines(path, file, wanted) if _JSON.search(path) else _index_table(path, file, wanted, delimiter)
+            for path, file in zip(paths, files, strict=True)
+        ]
+        self._tables, indexes = zip(*index, strict=True)
+        super().__init__(paths, indexes, files)
 
     def name(self, index: int) -> str:
-        """The path of the image; the table and the row if there is none."""
+        """Returns the path of the image, or the table and the row if there is none."""
         ((table, row),) = self._rows(np.array([index]))
-        return table.image_path(row) or f"{self.paths[self._shards(index)]}: {super().keys(np.array([index]))[0]}"
+        number = super().keys_in_shard(np.array([index]))[0]
+        return table.image_path(row) or f"{self.paths[self._shards(index)]}: {number}"
 
-    def keys(self, ids: np.ndarray) -> list[str]:
+    def keys_in_shard(self, ids: np.ndarray) -> list[str]:
         """The paths as the table has them."""
-        return [row[table.path] for table, row in self._rows(ids)]
+        return [table.key(row) for table, row in self._rows(ids)]
 
     def read(self, ids: np.ndarray) -> tuple[list[bytes], list[Captions]]:
-        """The bytes of the image files, and the captions."""
+        """Returns the bytes of the image files, and the captions."""
         rows = self._rows(ids)
         paths = [table.image_path(row) for table, row in rows]
         return [file_bytes(path) if path else b"" for path in paths], [table.captions(row) for table, row in rows]
 
     def captions(self, ids: np.ndarray) -> list[Captions]:
-        """One caption for each row."""
+        """The caption of each row; of JSON it may be a list."""
         return [table.captions(row) for table, row in self._rows(ids)]
 
     def metadata(self, ids: np.ndarray) -> list[dict[str, Any]]:
-        """All columns of each row.
+        """Returns all columns of each row.
 
         Raises:
             ValueError: a row is not UTF-8.
         """
-        rows = [row for _, row in self._rows(ids)]
-        for index, row in zip(ids.tolist(), rows, strict=True):
+        rows = self._rows(ids)
+        for index, (table, row) in zip(ids.tolist(), rows, strict=True):
             try:
-                "".join(row.values()).encode()
+                "".join(row.values() if table.delimiter else ()).encode()
             except UnicodeEncodeError as error:
-                raise ValueError(f"A table must be UTF-8. Received: {self.name(index)}: {row}.") from error
-        return rows
+                raise ValueError(f"A table must be UTF-8. Received: {self.name(index)}: {brief(row)}.") from error
+        return [row for _, row in rows]
 
-    def _rows(self, ids: np.ndarray) -> list[tuple[_Table, dict[str, str]]]:
-        """The table and the values by column of each row; missing values are ""."""
+    def column(self, name: str) -> str:
+        """The name of a column as the tables have it, of which upper and lower case do not matter.
+
+        Args:
+            name: of the column.
+
+        Returns:
+            The name in the first table that has it, or else the name that was given.
+        """
+        found = [
+            _only(name, table.header, "columns", path) for path, table in zip(self.paths, self._tables, strict=True)
+        ]
+        return next(filter(None, found), name)
+
+    def _rows(self, ids: np.ndarray) -> list[tuple[_Table, dict[str, Any]]]:
+        """The table and the values by column of each row."""
         rows = []
         for index, shard, text in zip(ids.tolist(), self._shards(ids).tolist(), self._bytes(ids, 0), strict=True):
             table = self._tables[shard]
-            lines = io.StringIO(text.decode("utf-8", "surrogateescape"), newline="")
             try:
-                (values,) = csv.reader(lines, delimiter=table.delimiter, strict=True)
-            except (csv.Error, ValueError) as error:
+                rows.append((table, table.parse(text)))
+            except ValueError as error:
                 self._raise_changed(index, str(error))
-            rows.append((table, {**dict.fromkeys(table.header, ""), **dict(zip(table.header, values, strict=False))}))
         return rows
 
 
-def _index_table(path: str, names: tuple[Sequence[str], Sequence[str]], captions: bool) -> tuple[_Table, ShardIndex]:
+class _Wanted(NamedTuple):
+    """The names that the columns of image paths and of captions may have, and whether captions are needed."""
+
+    paths: Sequence[str]
+    captions: Sequence[str]
+    needs_captions: bool
+
+    def columns(self, path: str, header: Sequence[str]) -> list[str | None]:
+        """Which columns these are.
+
+        Raises:
+            ValueError: a column that is needed is missing, or there twice.
+        """
+        columns: list[str | None] = []
+        needed = (("image paths", self.paths, True), ("captions", self.captions, self.needs_captions))
+        for what, wanted, is_needed in needed:
+            found = next(filter(None, (_only(name, header, what, path) for name in wanted)), None)
+            if found is None and is_needed:
+                raise ValueError(
+                    f"A table must have a header with a column of {what}: {' or '.join(map(repr, wanted))}. "
+                    f"Received: {path} with the columns {brief(list(header))}. Name yours: "
+                    'mapping=("<path>", "<caption>"). If other characters separate the columns, pass `delimiter`.'
+                )
+            columns.append(found)
+        return columns
+
+    def fit(self, header: Sequence[str]) -> bool:
+        """Whether a header has the columns that are needed."""
+        folded = {name.lower() for name in header}
+        needed = [self.paths, self.captions] if self.needs_captions else [self.paths]
+        return all(any(name.lower() in folded for name in names) for names in needed)
+
+
+def _only(name: str, header: Sequence[str], what: str, path: str) -> str | None:
+    """The one column of this name, None if there is none."""
+    found = [column for column in header if column.lower() == name.strip().lower()]
+    if name in found:
+        return name
+    if len(found) > 1:
+        raise ValueError(
+            f"Names of columns must differ. Received: {path} with {found} for the {what}. Rename all but one."
+        )
+    return found[0] if found else None
+
+
+def _index_table(path: str, file: str, wanted: _Wanted, delimiter: str | None) -> tuple[_Table, ShardIndex]:
     """The header of a table, and where each of its rows lies."""
-    delimiter = "\t" if path.lower().endswith(".tsv") else ","
     spans = []
-    with open(path, "rb") as file:
-        lines = _Lines(file)
+    with open(file, "rb") as opened:
+        _require_utf8(path, opened)
+        delimiter = delimiter or _delimiter(path, opened, wanted)
+        lines = _Lines(opened)
         rows = csv.reader(lines, delimiter=delimiter, strict=True)
         try:
-            header = next(rows, [])
-            table = _Table(os.path.dirname(path), header, *_columns(path, header, names, captions), delimiter)
+            header = [name.strip() for name in next(rows, [])]
+            if twice := sorted({name for name in header if name and header.count(name) > 1}):
+                raise ValueError(
+                    f"Names of columns must differ. Received: {path} with {brief(twice)} twice. Rename one."
+                )
+            table = _Table(os.path.dirname(path), header, *wanted.columns(path, header), delimiter)
             start = lines.end
             for row in rows:
                 if len(row) > len(header):
@@ -121,21 +236,40 @@ def _index_table(path: str, names: tuple[Sequence[str], Sequence[str]], captions
                 start = lines.end
         except csv.Error as error:
             raise ValueError(
-                'A value with a comma, a tab or a quote in it must stand in quotes, as in "a ""fine"" dog". '
-                f"Received: {path}, line {rows.line_num}: {error}."
+                f"A value with a {delimiter!r}, a line break or a quote in it must stand in quotes, as in "
+                f'"a ""fine"" dog". Received: {path}, line {rows.line_num}: {error}.'
             ) from error
     return table, ShardIndex.of_spans(path, spans, 1)
 
 
+def _require_utf8(path: str, file: BinaryIO) -> None:
+    if file.read(2) in (b"\xff\xfe", b"\xfe\xff"):
+        raise ValueError(f"A table must be UTF-8. Received: {path} in UTF-16. Save it as UTF-8.")
+    file.seek(0)
+
+
+def _delimiter(path: str, file: BinaryIO, wanted: _Wanted) -> str:
+    """The one with which the header has the columns that are needed, or else that of the file's name."""
+    usual = "\t" if re.search(r"\.tsv(\.\w+)?$", path, re.IGNORECASE) else ","
+    first = re.split(rb"[\r\n]", file.readline())[0].decode("utf-8", "replace").removeprefix("\ufeff")
+    file.seek(0)
+
+    def header(delimiter: str) -> list[str]:
+        return [name.strip() for name in next(csv.reader([first], delimiter=delimiter), [])]
+
+    fitting = [delimiter for delimiter in _DELIMITERS if wanted.fit(header(delimiter))]
+    return fitting[0] if len(fitting) == 1 else usual
+
+
 class _Lines:
-    """The lines of a UTF-8 file as text, of which `end` bytes have been read. Other bytes become lone surrogates."""
+    """The lines of a UTF-8 file as text; `end` bytes have been read. Invalid bytes become lone surrogates."""
 
     def __init__(self, file: BinaryIO):
         self._file, self.end = file, 0
 
     def __iter__(self) -> Iterator[str]:
         for line in self._file:
-            # A lone carriage return ends a line as well.
+            # A carriage return alone also ends a line.
             for part in re.split(rb"(?<=\r)(?!\n)", line) if b"\r" in line else (line,):
                 text = part.decode("utf-8", "surrogateescape")
                 text = text if self.end else text.removeprefix("\ufeff")
@@ -143,17 +277,34 @@ class _Lines:
                 yield text
 
 
-def _columns(
-    path: str, header: Sequence[str], names: tuple[Sequence[str], Sequence[str]], captions: bool
-) -> list[str | None]:
-    folded = {name.strip().lower(): name for name in reversed(header) if name}
-    columns: list[str | None] = []
-    for what, wanted, is_needed in (("image paths", names[0], True), ("captions", names[1], captions)):
-        found = [folded[name.lower()] for name in wanted if name.lower() in folded]
-        if not found and is_needed:
-            raise ValueError(
-                f"A table must have a header with a column of {what}: {' or '.join(map(repr, wanted))}. "
-                f'Received: {path} with the columns {list(header)}. Name yours: mapping=("<path>", "<caption>").'
-            )
-        columns.append(found[0] if found else None)
-    return columns
+def _index_lines(path: str, file: str, wanted: _Wanted) -> tuple[_Table, ShardIndex]:
+    """The columns of lines of JSON, and where each of them lies."""
+    spans, header, end = [], {}, 0
+    with open(file, "rb") as opened:
+        for number, line in enumerate(opened, 1):
+            if line.strip() not in (b"", b"\xef\xbb\xbf"):
+                try:
+                    # A later row may have columns that the first has not.
+                    header.update(dict.fromkeys(_parse_object(line)))
+                except (ValueError, RecursionError) as error:
+                    raise ValueError(
+                        f"Each line must be a JSON object. Received: {path}, line {number}: {error}."
+                    ) from error
+                spans.append((end, len(line)))
+            end += len(line)
+    table = _Table(os.path.dirname(path), list(header), *wanted.columns(path, list(header)), "")
+    return table, ShardIndex.of_spans(path, spans, 1)
+
+
+def _parse_object(line: bytes) -> dict[str, Any]:
+    value = json.loads(line.removeprefix(b"\xef\xbb\xbf"), object_pairs_hook=_without_duplicates)
+    if not isinstance(value, dict):
+        raise ValueError(f"a {type(value).__name__}")
+    return value
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        raise ValueError("a name twice")
+    return value

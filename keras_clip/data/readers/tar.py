@@ -1,83 +1,123 @@
-"""WebDataset tars: the members `<key>.<extension>` of one key are a sample."""
+"""Reads WebDataset tars: the members `<key>.<extension>` of one key form a sample."""
 
+import functools
+import hashlib
 import json
 import os
+import posixpath
 import tarfile
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from keras_clip.data.readers.byte_strings import ByteStrings
-from keras_clip.data.readers.mapping import CAPTION_NAMES, Mapping, require_no_mapping
-from keras_clip.data.readers.paths import IMAGE_EXTENSIONS
+from keras_clip.data.readers.copies import decompressed
+from keras_clip.data.readers.image_formats import (
+    HEAD,
+    IMAGE_EXTENSIONS,
+    OTHER_IMAGE_EXTENSIONS,
+    looks_like_image,
+    why_passed_over,
+)
+from keras_clip.data.readers.mapping import CAPTION_NAMES, Mapping, names_of
 from keras_clip.data.readers.reader import Captions, as_captions
 from keras_clip.data.readers.shards import ShardIndex, Shards, describe_damage, load_indexes
+from keras_clip.data.skipped import SkippedSamples
 
 _BLOCK = 512
+_IMAGE_EXTENSIONS = frozenset(IMAGE_EXTENSIONS)
 # The parts of a sample in the index.
-_IMAGE, _TEXT, _RECORD = range(3)
+_IMAGE, _TEXT, _RECORD, _CLASS = range(4)
+_PARTS = 4
+_MAX_LINKS = 8
+# What `tarfile` raises of a damaged header, beside its own errors.
+_HEADER_ERRORS = (tarfile.TarError, ValueError, OverflowError, IndexError, EOFError, RecursionError)
 
 
 class TarReader(Shards):
-    """Samples of WebDataset tars; see `index_tar` for their members.
+    """Reads the samples of WebDataset tars; see `index_tar` for their members.
 
     The caption is the text of the `.txt` member, or else the caption or captions that the `.json` member names. The
-    metadata are the object of the `.json` member.
+    metadata are the object of the `.json` member, and as "cls" the text of the `.cls` member.
 
     Args:
-        paths: uncompressed tars.
-        mapping: None; the names of members are fixed.
+        paths: tars. Compressed ones are decompressed into the user's cache folder, at the first use.
+        mapping: (image, caption): the extension of the image members, and that of the caption members or the name of
+            the caption in the `.json` members. None: any image, `.txt`, and the usual names.
         captions: whether samples are pairs. If False, they are the keys that have an image.
 
     Raises:
-        ValueError: a mapping; a file that is no complete tar (see `index_tar`).
+        ValueError: a mapping by function; a file that is no complete tar (see `index_tar`).
     """
 
     def __init__(self, paths: Sequence[str], mapping: Mapping | None = None, captions: bool = True):
-        require_no_mapping(mapping, "tar")
-        indexes = load_indexes(paths, index_tar)
+        (*images,), (*texts,) = names_of(mapping, ("",), CAPTION_NAMES)
+        image = _as_extension(images[0]) or None
+        text = _as_extension(texts[0]) if mapping and texts else "txt"
+        text = None if text == "json" else text
+        self._caption_names = CAPTION_NAMES if texts in ([], ["json"], ["txt"]) else tuple(texts)
+        make = functools.partial(index_tar, image=image, text=text)
+        variant = "" if (image, text) == (None, "txt") else hashlib.sha256(f"{image} {text}".encode()).hexdigest()[:8]
+        files = list(map(decompressed, paths))
+        indexes = load_indexes(files, make, variant)
+        # Of every key, whether it has an image or not: training and evaluation must name samples alike.
+        self._keys_by_shard = [index.keys for index in indexes]
         if not captions:
             indexes = [index.with_part(_IMAGE) for index in indexes]
-        super().__init__(paths, indexes)
+        super().__init__(paths, indexes, files)
         self._keys = ByteStrings.concatenate([index.keys for index in indexes])
 
-    def keys(self, ids: np.ndarray) -> list[str]:
+    def keys_in_shard(self, ids: np.ndarray) -> list[str]:
         """The paths of the members up to the first dot of their base names."""
-        return [os.fsdecode(self._keys[index]) for index in ids.tolist()]
+        return [_as_text(self._keys[index]) for index in ids.tolist()]
+
+    def _keys_of_shards(self) -> Iterator[list[str]]:
+        for keys in self._keys_by_shard:
+            yield [_as_text(keys[row]) for row in range(len(keys))]
 
     def read(self, ids: np.ndarray) -> tuple[list[bytes], list[Captions]]:
-        """The bytes of the image members, and the captions."""
+        """Returns the bytes of the image members, and the captions."""
         return self._bytes(ids, _IMAGE), self.captions(ids)
 
     def captions(self, ids: np.ndarray) -> list[Captions]:
-        """The text of each `.txt` member as one caption, or else those of the `.json` member."""
+        """Returns the text of each `.txt` member as one caption, or else the captions of the `.json` member."""
         captions = [[text] for text in self._bytes(ids, _TEXT)]
-        has_record = (self.offsets[ids, _TEXT] == 0) & (self.offsets[ids, _RECORD] > 0)
-        rows = np.flatnonzero(has_record)
+        rows = np.flatnonzero(~self._has(ids, _TEXT) & self._has(ids, _RECORD))
         for row, record in zip(rows.tolist(), self._bytes(ids[rows], _RECORD), strict=True):
-            captions[row] = _captions_of_record(record)
+            captions[row] = self._captions_of_record(record)
         return captions
 
     def metadata(self, ids: np.ndarray) -> list[dict[str, Any]]:
-        """The object of each `.json` member; empty where there is none."""
+        """The object of each `.json` member and the text of each `.cls` member; empty where there is neither."""
         records = map(_parse, self._bytes(ids, _RECORD))
-        return [record if isinstance(record, dict) else {} for record in records]
+        metadata = [record if isinstance(record, dict) else {} for record in records]
+        for row in np.flatnonzero(self._has(ids, _CLASS)).tolist():
+            (name,) = self._bytes(ids[row : row + 1], _CLASS)
+            metadata[row] = {"cls": name.decode(errors="replace").strip(), **metadata[row]}
+        return metadata
+
+    def _captions_of_record(self, text: bytes) -> Captions:
+        record = _parse(text)
+        if not isinstance(record, dict):
+            # Text that is not UTF-8 is returned, so that the pipeline can name the reason.
+            return [] if _is_utf8(text) else [text]
+        return as_captions(next((record[name] for name in self._caption_names if name in record), []))
+
+
+def _as_extension(name: str) -> str:
+    return name.lower().lstrip(".")
+
+
+def _as_text(key: bytes) -> str:
+    return key.decode("utf-8", "surrogateescape")
 
 
 def _parse(record: bytes) -> Any:
     try:
         return json.loads(record)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-
-
-def _captions_of_record(text: bytes) -> Captions:
-    record = _parse(text)
-    if not isinstance(record, dict):
-        # Text that is not UTF-8 is returned, so that the pipeline can name the reason.
-        return [] if _is_utf8(text) else [text]
-    return as_captions(next((record[name] for name in CAPTION_NAMES if name in record), []))
 
 
 def _is_utf8(text: bytes) -> bool:
@@ -88,68 +128,154 @@ def _is_utf8(text: bytes) -> bool:
     return True
 
 
-def index_tar(path: str) -> ShardIndex:
-    """Indexes a WebDataset tar: members `<key>.<image extension>`, `<key>.txt` and `<key>.json`, in any order.
+class _Member(NamedTuple):
+    """A member of a tar; `target` is the member that it is a link to, None if it is none."""
 
-    A key is the member's path up to the first dot of its base name. Of several images of a key the first counts. Other
-    members are passed over.
+    name: str
+    offset: int
+    size: int
+    is_sparse: bool = False
+    target: str | None = None
+
+
+def index_tar(path: str, image: str | None = None, text: str | None = "txt") -> ShardIndex:
+    """Indexes a WebDataset tar: members `<key>.<image extension>`, `.txt`, `.json` and `.cls`, in any order.
+
+    A key is the member's path up to the first dot of its base name, as in the library webdataset. A member with another
+    extension is an image if its content begins like one and the key has no other image. Of several images of a key the
+    first counts. Hard and symbolic links stand for the members that they lead to. Other members are passed over and
+    counted, among them those with a second dot in their base name, such as `1.5mm.jpg`.
 
     Args:
         path: an uncompressed tar.
+        image: extension of the images, which may have dots. None: any.
+        text: extension of the captions, which may have dots. None: captions are in the `.json`.
 
     Returns:
-        The index, with the parts image, `.txt` and `.json`.
+        The index, with the parts image, text, `.json` and `.cls`.
 
     Raises:
-        ValueError: the file is no tar, is compressed or cut short, or has one member twice.
+        ValueError: the file is no tar, is compressed or cut short, has a member twice, or one that is stored sparsely.
     """
+    passed_over = SkippedSamples(path)
+    members = _members(path, passed_over)
+    by_name = {member.name: member for member in members}
     samples: dict[str, dict[str, tuple[int, int]]] = {}
+    with open(path, "rb") as file:
+        for member in members:
+            _note_member(path, samples, member, by_name, passed_over, (image, text), file.fileno())
+    spans = [_spans(key, found, text, passed_over) for key, found in samples.items()]
+    keys = [key.encode("utf-8", "surrogateescape") for key in samples]
+    return ShardIndex.of_spans(path, spans, _PARTS, keys, passed_over)
+
+
+def _members(path: str, passed_over: SkippedSamples) -> list[_Member]:
+    """The files and links of a tar that is whole."""
+    members = []
     end = 0
     try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
+        with tarfile.open(path, "r:", encoding="utf-8", errors="surrogateescape") as tar:
+            for info in tar:
+                if tar.offset <= end:
+                    raise tarfile.ReadError("a member of negative size")
                 end = tar.offset  # of the next header
                 tar.members = []  # tarfile would keep every header
-                if member.isfile():
-                    _note_member(path, samples, member)
-    except tarfile.TarError as error:
+                target = None
+                if not info.isfile():
+                    if info.islnk():
+                        target = info.linkname
+                    elif info.issym():
+                        target = posixpath.normpath(posixpath.join(posixpath.dirname(info.name), info.linkname))
+                    else:
+                        if not info.isdir():
+                            passed_over.add(info.name, "not a regular file")
+                        continue
+                members.append(_Member(info.name, info.offset_data, info.size, info.issparse(), target))
+    except _HEADER_ERRORS as error:
         raise ValueError(
             f"A WebDataset shard must be a whole, uncompressed tar file. {describe_damage(path, str(error))}"
         ) from error
     _require_end_marker(path, end)
-    return ShardIndex.of_spans(path, list(map(_spans, samples.values())), 3, list(map(os.fsencode, samples)))
+    return members
 
 
-def _note_member(path: str, samples: dict, member: tarfile.TarInfo) -> None:
+def _note_member(
+    path: str,
+    samples: dict,
+    member: _Member,
+    members: dict[str, _Member],
+    passed_over: SkippedSamples,
+    wanted: tuple[str | None, str | None],
+    descriptor: int,
+) -> None:
+    """Adds a member to the sample of its key, by extension, or counts it as passed over."""
     folder, _, base = member.name.rpartition("/")
     stem, _, extension = base.partition(".")
     extension = extension.lower()
-    if not stem or extension not in (*IMAGE_EXTENSIONS, "txt", "json"):
+    image, text = wanted
+    place = member if member.target is None else _follow(member, members)
+    is_image = extension == image if image else extension in _IMAGE_EXTENSIONS
+    is_part = is_image or extension in (text, "json", "cls")
+    if place is None or not stem:
+        passed_over.add(member.name, "hidden file" if place else "link without target")
         return
+    if not is_part and "." in extension:
+        passed_over.add(member.name, "a second dot in the name, where keys end at the first")
+        return
+    if not is_part and (image or not _begins_like_image(descriptor, place, extension)):
+        is_format = extension in OTHER_IMAGE_EXTENSIONS
+        passed_over.add(member.name, why_passed_over(extension) if is_format else "no part of a pair")
+        return
+    if place.is_sparse:
+        raise ValueError(
+            "The members of a WebDataset shard must be stored in one piece. "
+            f"Received: {member.name!r} in {path}, stored sparsely. Write the tar without --sparse."
+        )
     found = samples.setdefault(f"{folder}/{stem}" if folder else stem, {})
     if extension in found:
         raise ValueError(
             f"The members of a WebDataset shard must have different names. Received: {member.name!r} twice in {path}. "
             "Give every sample a key of its own."
         )
-    found[extension] = (member.offset_data, member.size)
+    found[extension] = (place.offset, place.size)
 
 
-def _spans(found: dict[str, tuple[int, int]]) -> tuple:
+def _follow(member: _Member, members: dict[str, _Member]) -> _Member | None:
+    """The file that a link leads to, if necessary by other links; None if it leads nowhere."""
+    for _ in range(_MAX_LINKS):
+        member = members.get(member.target)
+        if member is None or member.target is None:
+            return member
+    return None
+
+
+def _begins_like_image(descriptor: int, member: _Member, extension: str) -> bool:
+    if extension in OTHER_IMAGE_EXTENSIONS:
+        return False
+    return looks_like_image(os.pread(descriptor, min(HEAD, member.size), member.offset))
+
+
+def _spans(key: str, found: dict[str, tuple[int, int]], text: str | None, passed_over: SkippedSamples) -> tuple:
     """The spans of the parts in their order."""
     absent = (0, 0)
-    image = next((span for extension, span in found.items() if extension in IMAGE_EXTENSIONS), absent)
-    return image, found.get("txt", absent), found.get("json", absent)
+    others = [found.pop(extension, absent) for extension in (text, "json", "cls")]
+    # What has an image's extension comes before what only begins like an image.
+    images = list(found)
+    if len(images) > 1:
+        images.sort(key=lambda extension: extension not in _IMAGE_EXTENSIONS)
+    for extension in images[1:]:
+        passed_over.add(f"{key}.{extension}", "another image of the same key")
+    return found[images[0]] if images else absent, *others
 
 
 def _require_end_marker(path: str, end: int) -> None:
-    """A tar ends in blocks of zeros; `tarfile` takes a file without them, or with a damaged header, for complete."""
+    """Raises a ValueError if the tar does not end in blocks of zeros; `tarfile` also accepts truncated files."""
     with open(path, "rb") as file:
         file.seek(end)
         if file.read(_BLOCK) != bytes(_BLOCK):
             raise ValueError(
                 "A WebDataset shard must be a whole tar file. "
-                + describe_damage(path, f"no end marker at byte {end}: the file is cut short or damaged")
+                + describe_damage(path, f"no end marker at byte {end}: the file is truncated or damaged")
             )
         while chunk := file.read(1 << 20):
             if chunk.strip(b"\0"):

@@ -1,4 +1,4 @@
-"""TFRecords of `tf.train.Example`, as img2dataset writes them: an encoded image, its captions and other features."""
+"""Reads TFRecords of `tf.train.Example`, as img2dataset writes them: an image file, captions and other features."""
 
 import os
 import struct
@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from keras_clip.data.readers.copies import decompressed
+from keras_clip.data.readers.image_formats import IMAGE_EXTENSIONS
 from keras_clip.data.readers.mapping import Mapping, names_of
-from keras_clip.data.readers.paths import IMAGE_EXTENSIONS
 from keras_clip.data.readers.reader import Captions
 from keras_clip.data.readers.shards import ShardIndex, Shards, describe_damage, load_indexes
 
@@ -17,10 +18,10 @@ _CAPTIONS = ("txt", "caption", "text", "image/caption")
 
 
 class TFRecordReader(Shards):
-    """Samples of TFRecord files. The metadata are all features but the image.
+    """Reads the samples of TFRecord files. The metadata are all features except the image.
 
     Args:
-        paths: uncompressed TFRecord files.
+        paths: TFRecord files. Compressed ones are decompressed into the user's cache folder, at the first use.
         mapping: the names of the image and the caption feature. None: the usual ones.
         captions: whether samples are pairs. If False, no caption is needed.
 
@@ -30,7 +31,8 @@ class TFRecordReader(Shards):
 
     def __init__(self, paths: Sequence[str], mapping: Mapping | None = None, captions: bool = True):
         self.image_names, self.caption_names = names_of(mapping, _IMAGES, _CAPTIONS)
-        super().__init__(paths, load_indexes(paths, index_tfrecord))
+        files = list(map(decompressed, paths))
+        super().__init__(paths, load_indexes(files, index_tfrecord), files)
         if len(self):
             self._require_features([self.image_names, self.caption_names] if captions else [self.image_names])
 
@@ -48,19 +50,19 @@ class TFRecordReader(Shards):
         return [_parse(record) for record in self._bytes(ids, 0)]
 
     def read(self, ids: np.ndarray) -> tuple[list[bytes], list[Captions]]:
-        """The first image feature and the first caption feature that have a value."""
+        """Returns the first image feature and the first caption feature that have a value."""
         rows = self._features(ids)
         captions = [_strings(row, self.caption_names) for row in rows]
         return [(_strings(row, self.image_names) or [b""])[0] for row in rows], captions
 
-    def keys(self, ids: np.ndarray) -> list[str]:
+    def keys_in_shard(self, ids: np.ndarray) -> list[str]:
         """The features `key`; the rows of the records where there are none."""
         keys = [_strings(row, ("key",)) for row in self._features(ids)]
-        rows = super().keys(ids)
+        rows = super().keys_in_shard(ids)
         return [key[0].decode(errors="replace") if key else row for key, row in zip(keys, rows, strict=True)]
 
     def metadata(self, ids: np.ndarray) -> list[dict[str, Any]]:
-        """All features but the image: a value, or a list of several; strings as str where they are UTF-8."""
+        """Returns all features except the image: a value, or a list of several; strings that are UTF-8 become str."""
         return [
             {name: _value(feature) for name, feature in row.items() if name not in self.image_names}
             for row in self._features(ids)
@@ -68,7 +70,7 @@ class TFRecordReader(Shards):
 
 
 def _parse(record: bytes) -> Any:
-    """The features of a record by name; none if it is damaged."""
+    """Returns the features of a record by name; none if it is damaged."""
     import tensorflow as tf
     from google.protobuf.message import DecodeError
 
@@ -79,7 +81,7 @@ def _parse(record: bytes) -> Any:
 
 
 def _strings(features: Any, names: Sequence[str]) -> list[bytes]:
-    """The strings of the first of these features that has any."""
+    """Returns the strings of the first of these features that has any."""
     for name in names:
         if name in features and any(features[name].bytes_list.value):
             return list(features[name].bytes_list.value)
@@ -109,7 +111,7 @@ def index_tfrecord(path: str) -> ShardIndex:
         The index, with one part: the record.
 
     Raises:
-        ValueError: the file is compressed, damaged or cut short.
+        ValueError: the file is compressed, damaged or truncated.
     """
     spans = []
     with open(path, "rb") as file:
@@ -127,7 +129,7 @@ def index_tfrecord(path: str) -> ShardIndex:
                 raise ValueError(
                     "A TFRecord file must be whole. "
                     + describe_damage(
-                        path, f"cut short within the record at byte {offset}, after {len(spans)} good ones"
+                        path, f"truncated within the record at byte {offset}, after {len(spans)} good ones"
                     )
                 )
             spans.append((offset + 12, length))
@@ -148,7 +150,7 @@ _CRC_TABLE = _crc_table()
 
 
 def _masked_crc32c(data: bytes) -> int:
-    """The checksum of the TFRecord format."""
+    """Returns the checksum of the TFRecord format."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc = _CRC_TABLE[(crc ^ byte) & 0xFF] ^ crc >> 8

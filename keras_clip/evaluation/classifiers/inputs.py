@@ -47,8 +47,8 @@ def check_labels(labels: np.ndarray, rows: int, num_classes: int | None = None) 
         Labels, int64 (N,) or uint8 (N, K), and K.
 
     Raises:
-        ValueError: shapes that do not match, an index out of range, one class only, a class without an image, or, of
-            several labels, one that all images have.
+        ValueError: shapes that do not match, an index out of range, one class only, a class without an image, or, with
+            several labels per image, a class that all images have.
     """
     labels = np.asarray(labels)
     if labels.ndim not in (1, 2) or len(labels) != rows or labels.dtype.kind not in "iub":
@@ -128,13 +128,13 @@ def check_split(
 
 
 def targets_of(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """Targets float32 (N, K): 1 for each class of an image."""
+    """Returns targets, float32 (N, K): 1 for each class of an image, else 0."""
     if labels.ndim == 2:
         return (labels == 1).astype("float32")
     return (labels[:, None] == np.arange(num_classes)).astype("float32")
 
 
 def unit_length(embeddings: np.ndarray) -> np.ndarray:
-    """Embeddings (N, E), checked and normalised to unit length in float64."""
+    """Checks embeddings (N, E) and normalises them to unit length in float64."""
     embeddings = check_features(embeddings).astype("float64")
     return embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)

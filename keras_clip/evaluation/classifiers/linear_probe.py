@@ -22,7 +22,7 @@ from keras_clip.evaluation.metrics.classification import accuracy, map_11pt
 GRADIENT_TOLERANCE = 1e-4
 # The smallest relative gain of a step for which float32 suffices: its rounding is about 1e-8 of the objective.
 FLOAT32_GAIN = 1e-6
-# L-BFGS-B's own settings, as scikit-learn has them.
+# The settings of L-BFGS-B that scikit-learn uses.
 MEMORY, LINE_SEARCH, LEAST_GAIN = 10, 50, 64 * np.finfo(float).eps
 # C is 10 ** (step / 8): from 1e-6 to 1e6, first in steps of two decades.
 STEPS_PER_DECADE, LAST_STEP, FIRST_INTERVAL = 8, 48, 16
@@ -30,7 +30,7 @@ STEPS_PER_DECADE, LAST_STEP, FIRST_INTERVAL = 8, 48, 16
 
 @dataclass(frozen=True)
 class _Solution:
-    """Parameters as they are minimised: `weights` (D, columns) and `bias` (columns,), float64."""
+    """The parameters of the optimisation: `weights` (D, columns) and `bias` (columns,), float64."""
 
     weights: np.ndarray
     bias: np.ndarray
@@ -40,7 +40,7 @@ class _Solution:
 
 
 class _Problem:
-    """One training set, to be solved for any C.
+    """The optimisation problem of one training set, which can be solved for any C.
 
     Where all classes are equally likely, a softmax over K of them has the curvature variance / K along a principal
     component, and a sigmoid variance / 4; the penalty adds 1 / (C n).
@@ -54,7 +54,7 @@ class _Problem:
         self.curvatures = np.maximum(variances, 0) / self.flatness
 
     def minimise(self, C: float, max_iter: int, start: _Solution | None = None) -> _Solution:
-        """The parameters that are best for this C."""
+        """Returns the parameters that minimise the objective for this C."""
         try:
             from scipy import optimize
             from threadpoolctl import threadpool_limits
@@ -64,7 +64,7 @@ class _Problem:
             ) from error
         descent, iterations = _Descent(self, C), 0
         point = descent.point(start)
-        # The first round changes to float64 by itself; the second is for one that ends, or fails, before that.
+        # The first round changes to float64 itself; the second is needed if the first ends or fails before that.
         for descent.dtype in ("float32", "float64"):
             options = {
                 "maxiter": max_iter - iterations,
@@ -72,8 +72,8 @@ class _Problem:
                 "maxcor": MEMORY,
                 "maxls": LINE_SEARCH,
             }
-            # The small products between two evaluations: threads of NumPy's and SciPy's that wait for the next of them
-            # hold the cores that the backend's wait for, which made a small search on torch 14 times slower.
+            # NumPy and SciPy compute only small products here. Their threads would wait actively and block the cores
+            # for the threads of the backend, which made a small search on torch 14 times slower.
             with threadpool_limits(1, "blas"):
                 result = optimize.minimize(
                     descent,
@@ -88,13 +88,13 @@ class _Problem:
                 break
         weights, bias = descent.parameters(point)
         converged = result.status == 0 or descent.is_flat(result.jac)
-        if self.loss.softmax:  # free up to a constant
+        if self.loss.softmax:  # the logits are determined up to a constant
             bias = bias - bias.mean()
         return _Solution(weights, bias, float(result.fun), iterations, bool(converged))
 
 
 class _Descent:
-    """The objective of a problem for one C as L-BFGS-B sees it: a function of a flat vector of scaled coordinates."""
+    """The objective of a problem for one C, as a function of a flat vector of scaled coordinates for L-BFGS-B."""
 
     def __init__(self, problem, C):
         self.problem = problem
@@ -128,7 +128,7 @@ class _Descent:
         return value, self.gradient
 
     def is_flat(self, gradient):
-        """Whether the gradient by the weights and biases themselves is within scikit-learn's tolerance."""
+        """Returns whether the gradient with respect to weights and biases is within scikit-learn's tolerance."""
         gradient = gradient.reshape(-1, self.problem.loss.columns)
         d_bias = gradient[-1] / self.bias_scale
         d_weights = self.problem.components @ (gradient[:-1] / self.scale) + np.outer(self.problem.mean, d_bias)
@@ -213,7 +213,7 @@ class LinearProbe:
         return self
 
     def decision_function(self, features: np.ndarray) -> np.ndarray:
-        """Scores of the classes; higher is more probable.
+        """Returns scores of the classes; a higher score is more probable.
 
         Args:
             features: (N, D).
@@ -241,7 +241,7 @@ class CSearch:
     """Result of `search_C`.
 
     Args:
-        C: float. The best one; of equally good ones the smallest.
+        C: float. The best value; the smallest of equally good values.
         scores: {C: score on the validation split} in ascending order of C.
         probe: `LinearProbe` with that C.
     """
@@ -262,13 +262,13 @@ def search_C(
 ) -> CSearch:
     """Chooses C as the paper did: from 1e-6 to 1e6, eight steps per decade, by halving the interval around the best.
 
-    Seven fits two decades apart, then two beside the best at half the interval, four times, and one with the C found on
-    training and validation split together: 16 fits, fewer at the ends of the range (appendix A.3). Each fit starts from
-    the one with the nearest C.
+    The search makes seven fits two decades apart, then four times two fits beside the best at half the interval, and
+    one fit with the best C on both splits together: 16 fits, or fewer at the ends of the range (appendix A.3). Each fit
+    starts from the one with the nearest C.
 
     Args:
         train: features (N, D) and labels, as `LinearProbe.fit` takes them.
-        validation: the same of other images, never of the test split.
+        validation: features and labels of other images, never of the test split.
         metric: function of scores (N, K) and labels, where higher is better; None: `metrics.accuracy`, or
             `metrics.map_11pt` for several labels.
         num_classes: int, K; None: the largest index of the training split + 1.
@@ -307,7 +307,7 @@ def search_C(
 
 
 class _Steps:
-    """The steps to try in order; it reads the scores that are added meanwhile."""
+    """Iterates over the steps to try; it depends on the scores that are added during the iteration."""
 
     def __init__(self, scores):
         self.scores = scores

@@ -1,6 +1,6 @@
 """The loss of logistic regression and its gradient over all rows.
 
-Several classes are a softmax, two classes one sigmoid, several labels per image one sigmoid each, as in scikit-learn.
+Several classes have a softmax, two classes one sigmoid, several labels per image one sigmoid each, as in scikit-learn.
 Products are written with `@`, and no `ops.maximum` or `ops.where` takes a Python number: on torch these cast float64
 to float32.
 """
@@ -13,14 +13,14 @@ from keras_clip.evaluation.metrics.classification import IGNORED
 
 
 def _softmax_step(features, labels, weights, bias):
-    """One tile: per row the sum of the other classes' exponentials and the lead of the highest; summed gradients."""
+    """Computes one tile: per row, the sum of the other exponentials and the margin of the highest; and gradients."""
     features = ops.cast(features, weights.dtype)
     logits = features @ weights + bias
     own = ops.cast(labels[:, None] == ops.arange(ops.shape(weights)[1], dtype="int32"), weights.dtype)
     highest = ops.max(logits, axis=1)
     own_logit = ops.sum(logits * own, axis=1)
-    # The true class is left out of the sum: where its probability is nearly one, the loss is the probability of the
-    # others, which one minus its probability would lose to rounding.
+    # The sum omits the true class: where its probability is nearly one, the loss is the probability of the others,
+    # which one minus its probability would lose to rounding.
     others = ops.exp(logits - highest[:, None]) * (1 - own)
     sum_of_others = ops.sum(others, axis=1)
     total = sum_of_others + ops.exp(own_logit - highest)
@@ -34,7 +34,7 @@ def _softmax_step(features, labels, weights, bias):
 
 
 def _sigmoid_step(features, signs, weights, bias):
-    """One tile: loss per row; gradients of their sum. Signs: -1 positive, 1 negative, 0 ignored."""
+    """Computes one tile: the loss per row and the gradients of the sum. Signs: -1 positive, 1 negative, 0 ignored."""
     features, signs = ops.cast(features, weights.dtype), ops.cast(signs, weights.dtype)
     margins = signs * (features @ weights + bias)
     losses = ops.relu(margins) + ops.log1p(ops.exp(-ops.abs(margins)))
@@ -74,7 +74,7 @@ class LogisticLoss:
         self._step = compiled(_softmax_step if self.softmax else _sigmoid_step)
 
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean (D,) and covariance (D, D) of the features, float64."""
+        """Returns mean (D,) and covariance (D, D) of the features, float64."""
         return moments(features for features, _ in self._tiles)
 
     def __call__(self, weights: np.ndarray, bias: np.ndarray, dtype: str) -> tuple[float, np.ndarray, np.ndarray]:
@@ -101,6 +101,6 @@ class LogisticLoss:
 
     def _sum(self, losses, lead=None):
         if self.softmax:
-            with np.errstate(divide="ignore"):  # no other class left: the loss is 0
+            with np.errstate(divide="ignore"):  # if the others sum to 0, the loss is 0
                 losses = np.logaddexp(0, np.log(losses) + lead)
         return float(losses.sum())

@@ -21,7 +21,7 @@ LEAST_ROWS = 512
 
 @contextlib.contextmanager
 def full_precision() -> Iterator[None]:
-    """Context in which products have the precision of their factors: no TF32, and float64 on JAX too."""
+    """A context in which products have the precision of their factors: no TF32, and float64 on JAX too."""
     backend = keras.backend.backend()
     if backend == "jax":
         import jax
@@ -54,7 +54,7 @@ def compiled(function: Callable) -> Callable:
     """Compiles a function, once for each combination of shapes and dtypes, on backends that compile.
 
     Args:
-        function: of tensors, to a tuple of tensors.
+        function: function of tensors that returns a tuple of tensors.
 
     Returns:
         A function of the same arguments.
@@ -100,7 +100,7 @@ def on_device(array: np.ndarray, dtype: str = "float32") -> Tensor:
 
 
 def multiply(rows: np.ndarray, columns: np.ndarray, dtype: str = "float32") -> np.ndarray:
-    """`rows @ columns.T`, tile by tile.
+    """Computes `rows @ columns.T`, tile by tile.
 
     Args:
         rows: numbers (N, D).
@@ -124,7 +124,7 @@ def _moments_step(rows):
 
 
 def moments(parts: Iterable[Tensor]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and covariance of all rows.
+    """Returns mean and covariance of all rows.
 
     Args:
         parts: tensors (n, D), tile by tile.

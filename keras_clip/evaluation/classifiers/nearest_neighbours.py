@@ -43,7 +43,7 @@ class NearestNeighbours:
             The classifier itself.
 
         Raises:
-            ValueError: what `LinearProbe.fit` refuses.
+            ValueError: inputs that `LinearProbe.fit` rejects.
         """
         self.keys = unit_length(embeddings)
         labels, num_classes = check_labels(labels, len(self.keys), num_classes)
@@ -51,11 +51,11 @@ class NearestNeighbours:
         return self
 
     def decision_function(self, embeddings: np.ndarray) -> np.ndarray:
-        """Votes float64 (N, K) for embeddings (N, E)."""
+        """Returns votes, float64 (N, K), for embeddings (N, E)."""
         return self._votes(*self._nearest(embeddings), self.temperature)
 
     def _nearest(self, embeddings):
-        """Similarities (N, k) of the nearest, descending, and their indices."""
+        """Returns the similarities (N, k) of the nearest images in descending order, and their indices."""
         queries, k = unit_length(embeddings), min(self.k, len(self.keys))
         parts = []
         for tile in tiles(len(queries), len(self.keys)):
@@ -86,11 +86,11 @@ def tune_nearest_neighbours(
 
     Args:
         train: embeddings (N, E) and labels, as `NearestNeighbours.fit` takes them.
-        validation: the same of other images, never of the test split.
-        metric: of scores (N, K) and labels, the higher the better; None: `metrics.accuracy`, of several labels
-            `metrics.map_11pt`.
+        validation: embeddings and labels of other images, never of the test split.
+        metric: function of scores (N, K) and labels, where higher is better; None: `metrics.accuracy`, or
+            `metrics.map_11pt` for several labels.
         num_classes: int, K; None: the largest index of the training split + 1.
-        neighbours: candidates for `k`; a number above that of the images means all of them.
+        neighbours: candidates for `k`; a number above that of the images selects all of them.
         temperatures: candidates for `temperature`.
 
     Returns:

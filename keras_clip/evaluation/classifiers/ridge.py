@@ -41,7 +41,7 @@ class RidgeProbe:
             The probe itself.
 
         Raises:
-            ValueError: what `LinearProbe.fit` refuses, or features that are all the same.
+            ValueError: inputs that `LinearProbe.fit` rejects, or features that are equal for all images.
         """
         features = check_features(features)
         labels, num_classes = check_labels(labels, len(features), num_classes)
@@ -65,10 +65,10 @@ class RidgeProbe:
         return self
 
     def decision_function(self, features: np.ndarray) -> np.ndarray:
-        """Scores float64 (N, K) of features (N, D), the higher the likelier: estimates of the targets 0 and 1."""
+        """Returns scores, float64 (N, K), of features (N, D): estimates of the targets 0 and 1."""
         return multiply(check_features(features), self.coef, "float64") + self.intercept
 
     def predict(self, features: np.ndarray) -> np.ndarray:
-        """Of features (N, D) the likeliest class int64 (N,); if `multi_label`, uint8 (N, K)."""
+        """Returns the most probable class of features (N, D), int64 (N,); if `multi_label`, uint8 (N, K)."""
         scores = self.decision_function(features)
         return (scores > 0.5).astype("uint8") if self.multi_label else scores.argmax(axis=1)

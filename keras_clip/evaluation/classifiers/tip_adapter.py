@@ -43,7 +43,7 @@ class TipAdapter:
             The classifier itself.
 
         Raises:
-            ValueError: what `LinearProbe.fit` refuses.
+            ValueError: inputs that `LinearProbe.fit` rejects.
         """
         self.keys = unit_length(embeddings)
         labels, num_classes = check_labels(labels, len(self.keys), len(self.class_embeddings))
@@ -51,7 +51,7 @@ class TipAdapter:
         return self
 
     def decision_function(self, embeddings: np.ndarray) -> np.ndarray:
-        """Logits float64 (N, K) of embeddings (N, E)."""
+        """Returns logits, float64 (N, K), of embeddings (N, E)."""
         queries = unit_length(embeddings)
         return self._zero_shot(queries) + self.alpha * self._cache(queries, self.beta)
 
@@ -81,7 +81,7 @@ def tune_tip_adapter(
         class_embeddings: (K, E).
         logit_scale: float, log(1 / temperature) of the model.
         train: embeddings (N, E) and labels, as `TipAdapter.fit` takes them.
-        validation: the same of other images, never of the test split.
+        validation: embeddings and labels of other images, never of the test split.
         metric: as `tune_nearest_neighbours` takes it.
         betas: candidates for `beta`.
         alphas: candidates for `alpha`.

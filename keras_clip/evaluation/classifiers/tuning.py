@@ -12,7 +12,7 @@ import numpy as np
 
 from keras_clip.evaluation.metrics.classification import accuracy, map_11pt
 
-# Of scores (N, K) and labels, the higher the better.
+# A function of scores (N, K) and labels, where higher is better.
 Metric = Callable[[np.ndarray, np.ndarray], float]
 
 
@@ -23,7 +23,7 @@ class Tuned:
     Args:
         head: `NearestNeighbours`, `TipAdapter` or `WiseFT`.
         score: float. Its metric on the validation split.
-        choices: {hyperparameter: value}; of equally good ones the first of the grid.
+        choices: {hyperparameter: value}; the first of equally good ones in the grid.
     """
 
     head: Any
@@ -32,6 +32,6 @@ class Tuned:
 
 
 def best_of(scores: Iterable[tuple[Any, np.ndarray]], labels: np.ndarray, metric: Metric | None) -> tuple[Any, float]:
-    """The first choice with the best score of (choice, scores (N, K)) pairs, and that score."""
+    """Returns the first choice with the best score, given (choice, scores (N, K)) pairs, and this score."""
     metric = metric or (map_11pt if labels.ndim == 2 else accuracy)
     return max(((choice, float(metric(x, labels))) for choice, x in scores), key=lambda pair: pair[1])

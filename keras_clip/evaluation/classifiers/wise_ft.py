@@ -41,7 +41,7 @@ class WiseFT:
         self.intercept = alpha * probe.intercept
 
     def decision_function(self, embeddings: np.ndarray) -> np.ndarray:
-        """Logits float64 (N, K) of embeddings (N, E), which are scaled to unit length."""
+        """Returns logits, float64 (N, K), of embeddings (N, E), which are scaled to unit length."""
         return multiply(unit_length(embeddings), self.coef, "float64") + self.intercept
 
 

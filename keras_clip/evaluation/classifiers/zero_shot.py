@@ -19,7 +19,7 @@ from keras_clip.zero_shot import embed_classes
 BARE = "{}"
 # Images per product with the class embeddings.
 _ROWS = 8192
-# A GiB of float32.
+# The number of float32 values in a GiB.
 _MAX_SCORES = 1 << 28
 
 
@@ -39,7 +39,7 @@ class Rung:
 
 
 def zero_shot_scores(store: FeatureStore, class_embeddings: np.ndarray, logit_scale: float | None = None) -> np.ndarray:
-    """Logits of all images: cosine similarities divided by the temperature.
+    """Returns the logits of all images: cosine similarities divided by the temperature.
 
     Args:
         store: N images.
@@ -87,16 +87,16 @@ class PromptTable:
         distinct = list(dict.fromkeys(prompt for of_class in prompts for prompt in of_class))
         place = {prompt: row for row, prompt in enumerate(distinct)}
         embeddings = embed_classes(clip.text_embedder, distinct, (BARE,))
-        # Classes with synonyms: the sum over these, so that all prompts of a class have equal weight.
+        # The embeddings of synonyms are summed, so that all prompts of a class have equal weight.
         sums = [embeddings[[place[prompt] for prompt in of_class]].sum(axis=0) for of_class in prompts]
         self._sums = np.stack(sums).reshape(len(self.templates), len(self._names), -1)
 
     def sums(self, template: str) -> np.ndarray:
-        """The sum (K, E) over the names of each class of the embeddings with that template."""
+        """Returns the sum (K, E) of the embeddings with one template over the names of each class."""
         return self._sums[self.templates.index(template)]
 
     def class_embeddings(self, templates: Sequence[str]) -> np.ndarray:
-        """The class embeddings of a prompt ensemble, as `embed_classes` computes them.
+        """Returns the class embeddings of a prompt ensemble, as `embed_classes` computes them.
 
         Args:
             templates: a subset of the table's templates.
@@ -120,7 +120,7 @@ def ladder(
     training: FeatureStore | None = None,
     metric: Callable[[np.ndarray, np.ndarray], float] = accuracy,
 ) -> dict[str, Rung]:
-    """The zero-shot classifiers of a dataset, from bare names to selected templates.
+    """Returns the zero-shot classifiers of a dataset, from bare names to selected templates.
 
     Args:
         clip: the `CLIPModel` of the store.
@@ -193,7 +193,7 @@ def select_templates(
 
 
 def _draw(store: FeatureStore, count: int) -> np.ndarray:
-    """At most `count` rows, the same in every run and balanced over the classes; at least one of each."""
+    """Returns at most `count` rows, equal in every run and balanced over the classes, with at least one of each."""
     if len(store) <= count:
         return np.arange(len(store))
     digests = [hashlib.sha256(str(i).encode()).digest() for i in store.ids]

@@ -1,1 +1,1 @@
-"""Images with labels: where they are read from, which data sets the paper evaluates, and the names of their classes."""
+"""Labelled images: their sources, the datasets that the paper evaluates, and the names of their classes."""

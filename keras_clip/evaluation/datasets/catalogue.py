@@ -42,7 +42,8 @@ class DatasetRecord:
         splits: {"train", "validation", "test"}: names of the splits in the source. "train" is the paper's training
             split for probes, without "validation" where the source separates the two.
         manual: what to download manually and how to arrange it; "" where tensorflow-datasets does both.
-        note: known differences from the paper's protocol; "" for none.
+        note: differences from the paper's protocol that only this dataset has, see `differences`.
+        size: number of test images in the source; None: as in the paper, or unknown.
         classes_of: dataset whose classes it uses; "": its own.
         empty_classes: "drop" where the source lists classes without images.
         image: feature of the builder, or a function of an example.
@@ -62,6 +63,24 @@ class DatasetRecord:
     image: str | Callable[[dict], Any] = "image"
     label: str | Callable[[dict, Any], Any] = "label"
     separator: str | None = None
+    size: int | None = None
+
+    @property
+    def differences(self) -> tuple[str, ...]:
+        """The known differences between this protocol and the paper's, one text each.
+
+        The templates and the class names of the catalogue are the library's own, so no record is without differences.
+        """
+        found = ["prompt templates of keras_clip"]
+        if self.names is not None:
+            found.append("class names of keras_clip")
+        if self.name in PAPER and self.size not in (None, self._in_paper.test):
+            found.append(f"{self.size:,} test images, not {self._in_paper.test:,}")
+        return (*found, *filter(None, self.note.split("; ")))
+
+    @property
+    def _in_paper(self) -> published.PublishedDataset:
+        return published.dataset(self.name)
 
     @property
     def templates(self) -> tuple[str, ...]:
@@ -75,9 +94,10 @@ class DatasetRecord:
 
     @property
     def protocol(self) -> str:
-        """What two comparable scores have in common: source, test split, templates, version."""
+        """The conditions that two comparable scores share: source, test split, templates, version, `differences`."""
         source = f"tfds:{self.builder}[{self.splits['test']}]" if self.builder else "files"
-        return f"{self.name}/{source}/{self.family}/{self.metric}/{PROTOCOL}"
+        differences = "; ".join(self.differences)
+        return f"{self.name}/{source}/{self.family}/{self.metric}/{PROTOCOL}, differs from the paper: {differences}"
 
     def names_per_class(self, class_names: Sequence[str]) -> list[list[str]]:
         """Returns the prompt names of each class of a store.
@@ -97,7 +117,7 @@ class DatasetRecord:
     def images(
         self, split: str = "test", files: str | os.PathLike | None = None, data_dir: str | os.PathLike | None = None
     ) -> LabelledImages:
-        """The images of a split.
+        """Returns the images of a split.
 
         Args:
             split: a key of `splits`.
@@ -140,13 +160,13 @@ class DatasetRecord:
         return images
 
     def published_scores(self, model: str) -> dict[str, float]:
-        """What the paper reports of a model.
+        """Returns the scores that the paper reports for a model.
 
         Args:
             model: a preset, or another row of `published.models("linear_probe")`.
 
         Returns:
-            {method: share in [0, 1]}, the methods "zero_shot/family" and "linear_probe" as far as the paper has them.
+            {method: fraction in [0, 1]}, for "zero_shot/family" and "linear_probe" as far as the paper has them.
         """
         if self.name in SHIFTS:
             rows = {"zero_shot/family": "zero_shot_clip", "linear_probe": "linear_probe_clip"}
@@ -165,14 +185,14 @@ def _middle_frame(example: dict) -> Any:
 
 
 def _voc_labels(example: dict, features: Any) -> dict[str, int]:
-    """Objects that are marked as difficult count neither way."""
+    """Returns the classes of the objects in an image; classes with difficult objects only are ignored."""
     name = features["labels"].feature.int2str
     found = {name(int(label)): IGNORED for label in example["labels"]}
     return found | {name(int(label)): 1 for label in example["labels_no_difficult"]}
 
 
 def _nearest_vehicle(example: dict, features: Any) -> str:
-    """VTAB's rule: metres ahead of the camera to the nearest car, van or truck."""
+    """Returns the class by VTAB's rule: the distance in metres to the nearest car, van or truck ahead of the camera."""
     kind = features["objects"]["type"].int2str
     objects = example["objects"]
     vehicles = [kind(int(number)) in ("Car", "Van", "Truck") for number in objects["type"]]
@@ -202,6 +222,7 @@ _PAPER = (
         "Birdsnap",
         "bird",
         manual="get the list and the script of Birdsnap (Berg et al., 2014); some of its images are gone. " + _FOLDERS,
+        note="fewer images, since some are gone",
     ),
     DatasetRecord("SUN397", "scene", builder="sun397/standard-part1-120k"),
     DatasetRecord("StanfordCars", "car", builder="cars196"),
@@ -216,7 +237,7 @@ _PAPER = (
     DatasetRecord("VOC2007", "photo", "map_11pt", "voc/2007", _WHOLE, label=_voc_labels, separator=";"),
     DatasetRecord("DTD", "texture", builder="dtd", splits=_WHOLE, note="the first of ten partitions"),
     DatasetRecord("OxfordPets", "pet", "mean_per_class", "oxford_iiit_pet"),
-    DatasetRecord("Caltech101", "object", "mean_per_class", "caltech101", note="6,084 test images, not 6,085"),
+    DatasetRecord("Caltech101", "object", "mean_per_class", "caltech101", size=6084),
     DatasetRecord("Flowers102", "flower", "mean_per_class", "oxford_flowers102", _WHOLE),
     DatasetRecord("MNIST", "number", builder="mnist"),
     DatasetRecord(
@@ -225,7 +246,8 @@ _PAPER = (
         splits=_WHOLE,
         manual="get fer2013.csv of the Kaggle challenge, write each row of pixels to a 48 x 48 PNG, in folders named "
         "angry, disgust, fear, happy, sad, surprise, neutral (0 to 6), one folder for each split.",
-        note="seven classes; the paper's table says eight",
+        note="seven classes, not eight as in the paper's table",
+        size=3589,
     ),
     DatasetRecord("STL10", "photo", builder="stl10", note="probes on all 5,000 training images, not on ten folds"),
     DatasetRecord(
@@ -258,7 +280,12 @@ _PAPER = (
     ),
     DatasetRecord("PCam", "microscope", builder="patch_camelyon", splits=_WHOLE),
     DatasetRecord(
-        "UCF101", "action", builder="ucf101/ucf101_1_256", image=_middle_frame, note="the first of three splits"
+        "UCF101",
+        "action",
+        builder="ucf101/ucf101_1_256",
+        image=_middle_frame,
+        note="the first of three splits",
+        size=3783,
     ),
     DatasetRecord(
         "Kinetics700",
@@ -266,6 +293,7 @@ _PAPER = (
         "mean_top1_top5",
         splits=_splits(train="train", test="validation"),
         manual="get the videos of Kinetics-700 that are left, and write the middle frame of each. " + _FOLDERS,
+        note="fewer videos, since some are gone",
     ),
     DatasetRecord(
         "CLEVRCounts",
@@ -328,10 +356,10 @@ SHIFTS: Mapping[str, DatasetRecord] = MappingProxyType({record.name: record for 
 
 
 def record(name: str) -> DatasetRecord:
-    """The record of a data set.
+    """Returns the record of a dataset.
 
     Args:
-        name: of one of the paper's 27, or of the 7 shifts.
+        name: name of one of the paper's 27 datasets or of the 7 shifts.
 
     Returns:
         A `DatasetRecord`.

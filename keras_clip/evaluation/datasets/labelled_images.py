@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from keras_clip.data.skipped import SkippedSamples
 from keras_clip.evaluation.metrics.classification import IGNORED
 
 # Seconds after which a progress bar appears.
@@ -44,6 +45,7 @@ class LabelledImages:
         split: split of the dataset: "train", "test" ...
         empty_classes: what to do with a class of `class_names` without an image: "refuse" it with an error, "keep" it
             as a class that may be predicted, or "drop" it.
+        skipped: `SkippedSamples`: the files that the source passed over. None: none.
 
     Raises:
         ValueError: labels that are not among the classes, a class without an image, fewer than two classes, ids that
@@ -64,8 +66,10 @@ class LabelledImages:
         name: str = "images",
         split: str = "test",
         empty_classes: str = "refuse",
+        skipped: SkippedSamples | None = None,
     ):
         self.name, self.split = name, split
+        self.skipped = SkippedSamples(f"{name}/{split}") if skipped is None else skipped
         self.read = read
         self.class_names = None if class_names is None else _classes(labels, class_names, empty_classes)
         self.ids = tuple(ids)
@@ -103,6 +107,7 @@ def _require_columns(images: LabelledImages, labels: int) -> None:
         raise ValueError(
             "There must be images, and an id, a label and a group for each. "
             f"Received: {images.name!r} with {lengths[0]} ids, {lengths[1]} labels, {lengths[2]} groups."
+            + (f" Passed over: {images.skipped}." if images.skipped.total else "")
         )
     if len(set(images.ids)) < len(images.ids):
         twice = [name for name, count in Counter(images.ids).items() if count > 1]

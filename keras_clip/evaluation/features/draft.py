@@ -2,10 +2,11 @@
 
 import itertools
 import json
+import logging
 import os
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_clip import files
 from keras_clip.data.images import ImagePreprocessor
 from keras_clip.data.skipped import SkippedSamples
 from keras_clip.evaluation.datasets.labelled_images import LabelledImages, require_images_of_all
@@ -64,14 +66,15 @@ class Draft:
         folder: folder of the finished store.
         key: key of the finished store.
         images: the images to encode.
+        require_held: called before anything is noted; it raises an error if another process builds the draft.
 
     Raises:
         ValueError: the draft belongs to another model or dataset.
     """
 
-    def __init__(self, folder: Path, key: Key, images: LabelledImages):
+    def __init__(self, folder: Path, key: Key, images: LabelledImages, require_held: Callable[[], None]):
         self._folder, self._place = folder, Path(f"{folder}{DRAFT_SUFFIX}")
-        self._key, self._images = key, images
+        self._key, self._images, self._require_held = key, images, require_held
         self._done, self._is_broken = 0, np.zeros(len(images), bool)
         self._skipped = SkippedSamples(f"{images.name}/{images.split}")
         self._columns: dict[str, np.ndarray] = {}
@@ -82,18 +85,31 @@ class Draft:
     def _resume(self) -> None:
         note = json.loads((self._place / _PROGRESS).read_text(encoding="utf-8"))
         Key(note["key_parts"]).require_equal(self._key, self._place)
-        self._done = note["done"]
         self._is_broken[note["broken"]] = True
+        for name in ("features", "embeddings"):
+            if (self._place / f"{name}.npy").exists():
+                self._columns[name] = np.lib.format.open_memmap(self._place / f"{name}.npy", mode="r+")
+        if self._has_empty_row(note["done"]):
+            # A disk that was not written to the end, or two processes of an earlier version.
+            logging.getLogger("keras_clip").warning("%s has empty rows; all images are encoded again.", self._place)
+            self._is_broken[:] = False
+            return
+        self._done = note["done"]
         self._skipped.counts.update(note["skipped"]["counts"])
         self._skipped.examples.extend(note["skipped"]["examples"])
-        for name in ("features", "embeddings"):
-            self._columns[name] = np.lib.format.open_memmap(self._place / f"{name}.npy", mode="r+")
+
+    def _has_empty_row(self, done: int) -> bool:
+        kept = np.flatnonzero(~self._is_broken[:done])
+        # If an earlier call was killed after the columns were made compact, their rows are those of `kept`.
+        rows = [None if len(column) == len(kept) else kept for column in self._columns.values()]
+        return any(empty_row(*pair) is not None for pair in zip(self._columns.values(), rows, strict=True))
 
     def _note(self) -> None:
+        self._require_held()
         for column in self._columns.values():
             column.flush()
         note = {"key_parts": self._key.parts, "done": self._done, "broken": np.flatnonzero(self._is_broken).tolist()}
-        write_json(self._place / _PROGRESS, note | {"skipped": self._record()})
+        files.write_json(self._place / _PROGRESS, note | {"skipped": self._record()})
 
     def _record(self) -> dict:
         return {"counts": dict(self._skipped.counts), "examples": self._skipped.examples}
@@ -167,14 +183,22 @@ class Draft:
             logit_scale: logit scale of the model.
 
         Raises:
-            ValueError: all images of a class are broken.
+            ValueError: all images of a class are broken, or an image has no features.
+            RuntimeError: another process builds the draft.
         """
+        self._require_held()
         images, kept = self._images, np.flatnonzero(~self._is_broken)
         self._require_all_classes(kept)
         for name, column in self._columns.items():
             # If an earlier call was killed after this step, the column is compact already.
             if len(column) > len(kept):
-                self._compact(name, column, kept)
+                column = self._compact(name, column, kept)
+            if (row := empty_row(column)) is not None:
+                raise ValueError(
+                    f"Every image must have {name}. Received: {self._place}, where those of image "
+                    f"{images.ids[kept[row]]!r} are all zero. Delete this folder and build the store again; if the "
+                    "same image is named, the model returns zeros for it."
+                )
         self._columns.clear()
         _save(self._place / "labels.npy", images.labels[kept])
         _save(self._place / "ids.npy", np.array(images.ids, str)[kept])
@@ -186,8 +210,9 @@ class Draft:
             "class_names": images.class_names,
             "logit_scale": logit_scale,
             "skipped": self._record(),
+            "is_verified": True,
         }
-        write_json(self._place / MANIFEST, manifest)
+        files.write_json(self._place / MANIFEST, manifest)
         os.replace(self._place, self._folder)
         (self._folder / _PROGRESS).unlink()
 
@@ -201,7 +226,7 @@ class Draft:
         names = [name for name, has in zip(names, has_images, strict=True) if has]
         require_images_of_all(labels, names, f"{self._images.name}/{self._images.split}, as decoded")
 
-    def _compact(self, name: str, column: np.ndarray, kept: np.ndarray) -> None:
+    def _compact(self, name: str, column: np.ndarray, kept: np.ndarray) -> np.ndarray:
         path, part = self._place / f"{name}.npy", self._place / f"{name}.npy.part"
         shape = (len(kept), column.shape[1])
         compact = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=shape)
@@ -209,6 +234,29 @@ class Draft:
             compact[start : start + _ROWS] = column[kept[start : start + _ROWS]]
         compact.flush()
         os.replace(part, path)
+        return compact
+
+
+def empty_row(column: np.ndarray, rows: np.ndarray | None = None) -> int | None:
+    """The first row of a column (N, D) that is all zero, as a file is before it is written; None if there is none.
+
+    Args:
+        column: floats (N, D).
+        rows: the rows to look at, ascending. None: all.
+
+    Returns:
+        Index of the row, or None.
+    """
+    for start in range(0, len(column), _ROWS):
+        part = column[start : start + _ROWS]
+        is_empty = ~np.asarray(part).any(axis=1)
+        if rows is not None:
+            looked_at = np.zeros(len(part), bool)
+            looked_at[rows[(rows >= start) & (rows < start + len(part))] - start] = True
+            is_empty &= looked_at
+        if is_empty.any():
+            return start + int(is_empty.argmax())
+    return None
 
 
 def _decoded(images: Iterator, preprocessor: ImagePreprocessor, batch_size: int) -> Iterator[list]:
@@ -235,18 +283,6 @@ def _decoded(images: Iterator, preprocessor: ImagePreprocessor, batch_size: int)
             yield [future.result() for future in futures]
 
 
-def write_json(path: Path, value: dict) -> None:
-    """Writes a file atomically."""
-    part = path.with_suffix(".part")
-    with open(part, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
-
-
 def _save(path: Path, array: np.ndarray) -> None:
-    with open(path, "wb") as file:
-        np.save(file, array, allow_pickle=False)
-        file.flush()
-        os.fsync(file.fileno())
+    with files.replacing(path) as temporary:
+        np.save(temporary, array, allow_pickle=False)

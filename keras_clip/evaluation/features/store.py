@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,13 @@ import numpy as np
 
 from keras_clip.data.skipped import SkippedSamples
 from keras_clip.evaluation.datasets.labelled_images import LabelledImages, require_class_names, require_images_of_all
-from keras_clip.evaluation.features.draft import DRAFT_SUFFIX, MANIFEST, Draft
+from keras_clip.evaluation.features.draft import DRAFT_SUFFIX, MANIFEST, Draft, empty_row
 from keras_clip.evaluation.features.key import Key, model_parts
+from keras_clip.evaluation.features.lock import Lock
+from keras_clip.evaluation.results import Examples, digest_of
 from keras_clip.model import CLIPModel, ImageEmbedder
 
+_LOCK_SUFFIX = ".lock"
 _COLUMNS = ("features", "embeddings", "labels", "ids", "groups")
 
 
@@ -63,6 +67,12 @@ class FeatureStore:
         """Whether an image may have several classes."""
         return self.labels.ndim == 2
 
+    @cached_property
+    def examples(self) -> Examples:
+        """The identity of the images, by which results of two models are compared: see `Examples`."""
+        images = "" if self._key is None else self._key.parts["data set"]["images"]
+        return Examples(digest_of(self.ids.tolist()), images, np.asarray(self.labels))
+
     def __len__(self) -> int:
         return len(self.embeddings)
 
@@ -83,10 +93,14 @@ class FeatureStore:
         that cannot be decoded are skipped, counted and named in `skipped`, with a warning; more than 5 % is an error.
         PIL decodes them, with one thread per core.
 
+        Several processes may build one store: the first one encodes, and the others wait for it, with a warning that
+        names it, and open what it built. The lock of a process that died is taken over (see `features.lock`).
+
         Args:
             clip: `CLIPModel` or `ImageEmbedder`.
             images: the images to encode.
-            folder: folder of the store, which must be empty or new. The draft is kept in `<folder>.building`.
+            folder: folder of the store, which must be empty or new. The draft is kept in `<folder>.building`, and the
+                lock in `<folder>.lock`.
             batch_size: int. Images per step; all batches have this size, so that the encoder compiles once.
 
         Returns:
@@ -95,21 +109,24 @@ class FeatureStore:
         Raises:
             ValueError: the folder holds a store of another model, preprocessing or dataset; the model returns NaN; too
                 many images, or all images of a class, are broken.
+            RuntimeError: another process took the lock over, since this one was suspended.
         """
         folder, embedder = Path(folder), getattr(clip, "image_embedder", clip)
         logit_scale = _logit_scale(clip)
         dataset = {"name": images.name, "split": images.split, "images": images.digest()}
         key = Key({**model_parts(embedder, logit_scale), "data set": dataset})
-        if (folder / MANIFEST).exists():
-            store = cls.open(folder)
-            store._key.require_equal(key, folder)
-            return store
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ValueError(f"`folder` must be empty, new, or a store. Received: folder={folder}, with other files.")
-        draft = Draft(folder, key, images)
-        draft.encode(embedder, batch_size)
-        draft.finish(logit_scale)
-        return cls.open(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if not (folder / MANIFEST).exists():
+            with Lock(f"{folder}{_LOCK_SUFFIX}", f"the feature store {folder}") as lock:
+                # Another process may have built it meanwhile.
+                if not (folder / MANIFEST).exists():
+                    _require_empty(folder)
+                    draft = Draft(folder, key, images, lock.require_held)
+                    draft.encode(embedder, batch_size)
+                    draft.finish(logit_scale)
+        store = cls.open(folder)
+        store._key.require_equal(key, folder)
+        return store
 
     @classmethod
     def open(cls, folder: str | os.PathLike, clip: CLIPModel | ImageEmbedder | None = None) -> "FeatureStore":
@@ -143,6 +160,8 @@ class FeatureStore:
             ) from error
         store._key.require_format(folder)
         _check_columns(columns, store.class_names, f"{folder}")
+        if not manifest.get("is_verified"):
+            _require_no_empty_row(columns, folder)
         if clip is not None:
             store.require_model(clip)
         return store
@@ -214,9 +233,49 @@ class FeatureStore:
         """
         store = object.__new__(FeatureStore)
         store.__dict__.update(self.__dict__)
+        store.__dict__.pop("examples", None)
         for name in _COLUMNS:
             setattr(store, name, np.asarray(getattr(self, name))[rows])
         return store
+
+    def of_classes(self, class_names: Sequence[str]) -> "FeatureStore":
+        """Selects the images of some classes, in memory.
+
+        Args:
+            class_names: K names. Images of other classes are left out; of images with several classes, those without a
+                remaining one. A class without images stays a class.
+
+        Returns:
+            A store with these classes in this order.
+        """
+        places = {name: place for place, name in enumerate(self.class_names)}
+        columns = np.array([places.get(name, -1) for name in class_names])
+        if self.multi_label:
+            labels = np.where(columns >= 0, np.asarray(self.labels)[:, columns], 0).astype(self.labels.dtype)
+            kept = (labels == 1).any(axis=1) | ~(np.asarray(self.labels) == 1).any(axis=1)
+        else:
+            numbers = np.full(len(self.class_names), -1)
+            numbers[columns[columns >= 0]] = np.flatnonzero(columns >= 0)
+            labels = numbers[self.labels]
+            kept = labels >= 0
+        store = self.take(kept)
+        store.class_names, store.labels = tuple(class_names), labels[kept]
+        return store
+
+
+def _require_empty(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"`folder` must be empty, new, or a store. Received: folder={folder}, with other files.")
+
+
+def _require_no_empty_row(columns: dict[str, np.ndarray], folder: Path) -> None:
+    """Checks a store of an earlier version, in which two processes could leave rows out."""
+    for name in ("features", "embeddings"):
+        if (row := empty_row(columns[name])) is not None:
+            raise ValueError(
+                f"Every image must have {name}. Received: folder={folder}, where those of image "
+                f"{str(columns['ids'][row])!r} are all zero. Delete the folder and build the store again."
+            )
 
 
 def _logit_scale(clip) -> float | None:

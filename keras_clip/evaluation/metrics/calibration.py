@@ -83,6 +83,26 @@ def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bi
     return _error(confidence - hits, bin_index, bins)
 
 
+def error_of_outcomes(
+    confidence: np.ndarray, hits: np.ndarray, counts: np.ndarray | None = None, bins: int = 15
+) -> float:
+    """Returns `expected_calibration_error` from the confidence and the correctness of each image.
+
+    Args:
+        confidence: floats (N,) in [0, 1]. Probability of the predicted class.
+        hits: bool or 0 and 1 (N,). Whether the image is classified correctly.
+        counts: (N,). How often each image counts, as in a bootstrap resample; None: once.
+        bins: int >= 1.
+
+    Returns:
+        Error in [0, 1].
+    """
+    counts = np.ones(len(hits)) if counts is None else counts
+    return float(
+        abs(np.bincount(_bin_index(confidence, bins), counts * (confidence - hits), bins)).sum() / counts.sum()
+    )
+
+
 def debiased_calibration_error(
     probabilities: np.ndarray, labels: np.ndarray, bins: int = 15, resamples: int = 1000, seed: int = 0
 ) -> float:
@@ -257,8 +277,11 @@ def _binned(probabilities, labels, bins):
             f"shape {probabilities.shape}, bins={bins}. `evaluation.softmax` converts logits to probabilities."
         )
     confidence = np.minimum(probabilities.max(1).astype("float64"), 1)
-    bin_index = np.searchsorted(np.linspace(0, 1, bins + 1), confidence, side="left") - 1
-    return confidence, hits, bin_index
+    return confidence, hits, _bin_index(confidence, bins)
+
+
+def _bin_index(confidence, bins):
+    return np.searchsorted(np.linspace(0, 1, bins + 1), confidence, side="left") - 1
 
 
 def _error(excess, bin_index, bins):

@@ -1,6 +1,6 @@
 """The metrics of the paper's 27 datasets (Radford et al., 2021, table 9), each with a confidence interval.
 
-Scores are an array (N, K) in which a higher value means a likelier class: logits, cosines or probabilities. Labels are
+Scores are an array (N, K), such as logits, cosines or probabilities; higher means more probable. Labels are
 class indices (N,), or for multi-label datasets 0 and 1 (N, K), with `IGNORED` for a class that counts neither as
 present nor as absent, such as the objects that VOC 2007 marks as difficult.
 
@@ -133,7 +133,8 @@ class Metric:
 
     Args:
         name: str. The key of the metric in `METRICS`, in `Task.metric` and in results.
-        score: function of (scores, labels) that returns a float.
+        score: function of (scores, labels) that returns a float. Higher must be better: C, templates and the parameters
+            of adapters are chosen by the maximum.
         interval: function of (scores, labels, confidence, resamples, seed) that returns the lower and the upper bound.
         unit: str. "fraction" for values in [0, 1], which reports show as percentages; another word for other values.
     """

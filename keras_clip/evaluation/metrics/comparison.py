@@ -1,35 +1,48 @@
-"""Comparison of two models on the same images: difference in accuracy, its interval, and a test of significance.
+"""Comparison of two models on the same images: the difference of a score, its interval, and a paired test.
 
-The test is McNemar's exact test on the images that only one of the two models classifies correctly; p-values over
-several datasets have Holm's correction.
+The test fits the metric. Fractions of independent examples that are correct (accuracy, recall of captions) have
+McNemar's exact test. Every other metric has a paired permutation test: if the models were equally good, the outcomes
+of an example could be exchanged between them, so the difference is compared with those after random exchanges. Examples
+of one group, such as the captions of an image, are exchanged together. Several p-values have Holm's correction.
 """
 
+import dataclasses
+import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from keras_clip.evaluation.metrics import calibration, classification
+from keras_clip.evaluation.metrics.bootstrap import bootstrap_interval
 from keras_clip.evaluation.metrics.intervals import blaker_interval, holm, mcnemar_test
-from keras_clip.evaluation.results import Results
+from keras_clip.evaluation.results import IDENTITY, Results, Score
+
+MCNEMAR, PERMUTATION = "McNemar", "permutation"
+_FRACTIONS = ("accuracy", "top5_accuracy", "mean_top1_top5", "recall_at_")
+# Values of a permutation test in memory at a time.
+_CELLS = 2**24
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The difference in accuracy between two models on the same images.
+    """The difference of a score between two models on the same examples.
 
     Args:
-        n: int. Number of images.
-        first: accuracy of the first model, in [0, 1].
-        second: accuracy of the second model, in [0, 1].
+        n: int. Number of examples.
+        first: score of the first model, such as its accuracy in [0, 1].
+        second: score of the second model.
         difference: `second - first`.
         low: lower bound of the difference, by default at 95 % confidence.
         high: upper bound of the difference.
-        only_first: int. Number of images that only the first model classifies correctly.
-        only_second: int. Number of images that only the second model classifies correctly.
-        p_value: p-value of McNemar's test, exact and two-sided.
-        adjusted_p_value: p-value after Holm's correction over the datasets; equal to `p_value` for one dataset.
+        only_first: int. Number of examples that only the first model classifies correctly; None where the metric does
+            not count correct examples.
+        only_second: int or None. Number of examples that only the second model classifies correctly.
+        p_value: two-sided p-value of the test.
+        adjusted_p_value: p-value after Holm's correction over all tests; equal to `p_value` for one test.
+        test: "McNemar" (exact), or "permutation".
     """
 
     n: int
@@ -38,14 +51,15 @@ class Comparison:
     difference: float
     low: float
     high: float
-    only_first: int
-    only_second: int
+    only_first: int | None
+    only_second: int | None
     p_value: float
     adjusted_p_value: float
+    test: str = MCNEMAR
 
 
 def compare_models(first: np.ndarray, second: np.ndarray, confidence: float = 0.95) -> Comparison:
-    """Compares two models by the images that each classifies correctly.
+    """Compares two models by the images that each classifies correctly, with McNemar's test.
 
     The interval combines Blaker's exact intervals of the fractions of images that only one of the two classifies
     correctly, by the root of the sum of squares (Zou and Donner, 2008): it covers 95 % or more also where the models
@@ -98,10 +112,10 @@ def _combined(first, second, correlation):
 def compare_over_datasets(
     first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray], confidence: float = 0.95
 ) -> dict[str, Comparison]:
-    """Compares two models on several datasets, with Holm's correction for multiple tests.
+    """Compares two models on several datasets by McNemar's test, with Holm's correction for multiple tests.
 
     Args:
-        first: {dataset: bool (N,)}, such as `Results.correct` of the first model.
+        first: {dataset: bool (N,)}, such as `Score.correct` of the first model.
         second: {dataset: bool (N,)} of the second model.
         confidence: float in (0, 1). Confidence of each interval; the intervals are not corrected.
 
@@ -116,45 +130,333 @@ def compare_over_datasets(
             "Expected the same datasets for both models, at least one. "
             f"Received: only one of the two models has {sorted(set(first) ^ set(second))}."
         )
-    compared = {name: compare_models(first[name], second[name], confidence) for name in first}
+    return _adjusted({name: compare_models(first[name], second[name], confidence) for name in first})
+
+
+def _adjusted(compared: Mapping[Any, Comparison]) -> dict[Any, Comparison]:
     adjusted = holm([comparison.p_value for comparison in compared.values()])
     return {
-        name: Comparison(**{**vars(comparison), "adjusted_p_value": float(p_value)})
+        name: dataclasses.replace(comparison, adjusted_p_value=float(p_value))
         for (name, comparison), p_value in zip(compared.items(), adjusted, strict=True)
     }
 
 
-def compare(first: Results, second: Results) -> list[dict[str, Any]]:
-    """Compares two models on the same images by every method that both have, with McNemar's test and Holm's correction.
+def outcomes(metric: str, scores: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray | None]:
+    """Returns what a metric of `METRICS` is computed from for each example, for a paired test.
+
+    Args:
+        metric: key of `METRICS`.
+        scores: floats (N, K), in the form that the metric expects.
+        labels: in the form that the metric expects.
+
+    Returns:
+        {"correct": bool (N,), "outcomes": None, or an array (N,) or (N, K)}, the fields of a `Score`. Curves (ROC AUC,
+        mAP) depend on the order of the examples alone, so that their outcomes are ranks, which models with different
+        temperatures have in common.
+    """
+    if metric == "top5_accuracy":
+        return {"correct": classification.correct(scores, labels, k=5), "outcomes": None}
+    correct, found = classification.correct(scores, labels), None
+    if metric == "mean_top1_top5":
+        found = np.mean([correct, classification.correct(scores, labels, k=5)], axis=0)
+    elif metric == "map_11pt":
+        found = np.stack([_rank(column) for column in np.asarray(scores).T], axis=1)
+    elif metric == "roc_auc":
+        found = _rank(np.asarray(scores, "float64")[:, 1] - np.asarray(scores, "float64")[:, 0])
+    return {"correct": correct, "outcomes": found}
+
+
+def _rank(values: np.ndarray) -> np.ndarray:
+    """The ranks of values, equal ones with equal ranks."""
+    ranks = np.unique(values, return_inverse=True)[1].reshape(-1)
+    return ranks.astype("uint16" if len(values) <= 2**16 else "int32")
+
+
+def compare_scores(
+    first: Score, second: Score, groups: Sequence | None = None, confidence: float = 0.95, resamples: int = 1999
+) -> Comparison:
+    """Compares two models by one score each, of the same metric on the same examples.
+
+    Fractions of independent examples have McNemar's test and the interval of Agresti and Min, other metrics a
+    permutation test and a bootstrap interval of the difference. Scores without the outcomes of their metric, such as
+    those of a metric of your own, are compared by their correct examples: `first` and `second` are then accuracies.
+
+    Args:
+        first: `Score` of the first model.
+        second: `Score` of the second model.
+        groups: N names. Examples of one group are not independent, such as the frames of a video. None: those of
+            `Score.examples`.
+        confidence: float in (0, 1).
+        resamples: int. Number of random exchanges of the permutation test, and of bootstrap resamples.
+
+    Returns:
+        A `Comparison`.
+
+    Raises:
+        ValueError: scores of different metrics or examples, or without outcomes.
+    """
+    _require_comparable(first, second)
+    examples = first.examples or second.examples
+    if groups is None and examples is not None:
+        groups = examples.groups
+    _, statistic, pair, labels = _paired(first, second)
+    if statistic is _mean and groups is None and pair[0].dtype == bool:
+        return compare_models(*pair, confidence)
+    members = (
+        np.arange(first.n) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1].reshape(-1)
+    )
+    if len(members) != first.n:
+        raise ValueError(f"Expected a group for each of {first.n} examples. Received: {len(members)} groups.")
+    values = [statistic(outcomes, labels, None) for outcomes in pair]
+    low, high = _interval(statistic, pair, labels, groups, confidence, resamples)
+    p_value = _permutation_test(statistic, pair, labels, members, resamples)
+    return Comparison(
+        n=first.n,
+        first=values[0],
+        second=values[1],
+        difference=values[1] - values[0],
+        low=low,
+        high=high,
+        only_first=_only(*pair),
+        only_second=_only(*pair[::-1]),
+        p_value=p_value,
+        adjusted_p_value=p_value,
+        test=PERMUTATION,
+    )
+
+
+def _require_comparable(first: Score, second: Score) -> None:
+    if first.metric != second.metric or first.n != second.n:
+        raise ValueError(
+            "Expected scores of one metric on the same examples. "
+            f"Received: {first.metric!r} of {first.n} examples, and {second.metric!r} of {second.n}."
+        )
+    if not _same_examples(first, second):
+        raise ValueError(
+            "Expected the same images in the same order for both models. Received: different images in the datasets "
+            f"{[first.dataset]}. Evaluate both models on the same dataset."
+        )
+
+
+def _same_examples(first: Score, second: Score) -> bool:
+    one, other = first.examples, second.examples
+    if one is None or other is None:
+        return True
+    if one.ids != other.ids or (one.images and other.images and one.images != other.images):
+        return False
+    return one.labels is None or other.labels is None or np.array_equal(one.labels, other.labels)
+
+
+def _paired(first: Score, second: Score) -> tuple[str, "Statistic", list[np.ndarray], np.ndarray | None]:
+    """What both scores can be compared by: name of the metric, the metric of outcomes, the outcomes, and the labels."""
+    labels = next((score.examples.labels for score in (first, second) if score.examples), None)
+    statistic, pair = _statistic(first.metric, labels), [_outcomes_of(first), _outcomes_of(second)]
+    if statistic and pair[0] is not None and pair[1] is not None:
+        return first.metric, statistic, pair, labels
+    if first.correct is None or second.correct is None:
+        raise ValueError(
+            "Expected scores with the outcome of each example. "
+            f"Received: {first.key} without them. Evaluate both models with this version."
+        )
+    return "accuracy", _mean, [first.correct, second.correct], labels
+
+
+def _outcomes_of(score: Score) -> np.ndarray | None:
+    if score.metric == "expected_calibration_error":
+        known = score.outcomes is not None and score.correct is not None
+        return np.stack([score.outcomes, score.correct], axis=1) if known else None
+    if score.metric in ("mean_top1_top5", "median_rank", "map_11pt", "roc_auc"):
+        return score.outcomes
+    return score.correct
+
+
+Statistic = Callable[[np.ndarray, np.ndarray | None, np.ndarray | None], float]
+
+
+def _statistic(metric: str, labels: np.ndarray | None) -> Statistic | None:
+    """The metric as a function of outcomes, labels and the number of times that each example counts (None: once)."""
+    if metric.startswith(_FRACTIONS):
+        return _mean
+    if metric in ("median_rank", "expected_calibration_error"):
+        return {"median_rank": _median, "expected_calibration_error": _calibration_error}[metric]
+    if labels is not None and metric in ("mean_per_class", "map_11pt", "roc_auc"):
+        return {"mean_per_class": _class_mean, "map_11pt": _average_precision, "roc_auc": _area}[metric]
+    return None
+
+
+def _mean(values, labels, counts):
+    return float(np.average(values, weights=counts))
+
+
+def _class_mean(values, labels, counts):
+    counts = np.ones(len(labels)) if counts is None else counts
+    images = np.bincount(labels, counts)
+    occurs = images > 0
+    return float((np.bincount(labels, counts * values)[occurs] / images[occurs]).mean())
+
+
+def _median(values, labels, counts):
+    return float(np.median(values if counts is None else np.repeat(values, counts)))
+
+
+def _calibration_error(values, labels, counts):
+    return calibration.error_of_outcomes(values[:, 0], values[:, 1], counts)
+
+
+def _average_precision(values, labels, counts):
+    # Signed, since the curves sort by the negative.
+    curves = classification._class_curves(values.astype("int64"), labels)
+    return float(np.mean([curve.average_precision(counts) for curve in curves]))
+
+
+def _area(values, labels, counts):
+    return classification._binary_curve(values, labels).roc_auc(counts)
+
+
+def _interval(statistic, pair, labels, groups, confidence, resamples):
+    strata = None
+    if groups is None and labels is not None and statistic in (_class_mean, _average_precision, _area):
+        # No class may be missing in a resample.
+        strata = labels if labels.ndim == 1 else classification._rarest_positive(labels)
+    first, second = pair
+    low, high = bootstrap_interval(
+        lambda counts: statistic(second, labels, counts) - statistic(first, labels, counts),
+        len(first),
+        groups,
+        strata,
+        confidence,
+        resamples,
+    )
+    if low == high and first.dtype == bool:
+        # All resamples agree, for instance if both models are correct on the same examples.
+        agreeing = compare_models(first, second, confidence)
+        return min(low, agreeing.low), max(high, agreeing.high)
+    return low, high
+
+
+def _permutation_test(statistic, pair, labels, members, resamples):
+    """Two-sided p-value: how often a difference after random exchanges is as large as the measured one."""
+    first, second = pair
+    generator = np.random.default_rng(0)
+    measured = statistic(second, labels, None) - statistic(first, labels, None)
+    if statistic in (_mean, _class_mean):
+        # The difference is a sum over examples, whose signs an exchange changes.
+        weights = np.full(len(first), 1 / len(first))
+        if statistic is _class_mean:
+            images = np.bincount(labels)
+            weights = 1 / (images[labels] * (images > 0).sum())
+        sums = np.bincount(members, weights * (second.astype("float64") - first.astype("float64")))
+        differences = _random_sums(sums[sums != 0], resamples, generator)
+    else:
+        differences = np.empty(resamples)
+        for number in range(resamples):
+            exchanged = (generator.integers(0, 2, members.max() + 1) == 1)[members]
+            exchanged = exchanged.reshape(-1, *[1] * (first.ndim - 1))
+            one, other = np.where(exchanged, second, first), np.where(exchanged, first, second)
+            differences[number] = statistic(other, labels, None) - statistic(one, labels, None)
+    # Rounding must not make an equal difference smaller.
+    as_large = np.abs(differences) >= abs(measured) * (1 - 1e-9) - 1e-12
+    return float((1 + as_large.sum()) / (1 + resamples))
+
+
+def _random_sums(values, resamples, generator):
+    """Sums of the values with random signs (resamples,)."""
+    rows = max(1, _CELLS // max(1, len(values)))
+    blocks = [min(rows, resamples - start) for start in range(0, resamples, rows)]
+    return np.concatenate(
+        [(2.0 * generator.integers(0, 2, (size, len(values)), "int8") - 1) @ values for size in blocks]
+    )
+
+
+def _only(first, second):
+    return int((first & ~second).sum()) if first.dtype == bool else None
+
+
+def compare(
+    first: Results,
+    second: Results,
+    groups: Mapping[str, Sequence] | None = None,
+    confidence: float = 0.95,
+    resamples: int = 1999,
+) -> list[dict[str, Any]]:
+    """Compares two models by every score that both have, shifts and seeds included, with a test that fits the metric.
+
+    See `compare_scores`. The p-values have Holm's correction over all rows.
+
+    Args:
+        first: `Results` of the first model.
+        second: `Results` of the second model.
+        groups: {dataset: N names}. Examples of one group are not independent, such as the frames of a video. Retrieval
+            knows its own groups, the captions of an image.
+        confidence: float in (0, 1). Confidence of each interval; the intervals are not corrected.
+        resamples: int. Number of random exchanges of a permutation test, and of bootstrap resamples.
+
+    Returns:
+        One dict for each dataset, method and metric: "dataset", "method", "metric", "reference" of a shift, "seed", and
+        the fields of `Comparison`. Scores without the outcomes of their metric, such as those of earlier versions, are
+        compared by their correct examples, and their metric is "accuracy".
+
+    Raises:
+        ValueError: no score in common, or datasets of the same name with different images.
+    """
+    pairs = comparable_scores(first, second)
+    scores = [score for pair in pairs.values() for score in pair]
+    if unknown := {score.dataset for score in scores if not (score.examples and score.examples.images)}:
+        logging.getLogger("keras_clip").warning(
+            "The images of %s are compared by their ids only: one of the results has no digest of them.",
+            ", ".join(sorted(unknown)),
+        )
+    compared = {
+        key: compare_scores(*pair, (groups or {}).get(pair[0].dataset), confidence, resamples)
+        for key, pair in pairs.items()
+    }
+    rows = []
+    for key, comparison in _adjusted(compared).items():
+        score, other = pairs[key]
+        identity = {name: score.details[name] for name in IDENTITY if score.details.get(name) is not None}
+        about = {"dataset": score.dataset, "method": score.method, "metric": _paired(score, other)[0], **identity}
+        rows.append({**about, **vars(comparison)})
+    return rows
+
+
+def comparable_scores(first: Results, second: Results) -> dict[tuple[str, ...], tuple[Score, Score]]:
+    """Returns the scores that both results have, and of which the outcomes of the examples are known.
 
     Args:
         first: `Results` of the first model.
         second: `Results` of the second model.
 
     Returns:
-        One dict for each dataset and method: "dataset", "method", "n", "first", "second" (accuracies), "difference"
-        (second - first), "low", "high", "only_first", "only_second", "p_value", "adjusted_p_value".
+        {`Score.key`: (score of the first model, score of the second)}.
 
     Raises:
-        ValueError: no dataset and method in common, or datasets of the same name with different images.
+        ValueError: no score in common, or datasets of the same name with different images.
     """
-    pairs = {key: (first.correct[key], second.correct[key]) for key in first.correct if key in second.correct}
+    found = [{score.key: score for score in results.scores if _is_known(score)} for results in (first, second)]
+    for results, scores in zip((first, second), found, strict=True):
+        if len(scores) < sum(map(_is_known, results.scores)):
+            keys = [score.key for score in results.scores if _is_known(score)]
+            twice = sorted({key for key in keys if keys.count(key) > 1})
+            raise ValueError(
+                f"Expected one score of each dataset, method, metric, reference and seed. Received: {twice[:3]} twice."
+            )
+    pairs = {key: (score, found[1][key]) for key, score in found[0].items() if key in found[1]}
     if not pairs:
         raise ValueError(
             "Expected at least one dataset and method that both results have. "
-            f"Received: {list(first.correct)[:5]} and {list(second.correct)[:5]}."
+            f"Received: {list(found[0])[:5]} and {list(found[1])[:5]}."
         )
-    first_images, second_images = (results.info.get("images", {}) for results in (first, second))
-    both = [name for name in first_images if name in second_images]
-    if differing := [name for name in both if first_images[name] != second_images[name]]:
+    differing = [one.dataset for one, other in pairs.values() if one.n != other.n or not _same_examples(one, other)]
+    # Files of earlier versions have ids alone.
+    images = [results.info.get("images", {}) for results in (first, second)]
+    differing += [name for name in images[0] if name in images[1] and images[0][name] != images[1][name]]
+    if differing:
         raise ValueError(
             "Expected the same images in the same order for both models. Received: different images in the datasets "
-            f"{differing}. Evaluate both models on the same dataset."
+            f"{list(dict.fromkeys(differing))}. Evaluate both models on the same dataset."
         )
-    compared = compare_over_datasets(*({key: pair[i] for key, pair in pairs.items()} for i in (0, 1)))
-    rows = []
-    for key, comparison in compared.items():
-        # A dataset's name may contain a slash, which is also the separator before the method.
-        dataset = max((name for name in first.datasets if key.startswith(f"{name}/")), key=len)
-        rows.append({"dataset": dataset, "method": key.removeprefix(f"{dataset}/"), **vars(comparison)})
-    return rows
+    return pairs
+
+
+def _is_known(score: Score) -> bool:
+    return score.correct is not None or score.outcomes is not None

@@ -6,14 +6,16 @@ similarity as the correct item rank before it, so that a model with constant emb
 "a photo of" before the captions improves recall by 1 to 2 points.
 """
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from keras_clip.evaluation.metrics.intervals import clustered_interval, clustered_quantile_interval
-from keras_clip.evaluation.results import Score
+from keras_clip.evaluation.results import Examples, Score
 
 DIRECTIONS = ("image_to_text", "text_to_image")
 
@@ -96,12 +98,22 @@ class RetrievalRanks:
     def _images(self, direction):
         return self.image_of_text if direction == "text_to_image" else np.arange(len(self.image_to_text))
 
-    def scores(self, dataset: str, protocol: str) -> list[Score]:
+    def scores(
+        self,
+        dataset: str,
+        protocol: str,
+        seed: int = 0,
+        examples: Examples | None = None,
+        details: Mapping[str, Any] | None = None,
+    ) -> list[Score]:
         """Returns recall at 1, 5 and 10 and the median rank in both directions, as records for a report.
 
         Args:
             dataset: str. Name of the dataset.
             protocol: str. Description of the split and the captions.
+            seed: not used.
+            examples: `Examples` of the images and captions together, without labels and groups. None: unknown.
+            details: further details of the scores.
 
         Returns:
             List of eight `Score`, methods "retrieval/image_to_text" and "retrieval/text_to_image".
@@ -112,8 +124,10 @@ class RetrievalRanks:
                 f"recall_at_{k}": (self.recall(direction, k), self.recall_interval(direction, k)) for k in (1, 5, 10)
             }
             values["median_rank"] = self.median_rank(direction), self.median_rank_interval(direction)
-            details = {"images": len(self.image_to_text), "texts": len(self.text_to_image), "ties": self.ties}
-            n = len(self._ranks(direction))
+            counts = {"images": len(self.image_to_text), "texts": len(self.text_to_image), "ties": self.ties}
+            ranks = self._ranks(direction)
+            groups = self.image_of_text if direction == "text_to_image" else None
+            of_direction = examples and dataclasses.replace(examples, groups=groups)
             scores += [
                 Score(
                     dataset,
@@ -122,10 +136,13 @@ class RetrievalRanks:
                     value,
                     low,
                     high,
-                    n,
+                    len(ranks),
                     protocol,
-                    details=details,
+                    details={**counts, **(details or {})},
                     unit="rank" if metric == "median_rank" else "fraction",
+                    correct=None if metric == "median_rank" else ranks <= int(metric.removeprefix("recall_at_")),
+                    outcomes=ranks if metric == "median_rank" else None,
+                    examples=of_direction,
                 )
                 for metric, (value, (low, high)) in values.items()
             ]

@@ -1,5 +1,6 @@
 """The part `calibration` of an evaluation."""
 
+from keras_clip.evaluation import metrics
 from keras_clip.evaluation.metrics import calibration as calibration_metrics
 from keras_clip.evaluation.parts.case import Case
 from keras_clip.evaluation.parts.part import ONE_CLASS, Part, has_one_class
@@ -31,9 +32,21 @@ def _calibration_error(case, method, logits):
     error = calibration_metrics.expected_calibration_error(probabilities, labels)
     low, high = calibration_metrics.calibration_error_interval(probabilities, labels)
     debiased = calibration_metrics.debiased_calibration_error(probabilities, labels)
-    details = {"debiased": debiased}
-    protocol = case.protocol("15 bins")
-    case.results.add(Score(case.name, method, _METRIC, error, low, high, len(labels), protocol, details=details))
+    score = Score(
+        case.name,
+        method,
+        _METRIC,
+        error,
+        low,
+        high,
+        len(labels),
+        case.protocol("15 bins"),
+        details={"debiased": debiased},
+        correct=metrics.correct(probabilities, labels),
+        outcomes=probabilities.max(axis=1),
+        examples=case.splits.test.examples,
+    )
+    case.results.add(score)
     curve = calibration_metrics.reliability_curve(probabilities, labels)
     case.results.tables.setdefault("reliability", []).extend(
         {"dataset": case.name, "method": method, "confidence": c, "accuracy": a, "images": int(n)}

@@ -1,4 +1,4 @@
-"""The state of the evaluation of one dataset: its feature stores, its classifiers and the results so far."""
+"""The state of the evaluation of one dataset: its feature stores, its classifiers and its results."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +10,7 @@ from keras_clip.evaluation.classifiers.few_shot import FewShotScore, few_shot_sc
 from keras_clip.evaluation.classifiers.linear_probe import CSearch, search_C
 from keras_clip.evaluation.classifiers.zero_shot import Rung, ladder, zero_shot_scores
 from keras_clip.evaluation.features.store import FeatureStore
+from keras_clip.evaluation.metrics.comparison import outcomes
 from keras_clip.evaluation.results import Results, Score
 from keras_clip.evaluation.tasks import Splits, Task
 from keras_clip.model import CLIPModel
@@ -68,7 +69,7 @@ class Case:
     def few_shot(self) -> list[FewShotScore]:
         """Linear probes trained on a few and on all images per class, with their scores on the images of `scored`."""
         train, validation = self.splits.train, self.splits.validation
-        labels = [self.splits.test.labels, *(self.as_test(shift) for shift in self.splits.shifts.values())]
+        labels = [self.splits.test.labels, *map(self.as_test, self.splits.shifts)]
         return few_shot_scores(
             (train.features, train.labels, train.ids),
             (validation.features, validation.labels),
@@ -84,13 +85,17 @@ class Case:
         """The stores of the test split and the shifts, in the order of the rows of few-shot scores."""
         return [self.splits.test, *self.splits.shifts.values()]
 
-    def as_test(self, shift: FeatureStore) -> np.ndarray:
-        """Returns the labels (N,) of a shift as class indices of the test split."""
-        return np.array(self.columns(shift))[shift.labels]
+    def as_test(self, name: str) -> np.ndarray:
+        """Returns the labels (N,) of a shift as class indices of the test split; of pooled classes the first ones."""
+        return np.array([group[0] for group in self.members(name)])[self.splits.shifts[name].labels]
 
-    def columns(self, shift: FeatureStore) -> list[int]:
-        """Returns for each class of a shift the index of the class of that name in the test split."""
-        return [self.splits.test.class_names.index(name) for name in shift.class_names]
+    def members(self, name: str) -> list[list[int]]:
+        """Returns for each class of a shift the indices of the classes of the test split that it covers."""
+        index = {name: i for i, name in enumerate(self.splits.test.class_names)}
+        classes, pooled = self.splits.shifts[name].class_names, self.task.pooled.get(name)
+        groups = [[label] if pooled is None else pooled[label] for label in classes]
+        # Classes that were dropped from the test split are in no group.
+        return [[index[member] for member in group if member in index] for group in groups]
 
     def zero_shot(self, store: FeatureStore, method: str = "zero_shot/family") -> np.ndarray:
         """Returns the logits (N, K) of a store by one zero-shot method."""
@@ -100,7 +105,11 @@ class Case:
         """Returns the protocol of a score on the test split: split, image size and further conditions."""
         test = self.splits.test
         sides = "x".join(map(str, self.clip.image_preprocessor.sides))
-        parts = [self.task.protocol, f"{test.name}/{test.split}", f"{sides} px", *more]
+        dropped = [
+            f"without {row['images']} of {row['of']} images of {row['split']}, whose classes not all splits have"
+            for row in self.splits.dropped
+        ]
+        parts = [self.task.protocol, f"{test.name}/{test.split}", f"{sides} px", *more, *dropped]
         return ", ".join(part for part in parts if part)
 
     def trained_protocol(self, store: FeatureStore) -> str:
@@ -123,6 +132,8 @@ class Case:
             self.task.published.get(method),
             details,
             metric.unit,
+            examples=self.splits.test.examples,
+            **outcomes(metric.name, scores, labels),
         )
-        self.results.add(score, metrics.correct(scores, labels))
+        self.results.add(score)
         return score

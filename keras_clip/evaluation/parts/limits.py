@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from keras_clip.data.images import MAX_PIXELS, open_image
+from keras_clip.data.image_files import MAX_PIXELS, open_image
 from keras_clip.evaluation import metrics
 from keras_clip.evaluation.classifiers.linear_probe import search_C
 from keras_clip.evaluation.datasets.labelled_images import LabelledImages

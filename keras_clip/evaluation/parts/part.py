@@ -14,14 +14,15 @@ class Part:
     Args:
         name: its name in `evaluate(parts=...)`.
         needs: description of the data that it requires, for error messages.
-        is_possible: function of `Splits` and `Task` that returns whether the task has these data.
+        is_possible: function of the splits and the `Task` that returns whether the task has these data. It is called
+            before anything is encoded: the splits are those of the task itself.
         run: function of a `Case` that adds scores and tables to `case.results`.
         tables: names of the tables that it fills. A name that ends in a slash is followed by the name of the dataset.
     """
 
     name: str
     needs: str
-    is_possible: Callable[[Splits, Task], bool]
+    is_possible: Callable[[Splits | Task, Task], bool]
     run: Callable[[Case], None]
     tables: tuple[str, ...] = ()
 
@@ -30,11 +31,11 @@ ONE_CLASS = "one class per image"
 TRAIN_OF_ONE_CLASS = "`train`, one class per image"
 
 
-def has_one_class(splits: Splits, task: Task) -> bool:
+def has_one_class(splits: Splits | Task, task: Task) -> bool:
     """Returns whether each image has one class and the class names are known."""
     return not splits.test.multi_label and splits.test.class_names is not None
 
 
-def has_train_of_one_class(splits: Splits, task: Task) -> bool:
+def has_train_of_one_class(splits: Splits | Task, task: Task) -> bool:
     """Returns whether there is a training split, each image has one class and the class names are known."""
     return splits.train is not None and has_one_class(splits, task)

@@ -12,6 +12,7 @@ from keras_clip.evaluation.studies.robustness import (
     SHIFT_LINES,
     effective_robustness,
     effective_robustness_interval,
+    pool_classes,
     restrict_to_classes,
 )
 
@@ -22,16 +23,28 @@ def run(case: Case) -> None:
     for method, details, scores in _classifiers(case):
         reference = scores[0]
         for (name, shift), shifted in zip(case.splits.shifts.items(), scores[1:], strict=True):
-            columns = case.columns(shift)
-            shifted = shifted[:, columns]
-            restricted, labels, _ = restrict_to_classes(reference, case.splits.test.labels, columns)
+            members = case.members(name)
+            shifted = pool_classes(shifted, members)
+            restricted, labels = _restricted(reference, case.splits.test.labels, members)
             pair = metrics.accuracy(restricted, labels), metrics.accuracy(shifted, shift.labels)
             low, high = metrics.interval("accuracy", shifted, shift.labels)
-            protocol = case.protocol(f"shift {shift.name}/{shift.split}, {len(columns)} classes")
+            protocol = case.protocol(f"shift {shift.name}/{shift.split}, {len(members)} classes")
             score = Score(
-                name, f"shift/{method}", "accuracy", pair[1], low, high, len(shift), protocol, details=details
+                name,
+                f"shift/{method}",
+                "accuracy",
+                pair[1],
+                low,
+                high,
+                len(shift),
+                protocol,
+                case.task.published.get(f"{name}/{method}"),
+                # Two datasets may have a shift of one name.
+                details={"reference": case.name, **details},
+                correct=metrics.correct(shifted, shift.labels),
+                examples=shift.examples,
             )
-            case.results.add(score, metrics.correct(shifted, shift.labels))
+            case.results.add(score)
             row = {"reference": case.name, "shift": name, "method": method, **details, "n": len(shift)}
             row |= {"reference_accuracy": pair[0], "accuracy": pair[1], "low": low, "high": high}
             if name in SHIFT_LINES and 0 < pair[0] < 1:
@@ -40,6 +53,15 @@ def run(case: Case) -> None:
                 bounds = effective_robustness_interval(name, *counts)
                 row |= {"effective_robustness_low": bounds[0], "effective_robustness_high": bounds[1]}
             rows.append(row)
+
+
+def _restricted(scores, labels, members):
+    """The scores (M, J) and labels (M,) of the test images whose class one of J groups of classes covers."""
+    covered = [column for group in members for column in group]
+    restricted, labels, _ = restrict_to_classes(scores, labels, covered)
+    group_of = np.repeat(np.arange(len(members)), [len(group) for group in members])
+    places = np.split(np.arange(len(covered)), np.cumsum([len(group) for group in members])[:-1])
+    return pool_classes(restricted, places), group_of[labels]
 
 
 def _classifiers(case: Case) -> Iterator[tuple[str, dict, list[np.ndarray]]]:

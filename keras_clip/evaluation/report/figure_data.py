@@ -103,9 +103,9 @@ def _figure_5(results, other):
         return None
     intervals = {}
     for name in pairs:
-        keys = (f"{name}/{PROBE}", f"{name}/{headline(results, name).method}")
-        if all(key in results.correct for key in keys) and headline(results, name).metric == "accuracy":
-            comparison = compare_models(*(results.correct[key] for key in keys))
+        both = probe(results, name), headline(results, name)
+        if all(score.correct is not None and score.metric == "accuracy" for score in both):
+            comparison = compare_models(*(score.correct for score in both))
             intervals[name] = (100 * comparison.low, 100 * comparison.high)
     own = {name: 100 * (zero_shot - probed) for name, (probed, zero_shot) in pairs.items()}
     paper = {name: 100 * gain for name, gain in published.zero_shot_gain().items()}

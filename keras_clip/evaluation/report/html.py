@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from keras_clip import files
 from keras_clip.evaluation.metrics.comparison import compare
 from keras_clip.evaluation.report.figure_data import gallery
 from keras_clip.evaluation.results import Results, Score
@@ -57,7 +58,7 @@ class Section(NamedTuple):
 def write(
     results: Results, folder: str | os.PathLike, other: Results | None = None, title: str = "Evaluation of a CLIP model"
 ) -> Path:
-    """Writes report.html, results.json and results.csv.
+    """Writes results.json and results.csv, and then draws and writes report.html.
 
     Each file is complete at any time: it is written under another name and then renamed.
 
@@ -76,25 +77,15 @@ def write(
     """
     if not results.scores:
         raise ValueError("A report needs at least one score. Received: results without scores.")
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    page = render(results, other, title)
-    for name, text in (("report.html", page), ("results.json", results.to_json()), ("results.csv", results.to_csv())):
-        _write_atomically(folder / name, text)
-    return folder / "report.html"
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_text(text, encoding="utf-8")
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+    # An error in a drawing must not take the numbers along.
+    results.save(folder)
+    page = Path(folder) / "report.html"
+    files.write_text(page, render(results, other, title))
+    return page
 
 
 def render(results: Results, other: Results | None = None, title: str = "Evaluation of a CLIP model") -> str:
-    """The page that `write` writes, as HTML; arguments as of `write`."""
+    """Returns the page that `write` writes, as HTML; arguments as of `write`."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -109,12 +100,17 @@ def render(results: Results, other: Results | None = None, title: str = "Evaluat
 
 
 def _sections(results: Results, other: Results | None) -> list[Section]:
-    """The sections of the page in their order; those that the results do not fill have no blocks."""
+    """Returns the sections of the page in their order; sections without results have no blocks."""
     pictures = {name: Picture(_png_url(figure), _words(name)) for name, figure in gallery(results, other).items()}
+    others = {name: picture for name, picture in pictures.items() if not name.startswith(_PLACED)}
     comparison = [Block(table=as_table(compare(results, other)))] if other else []
+    failures = as_table([vars(failure) for failure in results.failures])
     return [
+        Section("Failed parts", [Block(table=failures)] if failures else [], _FAILURES_NOTE),
+        Section("Images that were left out", _tables(results, "dropped"), _DROPPED_NOTE),
         Section("Scores", [_scores_of(results, dataset) for dataset in results.datasets]),
         Section("Figures of the paper", _drawn(pictures, "figure_"), _FIGURES_NOTE),
+        Section("Other figures", _drawn(others, "")),
         Section("Calibration", _tables(results, "calibration") + _drawn(pictures, "reliability"), _CALIBRATION_NOTE),
         Section("Robustness", _tables(results, "robustness")),
         Section("Shots needed to match zero-shot", _tables(results, "shots_to_match"), _SHOTS_NOTE),
@@ -138,6 +134,8 @@ def _sections(results: Results, other: Results | None) -> list[Section]:
     ]
 
 
+# Figures with these prefixes are in a section of their own.
+_PLACED = ("figure_", "reliability", "confusion/")
 _FIGURES_NOTE = (
     "Values of this evaluation are blue and filled, those of the paper are grey and hollow. Figures are numbered as in "
     "Radford et al. (2021). Datasets, splits and prompts differ from the paper's unless they have the paper's names."
@@ -158,9 +156,13 @@ _LIMITS_NOTE = (
     "Intervals are 95 %."
 )
 _COMPARISON_NOTE = (
-    "McNemar's exact test on the images that exactly one of the two models classifies correctly, with Holm's "
-    "correction over all rows. The difference is the second model's score minus the first model's."
+    "Fractions of independent images have McNemar's exact test on the images that exactly one of the two models "
+    "classifies correctly; other scores have a paired permutation test, in which the captions of an image stay "
+    "together. The p-values have Holm's correction over all rows. The difference is the second model's score minus the "
+    "first model's."
 )
+_FAILURES_NOTE = "These parts of the evaluation raised an error; their scores are missing or incomplete."
+_DROPPED_NOTE = "Not all splits have these classes; the scores are of the other images."
 
 
 def _facts(results: Results) -> Table | None:
@@ -169,7 +171,7 @@ def _facts(results: Results) -> Table | None:
 
 
 def _scores_of(results: Results, dataset: str) -> Block:
-    """The scores of a dataset: method, metric, value with interval, n, the paper's value, and numbered protocols."""
+    """Returns the scores of a dataset: method, metric, value, interval, n, published value, and numbered protocols."""
     scores = results.select(dataset)
     protocols = list(dict.fromkeys(score.protocol for score in scores))
     notes = ["Protocols:", *(f"{i}: {protocol}" for i, protocol in enumerate(protocols, 1))]
@@ -191,7 +193,7 @@ def _score_row(score: Score, protocols: Sequence[str]) -> dict[str, Any]:
 
 
 def _errors(dataset: str, rows: Sequence[Mapping[str, Any]]) -> Block:
-    """The misclassified images with the highest confidence."""
+    """Returns the misclassified images with the highest confidence."""
     pictures = [
         Picture(
             f"data:image/png;base64,{row['thumbnail']}" if row.get("thumbnail") else None,
@@ -203,13 +205,13 @@ def _errors(dataset: str, rows: Sequence[Mapping[str, Any]]) -> Block:
 
 
 def as_table(rows: Sequence[Mapping[str, Any]]) -> Table | None:
-    """A table of rows. Its columns are the keys in the order in which they first occur; empty columns are left out.
+    """Makes a table. Its columns are the keys in the order of their first occurrence; empty columns are omitted.
 
     Args:
-        rows: dicts of what JSON allows, or of `Cell`s.
+        rows: dicts of JSON values or `Cell`s.
 
     Returns:
-        `Table`, or None of no rows.
+        `Table`, or None if there are no rows.
     """
     if not rows:
         return None
@@ -229,14 +231,14 @@ def _tables(results: Results, name: str) -> list[Block]:
 
 
 def _by_dataset(results: Results, prefix: str) -> list[tuple[str, Sequence[Mapping[str, Any]]]]:
-    """(dataset, rows) of the tables of that prefix."""
+    """Returns (dataset, rows) of the tables whose names have this prefix."""
     return [
         (name.removeprefix(prefix), rows) for name, rows in results.tables.items() if name.startswith(prefix) and rows
     ]
 
 
 def _drawn(pictures: Mapping[str, Picture], prefix: str) -> list[Block]:
-    """A block of the pictures of that prefix; where the prefix is a folder, the rest of the name is the caption."""
+    """Returns a block of the pictures with this prefix; after a prefix that ends in "/", the name is the caption."""
     found = {name: picture for name, picture in pictures.items() if name.startswith(prefix)}
     if prefix.endswith("/"):
         found = {

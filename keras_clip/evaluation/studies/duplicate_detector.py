@@ -15,7 +15,8 @@ import numpy as np
 from keras import ops
 
 from keras_clip import distribution
-from keras_clip.data.images import MAX_PIXELS, ImagePreprocessor, open_image
+from keras_clip.data.image_files import MAX_PIXELS, open_image
+from keras_clip.data.images import ImagePreprocessor
 from keras_clip.encoders import ModifiedResNet
 from keras_clip.evaluation.metrics.intervals import clustered_interval
 from keras_clip.evaluation.studies.overlap import nearest_vectors, recall_at_precision
@@ -61,7 +62,7 @@ def _recompress(image, rng, low, high):
     sides = (max(1, round(scale * image.width)), max(1, round(scale * image.height)))
     buffer = io.BytesIO()
     image.resize(sides, Image.Resampling.BILINEAR).save(buffer, "JPEG", quality=int(rng.integers(low, high)))
-    return Image.open(buffer).convert("RGB")
+    return open_image(buffer.getvalue(), "a copy", MAX_PIXELS)
 
 
 def _jitter_color(image, rng):

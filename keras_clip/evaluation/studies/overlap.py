@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_clip.data.images import MAX_PIXELS, open_image
+from keras_clip.data.image_files import MAX_PIXELS, open_image
 from keras_clip.evaluation.metrics.intervals import binomial_test, bonferroni, clopper_pearson_interval
 
 # As in the paper.

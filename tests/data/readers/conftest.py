@@ -1,4 +1,4 @@
-"""A tar and a TFRecord file of 20 numbered pairs, and a cache folder of the test's own for indexes."""
+"""A tar and a TFRecord file of 20 numbered pairs, and a cache folder for indexes that only this test uses."""
 
 import pytest
 from numbered_pairs import numbered, tar_members, write_records, write_tar

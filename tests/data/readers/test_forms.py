@@ -1,4 +1,4 @@
-"""The table of forms: which reader a source gets, and what is refused."""
+"""The table of storage forms: the reader that each source gets, and the sources that are refused."""
 
 import os
 from pathlib import Path
@@ -22,37 +22,39 @@ class TestForms:
         assert read_all(open_reader(everything)) == first
 
     @pytest.mark.parametrize(
-        "name, kind",
+        "name, reader",
         [("a.tar", TarReader), ("a.tfrecord", TFRecordReader), ("a.tfrecord-00000-of-00001", TFRecordReader)],
     )
-    def test_kinds(self, name, kind, tar, records, tmp_path):
-        path = Path(tar if kind is TarReader else records).rename(tmp_path / name)
-        assert type(open_reader(path)) is kind and len(open_reader(str(path))) == 20
+    def test_reader_by_file_name(self, name, reader, tar, records, tmp_path):
+        path = Path(tar if reader is TarReader else records).rename(tmp_path / name)
+        assert type(open_reader(path)) is reader and len(open_reader(str(path))) == 20
 
     def test_tables_and_folders_are_files_of_images(self, tmp_path):
         assert type(open_reader(write_table(tmp_path / "a.tsv", numbered(2), delimiter="\t"))) is TableReader
 
-    @pytest.mark.parametrize(
-        "source, mapping, error, message",
-        [
-            ("nothing/*.tar", None, FileNotFoundError, r"nothing/\*.tar"),
-            ([], None, FileNotFoundError, "an empty list"),
-            ("s3://bucket/a.tar", None, ValueError, "local files"),
-            ("https://host/a.tar", None, ValueError, "Download"),
-            ("pipe:curl", None, ValueError, "local files"),
-            (["a.tar", "b.tfrecord"], None, ValueError, "one kind.*'tar': 'a.tar', 'TFRecord': 'b.tfrecord'"),
-            ("c.zip", None, ValueError, "'other': 'c.zip'"),
-            ("a.tar", ("jpg", "txt"), ValueError, "takes no mapping"),
-            ("b.tfrecord", len, ValueError, "two names"),
-            ("b.tfrecord", ("a", "b", "c"), ValueError, "image and caption"),
-            (7, None, TypeError, "int"),
-            ({"train": [1]}, None, TypeError, "pick one"),
-            (iter([1]), None, TypeError, "tf.data.Dataset"),
-            ([{"image": b""}], None, ValueError, "mapping=None"),
-            ((), len, FileNotFoundError, "empty"),
-        ],
-        ids=str,
-    )
+    # (source, mapping, error, a part of its message).
+    REFUSED = {
+        "a glob without a match": ("nothing/*.tar", None, FileNotFoundError, r"nothing/\*.tar"),
+        "an empty list": ([], None, FileNotFoundError, "an empty list"),
+        "a tar on S3": ("s3://bucket/a.tar", None, ValueError, "local files"),
+        "a web address": ("https://host/a.tar", None, ValueError, "Download"),
+        "a pipe": ("pipe:curl", None, ValueError, "local files"),
+        "a list of two forms": (["b.tfrecord", "c.zip"], None, ValueError, "'c.zip', which is none of these"),
+        "an unknown form": ("c.zip", None, ValueError, "'c.zip', which is none of these"),
+        "a function for a tar": ("a.tar", len, ValueError, "two names"),
+        "numbers for a tar": ("a.tar", (0, 1), ValueError, "two names"),
+        "an empty name for a tar": ("a.tar", ("jpg", ""), ValueError, "two columns"),
+        "one name for a tar": ("a.tar", "jpg", ValueError, "two columns"),
+        "a function for a TFRecord": ("b.tfrecord", len, ValueError, "two names"),
+        "three names for a TFRecord": ("b.tfrecord", ("a", "b", "c"), ValueError, "image and caption"),
+        "a number": (7, None, TypeError, "int"),
+        "a dict of splits": ({"train": [1]}, None, TypeError, "pick one"),
+        "an iterator": (iter([1]), None, TypeError, "tf.data.Dataset"),
+        "a list without a mapping": ([{"image": b""}], None, ValueError, "mapping=None"),
+        "an empty tuple": ((), len, FileNotFoundError, "empty"),
+    }
+
+    @pytest.mark.parametrize("source, mapping, error, message", REFUSED.values(), ids=REFUSED)
     def test_refusals(self, source, mapping, error, message, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         for name in ("a.tar", "b.tfrecord", "c.zip"):

@@ -1,4 +1,4 @@
-"""Readers of one's own: a class with three methods trains a model, and a row of the table makes it a form of files."""
+"""A user's own reader: a class with three methods is a source for training, and a row of `FORMS` opens its files."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from keras_clip.data.readers import forms, open_reader
 
 
 class Numbers:
-    """Pairs that are made when they are read. A whole reader: it derives from nothing."""
+    """A complete reader, without a base class. Its pairs are generated when they are read."""
 
     def __len__(self):
         return 12
@@ -28,7 +28,7 @@ class Numbers:
 
 
 class Lines(Reader):
-    """Lines of JSON in one file: an image's path, its caption, and more."""
+    """Reads one file of JSON lines, each with the path of an image, its caption and other values."""
 
     def __init__(self, paths, mapping=None, captions=True):
         (path,) = map(Path, paths)
@@ -58,7 +58,7 @@ def test_three_methods_are_enough_to_train():
 
 
 @pytest.mark.backend_free
-class TestOnItsOwn:
+class TestWithoutABase:
     def pairs(self, source, **options):
         preprocessor = ImagePreprocessor(image_size=16)
         return image_text_pairs(
@@ -99,7 +99,7 @@ class TestOnItsOwn:
         with pytest.raises(TypeError, match="or a Reader. Received"):
             open_reader(Numbers)
 
-    def test_what_is_inherited(self):
+    def test_inherited_methods(self):
         class Inherited(Reader, Numbers):
             __len__, read, name = Numbers.__len__, Numbers.read, Numbers.name
 
@@ -109,12 +109,12 @@ class TestOnItsOwn:
         assert reader.metadata(ids) == [{}, {}]
 
     def test_a_row_makes_it_a_form_of_files(self, tmp_path, monkeypatch):
-        lines = tmp_path / "pairs.jsonl"
+        lines = tmp_path / "pairs.rows"
         write_images(tmp_path, numbered(5))
         rows = [{"path": f"{key}.png", "text": caption.decode()} for key, _, caption in numbered(5)]
         lines.write_text("\n".join(map(json.dumps, rows)))
-        with pytest.raises(ValueError, match=re.escape("All of one kind. Received: {'other':")):
+        with pytest.raises(ValueError, match=re.escape(f"Received: '{lines}', which is none of these")):
             self.pairs(lines)
-        row = forms.Form("lines of JSON", forms._named(r"\.jsonl"), Lines)
+        row = forms.Form("lines of JSON", forms._named(r"\.rows"), Lines)
         monkeypatch.setattr(forms, "FORMS", (row, *forms.FORMS))
         assert numbers(self.pairs(lines)) == list(range(5))

@@ -1,4 +1,4 @@
-"""The files that globs, braces and lists stand for."""
+"""The files that globs, brace patterns and lists expand to."""
 
 from pathlib import Path
 

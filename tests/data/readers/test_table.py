@@ -1,5 +1,7 @@
 """Tables of image files and captions: odd rows, columns, quotes."""
 
+import gzip
+
 import numpy as np
 import pytest
 from numbered_pairs import numbered, read_all, write_table
@@ -34,7 +36,7 @@ class TestTables:
             ("a.tsv", 'path\tcaption\na.png\t"hello there\nb.png\ta "dog"\nc.png\tx\n', 3),
             ("a.csv", "path,caption\na.png,x\nb.png,a dog, running\n", 3),
         ],
-        ids=["a lonely quote", "a comma outside of quotes"],
+        ids=["an unmatched quote", "a comma outside of quotes"],
     )
     def test_quotes_that_would_change_the_data(self, name, text, line, tmp_path):
         (tmp_path / name).write_text(text)
@@ -48,6 +50,66 @@ class TestTables:
             open_reader(table)
         with pytest.raises(ValueError, match="'photo'"):
             open_reader(table, ("photo", "caption"))
+
+    DELIMITERS = {
+        "semicolons": ("a.csv", "path;caption\na.png;x, y\n"),
+        "tabs in a .csv": ("a.csv", "path\tcaption\na.png\tx, y\n"),
+        "bars": ("a.csv", "path|caption\na.png|x, y\n"),
+        "commas in a .tsv": ("a.tsv", 'path,caption\na.png,"x, y"\n'),
+        "spaces after commas in the header": ("a.csv", 'path, caption\na.png,"x, y"\n'),
+    }
+
+    @pytest.mark.parametrize("name, text", DELIMITERS.values(), ids=DELIMITERS)
+    def test_the_header_says_the_delimiter(self, name, text, tmp_path):
+        (tmp_path / name).write_text(text)
+        reader = open_reader(tmp_path / name)
+        assert reader.keys(np.array([0])) == ["a.png"] and reader.captions(np.array([0])) == [[b"x, y"]]
+
+    def test_a_delimiter_of_ones_own(self, tmp_path):
+        (tmp_path / "a.csv").write_text("path:caption,y\na.png:x\n")
+        reader = open_reader(tmp_path / "a.csv", ("path", "caption,y"), delimiter=":")
+        assert reader.captions(np.array([0])) == [[b"x"]]
+        with pytest.raises(ValueError, match="If other characters separate the columns, pass `delimiter`"):
+            open_reader(tmp_path / "a.csv")
+        for delimiter in ("::", '"', "\n"):
+            with pytest.raises(ValueError, match="delimiter must be one character"):
+                open_reader(tmp_path / "a.csv", delimiter=delimiter)
+
+    DUPLICATES = {
+        "the caption twice": ("path,caption,caption\n", None, r"\['caption'\] twice"),
+        "another column twice": ("path,caption,id,id\n", None, r"\['id'\] twice"),
+        "with a space": ("path,caption, path\n", None, r"\['path'\] twice"),
+        "two spellings": ("Path,PATH,caption\n", None, r"\['Path', 'PATH'\] for the image paths"),
+        "two spellings of a name given": ("path,Alt,ALT\n", ("path", "alt"), r"\['Alt', 'ALT'\] for the captions"),
+    }
+
+    @pytest.mark.parametrize("header, mapping, message", DUPLICATES.values(), ids=DUPLICATES)
+    def test_columns_of_one_name(self, header, mapping, message, tmp_path):
+        (tmp_path / "a.csv").write_text(header + "a,b,c,d\n"[: header.count(",") * 2 + 1] + "\n")
+        with pytest.raises(ValueError, match=f"must differ. Received: .*a.csv with {message}"):
+            open_reader(tmp_path / "a.csv", mapping)
+
+    def test_what_is_no_duplicate(self, tmp_path):
+        (tmp_path / "a.csv").write_text(",,path,caption,Label,label\n0,1,a.png,x,u,v\n")
+        reader = open_reader(tmp_path / "a.csv")
+        assert reader.metadata(np.array([0]))[0]["label"] == "v" and reader.column("label") == "label"
+
+    def test_utf_16(self, tmp_path):
+        (tmp_path / "a.csv").write_text("path,caption\na.png,x\n", encoding="utf-16")
+        with pytest.raises(ValueError, match="a.csv in UTF-16. Save it as UTF-8"):
+            open_reader(tmp_path / "a.csv")
+
+    def test_compressed(self, tmp_path):
+        (tmp_path / "a.png").write_bytes(b"A")
+        (tmp_path / "a.tsv.gz").write_bytes(gzip.compress(b"path\tcaption\na.png\tx\n"))
+        assert read_all(open_reader(tmp_path / "a.tsv.gz")) == [(b"A", [b"x"])]
+
+    def test_keys_that_restart_in_each_table(self, tmp_path):
+        for folder in "xy":
+            (tmp_path / folder).mkdir()
+            (tmp_path / folder / "t.csv").write_text("path,caption\na.png,x\n")
+        reader = open_reader(f"{tmp_path}/*/t.csv")
+        assert reader.keys(np.arange(2)) == ["x/t/a.png", "y/t/a.png"]
 
     def test_keys_and_metadata(self, tmp_path):
         (tmp_path / "a.csv").write_text('Path,caption,label\nx/0.png,"a\n\nb",cat\n\n,c\n\n')
@@ -86,10 +148,64 @@ class TestTables:
         with pytest.raises(ValueError, match="must be UTF-8. Received: .*a.png"):
             open_reader(tmp_path / "a.csv").metadata(np.array([0]))
 
-    @pytest.mark.parametrize("text", ["path,caption\n", 'path,caption\n"a.png,x\n', "path,caption\nx\ny\nz,1\n"])
+    @pytest.mark.parametrize(
+        "text",
+        ["path,caption\n", 'path,caption\n"a.png,x\n', "path,caption\nx\ny\nz,1\n"],
+        ids=["no rows", "an open quote", "other rows"],
+    )
     def test_a_table_that_changes(self, text, tmp_path):
         (tmp_path / "a.csv").write_text("path,caption\na.png,x\n")
         reader = open_reader(tmp_path / "a.csv")
         (tmp_path / "a.csv").write_text(text)
         with pytest.raises(OSError, match="must stay as it is.*a.csv, sample 0"):
             reader.read(np.array([0]))
+
+
+class TestLinesOfJson:
+    ROWS = (
+        '\ufeff{"file_name": "a.png", "text": "é", "label": "cat"}\n'
+        "\n"
+        '{"file_name": "gone.png", "text": ["x", "", "y"], "size": 3}\r\n'
+        '{"text": "no path"}\n'
+        '{"file_name": " a.png", "text": null}'
+    )
+
+    def test_rows(self, tmp_path):
+        (tmp_path / "a.png").write_bytes(b"A")
+        (tmp_path / "metadata.jsonl").write_text(self.ROWS, encoding="utf-8", newline="")
+        reader = open_reader(tmp_path / "metadata.jsonl")
+        assert read_all(reader) == [(b"A", ["é".encode()]), (b"", [b"x", b"y"]), (b"", [b"no path"]), (b"A", [])]
+        assert reader.keys(np.arange(4)) == ["a.png", "gone.png", "", "a.png"]
+        assert reader.metadata(np.array([1, 0])) == [
+            {"file_name": "gone.png", "text": ["x", "", "y"], "size": 3},
+            {"file_name": "a.png", "text": "é", "label": "cat"},
+        ]
+        assert reader.name(2) == f"{tmp_path}/metadata.jsonl: 2"
+
+    def test_one_row(self, tmp_path):
+        """It lies at the first byte of the file, and is there all the same."""
+        (tmp_path / "a.ndjson").write_text('{"path": "a.png", "caption": "x"}')
+        assert read_all(open_reader(tmp_path / "a.ndjson")) == [(b"", [b"x"])]
+
+    @pytest.mark.parametrize(
+        "line, message",
+        [
+            ("[1]", "line 2: a list"),
+            ('{"path": 1', "line 2: "),
+            ("path,caption", "line 2: "),
+            ('{"path": "a", "path": "b"}', "line 2: a name twice"),
+            ("[" * 100_000, "line 2: "),
+        ],
+        ids=["a list", "cut short", "a table", "a name twice", "nested without end"],
+    )
+    def test_damaged(self, line, message, tmp_path):
+        (tmp_path / "a.jsonl").write_text('{"path": "a.png", "caption": "x"}\n' + line)
+        for captions in (True, False):
+            with pytest.raises(ValueError, match=f"must be a JSON object. Received: .*a.jsonl, {message}"):
+                open_reader(tmp_path / "a.jsonl", captions=captions)
+
+    def test_columns(self, tmp_path):
+        (tmp_path / "a.jsonl").write_text('{"img": "a.png", "Alt": "x"}\n{"img": "b.png"}\n')
+        with pytest.raises(ValueError, match=r"columns \['img', 'Alt'\]"):
+            open_reader(tmp_path / "a.jsonl")
+        assert open_reader(tmp_path / "a.jsonl", ("IMG", "alt")).captions(np.arange(2)) == [[b"x"], []]

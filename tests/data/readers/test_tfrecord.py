@@ -1,4 +1,4 @@
-"""TFRecords: their features, damage, and what they hold beside images and captions."""
+"""TFRecords: their features, damaged files, and the keys and metadata beside images and captions."""
 
 import gzip
 from pathlib import Path
@@ -14,14 +14,14 @@ pytestmark = pytest.mark.backend_free
 
 
 def spans(path):
-    """(offset, size) of each record."""
+    """Returns (offset, size) of each record."""
     index = index_tfrecord(path)
     return list(zip(index.offsets[:, 0].tolist(), index.sizes[:, 0].tolist(), strict=True))
 
 
 class TestDamagedFiles:
     @pytest.mark.parametrize("cut", [5, 11, 12, 13, 500, -1, -4, -17])
-    def test_records_cut_short(self, cut, records):
+    def test_truncated_records(self, cut, records):
         content = Path(records).read_bytes()
         Path(records).write_bytes(content[:cut])
         with pytest.raises(ValueError, match=f"Received: {records}.*after {0 if cut > 0 and cut < 100 else ''}"):
@@ -40,7 +40,7 @@ class TestDamagedFiles:
         with pytest.raises(ValueError, match="a gzip file"):
             index_tfrecord(records)
 
-    def test_a_damaged_record_costs_itself_alone(self, records):
+    def test_only_the_damaged_record_is_lost(self, records):
         offset, size = spans(records)[7]
         content = bytearray(Path(records).read_bytes())
         content[offset : offset + size] = b"\xff" * size
@@ -61,7 +61,7 @@ class TestRecords:
     def test_names_are_keys(self, records):
         assert TFRecordReader([records]).name(3) == f"{records}: 003"
 
-    def test_the_first_feature_that_holds_something(self, tmp_path):
+    def test_the_first_feature_with_a_value(self, tmp_path):
         rows = [{"jpg": b"A", "txt": b"x", "caption": b"y"}, {"png": b"B", "txt": b"", "caption": [b"y", b"z"]}]
         reader = TFRecordReader([write_records(tmp_path / "a.tfrecord", rows)])
         assert read_all(reader) == [(b"A", [b"x"]), (b"B", [b"y", b"z"])]
@@ -89,7 +89,7 @@ class TestRecords:
                 feature = {name: values[name] for name in names}
                 writer.write(train.Example(features=train.Features(feature=feature)).SerializeToString())
         reader = TFRecordReader([str(tmp_path / "a.tfrecord")] * 2, captions=False)
-        assert reader.keys(np.array([1, 0, 3])) == ["1", "é", "1"]
+        assert reader.keys_in_shard(np.array([1, 0, 3])) == ["1", "é", "1"]
         first = {"key": "é", "raw": b"caf\xe9", "width": 7, "box": [0.5, 2.0], "none": []}
         assert reader.metadata(np.arange(2)) == [first, {"width": 7}]
         assert read_all(reader) == [(b"A", [])] * 4

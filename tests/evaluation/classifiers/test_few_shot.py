@@ -15,7 +15,7 @@ def labelled(rows=60, classes=4, seed=0):
     return rng.integers(0, classes, rows), np.array([f"image-{i}" for i in range(rows)])
 
 
-def test_as_many_of_each_class_as_asked_for():
+def test_each_class_has_the_given_number_of_shots():
     labels, ids = labelled()
     for shots in (1, 2, 4, 8):
         assert np.bincount(labels[few_shot_subset(labels, ids, shots)]).tolist() == [shots] * 4
@@ -34,7 +34,7 @@ def test_the_order_of_the_images_does_not_matter(rng):
     assert set(ids[order][few_shot_subset(labels[order], ids[order], 4)]) == expected
 
 
-def test_a_lost_image_changes_only_its_own_place():
+def test_without_a_chosen_image_only_that_one_is_replaced():
     labels, ids = labelled()
     before = few_shot_subset(labels, ids, 4)
     kept = np.delete(np.arange(len(labels)), before[0])
@@ -48,17 +48,17 @@ def test_seeds_differ():
 
 
 def test_the_subset_is_the_same_in_every_version():
-    """Published scores name shots and seed only: what these choose must never change."""
+    """Published scores state shots and seed only, so the images that these select must never change."""
     ids = [f"image-{i}" for i in range(20)]
     assert few_shot_subset(np.zeros(20, int), ids, 4, seed=7).tolist() == [9, 14, 18, 19]
 
 
-def test_a_small_class_gives_all_it_has():
+def test_all_images_of_a_small_class_are_taken():
     labels = np.array([0, 1, 1, 0, 1, 1])
     assert np.bincount(labels[few_shot_subset(labels, list("abcdef"), 3)]).tolist() == [2, 3]
 
 
-def test_a_class_of_no_image_gives_none():
+def test_a_class_without_images_is_left_out():
     labels = np.array([2, 0, 0, 2])
     assert np.bincount(labels[few_shot_subset(labels, list("abcd"), 1)]).tolist() == [1, 0, 1]
 
@@ -99,9 +99,9 @@ def test_scores_are_those_of_probes_on_the_subsets():
     assert found[1].value == accuracy(found[1].scores, test[1])
 
 
-# {shots: score}, score of zero-shot: shots, censored, crossings.
+# Each case: {shots: score} of the probe, score of zero-shot; expected shots, censored, crossings.
 CURVES = {
-    "on a line in the logarithm": ({1: 0.2, 4: 0.4}, 0.3, 2.0, "", [2.0]),
+    "linear in the logarithm of the shots": ({1: 0.2, 4: 0.4}, 0.3, 2.0, "", [2.0]),
     "a third of the way": ({1: 0.1, 8: 0.4}, 0.2, 2.0, "", [2.0]),
     "between later points": ({1: 0.1, 2: 0.2, 4: 0.3, 16: 0.5}, 0.4, 8.0, "", [8.0]),
     "at a point": ({1: 0.1, 2: 0.2, 4: 0.3}, 0.2, 2.0, "", [2.0]),
@@ -112,7 +112,7 @@ CURVES = {
     "twice": ({1: 0.2, 4: 0.4, 8: 0.2, 32: 0.4}, 0.3, 2.0, "", [2.0, 16.0]),
     "from the start, and once more": ({1: 0.4, 2: 0.2, 8: 0.4}, 0.3, 1.0, "below", [4.0]),
     "falls": ({1: 0.4, 2: 0.3}, 0.5, math.inf, "above", []),
-    "level at the score": ({1: 0.1, 2: 0.3, 4: 0.3, 8: 0.4}, 0.3, 2.0, "", [2.0]),
+    "constant at the score of zero-shot": ({1: 0.1, 2: 0.3, 4: 0.3, 8: 0.4}, 0.3, 2.0, "", [2.0]),
     "points in any order": ({4: 0.4, 1: 0.2}, 0.3, 2.0, "", [2.0]),
     "a mean number of images": ({16: 0.2, 20.25: 0.4}, 0.3, 18.0, "", [18.0]),
 }

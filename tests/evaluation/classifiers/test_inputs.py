@@ -1,4 +1,4 @@
-"""What classifiers refuse as features, labels and validation split."""
+"""The features, labels and validation splits that classifiers refuse."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ LABELS = {
     "an empty class at the end": ([0, 1, 1], 4, r"none of class \[2 3\]"),
     "several, not 0 or 1": ([[0, 1], [1, 2], [0, 0]], None, "values"),
     "several, other K": ([[0, 1], [1, 0], [0, 0]], 3, r"shape \(3, 2\)"),
-    "several, one that all have": ([[0, 1], [1, 1], [0, IGNORED]], None, r"class \[1\]"),
+    "several, one that all images have": ([[0, 1], [1, 1], [0, IGNORED]], None, r"class \[1\]"),
 }
 
 

@@ -15,7 +15,7 @@ from keras_clip.evaluation.metrics.classification import IGNORED
 
 
 def clusters(classes, rows, width, spread, seed=0, shift=0.0, weights=None):
-    """Clusters as wide as features are: a few strong directions, many weak ones, rotated."""
+    """Returns clusters with a spectrum like that of features: few strong and many weak directions, rotated."""
     rng = np.random.default_rng(seed)
     sizes = np.arange(1, width + 1) ** -0.7
     centres = rng.normal(size=(classes, width)) * sizes * spread
@@ -34,7 +34,7 @@ def theirs(features, labels, C):
 
 
 def objective(features, labels, scores, squares, C):
-    """Mean loss + penalty in float64, from the definition, of scores (N, K) and the sum of squared weights."""
+    """Returns mean loss plus penalty in float64, by definition, of scores (N, K) and the sum of squared weights."""
     rows = np.arange(len(labels))
     if labels.ndim == 2:
         loss = (np.logaddexp(0, scores) - scores * labels).sum(axis=1)
@@ -45,7 +45,7 @@ def objective(features, labels, scores, squares, C):
 
 
 def objectives(ours, reference, features, labels, C):
-    """Ours and scikit-learn's, both from their parameters."""
+    """Returns our objective and scikit-learn's, each computed from its parameters."""
     x = features.astype("float64")
     scores = reference.decision_function(x)
     if labels.ndim == 2:
@@ -122,7 +122,7 @@ def test_several_labels_equal_scikit_learn():
 
 
 @pytest.mark.backend_free
-def test_ignored_labels_are_as_if_the_image_were_not_there():
+def test_ignored_labels_equal_absent_images():
     features, labels = several_labels(300, 6, 2)
     ignored = labels.copy()
     ignored[:100, 1] = IGNORED
@@ -141,7 +141,7 @@ def test_same_data_same_bits():
 
 @pytest.mark.backend_free
 @pytest.mark.parametrize("other_C", [1e-3, 1.0, 1e3])
-def test_start_changes_nothing_but_the_time(other_C, recwarn):
+def test_the_start_does_not_change_the_result(other_C, recwarn):
     features, labels = clusters(4, 500, 16, 0.7)
     cold = LinearProbe(1.0).fit(features, labels)
     start = LinearProbe(other_C).fit(features, labels)
@@ -166,7 +166,7 @@ def test_a_shift_changes_nothing_but_the_intercept():
 
 @pytest.mark.backend_free
 def test_few_iterations_and_most_of_them_in_float32(monkeypatch):
-    """What makes it fast: scikit-learn takes hundreds of iterations here."""
+    """The probe is fast because it needs few iterations: scikit-learn needs hundreds here."""
     features, labels = clusters(10, 1000, 32, 0.5)
     features *= 10
     dtypes, call = [], linear_probe.LogisticLoss.__call__
@@ -179,7 +179,7 @@ def test_few_iterations_and_most_of_them_in_float32(monkeypatch):
 
 
 @pytest.mark.backend_free
-def test_numpy_has_one_thread_meanwhile(monkeypatch):
+def test_numpy_has_one_thread_during_the_fit(monkeypatch):
     def threads():
         return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
 
@@ -193,7 +193,7 @@ def test_numpy_has_one_thread_meanwhile(monkeypatch):
 
 
 @pytest.mark.backend_free
-def test_warns_when_it_gives_up():
+def test_warns_when_it_does_not_converge():
     features, labels = clusters(4, 300, 16, 0.7)
     with pytest.warns(UserWarning, match="not converged after 3 iterations"):
         probe = LinearProbe(1.0, max_iter=3).fit(features, labels)
@@ -201,7 +201,7 @@ def test_warns_when_it_gives_up():
 
 
 def searched_by_scikit_learn(train, validation):
-    """The paper's search in the plainest words, every fit from zero."""
+    """Runs the paper's search as directly as possible, with every fit from zero."""
     scores = {}
 
     def score(step):
@@ -234,11 +234,11 @@ def test_search_equals_scikit_learn():
 
 
 def search_with(best_step, monkeypatch):
-    """A search in which the score falls off on both sides of one C: which fits it makes."""
-    asked = []
+    """Searches where the score decreases on both sides of one C; returns the result and the number of fits."""
+    fitted = []
 
     def metric(scores, labels):
-        asked.append(scores)
+        fitted.append(scores)
         return -abs(np.log10(current[-1]) * 8 - best_step)
 
     current, init = [], LinearProbe.__init__
@@ -246,19 +246,19 @@ def search_with(best_step, monkeypatch):
     data = np.array([[0.0], [1.0], [2.0], [3.0]]), np.array([0, 1, 0, 1])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return search_C(data, data, metric, refit=False, verbose=0), len(asked)
+        return search_C(data, data, metric, refit=False, verbose=0), len(fitted)
 
 
 @pytest.mark.backend_free
 @pytest.mark.parametrize("best, fits", {-48: 11, -37: 15, 0: 15, 5: 15, 48: 11}.items())
 def test_search_finds_any_step(best, fits, monkeypatch):
-    found, asked = search_with(best, monkeypatch)
+    found, made = search_with(best, monkeypatch)
     assert isinstance(found, CSearch) and found.C == pytest.approx(10 ** (best / 8))
-    assert asked == fits == len(found.scores)
+    assert made == fits == len(found.scores)
 
 
 @pytest.mark.backend_free
-def test_search_takes_the_least_of_equally_good():
+def test_search_takes_the_smallest_of_equally_good_values():
     features, labels = clusters(2, 40, 3, 20.0)
     found = search_C((features, labels), (features, labels), lambda *_: 0.5, verbose=0)
     assert found.C == 1e-6
@@ -286,7 +286,11 @@ def test_refit_is_on_both_splits():
 REFUSED = {
     "another width": ((np.ones((2, 3)), np.array([0, 1])), None, "same 2 classes"),
     "another class": ((np.ones((2, 2)), np.array([0, 2])), None, "from 0 to 2"),
-    "a metric that gives NaN": ((np.ones((2, 2)), np.array([0, 1])), lambda *_: np.nan, "must return a finite number"),
+    "a metric that returns NaN": (
+        (np.ones((2, 2)), np.array([0, 1])),
+        lambda *_: np.nan,
+        "must return a finite number",
+    ),
 }
 
 
@@ -306,7 +310,7 @@ def test_probe_refuses(arguments):
 
 
 @pytest.mark.backend_free
-def test_fit_refuses_what_the_checks_refuse():
+def test_fit_checks_its_inputs():
     with pytest.raises(ValueError, match="row 1"):
         LinearProbe().fit(np.array([[0.0], [np.nan]]), np.array([0, 1]))
     with pytest.raises(ValueError, match="all of class 0"):
@@ -314,7 +318,7 @@ def test_fit_refuses_what_the_checks_refuse():
 
 
 @pytest.mark.backend_free
-def test_says_what_to_install(monkeypatch):
+def test_names_the_package_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy", None)
     with pytest.raises(ImportError, match=r"keras_clip\[evaluation\]"):
         LinearProbe().fit(np.array([[0.0], [1.0]]), np.array([0, 1]))

@@ -1,4 +1,4 @@
-"""`LogisticLoss`: value and gradient against NumPy in float64, in tiles, at extremes."""
+"""`LogisticLoss`: value and gradient against NumPy in float64, over several tiles, and extreme inputs."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ KINDS = {"softmax": 4, "two classes": 2, "several labels": 3}
 
 
 def problem(kind, rng, rows=23):
-    """Features, labels and K; the last class of several labels is ignored here and there."""
+    """Returns features, labels and K; with several labels, some labels of the last class are ignored."""
     classes = KINDS[kind]
     features = rng.normal(2.0, 3.0, (rows, 5)).astype("float32")
     if kind == "several labels":
@@ -23,7 +23,7 @@ def problem(kind, rng, rows=23):
 
 
 def reference(features, labels, weights, bias):
-    """Sum of losses in float64, from the definition."""
+    """Returns the sum of losses in float64, by definition."""
     logits = features.astype("float64") @ weights + bias
     if labels.ndim == 2:
         return (np.logaddexp(0, logits) - logits * labels)[labels != IGNORED].sum()
@@ -47,7 +47,7 @@ def differences(function, at, step=1e-5):
 @pytest.mark.parametrize("dtype, close", [("float64", 1e-14), ("float32", 2e-6)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_value_and_gradient(kind, dtype, close, rng, monkeypatch):
-    """On each backend; float64 to its last digits, and over several tiles, the last one shorter."""
+    """Tests each backend, with float64 exact to its last digits, over several tiles of which the last is shorter."""
     monkeypatch.setattr(matmul, "LEAST_ROWS", 10)
     monkeypatch.setattr(matmul, "TILE_AREA", 1)
     features, labels, classes = problem(kind, rng)
@@ -65,7 +65,7 @@ def test_value_and_gradient(kind, dtype, close, rng, monkeypatch):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradient_has_the_digits_of_float64(kind, rng):
-    """Differences cannot tell: the probabilities themselves, in float64."""
+    """Compares with probabilities in float64: finite differences are not precise enough."""
     features, labels, classes = problem(kind, rng)
     loss = LogisticLoss(features, labels, classes)
     weights, bias = rng.normal(size=(5, loss.columns)), rng.normal(size=loss.columns)
@@ -90,7 +90,7 @@ def test_moments(rng):
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("margin, expected", [(20.0, 2 * np.exp(-20)), (300.0, 0.0), (-300.0, 300 + np.log(2))])
 def test_extremes_of_a_softmax(margin, expected, dtype):
-    """A loss far below float32's rounding of one keeps its digits; nothing overflows."""
+    """A loss far below the float32 rounding error of 1 keeps its digits, and nothing overflows."""
     weights = np.array([[margin, 0.0, 0.0]])
     loss, d_weights, _ = LogisticLoss(np.ones((2, 1), "float32"), np.zeros(2, "int64"), 3)(weights, np.zeros(3), dtype)
     assert loss == pytest.approx(expected, rel=1e-6)

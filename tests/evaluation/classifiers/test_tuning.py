@@ -1,4 +1,4 @@
-"""Nearest neighbours, Tip-Adapter and WiSE-FT: values by hand, their extremes, and the tuning on a validation split."""
+"""Nearest neighbours, Tip-Adapter and WiSE-FT: values by hand, extremes, and the tuning on a validation split."""
 
 import math
 
@@ -19,7 +19,7 @@ from keras_clip.evaluation import (
 )
 
 SCALE = math.log(100.0)
-# Unit vectors at 0, 90 and 180 degrees of the plane.
+# Unit vectors of the plane, at 0, 90 and 180 degrees.
 RIGHT, UP, LEFT = [1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]
 
 
@@ -32,12 +32,12 @@ def data(rows=60, classes=3, width=8, seed=0, noise=0.6):
 
 
 def classes_of(seed=1, noise=1.0):
-    """Class embeddings of a zero-shot head that is somewhat wrong."""
+    """Returns the class embeddings of a zero-shot head that makes some errors."""
     return np.random.default_rng(99).normal(size=(3, 8)) + noise * np.random.default_rng(seed).normal(size=(3, 8))
 
 
 def test_neighbours_by_hand():
-    """Similarities 1, 0 and -1; the weights are exp(0), exp(-1 / 0.5), and the third is not among two nearest."""
+    """Similarities are 1, 0 and -1, weights exp(0) and exp(-1 / 0.5); the third is not among the nearest two."""
     head = NearestNeighbours(k=2, temperature=0.5).fit([RIGHT, UP, LEFT], np.array([0, 1, 1]))
     np.testing.assert_allclose(head.decision_function([RIGHT]), [[1.0, np.exp(-2)]], rtol=1e-6)
 
@@ -71,7 +71,7 @@ def test_neighbours_of_several_labels():
 
 
 def test_tip_adapter_by_hand():
-    """Zero-shot 100 (1, 0); cache exp(-2 (1 - similarity)): class 0 has `UP`, class 1 `RIGHT` and `LEFT`."""
+    """Zero-shot is 100 (1, 0), the cache exp(-2 (1 - similarity)): class 0 has `UP`, class 1 `RIGHT` and `LEFT`."""
     head = TipAdapter([RIGHT, UP], SCALE, beta=2.0, alpha=3.0).fit([UP, RIGHT, LEFT], np.array([0, 1, 1]))
     expected = [[100 + 3 * np.exp(-2), 3 * (1 + np.exp(-4))]]
     np.testing.assert_allclose(head.decision_function([RIGHT]), expected, rtol=1e-6)
@@ -123,7 +123,7 @@ def candidates(name):
 @pytest.mark.backend_free
 @pytest.mark.parametrize("name", ["neighbours", "tip_adapter", "wise_ft"])
 def test_tuning_finds_the_best_on_validation(name):
-    """The same as trying every head by itself; and the head that comes out is the one that was scored."""
+    """Tuning equals trying every head by itself, and the returned head is the one with the reported score."""
     validation = data(seed=2, noise=0.8)
     found = tuned(name, validation)
     scores = {

@@ -1,4 +1,4 @@
-"""The zero-shot ladder: equal to `embed_classes` and to the classifier, every prompt once, no look at the test."""
+"""The zero-shot ladder equals `embed_classes` and the classifier, embeds each prompt once, selects on training data."""
 
 import keras
 import numpy as np
@@ -72,7 +72,7 @@ def test_every_prompt_is_embedded_once(clip, monkeypatch):
 
 @pytest.mark.backend_free
 def test_scores_by_hand(monkeypatch):
-    monkeypatch.setattr(ladder, "_ROWS", 2)  # rows are multiplied in parts
+    monkeypatch.setattr(ladder, "_ROWS", 2)  # so that several blocks of rows are multiplied
     store = FeatureStore.from_arrays(np.eye(3), np.eye(3), [0, 1, 1], ["a", "b"], logit_scale=np.log(10.0))
     scores = zero_shot_scores(store, [[0.6, 0.8, 0.0], [0.0, 0.0, 1.0]])
     np.testing.assert_allclose(scores, [[6, 0], [8, 0], [0, 10]], rtol=1e-6)
@@ -80,7 +80,7 @@ def test_scores_by_hand(monkeypatch):
 
 
 def separable(table):
-    """A training split whose classes the last template alone separates, and the first separates in part."""
+    """Returns a training split whose classes only the last template separates fully, and the first in part."""
     right = table.class_embeddings(TEMPLATES[3:])
     rows = unit(np.repeat(right - right.mean(axis=0), 3, axis=0))
     return FeatureStore.from_arrays(rows, rows, np.repeat([0, 1, 2], 3), CLASSES, name="zoo", split="train")
@@ -101,7 +101,7 @@ def brute_force(table, store, templates):
 
 
 @pytest.mark.backend_free
-def test_selection_takes_what_helps_and_stops(clip):
+def test_selection_adds_templates_while_the_metric_improves(clip):
     table = PromptTable(clip, align_names(CLASSES, NAMES), TEMPLATES)
     assert select_templates(table, separable(table), TEMPLATES) == TEMPLATES[3:]
     sizes = set()
@@ -116,7 +116,7 @@ def test_selection_takes_what_helps_and_stops(clip):
 @pytest.mark.backend_free
 def test_selection_follows_the_metric(clip):
     table = PromptTable(clip, align_names(CLASSES, NAMES), TEMPLATES)
-    # The one that is furthest from the others' mean: any function of scores will do.
+    # The metric may be any function of scores and labels; this one prefers scores near zero.
     spread = lambda scores, labels: -float(np.abs(scores).sum())  # noqa: E731
     chosen = select_templates(table, random_store(split="train"), TEMPLATES, spread)
     sums = {t: np.abs(random_store(split="train").embeddings @ table.class_embeddings([t]).T).sum() for t in TEMPLATES}
@@ -130,7 +130,7 @@ def test_many_images_are_drawn_evenly():
     store.labels = labels
     rows = ladder._draw(store, 12)
     assert np.bincount(labels[rows]).tolist() == [5, 3, 4]
-    assert ladder._draw(store, 1).size == 3  # one of each at least
+    assert ladder._draw(store, 1).size == 3  # at least one of each class
     assert ladder._draw(store, 60).tolist() == list(range(60))
     reordered = store.take(np.arange(60)[::-1])
     assert set(reordered.ids[ladder._draw(reordered, 12)]) == set(store.ids[rows])

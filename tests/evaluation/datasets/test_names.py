@@ -1,4 +1,4 @@
-"""What classes are called in prompts: found by the names of the labels, never by their place."""
+"""Class names of prompts: they are looked up by the names of the labels, never by their position."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Labelled images: labels by name, ids and groups, what is refused, and files of each kind read back."""
+"""Labelled images: labels by name, ids and groups, refusals, and files of each storage form read back."""
 
 import io
 import json
@@ -22,7 +22,7 @@ def png(number):
 
 
 def level(image):
-    """The grey level of such an image, however it is given."""
+    """Returns the grey level of an image of `png`, given in any type."""
     if isinstance(image, np.ndarray):
         return int(image[0, 0, 0])
     return int(np.asarray(Image.open(io.BytesIO(image) if isinstance(image, bytes) else image))[0, 0, 0])
@@ -112,6 +112,16 @@ def test_one_class_only(tmp_path):
         sources.csv(write_table(tmp_path, "path,label\n0.png,cat\n1.png,cat\n"))
 
 
+@pytest.mark.parametrize("form", ["TIFF", "PPM", "AVIF"])
+def test_a_folder_of_images_of_one_format(form, tmp_path):
+    for name in ("cat/a", "cat/b", "dog/c"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(np.full((30, 40, 3), 77, np.uint8)).save(tmp_path / f"{name}.{form.lower()}", form)
+    images = sources.folder_per_class(tmp_path)
+    assert len(images) == 3 and images.skipped.total == 0
+    assert [level(sample.image) for sample in images] == [77] * 3
+
+
 def write_tar(path, members):
     with tarfile.open(path, "w") as tar:
         for name, data in members.items():
@@ -127,7 +137,7 @@ def record(**values):
 
 def test_tars(tmp_path):
     write_tar(tmp_path / "0.tar", {"x/a.png": png(5), "x/a.json": record(name="owl", kind="night"), "x/a.txt": b"hoo"})
-    # The record may come first.
+    # In the second tar, the .json stands before the image.
     write_tar(tmp_path / "1.tar", {"b.json": record(name="hen", kind="day"), "b.png": png(6)})
     images = sources.tars(f"{tmp_path}/{{0..1}}.tar", group="kind", name="birds")
     assert (images.ids, images.groups) == (("x/a", "b"), ("night", "day"))
@@ -195,7 +205,7 @@ REFUSED = {
     "an id twice": ({"ids": ["1", "1"]}, r"\['1'\] twice"),
     "a class name twice": ({"class_names": ["a", "a"]}, "names that differ"),
     "an empty class name": ({"class_names": ["a", " "], "labels": ["a", " "]}, "not empty"),
-    "a value that is none": ({"labels": [{"a": 1}, {"b": 2}]}, "the value 1 or 255"),
+    "a value that is no label": ({"labels": [{"a": 1}, {"b": 2}]}, "the value 1 or 255"),
     "a class that is only ignored": ({"labels": [{"a": 1}, {"b": IGNORED}]}, r"none of \['b'\]"),
 }
 
@@ -226,7 +236,7 @@ def test_the_digest_is_of_every_byte(tmp_path):
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """A data set of tensorflow-datasets in true TFRecords: labels 0 to 2, an image of that level times 10."""
+    """A dataset of tensorflow-datasets in real TFRecords: labels 0 to 2, each with images of grey level 10 * label."""
     import tensorflow as tf
     import tensorflow_datasets as tfds
 
@@ -260,7 +270,7 @@ def test_tensorflow_datasets(prepared):
         sources.tfds("herd", "test", data_dir=prepared)
 
 
-def test_tensorflow_datasets_with_a_rule(prepared):
+def test_tensorflow_datasets_with_a_function_for_labels(prepared):
     images = sources.tfds(
         "herd",
         "test",

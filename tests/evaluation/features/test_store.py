@@ -1,4 +1,4 @@
-"""`FeatureStore`: the model's own numbers, a key that changes with all they depend on, and a build that resumes."""
+"""`FeatureStore`: values equal the model's, the store key covers all that they depend on, and a build can resume."""
 
 import gc
 import io
@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 
 import keras
 import numpy as np
@@ -20,7 +21,7 @@ from subprocesses import REPOSITORY
 import keras_clip
 from keras_clip.evaluation import FeatureStore, ladder, sources
 from keras_clip.evaluation.datasets.labelled_images import LabelledImages
-from keras_clip.evaluation.features import draft
+from keras_clip.evaluation.features import draft, lock
 from keras_clip.evaluation.features.key import model_parts
 
 SIZE = 21
@@ -54,7 +55,7 @@ def make(files=FILES, **changes):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Of `store`. Nobody writes into it."""
+    """The folder of `store`. No test writes into it."""
     return tmp_path_factory.mktemp("stores") / "animals"
 
 
@@ -63,7 +64,7 @@ def store(clip, folder):
     return FeatureStore.build(clip, make(), folder, batch_size=8)
 
 
-def test_the_numbers_are_the_model_s(clip, store):
+def test_values_equal_the_model_s(clip, store):
     pixels = clip.image_preprocessor(FILES)
     embeddings = keras.ops.convert_to_numpy(clip.encode_image(pixels))
     features = keras.ops.convert_to_numpy(clip.image_encoder(pixels, training=False))
@@ -152,7 +153,7 @@ DATA = {
 
 
 @pytest.mark.backend_free
-def test_the_same_model_made_anew_is_the_same(clip):
+def test_an_equal_model_has_the_same_key(clip):
     assert model_parts(small_clip.build().image_embedder, 1.0) == model_parts(clip.image_embedder, 1.0)
 
 
@@ -179,11 +180,11 @@ def test_other_data_is_refused(clip, store, folder, change):
 
 
 class Killed(BaseException):
-    """Nothing catches it, as nothing catches a SIGKILL."""
+    """An exception that no code catches, as no code can catch a SIGKILL."""
 
 
 def interrupted(files, after):
-    """Images that stop the build after a number of them."""
+    """Returns images that interrupt the build after a number of them."""
 
     def read(start):
         for number in range(start, len(files)):
@@ -198,7 +199,7 @@ def interrupted(files, after):
     return images
 
 
-def test_an_interrupted_build_goes_on(clip, store, tmp_path, monkeypatch):
+def test_an_interrupted_build_resumes(clip, store, tmp_path, monkeypatch):
     folder = tmp_path / "store"
     monkeypatch.setattr(draft, "_SECONDS_BETWEEN_NOTES", 0)
     monkeypatch.setattr(draft, "_AHEAD", 0)
@@ -215,6 +216,99 @@ def test_an_interrupted_build_goes_on(clip, store, tmp_path, monkeypatch):
     np.testing.assert_array_equal(resumed.embeddings, store.embeddings)
     np.testing.assert_array_equal(resumed.features, store.features)
     assert resumed.key == store.key
+
+
+def test_a_second_builder_waits_and_opens_what_the_first_built(clip, store, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(lock, "_POLL", 0.01)
+    folder, begun, may_go_on, built, reads = tmp_path / "store", threading.Event(), threading.Event(), [], []
+
+    def read(start):
+        reads.append(start)
+        begun.set()
+        assert may_go_on.wait(60)
+        return iter(FILES[start:])
+
+    def build():
+        images = make()
+        images.digest()
+        images.read = read
+        built.append(FeatureStore.build(clip, images, folder, 8))
+
+    first, second = (threading.Thread(target=build) for _ in range(2))
+    first.start()
+    assert begun.wait(60)
+    with caplog.at_level(logging.WARNING, "keras_clip"):
+        second.start()
+        second.join(0.5)
+    assert second.is_alive() and f"Waiting for process {os.getpid()}" in caplog.text and str(folder) in caplog.text
+    may_go_on.set()
+    first.join(60), second.join(60)
+    assert reads == [0] and [len(one) for one in built] == [SIZE, SIZE]
+    np.testing.assert_array_equal(built[1].embeddings, store.embeddings)
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
+def test_a_builder_whose_lock_was_taken_stops(clip, tmp_path, monkeypatch):
+    monkeypatch.setattr(draft, "_SECONDS_BETWEEN_NOTES", 0)
+    images = make()
+    images.digest()
+
+    def read(start):
+        (tmp_path / "store.lock").write_text('{"token": "another"}')
+        return iter(FILES[start:])
+
+    images.read = read
+    with pytest.raises(RuntimeError, match="Only one process may build the feature store .*another process took over"):
+        FeatureStore.build(clip, images, tmp_path / "store", batch_size=8)
+    # That of the other process stays.
+    assert (tmp_path / "store.lock").exists() and not (tmp_path / "store").exists()
+
+
+def test_empty_rows_of_a_draft_are_encoded_again(clip, store, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(draft, "_SECONDS_BETWEEN_NOTES", 0)
+    monkeypatch.setattr(draft, "_AHEAD", 0)
+    with pytest.raises(Killed):
+        FeatureStore.build(clip, interrupted(FILES, after=18), tmp_path / "store", batch_size=8)
+    # As after a power cut: the note is newer than the file of the rows.
+    for name, row in (("features", 3), ("embeddings", 9)):
+        column = np.load(tmp_path / "store.building" / f"{name}.npy", mmap_mode="r+")
+        column[row] = 0
+        column.flush()
+    with caplog.at_level(logging.WARNING, "keras_clip"):
+        resumed = FeatureStore.build(clip, make(), tmp_path / "store", batch_size=8)
+    assert "has empty rows" in caplog.text
+    np.testing.assert_array_equal(resumed.embeddings, store.embeddings)
+    np.testing.assert_array_equal(resumed.features, store.features)
+
+
+@pytest.mark.backend_free
+@pytest.mark.parametrize("name", ["features", "embeddings"])
+def test_a_store_with_an_empty_row_is_never_finished(clip, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(draft, "_ROWS", 4)
+    write = draft.Draft._write
+
+    def leave_one_out(self, column, rows, values):
+        write(self, column, rows, np.where((column == name) & (rows == 6)[:, None], 0, values))
+
+    monkeypatch.setattr(draft.Draft, "_write", leave_one_out)
+    with pytest.raises(ValueError, match=f"must have {name}. Received: .*those of image 'image 6' are all zero"):
+        FeatureStore.build(clip, make(), tmp_path / "store", batch_size=8)
+    with pytest.raises(FileNotFoundError, match="not finished"):
+        FeatureStore.open(tmp_path / "store")
+
+
+@pytest.mark.backend_free
+def test_a_store_of_an_earlier_version_with_an_empty_row_is_refused(store, folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "store")
+    manifest = json.loads((tmp_path / "store" / "store.json").read_text())
+    del manifest["is_verified"]
+    (tmp_path / "store" / "store.json").write_text(json.dumps(manifest))
+    assert len(FeatureStore.open(tmp_path / "store")) == SIZE
+    column = np.load(tmp_path / "store" / "embeddings.npy", mmap_mode="r+")
+    column[5] = 0
+    column.flush()
+    with pytest.raises(ValueError, match="'image 5' are all zero. Delete the folder"):
+        FeatureStore.open(tmp_path / "store")
 
 
 def test_a_draft_of_another_model_is_refused(clip, tmp_path, monkeypatch):
@@ -251,7 +345,7 @@ FeatureStore.build(small_clip.build(), images, sys.argv[1], batch_size=4)
 
 @pytest.mark.slow
 @pytest.mark.backend_free
-def test_a_killed_build_goes_on(clip, store, tmp_path):
+def test_a_killed_build_resumes(clip, store, tmp_path):
     paths = os.pathsep.join(map(str, (REPOSITORY, REPOSITORY / "tests")))
     process = subprocess.Popen(
         [sys.executable, "-c", BUILD, str(tmp_path / "store")],
@@ -275,7 +369,7 @@ def test_broken_images_are_left_out_and_named(clip, store, tmp_path, caplog, mon
     files = FILES * 2
     files[3], files[10] = b"no image at all", b""
     images = make(files)
-    # What was broken before an interruption is not forgotten after it.
+    # Images that were broken before an interruption are still counted after it.
     monkeypatch.setattr(draft, "_SECONDS_BETWEEN_NOTES", 0)
     monkeypatch.setattr(draft, "_AHEAD", 0)
     with pytest.raises(Killed):
@@ -314,7 +408,7 @@ def test_nan_is_refused(tmp_path):
 
 
 @pytest.mark.backend_free
-def test_a_source_that_gives_too_few_is_refused(clip, tmp_path):
+def test_a_source_with_too_few_images_is_refused(clip, tmp_path):
     images = make()
     images.digest()
     images.read = lambda start: iter(FILES[start:-1])
@@ -323,7 +417,7 @@ def test_a_source_that_gives_too_few_is_refused(clip, tmp_path):
 
 
 @pytest.mark.backend_free
-def test_places_that_are_no_store(clip, store, folder, tmp_path):
+def test_folders_without_a_store_are_refused(clip, store, folder, tmp_path):
     store_folder = folder
     with pytest.raises(FileNotFoundError, match="with no store"):
         FeatureStore.open(tmp_path / "nowhere")
@@ -367,7 +461,7 @@ REFUSED = {
     "too few labels": ({"labels": [0, 1]}, "A store must have"),
     "no image": ({"features": np.zeros((0, 3)), "embeddings": np.zeros((0, 2)), "labels": np.zeros(0, int)}, "N >= 1"),
     "an id twice": ({"ids": ["x", "y", "x", "z"]}, "same id"),
-    "a column for no class": ({"labels": np.eye(4, 3, dtype=int) + 0}, "2 class names"),
+    "a column without a class name": ({"labels": np.eye(4, 3, dtype=int) + 0}, "2 class names"),
 }
 
 
@@ -379,7 +473,7 @@ def test_arrays_that_do_not_fit_are_refused(changes, message):
 
 
 @pytest.mark.backend_free
-def test_arrays_and_parts_of_them():
+def test_stores_of_arrays_and_their_subsets():
     whole = arrays(groups=["g", "h", "g", "h"])
     assert (whole.key, whole.ids.tolist(), whole.logit_scale) == ("", ["0", "1", "2", "3"], None)
     part = whole.take(np.array([True, False, False, True]))
@@ -388,7 +482,7 @@ def test_arrays_and_parts_of_them():
 
 
 def test_digits_end_to_end(tmp_path):
-    # Prompts need the whole vocabulary.
+    # The prompts need the full vocabulary.
     clip = small_clip.build(vocabulary_size=49408)
     images = sources.digits("test")
     store = FeatureStore.build(clip, images, tmp_path / "digits", batch_size=64)
@@ -402,7 +496,7 @@ def test_digits_end_to_end(tmp_path):
     assert store.labels.tolist() == images.labels.tolist()
 
 
-def test_what_is_compiled_is_shared_and_follows_the_weights(tmp_path):
+def test_the_compiled_function_is_shared_and_uses_the_current_weights(tmp_path):
     clip = small_clip.build()
     first = FeatureStore.build(clip, make(), tmp_path / "first", batch_size=8)
     compiled = draft._COMPILED[clip.image_embedder]

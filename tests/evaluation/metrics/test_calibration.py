@@ -17,13 +17,13 @@ from keras_clip.evaluation import (
 from keras_clip.evaluation.metrics import calibration
 
 pytestmark = pytest.mark.backend_free
-# Confidences 0.9 (one right, one wrong) and 0.6 (right).
+# Two images with confidence 0.9 (one correct, one wrong) and one with 0.6 (correct).
 PROBABILITIES = np.array([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6]])
 LABELS = np.array([0, 1, 1])
 
 
 def two_classes(rng, size=2000, temperature=2.5):
-    """Logits that are `temperature` times too large for the labels drawn from them."""
+    """Returns labels and logits; the logits are `temperature` times those that the labels were drawn from."""
     logits = rng.normal(size=(size, 4))
     labels = (softmax(logits).cumsum(1) > rng.random(size)[:, None]).argmax(1)
     return temperature * logits, labels
@@ -39,9 +39,9 @@ def test_reliability_curve_by_hand():
 
 
 def test_calibration_error_by_hand():
-    # One image off by 0.4, two by 0.4.
+    # The gap is 0.4 in both bins, of one image and of two.
     assert expected_calibration_error(PROBABILITIES, LABELS, bins=5) == pytest.approx(0.4)
-    # All in one bin: mean confidence 0.8, accuracy 2/3.
+    # With one bin, the mean confidence is 0.8 and the accuracy 2/3.
     assert expected_calibration_error(PROBABILITIES, LABELS, bins=1) == pytest.approx(0.8 - 2 / 3)
 
 
@@ -51,12 +51,12 @@ def test_a_bin_holds_its_upper_edge(confidence, place):
     assert reliability_curve(probabilities, np.array([0]), bins=5).count.argmax() == place
 
 
-def test_sure_and_right_is_calibrated():
+def test_certain_and_correct_is_calibrated():
     assert expected_calibration_error(np.eye(3), np.arange(3)) == 0
     assert expected_calibration_error(np.eye(3), np.array([1, 2, 0])) == 1
 
 
-def test_rounding_above_1_is_1():
+def test_probabilities_rounded_above_1_count_as_1():
     probabilities = np.array([[1.0000002, 0]], "float32")
     assert probabilities.max() > 1
     assert reliability_curve(probabilities, np.array([0])).count.tolist() == [0] * 14 + [1]
@@ -98,7 +98,7 @@ def test_negative_log_likelihood_equals_scikit_learn(rng):
     assert negative_log_likelihood(np.array([[1e4, 0]]), np.array([1])) == 1e4
 
 
-def test_temperature_is_the_likeliest(rng):
+def test_temperature_maximises_the_likelihood(rng):
     logits, labels = two_classes(rng)
     best = optimize.minimize_scalar(
         lambda t: negative_log_likelihood(logits, labels, np.exp(t)), bounds=(-3, 3), options={"xatol": 1e-9}
@@ -113,7 +113,7 @@ def test_temperature_is_the_likeliest(rng):
 
 
 def test_temperature_by_hand():
-    # Two of three right at a difference of 1: sigmoid(1 / T) = 2/3.
+    # Two of three images are correct, with a logit difference of 1: sigmoid(1 / T) = 2/3.
     logits, labels = np.array([[1.0, 0.0]] * 3), np.array([0, 0, 1])
     assert fit_temperature(logits, labels) == pytest.approx(1 / np.log(2), rel=1e-9)
 

@@ -13,7 +13,7 @@ IGNORED = classification.IGNORED
 
 @pytest.fixture
 def single(rng):
-    """Scores with many ties, and labels that they know something of."""
+    """Returns scores with many ties, and labels that correlate with them."""
     labels = rng.permutation(np.arange(300) % 7)
     return (rng.normal(size=(300, 7)) + 1.5 * np.eye(7)[labels]).round(1), labels
 
@@ -49,7 +49,7 @@ def test_mean_per_class_equals_scikit_learn(single):
 
 def test_top5_equals_scikit_learn(single, rng):
     scores, labels = single
-    scores = scores + 1e-6 * rng.normal(size=scores.shape)  # ties are decided otherwise there
+    scores = scores + 1e-6 * rng.normal(size=scores.shape)  # scikit-learn breaks ties differently
     assert METRICS["top5_accuracy"](scores, labels) == peer.top_k_accuracy_score(labels, scores, k=5)
     mean = (METRICS["accuracy"](scores, labels) + METRICS["top5_accuracy"](scores, labels)) / 2
     assert METRICS["mean_top1_top5"](scores, labels) == mean
@@ -73,15 +73,15 @@ def test_map_equals_scikit_learn(several):
 
 
 def test_average_precision_by_hand():
-    # By falling score: right, wrong, right, wrong. Precision 1 up to recall 0.5 (6 points), then 2/3 (5 points).
+    # In descending score: right, wrong, right, wrong. Precision is 1 up to recall 0.5 (6 points), then 2/3 (5 points).
     scores, labels = np.array([[0.9], [0.8], [0.7], [0.1]]), np.array([[1], [0], [1], [0]], "uint8")
     assert METRICS["map_11pt"](scores, labels) == pytest.approx((6 + 5 * 2 / 3) / 11)
-    # Equal scores pass together: precision is 1/2 at every recall.
+    # Equal scores pass the threshold together: precision is 1/2 at every recall.
     assert METRICS["map_11pt"](np.zeros((4, 1)), labels) == pytest.approx(0.5)
 
 
 def test_recall_of_three_tenths_is_reached_by_three_of_ten():
-    # 3 of 10 found before the first miss; 0.1 * 3 > 0.3 in floats. Then 7 misses at each of 7 positives.
+    # 3 of 10 positives come before the first negative; in floats, 0.1 * 3 > 0.3. The other 7 come after 30 negatives.
     positive = np.array([1] * 3 + [0] * 30 + [1] * 7, "uint8")[:, None]
     scores = -np.arange(40.0)[:, None]
     tail = 10 / 40  # the highest of 4/34 ... 10/40
@@ -100,7 +100,7 @@ def test_ignored_labels_are_as_if_absent(several, rng):
     assert low < METRICS["map_11pt"](scores, ignored) < high
 
 
-def test_drawn_twice_is_there_twice(several, binary, rng):
+def test_an_image_drawn_twice_counts_twice(several, binary, rng):
     scores, labels = several
     labels = labels.copy()
     labels[rng.permutation(200)[:60], 1] = IGNORED
@@ -113,8 +113,8 @@ def test_drawn_twice_is_there_twice(several, binary, rng):
     assert classification._binary_curve(scores, labels).roc_auc(drawn) == pytest.approx(repeated, rel=1e-12)
 
 
-def test_perfect_scores_are_no_certainty():
-    # One positive image of the rare class: drawn within classes, it is never missing.
+def test_interval_of_perfect_scores_is_not_empty():
+    # The rare class has one positive image. Resampling within classes, it is always drawn.
     labels = np.repeat(np.eye(2, dtype="uint8"), [1, 30], 0)
     low, high = classification.interval("map_11pt", labels * 1.0, labels, resamples=50)
     assert 0.3 < low < 0.95 and high == 1
@@ -155,7 +155,8 @@ def test_interval_holds_the_value(metric, single, several, binary):
     data = data_of(metric, single, several, binary)
     value, (low, high) = METRICS[metric](*data), classification.interval(metric, *data, resamples=200)
     wide = classification.interval(metric, *data, resamples=200, confidence=0.99)
-    assert 0 <= wide[0] < low < value < high < wide[1] <= 1
+    assert wide[0] < low < value < high < wide[1]
+    assert METRICS[metric].unit != "fraction" or (wide[0] >= 0 and wide[1] <= 1)
     assert {type(low), type(high)} == {float}
 
 
@@ -175,14 +176,14 @@ def test_interval_of_top1_and_top5_is_that_of_a_mean_of_thirds(single):
 
 
 def test_interval_of_the_mean_per_class():
-    # Classes of equal size and equal accuracy: the same as of all images together.
+    # With classes of equal size and accuracy, the interval is that of all images together.
     labels = np.repeat([0, 1], 50)
     right = np.tile(np.arange(50) < 40, 2)
     scores = np.eye(2)[np.where(right, labels, 1 - labels)]
     assert classification.interval("mean_per_class", scores, labels) == pytest.approx(
         blaker_interval(80, 100), abs=0.01
     )
-    # A class of 4 among 1000 decides how sure the mean is.
+    # A class of 4 images beside one of 1000 determines the width of the interval.
     labels = np.repeat([0, 1], [1000, 4])
     low, high = classification.interval("mean_per_class", np.eye(2)[labels], labels)
     assert high == 1 and 0.6 < low < 0.9
@@ -277,8 +278,8 @@ def test_top_k_of_several_labels_is_refused():
         classification.correct(SCORES, np.eye(3, dtype=int), k=5)
 
 
-def test_a_metric_of_ones_own_is_one_entry_of_the_table(monkeypatch, rng):
-    """The evaluation, its intervals and the unit that a report shows all come from the one object."""
+def test_a_user_s_metric_is_one_entry_of_the_table(monkeypatch, rng):
+    """One object determines the evaluation, its intervals and the unit that a report shows."""
     top_two = classification.Metric(
         "top2_errors",
         lambda scores, labels: np.sum(~classification.correct(scores, labels, k=2)),
@@ -287,7 +288,7 @@ def test_a_metric_of_ones_own_is_one_entry_of_the_table(monkeypatch, rng):
     )
     monkeypatch.setitem(METRICS, top_two.name, top_two)
     scores, labels = np.eye(4)[[0, 1, 2, 3]], np.array([0, 1, 1, 0])
-    # Of equal scores the first class counts, so class 0 is second for images of other classes.
+    # Ties go to the first class, so class 0 is second for images of other classes.
     assert METRICS["top2_errors"](scores, labels) == 1.0
     assert classification.interval("top2_errors", scores, labels) == (0.0, 4.0)
     assert METRICS["top2_errors"].unit == "images" and METRICS["accuracy"].unit == "fraction"

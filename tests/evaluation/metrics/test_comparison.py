@@ -1,9 +1,27 @@
-"""Two models on the same images: counts and intervals by hand, coverage, Holm over data sets, refusals."""
+"""Two models on the same images: counts and intervals by hand, coverage, a test that fits the metric, refusals."""
+
+import dataclasses
+import itertools
+import logging
 
 import numpy as np
 import pytest
 
-from keras_clip.evaluation import blaker_interval, compare_models, compare_over_datasets, mcnemar_test
+from keras_clip.evaluation import (
+    METRICS,
+    Examples,
+    Results,
+    Score,
+    blaker_interval,
+    compare,
+    compare_models,
+    compare_over_datasets,
+    compare_scores,
+    mcnemar_test,
+    retrieval_ranks,
+    softmax,
+)
+from keras_clip.evaluation.metrics import calibration, classification, comparison
 
 pytestmark = pytest.mark.backend_free
 
@@ -92,3 +110,199 @@ def test_datasets_of_one_model_only():
         compare_over_datasets({"a": right}, {"a": right, "b": right})
     with pytest.raises(ValueError, match="at least one"):
         compare_over_datasets({}, {})
+
+
+def score(metric="accuracy", labels=None, groups=None, dataset="digits", method="knn", images="pixels", **more):
+    arrays = [more[name] for name in ("correct", "outcomes") if more.get(name) is not None]
+    examples = Examples("ids", images, labels, groups)
+    return Score(dataset, method, metric, 0.5, 0.4, 0.6, len(arrays[0]), "", **{"examples": examples, **more})
+
+
+def of_scores(metric, scores, labels):
+    return score(metric, labels, **comparison.outcomes(metric, scores, labels))
+
+
+def of_confidence(scores, labels):
+    probabilities = softmax(scores)
+    correct = classification.correct(probabilities, labels)
+    return score("expected_calibration_error", labels, correct=correct, outcomes=probabilities.max(axis=1))
+
+
+def labels_of(metric, rng, size=60):
+    if metric == "map_11pt":
+        labels = (rng.random((size, 6)) < 0.3).astype(np.uint8)
+        labels[:6] = np.eye(6)
+        labels[7, 2] = classification.IGNORED
+        return labels
+    return np.arange(size) % (2 if metric == "roc_auc" else 6)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_both_values_are_those_of_the_metric(rng, metric):
+    labels = labels_of(metric, rng)
+    both = [rng.normal(size=(60, 2 if metric == "roc_auc" else 6)) for _ in range(2)]
+    # Models with other temperatures.
+    both[1] *= 30
+    compared = compare_scores(*(of_scores(metric, scores, labels) for scores in both), resamples=50)
+    values = [METRICS[metric](scores, labels) for scores in both]
+    assert (compared.first, compared.second) == pytest.approx(values, abs=1e-6)
+    assert compared.difference == pytest.approx(values[1] - values[0], abs=1e-6)
+    assert compared.low <= compared.difference <= compared.high
+    assert (compared.test == "McNemar") == (metric in ("accuracy", "top5_accuracy"))
+
+
+def test_both_values_of_calibration_and_retrieval(rng):
+    labels, both = np.arange(60) % 6, [3 * rng.normal(size=(60, 6)) for _ in range(2)]
+    compared = compare_scores(*(of_confidence(scores, labels) for scores in both), resamples=50)
+    values = [calibration.expected_calibration_error(softmax(scores), labels) for scores in both]
+    assert (compared.first, compared.second) == pytest.approx(values) and compared.test == "permutation"
+    image_of_text = np.repeat(np.arange(20), 3)
+    ranks = [retrieval_ranks(rng.normal(size=(20, 4)), rng.normal(size=(60, 4)), image_of_text) for _ in range(2)]
+    scores = [of_model.scores("flowers", "", examples=Examples("ids", "pixels")) for of_model in ranks]
+    for one, other in zip(*scores, strict=True):
+        compared = compare_scores(one, other, resamples=50)
+        assert (compared.first, compared.second) == pytest.approx((one.value, other.value))
+        is_fraction = one.method == "retrieval/image_to_text" and one.metric != "median_rank"
+        assert (compared.test == "McNemar") == is_fraction
+
+
+def test_the_permutation_test_by_enumeration():
+    """The mean of a class of two images and of one of ten: McNemar would count all images alike."""
+    labels = np.repeat([0, 1], [2, 10])
+    first, second = np.zeros(12, bool), np.zeros(12, bool)
+    second[:2] = second[2:5] = True
+    first[5:10] = True
+    compared = compare_scores(*(score("mean_per_class", labels, correct=c) for c in (first, second)), resamples=20000)
+    assert compared.difference == pytest.approx(1 / 2 - 2 / 20)
+    weights = np.where(labels == 0, 1 / 4, 1 / 20)[first != second]
+    sums = np.array([weights @ signs for signs in itertools.product([-1, 1], repeat=len(weights))])
+    exact = (np.abs(sums) >= 0.4 - 1e-9).mean()
+    assert compared.p_value == pytest.approx(exact, abs=0.01)
+    assert (compared.only_first, compared.only_second) == (5, 5)
+    assert compare_scores(*(score(correct=c) for c in (first, second))).p_value == 1
+
+
+def test_equal_models_seldom_differ(rng):
+    """5 % of the tests of models that are equally good have a p-value of at most 0.05."""
+    found = {"mean_per_class": 0, "expected_calibration_error": 0}
+    for _ in range(200):
+        labels = rng.choice(4, 80, p=[0.55, 0.2, 0.15, 0.1])
+        labels[:4] = range(4)
+        truth = np.eye(4)[labels]
+        both = [truth + rng.normal(size=(80, 4)) for _ in range(2)]
+        found["mean_per_class"] += (
+            compare_scores(*(of_scores("mean_per_class", scores, labels) for scores in both), resamples=99).p_value
+            <= 0.05
+        )
+        found["expected_calibration_error"] += (
+            compare_scores(*(of_confidence(scores, labels) for scores in both), resamples=99).p_value <= 0.05
+        )
+    assert all(2 <= count <= 20 for count in found.values()), found
+
+
+def test_better_models_are_found(rng):
+    labels = rng.integers(0, 5, 300)
+    first, second = (strength * np.eye(5)[labels] + rng.normal(size=(300, 5)) for strength in (0.5, 2))
+    for metric in ("accuracy", "mean_per_class"):
+        compared = compare_scores(*(of_scores(metric, scores, labels) for scores in (first, second)))
+        assert compared.p_value < 0.01 and compared.low > 0
+    # Probabilities that are far too sure.
+    compared = compare_scores(of_confidence(2 * second, labels), of_confidence(40 * second, labels))
+    assert compared.p_value < 0.01 and compared.low > 0
+
+
+def test_examples_of_one_group_count_once():
+    """Ten captions of each of eight images, of which the second model finds those of six more."""
+    groups = np.repeat(np.arange(8), 10)
+    first, second = np.zeros(80, bool), groups < 6
+    pair = [score("recall_at_1", groups=groups, correct=c, method="retrieval/text_to_image") for c in (first, second)]
+    compared = compare_scores(*pair)
+    # Both signs of six differences: 2 in 64.
+    assert compared.p_value == pytest.approx(2 / 64, abs=0.015) and compared.test == "permutation"
+    assert compare_models(first, second).p_value < 1e-10
+    assert compared.high - compared.low > 0.3
+    # Groups that the scores do not know.
+    alone = [score("accuracy", correct=c) for c in (first, second)]
+    assert compare_scores(*alone).test == "McNemar"
+    assert compare_scores(*alone, groups=[f"video {g}" for g in groups]).p_value == compared.p_value
+    with pytest.raises(ValueError, match="a group for each of 80 examples. Received: 2"):
+        compare_scores(*alone, groups=["a", "b"])
+
+
+def test_equal_outcomes_are_not_certainty():
+    labels, correct = np.arange(12) % 3, np.arange(12) < 8
+    compared = compare_scores(*(score("mean_per_class", labels, correct=correct) for _ in range(2)), resamples=99)
+    assert compared.p_value == 1 and compared.low < 0 < compared.high
+
+
+def test_a_metric_of_your_own_is_compared_by_correct_images():
+    correct = np.arange(12) < 8
+    compared = compare_scores(*(score("cost", correct=c) for c in (correct, ~correct)))
+    assert (compared.first, compared.second, compared.test) == (8 / 12, 4 / 12, "McNemar")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"metric": "knn"}, "Expected scores of one metric"),
+        ({"examples": Examples("ids", "other pixels")}, "Expected the same images"),
+        ({"examples": Examples("other ids", "pixels")}, "Expected the same images"),
+        ({"examples": Examples("ids", "pixels", np.ones(4, int))}, "Expected the same images"),
+        ({"correct": None}, "outcome of each example"),
+    ],
+    ids=["metric", "pixels", "ids", "labels", "no outcomes"],
+)
+def test_scores_that_cannot_be_compared(change, message):
+    one = score(labels=np.zeros(4, int), correct=np.ones(4, bool))
+    with pytest.raises(ValueError, match=message):
+        compare_scores(one, dataclasses.replace(one, **change))
+
+
+def results(flip=False, images="pixels"):
+    rng, made = np.random.default_rng(0), Results()
+    for seed in range(3):
+        made.add(score(method="few_shot/1", details={"seed": seed, "C": rng.random()}, correct=rng.random(40) < 0.5))
+    for reference in ("a", "b"):
+        correct = rng.random(40) < 0.5
+        made.add(
+            score(
+                dataset="noise",
+                method="shift/knn",
+                details={"reference": reference},
+                correct=correct != (flip and reference == "b"),
+                images=images,
+            )
+        )
+    return made
+
+
+def test_every_seed_and_every_shift_has_its_row():
+    rows = compare(results(), results(flip=True))
+    assert [row.get("seed") for row in rows] == [0, 1, 2, None, None]
+    assert [(row["reference"], row["difference"] == 0) for row in rows[3:]] == [("a", True), ("b", False)]
+    assert rows[-1]["adjusted_p_value"] == pytest.approx(min(1, 5 * rows[-1]["p_value"]))
+    assert {row["metric"] for row in rows} == {"accuracy"}
+
+
+def test_other_images_with_equal_ids_are_refused_in_a_shift_too():
+    with pytest.raises(ValueError, match=r"same images.*\['noise'\]"):
+        compare(results(), results(images="other pixels"))
+    with pytest.raises(ValueError, match=r"same images.*\['digits'\]"):
+        compare(*(Results(results().scores, info={"images": {"digits": ids}}) for ids in "ab"))
+
+
+def test_images_that_only_their_ids_identify_are_said(caplog):
+    with caplog.at_level(logging.WARNING, "keras_clip"):
+        assert compare(results(), results())
+    assert not caplog.text
+    with caplog.at_level(logging.WARNING, "keras_clip"):
+        assert compare(results(), results(images=""))
+    assert "The images of noise are compared by their ids only" in caplog.text
+
+
+def test_results_that_cannot_be_compared():
+    with pytest.raises(ValueError, match="that both results have. Received: .*few_shot"):
+        compare(results(), Results())
+    twice = Results([*results().scores, results().scores[0]])
+    with pytest.raises(ValueError, match=r"Expected one score of each.*'seed=0'.* twice"):
+        compare(twice, results())

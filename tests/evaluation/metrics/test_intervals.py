@@ -1,4 +1,4 @@
-"""Intervals, tests, bootstraps and lines: published values, SciPy's, those worked by hand, extremes, refusals."""
+"""Intervals, tests, bootstraps and lines: published values, SciPy's values, values by hand, extremes, refusals."""
 
 import sys
 
@@ -25,7 +25,7 @@ from keras_clip.evaluation import (
 from keras_clip.evaluation.metrics.intervals import student_quantile
 
 pytestmark = pytest.mark.backend_free
-# (correct, total, confidence): Newcombe (1998), table I, method 3.
+# {(correct, total, confidence): interval}, from Newcombe (1998), table I, method 3.
 PUBLISHED = {
     (81, 263, 0.95): (0.2553, 0.3662),
     (15, 148, 0.95): (0.0624, 0.1605),
@@ -238,7 +238,7 @@ def test_mcnemar_equals_scipy(counts):
 
 
 def test_mcnemar_by_hand():
-    # All five on one side: 2 / 2^5.
+    # All five discordant pairs are on one side: 2 / 2^5.
     assert mcnemar_test(0, 5) == pytest.approx(1 / 16)
     with pytest.raises(ValueError, match="only_first=-1"):
         mcnemar_test(-1, 5)
@@ -254,7 +254,7 @@ def test_bonferroni_and_holm_by_hand():
 
 @pytest.mark.parametrize("adjust", [bonferroni, holm])
 @pytest.mark.parametrize("p_values", [[1.1], [-0.1], [np.nan], [[0.5]]], ids=str)
-def test_p_values_that_cannot_be(adjust, p_values):
+def test_invalid_p_values_are_refused(adjust, p_values):
     with pytest.raises(ValueError, match="Received"):
         adjust(p_values)
 
@@ -267,7 +267,7 @@ def test_bootstrap_of_a_mean_is_as_wide_as_theory_says(rng):
 
 
 def test_bootstrap_draws_groups_together(rng):
-    # Each value four times: as sure as 100 values, not as 400.
+    # Each value occurs four times, so the interval is as wide as that of 100 values, not of 400.
     x, groups = np.repeat(rng.normal(size=100), 4), np.repeat(np.arange(100), 4)
     order = rng.permutation(400)
     x, groups = x[order], groups[order]
@@ -355,7 +355,7 @@ def test_line_refusals(x, y):
         fit_line(x, y)
 
 
-# Tables of Student's t: 97.5 % and 95 %.
+# Quantiles from printed tables of Student's t: 97.5 % and 95 %.
 @pytest.mark.parametrize(
     "probability, degrees, expected", [(0.975, 1, 12.7062), (0.975, 3, 3.1824), (0.95, 10, 1.8125)]
 )
@@ -367,7 +367,7 @@ def test_student_median():
     assert student_quantile(0.5, 4) == pytest.approx(0, abs=1e-7)
 
 
-def test_says_what_to_install(monkeypatch):
+def test_names_the_package_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy", None)
     with pytest.raises(ImportError, match=r"keras_clip\[evaluation\]"):
         binomial_test(1, 2, 0.5)

@@ -1,4 +1,4 @@
-"""Retrieval: ranks by hand and against a plain loop, tiles, ties, captions that belong together, refusals."""
+"""Retrieval: ranks by hand and against a plain loop, tiles, ties, several captions of an image, refusals."""
 
 import tracemalloc
 
@@ -16,7 +16,7 @@ def unit(x):
 
 @pytest.fixture
 def flickr(rng):
-    """40 images with 1 to 6 captions in mixed order, the captions near their image."""
+    """Embeddings of 40 images with 1 to 6 captions each, in mixed order; captions are similar to their image."""
     image_of_text = rng.permutation(np.concatenate([np.arange(40), rng.integers(0, 40, 80)]))
     images = unit(rng.normal(size=(40, 8)))
     return images, unit(images[image_of_text] + 0.5 * rng.normal(size=(120, 8))), image_of_text
@@ -46,7 +46,7 @@ def test_ranks_equal_a_plain_loop(flickr, tile):
 def test_by_hand():
     images = np.array([[1.0, 0.0], [0.0, 1.0]])
     texts = np.array([[1.0, 0.0], [0.6, 0.8], [0.8, 0.6], [0.0, 1.0]])
-    # Text 1 shows image 0, text 2 image 1; both look more like the other.
+    # Text 1 belongs to image 0 and text 2 to image 1; each is more similar to the other image.
     ranks = retrieval_ranks(images, texts, [0, 0, 1, 1])
     assert ranks.image_to_text.tolist() == [1, 1]
     assert ranks.text_to_image.tolist() == [1, 2, 2, 1]
@@ -62,7 +62,7 @@ def test_one_caption_each_is_the_default(rng):
     assert ranks.recall("image_to_text", 1) == ranks.recall("text_to_image", 1) == 1.0
 
 
-def test_a_model_that_gives_all_the_same_finds_nothing():
+def test_equal_embeddings_find_nothing():
     same = np.tile([[1.0, 0.0]], (20, 1))
     ranks = retrieval_ranks(same, same)
     assert set(ranks.image_to_text) == set(ranks.text_to_image) == {20}
@@ -71,7 +71,7 @@ def test_a_model_that_gives_all_the_same_finds_nothing():
 
 
 def test_captions_of_one_image_do_not_compete():
-    # Two equal captions of the right image are no tie; the caption of the other image is further off.
+    # Two equal captions of the correct image are no tie; the caption of the other image is less similar.
     ranks = retrieval_ranks(np.eye(2), np.eye(2)[[0, 0, 1]], [0, 0, 1])
     assert ranks.image_to_text.tolist() == [1, 1]
     assert ranks.ties == 0
@@ -91,7 +91,7 @@ def ranks_of(image_to_text, text_to_image, image_of_text):
 
 
 def test_interval_counts_images_and_not_captions(rng):
-    # 100 images of 5 captions each that are found or not together: as sure as 100.
+    # 100 images, whose 5 captions are all found or all missed: the interval is as wide as that of 100 texts.
     found = rng.random(100) < 0.6
     ranks = ranks_of(np.where(found, 1, 99), np.repeat(np.where(found, 1, 99), 5), np.repeat(np.arange(100), 5))
     low, high = ranks.recall_interval("text_to_image", 1)

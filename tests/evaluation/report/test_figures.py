@@ -1,4 +1,4 @@
-"""Figures draw what they are given: bars, points and labels are read back from matplotlib's own objects."""
+"""Figures draw the given values: bars, points and labels are read back from matplotlib's objects."""
 
 import math
 
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.backend_free
 
 
 def lines(axes):
-    """{label: (x, y)} of the curves that have a name."""
+    """Returns {label: (x, y)} of the curves that have a label."""
     return {line.get_label(): line.get_xydata() for line in axes.lines if not line.get_label().startswith("_")}
 
 
@@ -20,7 +20,7 @@ def texts(axes):
 
 
 def bar_widths(axes):
-    """{name of the row nearest: widths of its bars, upper first}."""
+    """Returns {label of the nearest row: widths of its bars, from top to bottom}."""
     names = [label.get_text() for label in axes.get_yticklabels()]
     found = {name: [] for name in names}
     for bar in sorted(axes.patches, key=lambda bar: -bar.get_y()):
@@ -29,7 +29,7 @@ def bar_widths(axes):
 
 
 def inside(figure):
-    """Whether all texts lie on the paper."""
+    """Returns whether all texts lie inside the figure."""
     figure.draw_without_rendering()
     page = figure.bbox
     boxes = [text.get_window_extent() for axes in figure.axes for text in [*axes.texts, axes.title]]
@@ -81,7 +81,7 @@ def test_figure_7():
     axes = figure.axes[0]
     assert bar_widths(axes) == {"digits": [0.9], "food": [5.1, 64.0], "cars": [100]}
     assert sorted(texts(axes)) == ["0.9", "100 or more", "5.1", "64.0"]
-    # The mean of what is finite, and the median.
+    # The mean of the finite values, and the median.
     assert {"this model: mean 3.0", "this model: median 3.0", "paper: mean 64.0"} <= set(lines(axes))
 
 
@@ -94,7 +94,7 @@ def test_figure_8():
 
 
 def test_figure_9():
-    # error = 0.8 / gflops**0.5 for both data sets, given out of order.
+    # error = 0.8 / gflops**0.5 for both datasets, given out of order.
     figure = figures.zero_shot_scaling([16, 1, 4], {"a": [0.2, 0.8, 0.4], "b": [0.2, 0.8, 0.4]}, {"mine": (2, 0.5)})
     found = lines(figure.axes[0])
     np.testing.assert_allclose(found["slope -0.500 [-0.500, -0.500]"], [[1, 80], [4, 40], [16, 20]])
@@ -169,6 +169,6 @@ def test_labels_do_not_cover_each_other():
 
 
 def test_texts_lie_on_the_page():
-    names = {f"a data set with quite a long name {i}": float(i - 3) for i in range(6)}
+    names = {f"a dataset with quite a long name {i}": float(i - 3) for i in range(6)}
     assert inside(figures.zero_shot_against_probe(names, {}))
     assert inside(figures.correlation({name: (0.99, 0.9 - 0.01 * i) for i, name in enumerate(names)}, {}))

@@ -1,4 +1,4 @@
-"""The report is one page that needs nothing else, shows every number, and takes no text for markup."""
+"""The report is one self-contained page that shows every number and escapes all texts."""
 
 import base64
 import io
@@ -14,6 +14,7 @@ from evaluation import own_results
 from PIL import Image
 
 from keras_clip.evaluation import Results, report
+from keras_clip.evaluation.report.figure_data import FIGURES
 from keras_clip.evaluation.report.figures import OWN
 
 pytestmark = pytest.mark.backend_free
@@ -23,7 +24,7 @@ GREEN = (0, 200, 90)
 
 
 class Page(HTMLParser):
-    """What a page is made of: its tags, the sources of its pictures, its rows, its whole text."""
+    """Parses a page into its tags, the sources of its images, the rows of its tables, and its text."""
 
     def __init__(self, text):
         super().__init__()
@@ -70,15 +71,15 @@ def page(written):
     return Page(written.read_text(encoding="utf-8"))
 
 
-def test_it_needs_nothing_else(page):
+def test_it_is_self_contained(page):
     assert page.links == page.pictures and all(link.startswith("data:image/png;base64,") for link in page.links)
     assert not page.tags & {"script", "link", "iframe", "object", "embed", "form", "svg"}
 
 
-def test_every_picture_is_whole(page):
+def test_every_image_is_complete(page):
     images = [Image.open(io.BytesIO(base64.b64decode(link.partition(",")[2]))) for link in page.pictures]
-    # 12 figures of the paper, the reliability diagram, two confusion matrices, three errors.
-    assert len(images) == 18
+    # Every figure of the gallery, which has a confusion matrix for each of two datasets, and three errors.
+    assert len(images) == len(FIGURES) + 1 + 3
     for image in images:
         assert len(np.unique(np.asarray(image.convert("L")))) > 2 or image.size == (32, 32)
 
@@ -105,7 +106,7 @@ def test_the_same_numbers_are_in_the_other_files(results, written):
     assert sorted(path.name for path in written.parent.iterdir()) == ["report.html", "results.csv", "results.json"]
 
 
-def test_what_is_there_stays_until_the_new_one_is_whole(results, written, monkeypatch):
+def test_an_existing_report_stays_until_the_new_one_is_complete(results, written, monkeypatch):
     before = written.read_bytes()
 
     def fail(*_):
@@ -119,14 +120,14 @@ def test_what_is_there_stays_until_the_new_one_is_whole(results, written, monkey
     assert len(list(written.parent.iterdir())) == 3
 
 
-def test_a_report_of_nothing_is_refused(tmp_path):
+def test_a_report_without_scores_is_refused(tmp_path):
     with pytest.raises(ValueError, match="at least one score"):
         report.write(Results(), tmp_path)
     assert json.loads(Results().to_json())["scores"] == []
 
 
 def close(pixels, color):
-    """How many pixels are of a colour."""
+    """Returns how many pixels have about this colour."""
     return int((np.abs(pixels[..., :3].astype(int) - color).max(axis=-1) < 12).sum())
 
 

@@ -1,4 +1,4 @@
-"""Class sets that differ by a label: who gets which name by hand, disparity against chance, refusals."""
+"""Class sets that differ by one label: rates by hand, disparity compared with chance, refusals."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from keras_clip.evaluation.studies import class_design
 pytestmark = pytest.mark.backend_free
 NAMES = ["person", "thief", "child"]
 SETS = {"without child": ["person", "thief"], "with child": ["thief", "person", "child"]}
-# The young are most like "child", and more like "thief" than "person"; one adult is most like "thief".
+# The two young ones are most similar to "child", and to "thief" more than to "person"; one adult is to "thief".
 SCORES = np.array([[1, 2, 3], [1, 2, 3], [1, 3, 2], [3, 1, 2], [1, 3, 2], [3, 2, 1]], float)
 GROUPS = ["young", "young", "young", "adult", "adult", "adult"]
 
@@ -35,12 +35,12 @@ def test_rates_by_hand():
         compared.low,
         compared.high,
     )
-    assert young["p_value"] == pytest.approx(0.5)  # two images, both the same way
+    assert young["p_value"] == pytest.approx(0.5)  # two images, both changed in the same direction
     assert rows["with child", "adult"]["change"] == 0
     assert rows["with child", "all"]["share"] == pytest.approx(2 / 6) and rows["with child", "all"]["n"] == 6
 
 
-def test_each_set_is_held_against_the_first():
+def test_each_set_is_compared_with_the_first():
     sets = {**SETS, "without child again": SETS["without child"]}
     rows = class_design_rates(SCORES, NAMES, sets, GROUPS, ["thief"])
     assert [row["change"] for row in rows if row["group"] == "all" and "change" in row] == pytest.approx([-2 / 6, 0])
@@ -50,7 +50,7 @@ def test_disparity_by_hand():
     hits = np.repeat([True, False, True, False], [30, 10, 10, 30])
     found = disparity(hits, np.repeat(["a", "b"], 40))
     assert (found.highest, found.lowest, found.difference, found.ratio) == ("a", "b", 0.5, 3.0)
-    # Two independent shares of 3/4 and 1/4 out of 40.
+    # The difference of two independent proportions, 3/4 and 1/4 of 40 images each.
     half = 1.96 * np.sqrt(2 * 0.75 * 0.25 / 40)
     assert (found.low, found.high) == pytest.approx((0.5 - half, 0.5 + half), abs=0.03)
     assert found.p_value == 1 / 1001
@@ -86,7 +86,7 @@ def test_disparity_by_chance_is_no_disparity(rng):
     p_values = [disparity(rng.random(60) < 0.3, np.arange(60) % 6, resamples=99).p_value for _ in range(50)]
     assert sum(p <= 0.1 for p in p_values) < 12
     assert min(p_values) < 0.3 and max(p_values) > 0.7
-    # Its largest difference is above 0 all the same.
+    # Its largest difference is above 0 nevertheless.
     assert disparity(np.tile([True, False, False], 20), np.repeat([0, 1], 30)).p_value == 1
 
 

@@ -1,4 +1,4 @@
-"""Hashes, the search for near duplicates, and what an overlap is worth: by hand, against scipy, and refusals."""
+"""Hashes, the search for near duplicates, and the effect of an overlap: by hand, against scipy, and refusals."""
 
 import hashlib
 import io
@@ -30,7 +30,7 @@ def hash_distance(one, other):
     return int(np.unpackbits(overlap.perceptual_hash(one) ^ overlap.perceptual_hash(other)).sum())
 
 
-def test_pixel_digest_is_of_the_pixels():
+def test_pixel_digest_depends_on_pixels_only():
     image = picture()
     digest = overlap.pixel_digest(image)
     for same in (np.asarray(image), encoded(image, "PNG"), encoded(image, "WEBP", lossless=True)):
@@ -55,19 +55,19 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_perceptual_hash_withstands(change):
-    # A scene is symmetric in part, and has frequencies near to their median: a photograph would lose fewer bits.
+    # Scenes are partly symmetric, and their frequencies lie near the median: more bits change than for a photograph.
     distances = [hash_distance(picture(i), change(picture(i))) for i in range(10)]
     assert np.median(distances) <= 6 and max(distances) <= 16
 
 
-def test_perceptual_hash_tells_images_apart():
+def test_perceptual_hash_distinguishes_images():
     noise = np.random.default_rng(0).integers(0, 256, size=(20, 8, 8, 3)).astype("uint8")
     images = [Image.fromarray(x).resize((64, 64), Image.Resampling.BICUBIC) for x in noise]
     distances = [hash_distance(images[i], images[j]) for i in range(20) for j in range(i)]
     assert 28 < np.mean(distances) < 36 and min(distances) >= 12
 
 
-def test_perceptual_hash_is_the_transform_of_scipy():
+def test_perceptual_hash_equals_scipy_s_transform():
     grey = np.random.default_rng(1).integers(0, 256, size=(32, 32)).astype("uint8")
     lowest = scipy.fft.dctn(grey.astype("float64"), type=2)[:8, :8]
     expected = lowest > np.median(lowest)
@@ -76,14 +76,14 @@ def test_perceptual_hash_is_the_transform_of_scipy():
 
 def test_a_flat_image_has_one_hash():
     flat = [overlap.perceptual_hash(np.full((40, 50, 3), value, "uint8")) for value in (1, 77, 255)]
-    # All frequencies are 0 but the constant one.
+    # All frequencies except the constant one are 0.
     np.testing.assert_array_equal(flat, [[128, 0, 0, 0, 0, 0, 0, 0]] * 3)
 
 
 def test_cosines_of_hashes_count_bits():
     hashes = np.array([[255, 0, 0, 0, 0, 0, 0, 0], [240, 0, 0, 0, 0, 0, 0, 1], [0] + [255] * 7], "uint8")
     vectors = overlap.hash_vectors(hashes)
-    # 4 + 1 bits between the first two; all 64 between the first and the third.
+    # The first two differ in 4 + 1 bits, the first and the third in all 64.
     np.testing.assert_allclose(vectors @ vectors[0], [1, 1 - 5 / 32, -1], atol=1e-6)
 
 
@@ -112,11 +112,11 @@ def test_nearest_in_blocks(monkeypatch, rng):
 
 
 RECALLS = {
-    # Finds in the order of their similarity: right, right, wrong, right.
-    "no wrong find": ([0.9, 0.8, 0.7, 0.6], [1, 1, 0, 1], 4, 0.99, (0.5, 0.8)),
-    "a wrong find in four": ([0.6, 0.9, 0.7, 0.8], [1, 1, 0, 1], 4, 0.75, (0.75, 0.6)),
-    "the best of them wrong": ([0.9, 0.8], [0, 1], 2, 0.99, (0.0, math.inf)),
-    "a tie is found together": ([0.9, 0.8, 0.8], [1, 1, 0], 2, 0.99, (0.5, 0.9)),
+    # In descending similarity, the matches are right, right, wrong, right.
+    "no wrong match": ([0.9, 0.8, 0.7, 0.6], [1, 1, 0, 1], 4, 0.99, (0.5, 0.8)),
+    "one wrong match in four": ([0.6, 0.9, 0.7, 0.8], [1, 1, 0, 1], 4, 0.75, (0.75, 0.6)),
+    "the most similar match is wrong": ([0.9, 0.8], [0, 1], 2, 0.99, (0.0, math.inf)),
+    "equal similarities count together": ([0.9, 0.8, 0.8], [1, 1, 0], 2, 0.99, (0.5, 0.9)),
     "all": ([0.9, 0.8], [1, 1], 2, 0.99, (1.0, 0.8)),
     "none right": ([0.9, 0.8], [0, 0], 2, 0.5, (0.0, math.inf)),
 }
@@ -135,7 +135,7 @@ def test_overlap_by_hand():
     assert (result.n, result.n_overlap, result.share) == (10, 4, 0.4)
     assert (result.accuracy, result.accuracy_clean, result.accuracy_overlap) == (0.7, 0.5, 1.0)
     assert result.inflation == pytest.approx(0.2)
-    # Four of four by the toss of a coin; and the share that gives four of four once in 400 times.
+    # At an accuracy of 1/2, four of four has the probability 1/16. The lower bound has four of four once in 400 times.
     assert result.p_value == pytest.approx(0.5**4)
     assert (result.low, result.high) == pytest.approx((0.0025**0.25, 1.0))
 
@@ -144,7 +144,7 @@ def test_overlap_that_does_not_help():
     correct = np.array([0, 1, 1, 1, 1, 0], bool)
     result = overlap.analyse_overlap(correct, np.array([1, 1, 0, 0, 0, 0.0]), 0.5)
     assert (result.accuracy_overlap, result.accuracy_clean) == (0.5, 0.75)
-    # One or more of two at three in four: 1 - 1/16.
+    # At an accuracy of 3/4, one or two of two are correct with the probability 1 - 1/16.
     assert result.p_value == pytest.approx(15 / 16)
     assert result.inflation == pytest.approx(4 / 6 - 0.75)
 
@@ -159,7 +159,7 @@ def test_one_part_alone():
     assert math.isnan(dirty.accuracy_clean) and math.isnan(dirty.p_value) and 0 < dirty.low < 0.5 < dirty.high < 1
 
 
-def test_table_corrects_for_the_sets_that_were_tested():
+def test_table_corrects_for_the_number_of_tested_datasets():
     correct = np.array([1, 1, 1, 1, 1, 0], bool)
     similar = np.array([1, 1, 1, 1, 0, 0.0])
     overlaps = {
@@ -180,7 +180,7 @@ REFUSED = {
     "hashes of another dtype": lambda: overlap.hash_vectors(np.zeros((2, 8), "int64")),
     "vectors of other lengths": lambda: overlap.nearest_vectors(np.zeros((2, 3)), np.zeros((2, 4))),
     "an empty index": lambda: overlap.nearest_vectors(np.zeros((2, 3)), np.zeros((0, 3))),
-    "more right than there are": lambda: overlap.recall_at_precision(np.zeros(3), np.ones(3, bool), 2),
+    "more correct matches than duplicates": lambda: overlap.recall_at_precision(np.zeros(3), np.ones(3, bool), 2),
     "labels, not booleans": lambda: overlap.analyse_overlap(np.array([1, 0]), np.zeros(2), 0.5),
     "other lengths": lambda: overlap.analyse_overlap(np.array([True]), np.zeros(2), 0.5),
     "no image": lambda: overlap.analyse_overlap(np.zeros(0, bool), np.zeros(0), 0.5),
@@ -194,7 +194,7 @@ def test_refusals(call):
         call()
 
 
-def test_too_large_or_no_image():
+def test_large_images_and_other_files_are_refused():
     with pytest.raises(ValueError, match="max_pixels"):
         overlap.perceptual_hash(encoded(picture(size=20), "PNG"), max_pixels=100)
     with pytest.raises(ValueError, match="Not an image"):

@@ -1,6 +1,6 @@
-"""The paper's claims, from its published tables through our code; and the tables' accessors.
+"""The paper's claims, computed by our code from its published tables; and the accessors of these tables.
 
-Where the printed tables do not give the printed claim, the test says both numbers.
+Where the printed tables do not reproduce the printed claim, the test states both numbers.
 """
 
 import json
@@ -13,9 +13,9 @@ import pytest
 import keras_clip.evaluation as evaluation
 from keras_clip.evaluation.studies import published, scaling
 from keras_clip.evaluation.studies.robustness import logit
-from keras_clip.presets.architectures import ARCHITECTURES
 
 pytestmark = pytest.mark.backend_free
+CLIPS = published.models("zero_shot")
 # The zero-shot scores that figure 5 implies where it differs from table 11 by more than rounding.
 OF_FIGURE_5 = {"KITTI": 0.331, "UCF101": 0.789}
 
@@ -47,7 +47,7 @@ def test_figure_5_is_the_difference_of_tables_11_and_10():
 # Figure 7
 
 
-def test_shots_that_zero_shot_is_worth():
+def test_shots_needed_to_match_zero_shot():
     summary = evaluation.summarise_shots(published.shots_to_match())
     assert (summary.n, summary.never) == (26, 0)
     assert summary.mean == pytest.approx(20.77, abs=0.005)  # printed: 20.8
@@ -69,7 +69,7 @@ def test_correlation_of_zero_shot_and_probe():
 def test_where_zero_shot_is_close_to_the_probe():
     found = evaluation.transfer_correlation({**published.zero_shot(), **OF_FIGURE_5}, published.linear_probe())
     five = {"STL10", "CIFAR10", "Food101", "OxfordPets", "Caltech101"}
-    # The paper names five sets within 3 points; Caltech101 is at 3.2 in the tables.
+    # The paper names five datasets within 3 points; in the tables, Caltech101 has 3.2 points.
     assert set(found.near_optimal(0.03)) == five - {"Caltech101"}
     assert set(found.near_optimal(0.032)) == five
     assert {name for name, (_, zero_shot) in found.points.items() if zero_shot > 0.9} == five
@@ -91,10 +91,8 @@ def test_resnets_span_44_times_the_compute():
 
 
 def test_compute_is_counted_for_all_nine_models():
-    assert (
-        set(scaling.RESNETS + scaling.VISION_TRANSFORMERS) == set(ARCHITECTURES) == set(published.models("zero_shot"))
-    )
-    # open_clip counts both encoders: ours of the images must be most of that, never more.
+    assert set(scaling.RESNETS + scaling.VISION_TRANSFORMERS) == set(CLIPS)
+    # open_clip counts both encoders: our count of the image encoder must be most of that, and not exceed it.
     assert evaluation.gflops_per_image("vit_l14_336") == pytest.approx(191, abs=0.5)
 
 
@@ -104,7 +102,7 @@ def test_zero_shot_error_falls_as_a_power_of_compute():
     assert law.line.r2 > 0.98
     assert law.line.slope == pytest.approx(-0.075, abs=0.002)
     assert law.line.slope_low < law.line.slope < law.line.slope_high < 0
-    # One data set by itself need not: the paper sees wide variation.
+    # On a single dataset, the error need not fall: the paper reports wide variation.
     slopes = {
         name: evaluation.fit_power_law(
             [row["gflops"] for row in rows], [1 - published.zero_shot(row["name"])[name] for row in rows]
@@ -116,15 +114,15 @@ def test_zero_shot_error_falls_as_a_power_of_compute():
 
 
 def test_a_thousand_times_the_compute():
-    """Section 6: "around a 1000x increase in compute" to reach the state of the art, by the law of the ResNets."""
-    # The best probe of other models, averaged over the 27 sets: Noisy Student at 800 pixels.
-    others = [model for model in published.models("linear_probe") if model not in ARCHITECTURES]
+    """Section 6: "around a 1000x increase in compute" to reach the state of the art, by the ResNets' power law."""
+    # The best probe of other models, averaged over the 27 datasets, is that of Noisy Student at 800 pixels.
+    others = [model for model in published.models("linear_probe") if model not in CLIPS]
     best = max(others, key=lambda model: evaluation.mean_score(published.linear_probe(model)))
     assert best == "efficientnet_ns_l2_800"
     found = evaluation.compute_to_reach(evaluation.mean_score(published.linear_probe(best)))
     assert found["factor"] == pytest.approx(1653, rel=0.002)
     assert found["factor_low"] < 1000 < found["factor_high"]
-    # To reach the probe of its own features takes far more, and a supervised ResNet-50 is 6 times away.
+    # Reaching the probe on its own features takes far more compute, a supervised ResNet-50 only 6 times as much.
     own = evaluation.compute_to_reach(evaluation.mean_score(published.linear_probe("vit_l14_336")))
     assert own["factor_low"] > 1000
     near = evaluation.compute_to_reach(evaluation.mean_score(published.linear_probe("resnet50")))
@@ -136,8 +134,8 @@ def test_margins_of_the_linear_probe():
     for suite in ("kornblith12", "all"):
         tables = {model: published.linear_probe(model) for model in published.models("linear_probe")}
         rows = evaluation.scaling_rows(tables, published.datasets(suite))
-        mine = max(row["score"] for row in rows if row["name"] in ARCHITECTURES)
-        margins.append(points(mine - max(row["score"] for row in rows if row["name"] not in ARCHITECTURES)))
+        mine = max(row["score"] for row in rows if row["name"] in CLIPS)
+        margins.append(points(mine - max(row["score"] for row in rows if row["name"] not in CLIPS)))
     assert margins == pytest.approx([2.64, 4.73], abs=0.005)  # printed: 2.6 and 5
 
 
@@ -149,7 +147,7 @@ def test_probe_beats_that_of_noisy_student_on_21_of_27():
         published.linear_probe("vit_l14_336"), published.linear_probe("efficientnet_ns_l2_475")
     )
     assert evaluation.wins(differences) == (21, 27)
-    # All five are among those that the paper names; so are the low resolution of CIFAR and PCam, where CLIP loses.
+    # The paper names all five, and it names CIFAR and PCam, of low resolution, among those on which CLIP loses.
     assert set(list(differences)[:5]) == {"RenderedSST2", "Country211", "HatefulMemes", "GTSRB", "StanfordCars"}
     losses = {name for name, value in differences.items() if value < 0}
     assert {"CIFAR10", "CIFAR100", "ImageNet", "PCam"} <= losses
@@ -162,7 +160,7 @@ def test_equal_on_imagenet_and_far_apart_under_shift():
     standard, clip = published.robustness_matched("resnet101"), published.robustness_matched("zero_shot_clip")
     assert standard["ImageNet"] == clip["ImageNet"] == 0.762
     closed = evaluation.gap_closed(standard, clip)
-    # The paper: "by up to 75 %", of an average that the tables do not give. By shift they give 49 % and more.
+    # The paper says "by up to 75 %", of an average that the tables lack. For single shifts they give 49 and 69 %.
     assert points(np.array([closed["ImageNetV2"], closed["ImageNet-Sketch"]])) == pytest.approx([48.7, 68.6], abs=0.05)
     assert closed["ObjectNet"] == pytest.approx(0.911, abs=0.001)
     assert min(closed["ImageNet-A"], closed["ImageNet-R"]) > 1
@@ -174,7 +172,7 @@ def test_zero_shot_is_above_every_line(shift):
     clip = published.robustness("zero_shot_clip")
     robustness = evaluation.effective_robustness(shift, clip["ImageNet"], clip[shift])
     line = evaluation.SHIFT_LINES[shift]
-    # By far more than standard models scatter around their line.
+    # The distance is far above the scatter of standard models around their line.
     logits = logit(clip[shift]) - logit(line.predict(clip["ImageNet"]))
     assert robustness > 0.06 and logits > 6 * line.residual
 
@@ -183,7 +181,7 @@ def test_the_standard_model_of_figure_13_is_near_the_lines():
     standard = published.robustness_matched("resnet101")
     for shift in ("ImageNetV2", "ImageNet-Sketch", "ObjectNet"):
         assert abs(evaluation.effective_robustness(shift, standard["ImageNet"], standard[shift])) < 0.016
-    # The lines of R and A are over ImageNet's accuracy on 200 classes, which is higher.
+    # The lines of ImageNet-R and -A use the accuracy on 200 classes of ImageNet, which is higher.
     for shift in ("ImageNet-R", "ImageNet-A"):
         assert evaluation.effective_robustness(shift, standard["ImageNet"], standard[shift]) > 0.016
 
@@ -214,7 +212,7 @@ def test_retrieval():
     for direction in found:
         again = published.open_clip_retrieval()
         name = {"image_to_text": "text", "text_to_image": "image"}[direction]
-        # Without "a photo of" before the captions, which gains 1 to 2 points.
+        # open_clip measured without "a photo of" before the captions, a prompt that gains 1 to 2 points.
         gain = points(found[direction]["recall_at_1"] - again[f"Flickr {name} retr. R@1"])
         assert 0 < gain < 2.5
 
@@ -225,19 +223,19 @@ def test_tables_agree_where_they_overlap():
         assert published.ocr("zero_shot_clip")[name] == zero_shot[name]
         assert published.ocr("linear_probe_clip")[name] == probe[name]
     assert published.video("linear_probe_clip") == {"UCF101": probe["UCF101"], "Kinetics700": probe["Kinetics700"]}
-    # Two of the paper's own disagreements, larger than rounding.
+    # In two places, the paper's tables disagree by more than rounding.
     assert published.video()["UCF101"] - zero_shot["UCF101"] == pytest.approx(0.034)
     assert published.video()["Kinetics700"] - zero_shot["Kinetics700"] == pytest.approx(0.083)
     assert published.ocr("linear_raw_pixels") == {"MNIST": 0.925}
 
 
-@pytest.mark.parametrize("model", ARCHITECTURES)
+@pytest.mark.parametrize("model", CLIPS)
 def test_open_clip_measured_nearly_the_same(model):
     paper, again = published.zero_shot(model), published.open_clip(model)
     names = {"STL10": "STL-10", "Food101": "Food-101", "ImageNet": "ImageNet 1k", "OxfordPets": "Oxford-IIIT Pet"}
     for name, theirs in names.items():
         assert paper[name] == pytest.approx(again[theirs], abs=0.006)
-    assert len(again) == 39  # 38 data sets and their mean
+    assert len(again) == 39  # 38 datasets and their mean
 
 
 # The accessors
@@ -274,7 +272,7 @@ def test_tables_are_complete(table):
     assert published.linear_probe("rn50")["ImageNet"] == 0.733
 
 
-def test_what_is_given_can_be_changed():
+def test_returned_tables_are_copies():
     published.zero_shot()["ImageNet"] = 1.0
     published.open_clip().clear()
     published.shots_to_match().clear()
@@ -283,7 +281,7 @@ def test_what_is_given_can_be_changed():
 
 
 BAD_NAMES = {
-    "data set": (published.dataset, "ImageNet-1k", "name='ImageNet-1k'"),
+    "dataset": (published.dataset, "ImageNet-1k", "name='ImageNet-1k'"),
     "suite": (published.datasets, "vtab", "suite='vtab'"),
     "table": (published.models, "table 11", "table='table 11'"),
     "zero-shot": (published.zero_shot, "ViT-L/14", "'vit_l14_336'.*Received: model='ViT-L/14'"),

@@ -23,7 +23,7 @@ IDENTITY = ShiftLine(1.0, 0.0, 3, 1.0, 0.0)
 
 
 def test_line_by_hand():
-    # logit(0.8) = ln 4; 2 ln 4 - ln 2 = ln 8, whose share is 8/9.
+    # logit(0.8) = ln 4, and 2 ln 4 - ln 2 = ln 8, the logit of 8/9.
     assert ShiftLine(2.0, -np.log(2), 3, 1.0, 0.0).predict(0.8) == pytest.approx(8 / 9)
     assert IDENTITY.predict(np.array([0.1, 0.7])) == pytest.approx([0.1, 0.7])
 
@@ -50,7 +50,7 @@ def test_interval_of_effective_robustness_by_hand():
         effective_robustness_interval("noise", (1, 2), (1, 2))
 
 
-def test_a_line_is_found_again(rng):
+def test_the_fit_recovers_a_line(rng):
     line = SHIFT_LINES["ObjectNet"]
     x = rng.uniform(0.5, 0.85, 30)
     fit = fit_shift_line(x, line.predict(x), 113)
@@ -65,7 +65,7 @@ def test_a_line_is_found_again(rng):
 def test_gaps_by_hand():
     standard, robust = {"ImageNet": 0.8, "a": 0.4, "b": 0.6}, {"ImageNet": 0.7, "a": 0.6, "b": 0.75, "c": 0.1}
     assert robustness_gaps(standard) == pytest.approx({"a": 0.4, "b": 0.2})
-    # Gaps 0.1 and -0.05 of the robust one; their means are 0.025 and 0.3.
+    # The robust model has the gaps 0.1 and -0.05, with the mean 0.025; the standard model's mean is 0.3.
     assert gap_closed(standard, robust) == pytest.approx({"a": 0.75, "b": 1.25, "mean": 1 - 0.025 / 0.3})
 
 

@@ -1,4 +1,4 @@
-"""Score against compute: counts, power laws that are found again, Fieller's interval, refusals."""
+"""Score against compute: counts, recovered power laws, Fieller's interval, refusals."""
 
 import math
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.backend_free
 
 
 def test_compute_by_hand():
-    # ViT-B/32: 49 patches and 12 blocks of 50 rows, in multiply-adds, and the projection of one row.
+    # ViT-B/32 has 49 patches and 12 blocks of 50 rows, and the projection of one row; in multiply-adds:
     block = 50 * 12 * 768**2 + 2 * 50**2 * 768
     expected = 49 * 3 * 32**2 * 768 + 12 * block + 768 * 512
     assert gflops_per_image("vit_b32") == pytest.approx(expected / 1e9, rel=1e-12)
@@ -30,7 +30,7 @@ def test_unknown_model():
         gflops_per_image("vit_h14")
 
 
-def test_a_power_law_is_found_again():
+def test_the_fit_recovers_a_power_law():
     compute = np.array([1.0, 10, 100, 1000])
     law = fit_power_law(compute, 0.5 * compute**-0.1)
     assert law.line.slope == pytest.approx(-0.1) and law.line.r == pytest.approx(-1)
@@ -38,7 +38,7 @@ def test_a_power_law_is_found_again():
     assert law.compute_for(0.25) == pytest.approx((2**10,) * 3, rel=1e-6)
 
 
-def test_interval_of_the_compute_is_where_the_lines_band_has_the_height(rng):
+def test_interval_of_the_compute_ends_at_the_confidence_band_of_the_line(rng):
     compute = np.geomspace(1, 300, 9)
     law = fit_power_law(compute, 0.5 * compute**-0.2 * np.exp(0.05 * rng.normal(size=9)))
     error = 0.1
@@ -87,13 +87,13 @@ def test_rows_grow_with_compute():
 
 
 def test_gain_by_hand():
-    # The plain curve has 0.5 at 10 and 0.6 at 100; 0.55 lies half way in the logarithm.
+    # The plain curve has 0.5 at 10 and 0.6 at 100; 0.55 lies at the midpoint of the logarithms.
     gains = compute_gain([1, 10, 100], [0.4, 0.5, 0.6], [0.5, 0.55, 0.7])
     assert gains == pytest.approx([10, 10**0.5, math.inf])
     assert compute_gain([1, 10], [0.4, 0.5], [0.3, 0.45]) == pytest.approx([0, 10**-0.5])
 
 
-def test_what_it_takes_to_reach_a_score():
+def test_compute_to_reach_a_score():
     scores = {f"m{i}": {"a": 1 - 0.5 * compute**-0.2} for i, compute in enumerate((1.0, 8.0, 64.0))}
     rows = scaling_rows(scores, gflops={"m0": 1.0, "m1": 8.0, "m2": 64.0})
     law = fit_power_law([row["gflops"] for row in rows], [row["error"] for row in rows])

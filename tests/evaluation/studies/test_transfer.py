@@ -1,4 +1,4 @@
-"""Zero-shot against training on labels: differences, curves and summaries by hand, refusals."""
+"""Zero-shot compared with training on labels: differences, curves and summaries by hand, refusals."""
 
 import math
 
@@ -46,7 +46,7 @@ def test_few_shot_curve_by_hand():
     ]
     scores += [score("c", "few_shot/1", 0.9, seed=0), score("a", "tip_adapter/1", 0.9), score("a", "few_shot/all", 1.0)]
     curve = few_shot_curve(scores)
-    # Data set c lacks 2 shots. One shot: seed 0 (0.1 + 0.3) / 2, seed 1 (0.2 + 0.3) / 2.
+    # Dataset c lacks 2 shots. With one shot, seed 0 has (0.1 + 0.3) / 2 and seed 1 has (0.2 + 0.3) / 2.
     assert curve == [pytest.approx((1, 0.225, 0.2, 0.25)), pytest.approx((2, 0.325, 0.3, 0.35))]
     assert few_shot_curve(scores, "tip_adapter") == [(1, 0.9, 0.9, 0.9)]
 
@@ -73,7 +73,7 @@ BAD_INPUT = {
     "two points": (lambda: transfer_correlation({"a": 0.1, "b": 0.2}, {"a": 0.1, "b": 0.3}), "three"),
     "no shots": (lambda: few_shot_curve([score("a", "linear_probe", 0.5)]), "few_shot/1"),
     "no full row": (lambda: few_shot_curve([score("a", "few_shot/1", 0.5), score("b", "few_shot/2", 0.5)]), "all of"),
-    "no data sets": (lambda: summarise_shots({}), "at least one"),
+    "no datasets": (lambda: summarise_shots({}), "at least one"),
     "shots are NaN": (lambda: summarise_shots({"a": math.nan}), "shots >= 0"),
     "below 0": (lambda: summarise_shots({"a": -1}), "shots >= 0"),
 }

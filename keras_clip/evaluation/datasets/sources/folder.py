@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from keras_clip.data.readers.folder import FolderReader
-from keras_clip.data.readers.paths import IMAGE_EXTENSIONS
+from keras_clip.data.skipped import SkippedSamples
 from keras_clip.evaluation.datasets.labelled_images import LabelledImages
 from keras_clip.evaluation.datasets.sources.reader import Columns
 
@@ -18,13 +18,16 @@ def folder_per_class(
     split: str = "test",
     empty_classes: str = "refuse",
 ) -> LabelledImages:
-    """Images in one folder per class: `<folder>/<class>/**/<image>`.
+    """Reads images in one folder per class: `<folder>/<class>/**/<image>`.
+
+    Which files are images, and which links are followed, `data.readers.folder.FolderReader` says. `skipped` of the
+    images counts and names the other files.
 
     Args:
-        folder: where they are.
+        folder: folder that contains the folders of the classes.
         class_names: the folders to read, in this order. None: all, in alphabetical order.
-        name: of the data set. None: that of the folder.
-        split: what to call this part.
+        name: name of the dataset. None: that of the folder.
+        split: name of the split.
         empty_classes: what to do with a class without an image: "refuse", "keep" or "drop".
 
     Returns:
@@ -42,17 +45,23 @@ def folder_per_class(
     absent = sorted(set(class_names) - set(found))
     if absent and empty_classes == "refuse":
         raise ValueError(f"Every class must have a folder. Received: {root} without {absent[:5]}.")
-    reader = FolderReader([str(root)], captions=False, extensions=(*IMAGE_EXTENSIONS, "ppm"))
+    reader = FolderReader([str(root)], captions=False)
     # A file beside the folders of the classes gets a label that no folder has.
     columns = Columns(reader, lambda metadata: metadata["class"] or ".")
     rows = {class_name: [] for class_name in class_names}
+    skipped = SkippedSamples(str(root))
+    skipped.merge(reader.skipped)
     for row, class_name in enumerate(columns.labels):
         if class_name in rows:
             rows[class_name].append(row)
+        elif class_name == ".":
+            skipped.add(reader.name(row), "in no folder of a class")
+    skipped.warn_of_files()
     return columns.labelled_images(
         class_names,
         [row for of_class in rows.values() for row in of_class],
         name=name or root.name,
         split=split,
         empty_classes=empty_classes,
+        skipped=skipped,
     )

@@ -1,4 +1,4 @@
-"""Labelled images and captions of any reader: evaluation reads a form of storage by the code of training."""
+"""Labelled images and captions of any reader, so that evaluation reads a storage form by the code of training."""
 
 import os
 import reprlib
@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 
 from keras_clip.data.readers import Reader, open_reader
+from keras_clip.data.readers.brief import brief
+from keras_clip.data.skipped import SkippedSamples
 from keras_clip.evaluation.datasets.labelled_images import Label, LabelledImages
 
-# Images that are read at a time, and samples whose metadata are.
+# Numbers of images and of metadata records that are read at a time.
 _IMAGES, _SAMPLES = 8, 1024
 
 
@@ -18,23 +20,27 @@ def from_reader(
     source: Reader | str | os.PathLike | Sequence,
     class_names: Sequence[str] | None = None,
     *,
-    label: str | Callable[[dict], Label] = "label",
+    label: str | Callable[[dict], Label] | None = None,
     group: str | None = None,
     mapping: Sequence | Callable | None = None,
+    delimiter: str | None = None,
     name: str | None = None,
     split: str = "test",
     empty_classes: str = "refuse",
 ) -> LabelledImages:
-    """Images of a `keras_clip.data.Reader`, or of any source that `image_text_pairs` reads by number.
+    """Reads images of a `keras_clip.data.Reader`, or of any source that `image_text_pairs` reads by index.
 
     Args:
-        source: a `Reader` with the methods `keys` and `metadata`, files of any form, or a data set.
-        class_names: K names. None: all labels, in alphabetical order.
-        label: the name of the class in the metadata ("class" of a folder), or a function of the metadata of an image
-            that returns it. A list of names makes the data set one of several classes.
+        source: a `Reader` with the methods `keys` and `metadata`, files of any form, or a dataset.
+        class_names: K names. None: all labels, in alphabetical order. The numbers of `.cls` files are names too, but if
+            they are not among `class_names`, they are indices into them.
+        label: the name of the class in the metadata, or a function of the metadata of an image that returns it. For
+            several classes per image, it is a list of names. None: "label", "name", "class" (of a folder) or "cls" (of
+            a tar), the first that the first image has.
         group: the name of the group in the metadata. None: no groups.
         mapping: as of `image_text_pairs`. The second name may be None: captions are not needed.
-        name: of the data set. None: "images".
+        delimiter: as of `image_text_pairs`.
+        name: of the dataset. None: "images".
         split: what to call this part.
         empty_classes: what to do with a class without an image: "refuse", "keep" or "drop".
 
@@ -45,44 +51,59 @@ def from_reader(
         FileNotFoundError, TypeError: as of `image_text_pairs`; a stream, or a reader without `keys` and `metadata`.
         ValueError: an image without a label; see `LabelledImages`.
     """
-    reader = open_reader(source, mapping, captions=False)
-    columns = Columns(reader, label, group)
+    reader = open_reader(source, mapping, captions=False, delimiter=delimiter)
+    columns = Columns(reader, label or usual_label(reader, ("label", "name", "class", "cls")), group)
     return columns.labelled_images(class_names, name=name or "images", split=split, empty_classes=empty_classes)
 
 
-def captions_of(source: Reader | str | os.PathLike | Sequence, mapping: Any = None) -> dict[str, list[str]]:
+def captions_of(
+    source: Reader | str | os.PathLike | Sequence, mapping: Any = None, *, delimiter: str | None = None
+) -> dict[str, list[str]]:
     """The captions of a `keras_clip.data.Reader`, or of any source that `image_text_pairs` reads by number.
 
-    Each line of a text is a caption, so that a `.txt` may hold several.
+    A text is one caption, as in training, whatever its lines; for several, a `.json` has a list. Captions that are not
+    UTF-8 are left out, with a warning that names them.
 
     Args:
-        source: a `Reader` with the methods `keys` and `captions`, files of any form, or a data set.
+        source: a `Reader` with the methods `keys` and `captions`, files of any form, or a dataset.
         mapping: as of `image_text_pairs`.
+        delimiter: as of `image_text_pairs`.
 
     Returns:
-        {key: captions} of the samples that have any; keys as the ids of the images from the same source.
+        {key: captions} of the samples that have any; the keys are the ids of images from the same source.
 
     Raises:
         FileNotFoundError, TypeError, ValueError: as of `image_text_pairs`; a stream, or a reader without these methods.
     """
-    reader = open_reader(source, mapping)
+    reader = open_reader(source, mapping, delimiter=delimiter)
     _require_methods(reader, "keys", "captions")
-    found = {}
+    found: dict[str, list[str]] = {}
+    skipped = SkippedSamples(brief(source))
     for ids in _blocks(np.arange(len(reader)), _SAMPLES):
-        for key, texts in zip(reader.keys(ids), reader.captions(ids), strict=True):
-            lines = [line for text in texts for line in text.decode(errors="replace").splitlines()]
-            found[key] = [line for line in lines if line.strip()]
-    return {key: lines for key, lines in found.items() if lines}
+        for index, key, texts in zip(ids.tolist(), reader.keys(ids), reader.captions(ids), strict=True):
+            if key in found:
+                raise ValueError(
+                    f"No two images may have the same key. Received: {reader.name(index)} with the key {key!r} of an "
+                    "earlier one. Give every sample a key of its own."
+                )
+            found[key] = []
+            for text in texts:
+                try:
+                    found[key] += filter(None, [text.decode().strip()])
+                except UnicodeDecodeError:
+                    skipped.add(reader.name(index), "caption not UTF-8")
+    skipped.finish(len(reader))
+    return {key: captions for key, captions in found.items() if captions}
 
 
 class Columns:
     """The keys, labels and groups of the samples of a reader.
 
     Args:
-        reader: what reads them.
-        label: the name of the label in the metadata, or a function of them.
+        reader: reader of the samples.
+        label: the name of the label in the metadata, or a function of the metadata.
         group: the name of the group, or a function of the metadata. None: no groups.
-        where: where the metadata are stored, for errors.
+        where: location of the metadata, for error messages.
 
     Raises:
         TypeError: a reader without `keys` and `metadata`.
@@ -98,6 +119,7 @@ class Columns:
     ):
         _require_methods(reader, "keys", "metadata")
         self._reader, self._where = reader, where
+        self._are_places = label == "cls"
         self.keys: list[str] = []
         self.labels: list[Label] = []
         self.groups: list[str] | None = None if group is None else []
@@ -115,7 +137,8 @@ class Columns:
             value = name(metadata) if callable(name) else metadata[name]
         except KeyError as error:
             value, name = None, error.args[0]
-        if value is None or (isinstance(value, str) and not value and what == "a label"):
+        is_nothing = value is None or (isinstance(value, float) and value != value)
+        if is_nothing or (isinstance(value, str) and not value.strip() and what == "a label"):
             what = what if callable(name) else repr(name)
             found = reprlib.repr(metadata) if metadata else "nothing"
             raise ValueError(
@@ -125,9 +148,9 @@ class Columns:
         return value
 
     def labelled_images(
-        self, class_names: Sequence[str] | None, rows: Sequence[int] | None = None, **options: str
+        self, class_names: Sequence[str] | None, rows: Sequence[int] | None = None, **options: Any
     ) -> LabelledImages:
-        """The images, or some of them.
+        """Returns the images, or some of them.
 
         Args:
             class_names: K names. None: all labels, in alphabetical order.
@@ -139,6 +162,8 @@ class Columns:
         """
         rows = np.arange(len(self.keys)) if rows is None else np.array(rows, np.int64)
         labels = [self.labels[row] for row in rows.tolist()]
+        if self._are_places and class_names is not None:
+            labels = _names_at_places(labels, class_names)
         known = {part for label in labels for part in ([label] if isinstance(label, str) else label)}
         return LabelledImages(
             lambda start: _read(self._reader, rows[start:]),
@@ -146,14 +171,35 @@ class Columns:
             [self.keys[row] for row in rows.tolist()],
             sorted(known) if class_names is None else class_names,
             groups=None if self.groups is None else [self.groups[row] for row in rows.tolist()],
-            **options,
+            **{"skipped": getattr(self._reader, "skipped", None), **options},
         )
+
+
+def usual_label(reader: Reader, names: Sequence[str]) -> str:
+    """Which of these names the metadata of the first image have; the first name if they have none of them."""
+    _require_methods(reader, "keys", "metadata")
+    metadata = reader.metadata(np.arange(min(1, len(reader))))
+    return next((name for name in names if metadata and name in metadata[0]), names[0])
+
+
+def _names_at_places(labels: list[Label], class_names: Sequence[str]) -> list[Label]:
+    """The labels of `.cls` files, or if they are numbers that are no names, the names at these places."""
+    if not all(isinstance(label, str) and label.isdecimal() for label in labels) or set(labels) <= set(class_names):
+        return labels
+    places = list(map(int, labels))
+    if max(places) >= len(class_names):
+        raise ValueError(
+            "The number of a class must be a place in `class_names`. "
+            f"Received: {max(places)} in a .cls, with {len(class_names)} names. Pass those of all classes, in order."
+        )
+    return [class_names[place] for place in places]
 
 
 def _as_label(value: Any) -> Label:
     if isinstance(value, Mapping):
         return value
-    return {str(part): 1 for part in value} if isinstance(value, (list, tuple)) else str(value)
+    # Spaces around a name are of the way it is written.
+    return {str(part).strip(): 1 for part in value} if isinstance(value, (list, tuple)) else str(value).strip()
 
 
 def _read(reader: Reader, rows: np.ndarray) -> Iterator[bytes]:

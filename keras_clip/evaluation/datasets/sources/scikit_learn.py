@@ -6,7 +6,7 @@ from keras_clip.evaluation.datasets.labelled_images import LabelledImages
 
 
 def digits(split: str = "test") -> LabelledImages:
-    """The 1,797 handwritten digits that come with scikit-learn, 8 x 8 grey levels.
+    """Returns the 1,797 handwritten digits that come with scikit-learn, 8 x 8 grey levels.
 
     Args:
         split: "train", the first 1,200, or "test", the other 597, mostly of other writers.

@@ -1,4 +1,4 @@
-"""Labelled images named in a table: .csv or .tsv."""
+"""Labelled images named in a table: .csv, .tsv or .jsonl."""
 
 import os
 from collections.abc import Sequence
@@ -14,17 +14,28 @@ def csv(
     class_names: Sequence[str] | None = None,
     *,
     separator: str | None = None,
+    delimiter: str | None = None,
+    image: str | None = None,
+    label: str = "label",
+    group: str = "group",
     name: str | None = None,
     split: str = "test",
     empty_classes: str = "refuse",
 ) -> LabelledImages:
-    """Images named in a table with the columns `path`, `label` and, if there are groups, `group`.
+    """Images named in a table with columns of paths, labels and, if there are groups, groups.
+
+    Upper and lower case of the names of columns do not matter, nor do spaces around labels.
 
     Args:
-        path: a .csv file with a header; a .tsv file is parted by tabs. Paths are relative to it.
+        path: a .csv or .tsv file with a header, or a .jsonl file of objects. Paths are relative to it.
         class_names: K names. None: all labels, in alphabetical order.
         separator: what parts the labels of an image of several classes, such as ";". None: one label per image.
-        name: of the data set. None: that of the file.
+        delimiter: what separates the columns. None: tabs in a .tsv, otherwise commas, tabs, semicolons or bars,
+            whichever give the columns that are needed.
+        image: the column of paths. None: `path`, or another usual name (see `image_text_pairs`).
+        label: the column of labels. In JSON it may be a list of several.
+        group: the column of groups, if there is one.
+        name: of the dataset. None: that of the file.
         split: what to call this part.
         empty_classes: what to do with a class without an image: "refuse", "keep" or "drop".
 
@@ -33,15 +44,18 @@ def csv(
 
     Raises:
         FileNotFoundError: no such table.
-        ValueError: a column is missing, a row without path or label, or with more values than columns; see
-            `LabelledImages`.
+        ValueError: a column is missing or there twice, a row without path or label, or with more values than columns;
+            see `LabelledImages`.
     """
     path = Path(path)
 
-    def several(row: dict[str, str]) -> dict[str, int]:
-        return {label.strip(): 1 for label in row["label"].split(separator) if label.strip()}
+    reader = TableReader([str(path)], None if image is None else (image, None), captions=False, delimiter=delimiter)
+    label, group = reader.column(label), reader.column(group)
 
-    reader = TableReader([str(path)], captions=False)
-    label = "label" if separator is None else several
-    columns = Columns(reader, label, lambda row: row.get("group", ""), "each row of the table")
+    def several(row: dict[str, str]) -> dict[str, int]:
+        return {name.strip(): 1 for name in row[label].split(separator) if name.strip()}
+
+    columns = Columns(
+        reader, label if separator is None else several, lambda row: row.get(group, ""), "each row of the table"
+    )
     return columns.labelled_images(class_names, name=name or path.stem, split=split, empty_classes=empty_classes)

@@ -1,4 +1,4 @@
-"""The examples of a split of tensorflow-datasets, images undecoded: PIL decodes them, as it does all others."""
+"""Labelled images of tensorflow-datasets, which PIL decodes like those of all other sources."""
 
 import hashlib
 import operator
@@ -21,20 +21,20 @@ def tfds(
     name: str | None = None,
     data_dir: str | os.PathLike | None = None,
 ) -> LabelledImages:
-    """A split of a data set of tensorflow-datasets, downloaded and prepared if it is not there yet.
+    """Reads a split of a dataset of tensorflow-datasets, which is downloaded and prepared if necessary.
 
     The records are read once for their labels and for the digest of their images, which takes minutes for a million.
 
     Args:
-        builder: its name there, with its configuration: "eurosat/rgb".
-        split: as there: "test", "train[:10000]", "train+validation".
-        image: the feature that is the image, or a function of an example (images as bytes) that gives one.
-        label: the feature that is the class, or a function of an example and of the builder's features that gives the
-            class name, or for several classes a dict (see `LabelledImages`). A function needs `class_names`.
+        builder: name in tensorflow-datasets, with the configuration: "eurosat/rgb".
+        split: split as in tensorflow-datasets: "test", "train[:10000]", "train+validation".
+        image: the feature that is the image, or a function of an example (images as bytes) that returns one.
+        label: the feature that is the class, or a function of an example and of the builder's features that returns
+            the class name, or for several classes a dict (see `LabelledImages`). A function needs `class_names`.
         class_names: K names. None: those of the builder.
         empty_classes: what to do with a class without an image: "refuse", "keep" or "drop", as of ImageNet-A, whose
             builder names 1,000 and has 200.
-        name: of the data set. None: `builder`.
+        name: name of the dataset. None: `builder`.
         data_dir: where tensorflow-datasets keeps its files. None: its own default.
 
     Returns:
@@ -42,7 +42,7 @@ def tfds(
 
     Raises:
         ImportError: tensorflow-datasets is not installed.
-        AssertionError: of tensorflow-datasets: files that must be downloaded by hand are not there.
+        AssertionError: from tensorflow-datasets: files that must be downloaded manually are missing.
         ValueError: see `LabelledImages`.
     """
     from tqdm import tqdm
@@ -52,7 +52,7 @@ def tfds(
     if not callable(label):
         feature, key = examples.features[label], label
         class_names = feature.names if class_names is None else class_names
-        # A builder's numbers are those of its own names.
+        # The label numbers of a builder refer to its own names.
         label = lambda example, _: feature.int2str(int(example[key]))  # noqa: E731
     elif class_names is None:
         raise ValueError("A function that gives labels needs `class_names`. Received: class_names=None.")

@@ -1,0 +1,130 @@
+"""Copies of files in the user's cache folder, which can be read at any place: decompressed, or in another format."""
+
+import bz2
+import contextlib
+import glob
+import gzip
+import hashlib
+import logging
+import lzma
+import os
+import shutil
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+_COMPRESSIONS = {
+    "gzip": (b"\x1f\x8b", gzip.open),
+    "bzip2": (b"BZh", bz2.open),
+    "xz": (b"\xfd7zXZ\0", lzma.open),
+    "zstd": (b"\x28\xb5\x2f\xfd", None),
+}
+# A decompressed file may be 200 times as large as the compressed one, or a gigabyte: more is an attack.
+_MAX_RATIO, _FREE_BYTES = 200, 2**30
+
+
+def in_cache(folder: str, path: str, suffix: str) -> str:
+    """The path in the user's cache folder that belongs to a file.
+
+    Args:
+        folder: of the cache.
+        path: of the file.
+        suffix: what the name ends with.
+
+    Returns:
+        The path.
+    """
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    name = hashlib.sha256(os.path.realpath(path).encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    return str(root / "keras_clip" / folder / (name + suffix))
+
+
+@contextlib.contextmanager
+def write_whole(path: str) -> Iterator[BinaryIO]:
+    """Writes a file whole or not at all: another process may be reading it."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    descriptor, draft = tempfile.mkstemp(dir=os.path.dirname(path) or ".", suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+        os.replace(draft, path)
+    except BaseException:
+        os.unlink(draft)
+        raise
+
+
+def compression(path: str) -> str | None:
+    """The name of the compression of a file, by its first bytes; None if there is none."""
+    with open(path, "rb") as file:
+        head = file.read(8)
+    return next((name for name, (magic, _) in _COMPRESSIONS.items() if head.startswith(magic)), None)
+
+
+def decompressed(path: str) -> str:
+    """The file itself, or if it is compressed the path of its decompressed copy, which is made at the first use.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        The path of a file that is not compressed.
+
+    Raises:
+        ValueError: a compressed file that is damaged, of an unknown compression, or expands without measure.
+    """
+    name = compression(path)
+    if name is None:
+        return path
+    opener = _COMPRESSIONS[name][1]
+    if opener is None:
+        raise ValueError(f"A source must not be compressed by {name}. Received: {path}. Decompress it.")
+
+    def expand(file: BinaryIO) -> None:
+        limit = max(_FREE_BYTES, _MAX_RATIO * os.path.getsize(path))
+        try:
+            with opener(path, "rb") as packed:
+                while chunk := packed.read(1 << 20):
+                    file.write(chunk)
+                    if file.tell() > limit:
+                        raise ValueError(f"it expands to more than {limit:,} bytes. Decompress it yourself")
+        except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise ValueError(f"A {name} file must be whole. Received: {path}: {error}.") from error
+
+    return copy_of(path, ".decompressed", expand)
+
+
+def copy_of(path: str, suffix: str, write: Callable[[BinaryIO], None]) -> str:
+    """The path of a copy of a file, made by `write` unless there is one of the file as it is now.
+
+    Args:
+        path: of the file.
+        suffix: of the copy.
+        write: function of an open file, which it fills.
+
+    Returns:
+        The path of the copy, in the user's cache folder.
+    """
+    stat = os.stat(path)
+    place = in_cache("copies", path, f"-{stat.st_size}-{stat.st_mtime_ns}-{os.path.basename(path)}{suffix}")
+    if not os.path.exists(place):
+        for old in glob.glob(glob.escape(in_cache("copies", path, "-")) + "*"):
+            with contextlib.suppress(OSError):
+                os.unlink(old)
+        logging.getLogger("keras_clip").info("copying %s to %s, to read it at any place", path, place)
+        free = shutil.disk_usage(_existing_folder(place)).free
+        if free < stat.st_size:
+            raise OSError(
+                f"{path} must be copied to be read at any place, and the copy does not fit. Received: {free:,} free "
+                f"bytes in {os.path.dirname(place)}. Convert it to .tar, or set XDG_CACHE_HOME to a larger disk."
+            )
+        with write_whole(place) as file:
+            write(file)
+    return place
+
+
+def _existing_folder(path: str) -> Path:
+    return next(folder for folder in Path(path).parents if folder.exists())

@@ -1,0 +1,51 @@
+"""Which files are images that the library reads: by extension where that is usual, otherwise by their first bytes."""
+
+import re
+
+# Extensions of the formats that `images` opens. A file with one of them counts as an image; what is none fails when it
+# is decoded.
+IMAGE_EXTENSIONS = (
+    *("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "dib"),
+    *("tif", "tiff", "avif", "ppm", "pgm", "pbm", "pnm"),
+)
+# Extensions of image formats that it does not open. Some begin like a TIFF, of which Pillow would read a thumbnail.
+OTHER_IMAGE_EXTENSIONS = frozenset(
+    "heic heif jxl jp2 j2k jpf psd svg eps ps pdf ico icns tga exr hdr dds pcx xcf ai "
+    "dng cr2 cr3 nef arw orf rw2 raf pef srw".split()
+)
+# As many bytes as `looks_like_image` needs.
+HEAD = 64
+
+_MAGIC = re.compile(
+    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WEBP|II\*\0|MM\0\*"
+    # The size of a bitmap's second header.
+    rb"|BM.{4}\0{4}.{4}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\0{3}"
+    rb"|....ftyp(?:.{4})*?avi[fs]"
+    # The numbers of a portable pixmap.
+    rb"|P[1-6]\s+(?:#[^\n]*\n\s*)*\d+\s",
+    re.DOTALL,
+)
+
+
+def looks_like_image(head: bytes) -> bool:
+    """Whether the first bytes of a file are those of a JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or PPM.
+
+    Args:
+        head: the first `HEAD` bytes.
+
+    Returns:
+        bool.
+    """
+    return _MAGIC.match(head) is not None
+
+
+def why_passed_over(extension: str) -> str:
+    """The reason for which a file that is no image of these formats is passed over.
+
+    Args:
+        extension: of its name, in lower case.
+
+    Returns:
+        str.
+    """
+    return "image format not read" if extension in OTHER_IMAGE_EXTENSIONS else "not an image"

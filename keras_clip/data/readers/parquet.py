@@ -1,0 +1,181 @@
+"""Parquet files, as img2dataset and Hugging Face write them: an image, its captions and other columns in each row."""
+
+import bisect
+import json
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from keras_clip.data.readers.brief import brief
+from keras_clip.data.readers.copies import copy_of
+from keras_clip.data.readers.dataset import as_image_file
+from keras_clip.data.readers.image_formats import IMAGE_EXTENSIONS
+from keras_clip.data.readers.mapping import CAPTION_NAMES, PATH_NAMES, Mapping, names_of
+from keras_clip.data.readers.reader import Captions, as_captions
+from keras_clip.data.readers.shards import SamplesOfSeveral
+
+if TYPE_CHECKING:
+    import pyarrow
+
+_IMAGES = (*IMAGE_EXTENSIONS, *PATH_NAMES)
+_CAPTIONS = ("txt", *CAPTION_NAMES)
+_KEYS = ("key", "__key__")
+# Rows that are converted at a time, and found at a time when one of them is read.
+_ROWS = 256
+
+
+class ParquetReader(SamplesOfSeveral):
+    """The rows of Parquet files, whose images are bytes, Hugging Face's records of bytes and path, or paths.
+
+    Rows are compressed in groups, so that a single one cannot be read. Each file is therefore copied to the user's
+    cache folder at its first use, as an Arrow file, which takes as much space as the images. The metadata are all
+    columns but the image, with the names of classes instead of Hugging Face's numbers.
+
+    Args:
+        paths: of the files.
+        mapping: the names of the columns of images and of captions. None: the usual ones.
+        captions: whether samples are pairs. If False, no column of captions is needed.
+
+    Raises:
+        ImportError: pyarrow is not installed.
+        ValueError: a file that is damaged; no such column, or one twice; a mapping by function.
+    """
+
+    def __init__(self, paths: Sequence[str], mapping: Mapping | None = None, captions: bool = True):
+        names = names_of(mapping, _IMAGES, _CAPTIONS)
+        self._tables = [_Table(path, *names, captions) for path in paths]
+        super().__init__(paths, list(map(len, self._tables)))
+
+    def keys_in_shard(self, ids: np.ndarray) -> list[str]:
+        """The column `key`; the rows where there is none."""
+        rows = super().keys_in_shard(ids)
+        keys = self._values(ids, "key")
+        return [row if key is None else str(key) for row, key in zip(rows, keys, strict=True)]
+
+    def read(self, ids: np.ndarray) -> tuple[list[bytes], list[Captions]]:
+        """The images as the bytes of files, and the captions."""
+        folders = [os.path.dirname(self.paths[shard]) for shard in self._shards(ids).tolist()]
+        images = [
+            as_image_file(value, f"row {index}", folder)
+            for value, folder, index in zip(self._values(ids, "image"), folders, ids.tolist(), strict=True)
+        ]
+        return images, self.captions(ids)
+
+    def captions(self, ids: np.ndarray) -> list[Captions]:
+        """The caption or captions of each row."""
+        return list(map(as_captions, self._values(ids, "caption")))
+
+    def metadata(self, ids: np.ndarray) -> list[dict[str, Any]]:
+        """All columns but the image."""
+        places = zip(self._shards(ids).tolist(), self._rows_in_shard(ids).tolist(), strict=True)
+        return [self._tables[shard].metadata(row) for shard, row in places]
+
+    def _values(self, ids: np.ndarray, what: str) -> list[Any]:
+        places = zip(self._shards(ids).tolist(), self._rows_in_shard(ids).tolist(), strict=True)
+        return [self._tables[shard].value(row, what) for shard, row in places]
+
+
+class _Table:
+    """One Parquet file, by way of its copy."""
+
+    def __init__(self, path: str, images: Sequence[str], captions: Sequence[str], needs_captions: bool):
+        pyarrow = _require_pyarrow(path)
+        copy = copy_of(path, ".arrow", lambda file: _convert(path, file))
+        reader = pyarrow.ipc.open_file(pyarrow.memory_map(copy))
+        schema = reader.schema
+        if len(set(schema.names)) < len(schema.names):
+            raise ValueError(f"Names of columns must differ. Received: {path} with {brief(schema.names)}.")
+        self._class_names = _class_names(schema)
+        # What holds images comes before what holds paths.
+        strings = {name for name in schema.names if pyarrow.types.is_string(schema.field(name).type)}
+        found = [name for name in images if name in schema.names]
+        columns = {
+            "image": next(iter(sorted(found, key=strings.__contains__)), None),
+            "caption": next((name for name in captions if name in schema.names), None),
+            "key": next((name for name in _KEYS if name in schema.names), None),
+        }
+        needed = {"image": images, "caption": captions} if needs_captions else {"image": images}
+        for what, names in needed.items():
+            if columns[what] is None:
+                raise ValueError(
+                    f"A Parquet file must have a column of {what}s, named {' or '.join(map(repr, names))}. "
+                    f"Received: {path} with the columns {brief(schema.names)}. "
+                    'Name yours: mapping=("<image>", "<caption>"). '
+                    "Of img2dataset's tars and TFRecords give these: the .parquet beside them has no images."
+                )
+        self._image = columns["image"]
+        self._names = schema.names
+        self._places = {what: schema.names.index(name) for what, name in columns.items() if name is not None}
+        self._batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+        self._ends = np.cumsum([batch.num_rows for batch in self._batches], dtype=np.int64).tolist()
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def _find(self, row: int) -> tuple["pyarrow.RecordBatch", int]:
+        number = bisect.bisect_right(self._ends, row)
+        return self._batches[number], row - (self._ends[number - 1] if number else 0)
+
+    def value(self, row: int, what: str) -> Any:
+        """The image, the caption or the key of a row; None if there is no such column."""
+        if what not in self._places:
+            return None
+        batch, place = self._find(row)
+        return batch.column(self._places[what])[place].as_py()
+
+    def metadata(self, row: int) -> dict[str, Any]:
+        """All columns of a row but the image."""
+        batch, place = self._find(row)
+        values = {
+            name: batch.column(number)[place].as_py() for number, name in enumerate(self._names) if name != self._image
+        }
+        for name in self._class_names.keys() & values.keys():
+            if values[name] is not None:
+                values[name] = self._class_names[name][values[name]]
+        return values
+
+
+def _class_names(schema: "pyarrow.Schema") -> dict[str, list[str]]:
+    """The names of the classes of each column of Hugging Face's class numbers."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        kinds = {name: kind for name, kind in features.items() if isinstance(kind, dict)}
+        return {name: list(kind["names"]) for name, kind in kinds.items() if kind.get("_type") == "ClassLabel"}
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def _convert(path: str, file: BinaryIO) -> None:
+    """Writes a Parquet file as an Arrow file, in which every row has a place."""
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        source = parquet.ParquetFile(path)
+        schema = pyarrow.schema(
+            [
+                field.with_type(field.type.value_type) if pyarrow.types.is_dictionary(field.type) else field
+                for field in source.schema_arrow
+            ],
+            source.schema_arrow.metadata,
+        )
+        with pyarrow.ipc.new_file(file, schema) as writer:
+            for batch in source.iter_batches(_ROWS):
+                writer.write_batch(batch.cast(schema) if batch.schema != schema else batch)
+    except (pyarrow.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise ValueError(f"A Parquet file must be whole. Received: {path}: {error}.") from error
+
+
+def _require_pyarrow(path: str) -> Any:
+    try:
+        import pyarrow
+        import pyarrow.ipc
+    except ImportError as error:
+        raise ImportError(
+            f'{path} is read by pyarrow, which is not installed. pip install "keras_clip[parquet]"'
+        ) from error
+    return pyarrow
