@@ -35,7 +35,7 @@ import numpy as np
 
 import keras_clip
 from keras_clip.data import synthetic
-from keras_clip.evaluation import wilson_interval
+from keras_clip.evaluation import blaker_interval
 
 
 def build_model():
@@ -67,7 +67,7 @@ def measure(probabilities, labels):
     ranks = (~(probabilities < right)).sum(axis=1) - 1
     groups = {"all": ranks, "photos": ranks[::2], "sketches": ranks[1::2]}
     return {
-        group: {f"top_{k}": (int((r < k).sum()), len(r), *wilson_interval(int((r < k).sum()), len(r))) for k in (1, 5)}
+        group: {f"top_{k}": (int((r < k).sum()), len(r), *blaker_interval(int((r < k).sum()), len(r))) for k in (1, 5)}
         for group, r in groups.items()
     }
 

@@ -63,7 +63,7 @@ from evaluate_zero_shot import class_of, read
 import keras_clip
 from keras_clip import files
 from keras_clip.data import synthetic
-from keras_clip.evaluation import wilson_interval
+from keras_clip.evaluation import blaker_interval
 
 
 class Parts:
@@ -137,7 +137,7 @@ class Measure(keras.callbacks.Callback):
         scores = scores_of(self.model, images, names, self.templates)
         # A correct answer must score above all others, so that a model with constant scores is always wrong.
         correct = int(((scores >= scores[np.arange(len(labels)), labels][:, None]).sum(axis=1) == 1).sum())
-        low, high = wilson_interval(correct, len(labels))
+        low, high = blaker_interval(correct, len(labels))
         point = {"images": done * self.images_per_epoch, "correct": correct, "n": len(labels)}
         self.points.append({**point, "accuracy": correct / len(labels), "low": low, "high": high})
         print(f"  after {point['images']:,} images {correct / len(labels):.1%} [{low:.1%}, {high:.1%}]", flush=True)

@@ -6,7 +6,7 @@
 
 The first form predicts one of all distinct captions of the source and of `--candidates`; the exact caption of the image
 is correct. The second form predicts a class; the (longest) class name with which the caption begins is correct. Prints
-the fraction of correct predictions with its 95 % interval (Wilson, 1927).
+the fraction of correct predictions with its 95 % interval (exact; Blaker, 2000).
 """
 
 import argparse
@@ -39,7 +39,7 @@ import keras
 
 import keras_clip
 from keras_clip import prompts
-from keras_clip.evaluation import wilson_interval
+from keras_clip.evaluation import blaker_interval
 
 
 def read(source: list[str], clip: keras_clip.CLIPModel, options: dict):
@@ -85,7 +85,7 @@ def main(argv=None) -> dict[str, float]:
     # Many candidates have no image, so the mean per class, which is not printed, is undefined.
     warnings.filterwarnings("ignore", message="The mean per class is defined")
     result = classifier.evaluate(labelled, verbose=0)
-    low, high = wilson_interval(round(result["top_1_accuracy"] * total), total)
+    low, high = blaker_interval(round(result["top_1_accuracy"] * total), total)
     print(
         f"right: {result['top_1_accuracy']:.1%} [{low:.1%}, {high:.1%}], among the first five: "
         f"{result['top_5_accuracy']:.1%}, of {total} images, among {len(class_names)} names"

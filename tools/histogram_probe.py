@@ -38,7 +38,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 
 import keras_clip
-from keras_clip.evaluation import wilson_interval
+from keras_clip.evaluation import blaker_interval
 
 
 def colour_histogram(image: np.ndarray) -> np.ndarray:
@@ -81,7 +81,7 @@ def main(argv=None) -> float:
     best = max(scores, key=scores.get)
     val_histograms, val_labels = read(args.val, class_names)
     right = fit(histograms, labels, best).predict(val_histograms) == val_labels
-    low, high = wilson_interval(int(right.sum()), len(right))
+    low, high = blaker_interval(int(right.sum()), len(right))
     print(f"right: {right.mean():.1%} [{low:.1%}, {high:.1%}] of {len(right)} images, C={best:g}")
     return float(right.mean())
 

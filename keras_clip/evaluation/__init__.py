@@ -20,9 +20,11 @@ from keras_clip.evaluation.datasets import catalogue, sources
 from keras_clip.evaluation.datasets import catalogue as suites
 from keras_clip.evaluation.datasets.labelled_images import LabelledImages, Sample
 from keras_clip.evaluation.features.store import FeatureStore
+from keras_clip.evaluation.metrics.bootstrap import bootstrap_interval, resampled_variance
 from keras_clip.evaluation.metrics.calibration import (
     ReliabilityCurve,
     calibration_error_interval,
+    debiased_calibration_error,
     expected_calibration_error,
     fit_temperature,
     negative_log_likelihood,
@@ -49,19 +51,23 @@ from keras_clip.evaluation.metrics.comparison import (
 from keras_clip.evaluation.metrics.intervals import (
     LineFit,
     binomial_test,
+    blaker_interval,
     bonferroni,
-    bootstrap_interval,
     clopper_pearson_interval,
+    clustered_interval,
+    clustered_quantile_interval,
     fit_line,
     holm,
+    inverted_interval,
     mcnemar_test,
+    mean_interval,
     wilson_interval,
 )
 from keras_clip.evaluation.metrics.retrieval import RetrievalRanks, retrieval_ranks
 from keras_clip.evaluation.report.figure_data import gallery
 from keras_clip.evaluation.results import Examples, Failure, Results, Score
 from keras_clip.evaluation.run import PARTS, evaluate
-from keras_clip.evaluation.studies import duplicate_detector, overlap, published
+from keras_clip.evaluation.studies import duplicate_detector, limits, overlap, published
 from keras_clip.evaluation.studies import duplicate_detector as overlap_detector
 from keras_clip.evaluation.studies.class_design import Disparity, class_design_rates, class_set_hits, disparity
 from keras_clip.evaluation.studies.duplicate_detector import (
@@ -85,6 +91,7 @@ from keras_clip.evaluation.studies.robustness import (
     ShiftLine,
     adaptation,
     effective_robustness,
+    effective_robustness_interval,
     few_shot_robustness,
     fit_shift_line,
     gap_closed,

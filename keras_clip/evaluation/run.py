@@ -15,6 +15,7 @@ from keras_clip.evaluation.parts import (
     errors,
     few_shot,
     heads,
+    limits,
     linear_probe,
     retrieval,
     robustness,
@@ -37,6 +38,7 @@ _PARTS = {
         robustness.PART,
         retrieval.PART,
         class_design.PART,
+        limits.PART,
         errors.PART,
     )
 }
@@ -65,7 +67,8 @@ def evaluate(
         tasks: a `Task`, or several; images alone are the test split of a task with default options.
         folder: folder of the feature stores. Not needed if all splits are stores.
         parts: names from `evaluation.PARTS`: "zero_shot", "linear_probe", "few_shot", "heads", "calibration",
-            "robustness", "retrieval", "class_design" and "errors". None: every part for which the task has the data.
+            "robustness", "retrieval", "class_design", "limits" and "errors". None: every part for which the task has
+            the data.
         model: str. The name of the model in the report.
         batch_size: int. Images per step of the encoder.
         verbose: int. 0 hides the progress bars.

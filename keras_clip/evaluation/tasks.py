@@ -21,6 +21,7 @@ from keras_clip.model import CLIPModel
 Images = LabelledImages | FeatureStore
 # Fraction of the training split that is held out to select hyperparameters if the task has no validation split.
 VALIDATION_SHARE = 0.2
+LIMITS = ("counting", "fine_grained", "pixels", "rendered_text")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +44,12 @@ class Task:
         captions: {id of an image of `test`: its captions}, for retrieval. `sources.captions_of` reads them.
         class_sets: {name: class names to choose from}, for the class-design probe.
         watched: class names of `class_sets` whose rate of prediction is measured for each group.
+        limits: names from `LIMITS`, the limits of the paper that the part "limits" measures on this task: "counting"
+            (the classes are numbers of objects), "fine_grained" (requires `coarse`), "pixels" (logistic regression on
+            raw pixels as the baseline; requires `train`) and "rendered_text". With `train`, it also measures what
+            few-shot probes lose against zero-shot.
+        counts: numbers of objects of the classes, for "counting"; empty: read from the class names.
+        coarse: {class name: coarse class}, such as the make of a car, for "fine_grained".
         shots: numbers of images per class of the few-shot probes.
         seeds: seeds of the random few-shot subsets.
         published: {method: the paper's score}; that on a shift is {"shift/method": score}.
@@ -53,8 +60,8 @@ class Task:
             `train` of which `test` has no image may be predicted; everything else is as for "error".
 
     Raises:
-        ValueError: an unknown metric or choice of `missing`, classes that only some splits have, or images or captions
-            without the other.
+        ValueError: an unknown metric, limit or choice of `missing`, a limit without its data, classes that only some
+            splits have, or images or captions without the other.
     """
 
     test: Images
@@ -68,6 +75,9 @@ class Task:
     captions: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     class_sets: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     watched: Collection[str] = ()
+    limits: Collection[str] = ()
+    counts: Sequence[float] = ()
+    coarse: Mapping[str, str] = dataclasses.field(default_factory=dict)
     shots: Sequence[int] = SHOTS
     seeds: Sequence[int] = (0, 1, 2)
     published: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -77,6 +87,16 @@ class Task:
     def __post_init__(self):
         if self.metric not in METRICS:
             raise ValueError(f"Expected one of the metrics {list(METRICS)}. Received: metric={self.metric!r}.")
+        if not set(self.limits) <= set(LIMITS) or isinstance(self.limits, str):
+            raise ValueError(f"Expected a list of limits from {list(LIMITS)}. Received: limits={self.limits!r}.")
+        names = getattr(self.test, "class_names", None) or ()
+        if "fine_grained" in self.limits and set(self.coarse) != set(names):
+            raise ValueError(
+                'The limit "fine_grained" requires the coarse class of each class in `coarse`. Received: '
+                f"{len(self.coarse)} names, none for {sorted(set(names) - set(self.coarse))[:5]}."
+            )
+        if "pixels" in self.limits and self.train is None:
+            raise ValueError('The limit "pixels" requires images to train on. Received: train=None.')
         if self.missing not in ("error", "drop", "keep"):
             raise ValueError(f'`missing` must be "error", "drop" or "keep". Received: missing={self.missing!r}.')
         for name, classes in self.pooled.items():

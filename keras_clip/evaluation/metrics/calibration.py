@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from keras_clip.evaluation.metrics.classification import correct
-from keras_clip.evaluation.metrics.intervals import bootstrap_interval
+from keras_clip.evaluation.metrics.intervals import inverted_interval, shrunk_values
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bi
     """Returns the mean over bins, weighted by their images, of |accuracy - mean confidence| (Guo et al., 2017).
 
     The estimate is biased upwards: it is above 0 even for a perfectly calibrated model, and more so with few images
-    per bin.
+    per bin. `debiased_calibration_error` corrects it.
 
     Args:
         probabilities: floats (N, K); each row sums to 1.
@@ -103,6 +103,30 @@ def error_of_outcomes(
     )
 
 
+def debiased_calibration_error(
+    probabilities: np.ndarray, labels: np.ndarray, bins: int = 15, resamples: int = 1000, seed: int = 0
+) -> float:
+    """Returns the median-unbiased estimate of the expected calibration error.
+
+    It is the true error at which half of the test sets of this size would have a lower `expected_calibration_error`
+    than the one observed; 0 if more than half of the test sets of a calibrated model have a higher one.
+
+    Args:
+        probabilities: floats (N, K); each row sums to 1.
+        labels: class indices (N,).
+        bins: int >= 1.
+        resamples: int. Number of simulated test sets.
+        seed: int. Seed of the simulation.
+
+    Returns:
+        Error in [0, 1].
+
+    Raises:
+        ValueError: rows that do not sum to 1, or labels that do not match.
+    """
+    return _inverted(probabilities, labels, bins, 0.95, resamples, seed)[2]
+
+
 def calibration_error_interval(
     probabilities: np.ndarray,
     labels: np.ndarray,
@@ -111,15 +135,20 @@ def calibration_error_interval(
     resamples: int = 1000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Returns the bootstrap interval of `expected_calibration_error`, with images resampled.
+    """Returns the interval of the true calibration error in these bins, which accounts for the bias of the estimate.
+
+    It inverts a test (`inverted_interval`): test sets of this size are simulated for each candidate error, with the gap
+    of each bin moved as little as the candidate requires, in units of its variance. It encloses both
+    `expected_calibration_error`, which is near the upper bound if there are few images per bin, and
+    `debiased_calibration_error`.
 
     Args:
         probabilities: floats (N, K); each row sums to 1.
         labels: class indices (N,).
         bins: int >= 1.
         confidence: float in (0, 1).
-        resamples: int. Number of bootstrap resamples.
-        seed: int. Seed of the bootstrap.
+        resamples: int. Number of simulated test sets.
+        seed: int. Seed of the simulation.
 
     Returns:
         Lower and upper bound.
@@ -127,14 +156,43 @@ def calibration_error_interval(
     Raises:
         ValueError: rows that do not sum to 1, or labels that do not match.
     """
+    return _inverted(probabilities, labels, bins, confidence, resamples, seed)[:2]
+
+
+def _inverted(probabilities, labels, bins, confidence, resamples, seed):
     predicted, hits, bin_index = _binned(probabilities, labels, bins)
-    return bootstrap_interval(
-        lambda weights: _error(weights * (predicted - hits), bin_index, bins),
-        len(hits),
-        confidence=confidence,
-        resamples=resamples,
-        seed=seed,
-    )
+    counts = np.bincount(bin_index, minlength=bins)
+    used = counts > 0
+    images, counts = len(hits), counts[used]
+    mean_confidence = np.bincount(bin_index, predicted, bins)[used] / counts
+    gap = mean_confidence - np.bincount(bin_index, hits, bins)[used] / counts
+    share = counts / images
+    # The accuracy of a bin, with one image added that is as accurate as it is confident.
+    smoothed = mean_confidence - gap * counts / (counts + 1)
+    variance = np.maximum(smoothed * (1 - smoothed), 1e-9) / counts
+    step = share * variance
+    # The observed gaps are scattered by chance too; what is left of their mean is a common over- or underconfidence.
+    gap = shrunk_values(gap, variance, float(share @ gap))
+    sign = np.where(gap < 0, -1, 1)
+    largest = np.where(sign > 0, mean_confidence, 1 - mean_confidence)
+
+    def gaps_at(error):
+        """Returns the gaps nearest to the shrunk ones, in units of their variance, whose weighted mean is `error`."""
+        low, high = -1 / step.min(), 1 / step.min()
+        for _ in range(60):
+            middle = (low + high) / 2
+            below = share @ np.clip(abs(gap) + middle * step, 0, largest) < error
+            low, high = (middle, high) if below else (low, middle)
+        return sign * np.clip(abs(gap) + high * step, 0, largest)
+
+    def draws(error):
+        generator = np.random.default_rng(seed)
+        drawn = generator.multinomial(images, share, size=resamples)
+        accuracy = np.clip(mean_confidence - gaps_at(error), 0, 1)
+        return abs(drawn * mean_confidence - generator.binomial(drawn, accuracy)).sum(1) / images
+
+    observed = _error(predicted - hits, bin_index, bins)
+    return inverted_interval(observed, draws, float(share @ largest), confidence)
 
 
 def negative_log_likelihood(logits: np.ndarray, labels: np.ndarray, temperature: float = 1.0) -> float:

@@ -11,10 +11,12 @@ scikit-learn does.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
-from keras_clip.evaluation.metrics.intervals import bootstrap_interval, wilson_interval
+from keras_clip.evaluation.metrics.bootstrap import resampled_variance
+from keras_clip.evaluation.metrics.intervals import blaker_interval, mean_interval, student_quantile
 
 IGNORED = 255
 
@@ -156,9 +158,13 @@ def interval(
 ) -> tuple[float, float]:
     """Returns the confidence interval of a metric, for the uncertainty that comes from the sample of test images.
 
-    Fractions of images have Wilson's interval. The mean per class has Wilson's interval too, at the effective number
-    of images that has the variance of the delta method. Areas under curves have a bootstrap interval over images,
-    stratified by class.
+    Fractions of images have Blaker's exact interval. The others are means whose variance is not that of one binomial
+    count; they have `mean_interval` at an effective number of images. For the mean per class, its variance is computed
+    at the true mean, with each class at its own rate. For the area under the ROC curve it is that of DeLong et al.
+    (1988), shrunk towards that of Hanley and McNeil (1982) where one of the two classes has few images. For `map_11pt`,
+    whose value is biased upwards by a few points for classes with few positive images, the interval is that of the
+    expected value on test sets of this size, and its variance is from resampling
+    within classes.
 
     Args:
         metric: key of `METRICS`.
@@ -180,21 +186,26 @@ def interval(
 
 
 def _accuracy_interval(scores, labels, confidence, resamples, seed):
-    return _wilson(correct(scores, _single(labels)), confidence)
+    return _exact(correct(scores, _single(labels)), confidence)
 
 
 def _top5_interval(scores, labels, confidence, resamples, seed):
-    return _wilson(_in_top5(scores, labels), confidence)
+    return _exact(_in_top5(scores, labels), confidence)
 
 
 def _top1_top5_interval(scores, labels, confidence, resamples, seed):
-    # The mean of the bounds is exact if the two accuracies are fully correlated, and conservative otherwise.
-    hits = correct(scores, _single(labels)), _in_top5(scores, labels)
-    return mean_over_folds([_wilson(hit, confidence) for hit in hits])
+    hits = (correct(scores, _single(labels)) + _in_top5(scores, labels).astype("float64")) / 2
+    variance = hits.var() / len(hits)
+    return mean_interval(hits.mean(), _effective(hits.mean(), variance, len(hits)), confidence)
 
 
-def _wilson(hits, confidence):
-    return wilson_interval(int(hits.sum()), len(hits), confidence)
+def _exact(hits, confidence):
+    return blaker_interval(int(hits.sum()), len(hits), confidence)
+
+
+def _effective(value, variance, otherwise):
+    """Returns the number of images at which a proportion has this variance."""
+    return max(1.0, value * (1 - value) / variance) if variance > 0 else float(otherwise)
 
 
 def _mean_per_class_interval(scores, labels, confidence, resamples, seed):
@@ -202,31 +213,77 @@ def _mean_per_class_interval(scores, labels, confidence, resamples, seed):
 
 
 def _class_counts_interval(hits, counts, confidence):
-    """Returns Wilson's interval at the number of images at which plain accuracy has the variance of the class mean."""
-    # Half a correct and half a wrong image are added to each class, since a small class without errors would otherwise
-    # have variance 0.
-    fractions = (hits + 0.5) / (counts + 1)
-    variance = (fractions * (1 - fractions) / counts).sum() / len(counts) ** 2
-    total = max(1.0, fractions.mean() * (1 - fractions.mean()) / variance)
-    return wilson_interval((hits / counts).mean() * total, total, confidence)
+    value, classes = float((hits / counts).mean()), len(counts)
+    # One image of the mean rate is added to each class, since the rate of a class of one image is 0 or 1.
+    rates = (hits + value) / (counts + 1)
+    # This makes the variance unbiased if all classes have the same rate: few images look alike by chance.
+    unbiased = (counts + 1) ** 2 / ((counts + 1) ** 2 - counts)
+
+    def count(mean):
+        at_mean = _shifted(rates, counts, mean)
+        variance = (at_mean * (1 - at_mean) * unbiased / counts).sum() / classes**2
+        return _effective(mean, variance, classes**2 / (1 / counts).sum())
+
+    return mean_interval(value, count, confidence)
+
+
+def _shifted(rates, counts, mean):
+    """Returns the rates of the classes that are likeliest if their mean were another: rare classes are shifted most."""
+    shifted = rates + (mean - rates.mean()) / (1 / counts).mean() / counts
+    if shifted.min() >= 0 and shifted.max() <= 1:
+        return shifted
+    # Some rates are at 0 or 1; the others are shifted further.
+    low, high = -float(counts.max()), float(counts.max())
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if np.clip(rates + middle / counts, 0, 1).mean() < mean else (low, middle)
+    return np.clip(rates + high / counts, 0, 1)
 
 
 def _map_11pt_interval(scores, labels, confidence, resamples, seed):
     curves = _class_curves(scores, labels)
 
     def mean_average_precision(weights):
-        return np.mean([curve.average_precision(weights) for curve in curves])
+        # A class whose positive images are all left out is passed over.
+        return np.nanmean([curve.average_precision(weights) for curve in curves])
 
-    bootstrap = {"confidence": confidence, "resamples": resamples, "seed": seed}
-    bounds = bootstrap_interval(mean_average_precision, len(labels), strata=_rarest_positive(labels), **bootstrap)
-    return _wilson_if_degenerate(bounds, sum(int(curve.positive.sum()) for curve in curves), confidence)
+    value = mean_average_precision(None)
+    variance = resampled_variance(mean_average_precision, len(labels), _rarest_positive(labels), resamples, seed)
+    positives = sum(int(curve.positive.sum()) for curve in curves)
+    return mean_interval(value, min(_effective(value, variance, positives), positives), confidence)
+
+
+# The images of a class that the model variance of an area under the ROC curve is worth.
+_AUC_PRIOR = 10
 
 
 def _roc_auc_interval(scores, labels, confidence, resamples, seed):
     curve = _binary_curve(scores, labels)
-    bootstrap = {"confidence": confidence, "resamples": resamples, "seed": seed}
-    bounds = bootstrap_interval(curve.roc_auc, len(labels), strata=labels, **bootstrap)
-    return _wilson_if_degenerate(bounds, min(int(curve.positive.sum()), int((~curve.positive).sum())), confidence)
+    value, placements = curve.roc_auc(), curve.placements()
+    sizes = [len(values) for values in placements]
+    model = _auc_component(value)
+    # The variances of the two classes relative to those of the model. A small one may be small by chance.
+    ratios = [np.var(values, ddof=min(1, len(values) - 1)) / max(model, 1e-9) for values in placements]
+    ratios = [
+        max(ratio, (ratio * size + _AUC_PRIOR) / (size + _AUC_PRIOR)) for ratio, size in zip(ratios, sizes, strict=True)
+    ]
+    # Student's t in place of the normal distribution, for the variance is estimated from few images.
+    degrees = max(1, min(sizes) - 1)
+    normal = NormalDist().inv_cdf((1 + confidence) / 2)
+    factor = (normal / student_quantile((1 + confidence) / 2, degrees)) ** 2
+
+    def count(area):
+        component = _auc_component(area)
+        variance = component * sum(ratio / size for ratio, size in zip(ratios, sizes, strict=True))
+        variance += max(0.0, area * (1 - area) - 2 * component) / (sizes[0] * sizes[1])
+        return max(1.0, factor * area * (1 - area) / variance)
+
+    return mean_interval(value, count, confidence)
+
+
+def _auc_component(area):
+    """Returns the variance of an image's placement by Hanley and McNeil, the mean of both classes."""
+    return (area / (2 - area) + 2 * area**2 / (1 + area)) / 2 - area**2
 
 
 METRICS: Mapping[str, Metric] = {
@@ -242,18 +299,20 @@ METRICS: Mapping[str, Metric] = {
 }
 
 
-def mean_over_folds(values: Sequence) -> float | tuple[float, ...]:
+def mean_over_folds(values: Sequence, same_images: bool = True) -> float | tuple[float, ...]:
     """Returns the mean over folds, such as those of STL-10 or the splits of UCF101.
 
     Args:
-        values: one value per fold; or one tuple per fold, such as (value, low, high). The mean of the folds' bounds
-            is valid for folds tested on the same images, and conservative for folds tested on different images.
+        values: one value per fold; or one tuple per fold, (value, low, high).
+        same_images: whether the folds are tested on the same images, as those of STL-10. Then the bounds are the means
+            of the folds' bounds. Otherwise the folds are independent, and their distances from the value are combined
+            by the root of the sum of squares (Zou and Donner, 2008).
 
     Returns:
         A float, or a tuple of floats.
 
     Raises:
-        ValueError: no fold, or folds whose values differ in form.
+        ValueError: no fold, or folds whose values differ in form; `same_images=False` without bounds.
     """
     folds = np.asarray(values, "float64") if len({np.shape(value) for value in values}) == 1 else np.empty(())
     if folds.ndim not in (1, 2):
@@ -261,7 +320,16 @@ def mean_over_folds(values: Sequence) -> float | tuple[float, ...]:
             f"Expected one float per fold, or one tuple per fold, all of the same length. Received: values={values!r}."
         )
     mean = folds.mean(0)
-    return float(mean) if folds.ndim == 1 else tuple(map(float, mean))
+    if folds.ndim == 1:
+        return float(mean)
+    if not same_images:
+        if folds.shape[1] != 3:
+            raise ValueError(
+                f"Expected (value, low, high) per fold for independent folds. Received: values={values!r}."
+            )
+        spread = np.sqrt(((folds[:, :1] - folds[:, 1:]) ** 2).sum(0)) / len(folds)
+        mean[1:] = mean[0] - spread[0], mean[0] + spread[1]
+    return tuple(map(float, mean))
 
 
 def _ranks(scores, labels):
@@ -290,15 +358,6 @@ def _per_class(scores, labels):
     return np.bincount(labels, hits, classes), counts
 
 
-def _wilson_if_degenerate(bounds, images, confidence):
-    """Returns the bootstrap bounds, or Wilson's interval for `images` images where all resamples agree.
-
-    All resamples agree at a perfect score, for instance, where the bootstrap would claim certainty.
-    """
-    low, high = bounds
-    return wilson_interval(low * images, images, confidence) if low == high else (low, high)
-
-
 class _Curve:
     """Precision, recall and ROC of one class over images sorted by decreasing score.
 
@@ -315,6 +374,8 @@ class _Curve:
 
     def average_precision(self, weights=None):
         weights = self._sorted(weights)
+        if not (weights * self.positive).any():
+            return np.nan
         # Precision has its local maxima at positive images; no other point of the curve matters.
         hits, retrieved = np.cumsum(weights * self.positive)[self.rises], np.cumsum(weights)[self.rises]
         best = np.maximum.accumulate((hits / np.maximum(retrieved, 1))[::-1])[::-1]
@@ -326,6 +387,19 @@ class _Curve:
         hits, false_alarms = (np.cumsum(weights * mask)[self.last] for mask in (self.positive, ~self.positive))
         steps = np.diff(false_alarms, prepend=0)
         return float((steps * (hits - np.diff(hits, prepend=0) / 2)).sum() / (hits[-1] * false_alarms[-1]))
+
+    def placements(self):
+        """Returns the fraction of negatives below each positive, and of positives above each negative; ties are half.
+
+        Their variances are DeLong's components of the variance of the area.
+        """
+        point = np.searchsorted(self.last, np.arange(len(self.positive)))
+        fractions = []
+        for own, other in ((self.positive, ~self.positive), (~self.positive, self.positive)):
+            up_to = np.cumsum(other)[self.last]
+            before = (up_to + np.append(0, up_to[:-1])) / 2 / other.sum()
+            fractions.append(before[point[own]])
+        return 1 - fractions[0], fractions[1]
 
     def _sorted(self, weights):
         return np.ones(len(self.indices), "int64") if weights is None else weights[self.indices]

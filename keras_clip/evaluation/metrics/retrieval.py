@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from keras_clip.evaluation.metrics.intervals import bootstrap_interval, wilson_interval
+from keras_clip.evaluation.metrics.intervals import clustered_interval, clustered_quantile_interval
 from keras_clip.evaluation.results import Examples, Score
 
 DIRECTIONS = ("image_to_text", "text_to_image")
@@ -62,49 +62,41 @@ class RetrievalRanks:
     def recall_interval(
         self, direction: str, k: int, confidence: float = 0.95, resamples: int = 1000, seed: int = 0
     ) -> tuple[float, float]:
-        """Returns the bootstrap interval of `recall`, over images, since captions of one image are not independent.
+        """Returns the interval of `recall`, with images as the sampled units (`clustered_interval`).
+
+        The captions of one image are not independent. The images that the queries are ranked against are taken as they
+        are: the interval is that of further queries of the same kind.
 
         Args:
             direction: "image_to_text" or "text_to_image".
             k: int >= 1.
             confidence: float in (0, 1).
-            resamples: int. Number of bootstrap resamples.
-            seed: int. Seed of the bootstrap.
+            resamples: not used, since the interval needs no bootstrap any more.
+            seed: not used.
 
         Returns:
             Lower and upper bound in [0, 1].
         """
-        hits = self._ranks(direction) <= k
-        if hits.all() or not hits.any():
-            # All resamples would agree; Wilson's interval is not degenerate there.
-            images = len(self.image_to_text)
-            return wilson_interval(images if hits.all() else 0, images, confidence)
-        statistic = lambda weights: (weights @ hits) / weights.sum()  # noqa: E731
-        return self._bootstrap(direction, statistic, confidence, resamples, seed)
+        return clustered_interval(self._ranks(direction) <= k, self._images(direction), confidence)
 
     def median_rank_interval(
         self, direction: str, confidence: float = 0.95, resamples: int = 1000, seed: int = 0
     ) -> tuple[float, float]:
-        """Returns the bootstrap interval of `median_rank`, over images as in `recall_interval`.
+        """Returns the interval of `median_rank`, over images as in `recall_interval` (`clustered_quantile_interval`).
 
         Args:
             direction: "image_to_text" or "text_to_image".
             confidence: float in (0, 1).
-            resamples: int. Number of bootstrap resamples.
-            seed: int. Seed of the bootstrap.
+            resamples: not used, since the interval needs no bootstrap any more.
+            seed: not used.
 
         Returns:
             Lower and upper bound.
         """
-        ranks = self._ranks(direction)
-        order = np.argsort(ranks, kind="stable")
+        return clustered_quantile_interval(self._ranks(direction), self._images(direction), 0.5, confidence)
 
-        def median(weights):
-            cumulative = np.cumsum(weights[order])
-            middle = np.searchsorted(cumulative, [(cumulative[-1] - 1) // 2, cumulative[-1] // 2], side="right")
-            return ranks[order[middle]].mean()
-
-        return self._bootstrap(direction, median, confidence, resamples, seed)
+    def _images(self, direction):
+        return self.image_of_text if direction == "text_to_image" else np.arange(len(self.image_to_text))
 
     def scores(
         self,
@@ -119,7 +111,7 @@ class RetrievalRanks:
         Args:
             dataset: str. Name of the dataset.
             protocol: str. Description of the split and the captions.
-            seed: int. Seed of the bootstrap.
+            seed: not used.
             examples: `Examples` of the images and captions together, without labels and groups. None: unknown.
             details: further details of the scores.
 
@@ -129,10 +121,9 @@ class RetrievalRanks:
         scores = []
         for direction in DIRECTIONS:
             values = {
-                f"recall_at_{k}": (self.recall(direction, k), self.recall_interval(direction, k, seed=seed))
-                for k in (1, 5, 10)
+                f"recall_at_{k}": (self.recall(direction, k), self.recall_interval(direction, k)) for k in (1, 5, 10)
             }
-            values["median_rank"] = self.median_rank(direction), self.median_rank_interval(direction, seed=seed)
+            values["median_rank"] = self.median_rank(direction), self.median_rank_interval(direction)
             counts = {"images": len(self.image_to_text), "texts": len(self.text_to_image), "ties": self.ties}
             ranks = self._ranks(direction)
             groups = self.image_of_text if direction == "text_to_image" else None
@@ -161,11 +152,6 @@ class RetrievalRanks:
         if direction not in DIRECTIONS:
             raise ValueError(f"Expected one of the directions {DIRECTIONS}. Received: direction={direction!r}.")
         return getattr(self, direction)
-
-    def _bootstrap(self, direction, statistic, confidence, resamples, seed):
-        size = len(self._ranks(direction))
-        groups = self.image_of_text if direction == "text_to_image" else None
-        return bootstrap_interval(statistic, size, groups, None, confidence, resamples, seed)
 
 
 def retrieval_ranks(

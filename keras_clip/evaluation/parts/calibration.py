@@ -31,6 +31,7 @@ def _calibration_error(case, method, logits):
     probabilities = calibration_metrics.softmax(logits)
     error = calibration_metrics.expected_calibration_error(probabilities, labels)
     low, high = calibration_metrics.calibration_error_interval(probabilities, labels)
+    debiased = calibration_metrics.debiased_calibration_error(probabilities, labels)
     score = Score(
         case.name,
         method,
@@ -40,6 +41,7 @@ def _calibration_error(case, method, logits):
         high,
         len(labels),
         case.protocol("15 bins"),
+        details={"debiased": debiased},
         correct=metrics.correct(probabilities, labels),
         outcomes=probabilities.max(axis=1),
         examples=case.splits.test.examples,
@@ -52,7 +54,8 @@ def _calibration_error(case, method, logits):
         if n
     )
     likelihood = calibration_metrics.negative_log_likelihood(logits, labels)
-    return {"error": error, "low": low, "high": high, "negative_log_likelihood": likelihood, "n": len(labels)}
+    row = {"error": error, "debiased": debiased, "low": low, "high": high}
+    return row | {"negative_log_likelihood": likelihood, "n": len(labels)}
 
 
 PART = Part(

@@ -11,6 +11,7 @@ from keras_clip.evaluation.results import Score
 from keras_clip.evaluation.studies.robustness import (
     SHIFT_LINES,
     effective_robustness,
+    effective_robustness_interval,
     pool_classes,
     restrict_to_classes,
 )
@@ -48,6 +49,9 @@ def run(case: Case) -> None:
             row |= {"reference_accuracy": pair[0], "accuracy": pair[1], "low": low, "high": high}
             if name in SHIFT_LINES and 0 < pair[0] < 1:
                 row["effective_robustness"] = effective_robustness(name, *pair)
+                counts = [(round(pair[0] * len(labels)), len(labels)), (round(pair[1] * len(shift)), len(shift))]
+                bounds = effective_robustness_interval(name, *counts)
+                row |= {"effective_robustness_low": bounds[0], "effective_robustness_high": bounds[1]}
             rows.append(row)
 
 

@@ -119,8 +119,14 @@ def _sections(results: Results, other: Results | None) -> list[Section]:
         Section("Most confident errors", [_errors(*of_one) for of_one in _by_dataset(results, "errors/")]),
         Section(
             "Class design",
-            [Block(dataset, as_table(rows)) for dataset, rows in _by_dataset(results, "class_design/")],
+            [Block(dataset, as_table(rows)) for dataset, rows in _by_dataset(results, "class_design/")]
+            + _tables(results, "class_set_disparity"),
             _DESIGN_NOTE,
+        ),
+        Section(
+            "Limits that the paper names",
+            _tables(results, "limits") + _tables(results, "few_shot_loss"),
+            _LIMITS_NOTE,
         ),
         Section("Comparison of two models", comparison, _COMPARISON_NOTE),
         Section("Overlap with the training data", _tables(results, "overlap")),
@@ -141,7 +147,15 @@ _CALIBRATION_NOTE = (
 _SHOTS_NOTE = (
     "Labelled images per class with which a linear probe on the same features reaches the zero-shot score (figure 7)."
 )
-_DESIGN_NOTE = "How often each group is assigned one of the watched labels, for several class sets on the same images."
+_DESIGN_NOTE = (
+    "How often each group is assigned one of the watched labels, for several class sets on the same images; and the "
+    "largest difference between two groups (paper, section 7.1)."
+)
+_LIMITS_NOTE = (
+    "Counting, fine-grained classes, digits against logistic regression on raw pixels (the paper: zero-shot 88 % on "
+    "MNIST, below that baseline), rendered text, and what few-shot probes lose against zero-shot (section 6). "
+    "Intervals are 95 %."
+)
 _COMPARISON_NOTE = (
     "Fractions of independent images have McNemar's exact test on the images that exactly one of the two models "
     "classifies correctly; other scores have a paired permutation test, in which the captions of an image stay "

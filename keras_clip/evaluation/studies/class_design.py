@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from keras_clip.evaluation.metrics.comparison import compare_models
-from keras_clip.evaluation.metrics.intervals import bootstrap_interval, wilson_interval
+from keras_clip.evaluation.metrics.intervals import blaker_interval, inverted_interval, shrunk_values
 
 # The name of the group that contains all images.
 EVERYBODY = "all"
@@ -70,7 +70,7 @@ def class_design_rates(
 
     Returns:
         Rows, one for each class set and group, including the group "all": "class_set", "group", "n", "share" (the
-        rate), "low", "high" (Wilson, 95 %), and except for the first set "change", "change_low", "change_high",
+        rate), "low", "high" (exact, 95 %), and except for the first set "change", "change_low", "change_high",
         "p_value".
 
     Raises:
@@ -87,7 +87,7 @@ def class_design_rates(
         hits = class_set_hits(scores, class_names, class_set, watched)
         for group in [*np.unique(groups).tolist(), EVERYBODY]:
             members = groups == group if group != EVERYBODY else np.ones(len(hits), bool)
-            low, high = wilson_interval(int(hits[members].sum()), int(members.sum()))
+            low, high = blaker_interval(int(hits[members].sum()), int(members.sum()))
             row = {"class_set": name, "group": group, "n": int(members.sum()), "share": float(hits[members].mean())}
             row |= {"low": low, "high": high}
             if first is not None:
@@ -111,6 +111,7 @@ class Disparity:
         high: upper bound of the difference.
         ratio: highest rate divided by lowest rate; infinite if the lowest is 0, and 1 if both are 0.
         p_value: p-value of a permutation test of equal rates in all groups.
+        debiased: median-unbiased estimate of the difference, in [low, high]; the observed difference is biased upwards.
     """
 
     highest: str
@@ -120,6 +121,7 @@ class Disparity:
     high: float
     ratio: float
     p_value: float
+    debiased: float
 
 
 def disparity(
@@ -127,15 +129,16 @@ def disparity(
 ) -> Disparity:
     """Returns the largest difference between groups in the rate of a binary outcome.
 
-    The largest difference is biased upwards, most for small groups; the p-value of a permutation test accounts for
-    this. The interval is a bootstrap stratified by group.
+    The largest difference is biased upwards, most for small groups. The p-value of a permutation test, the interval
+    and the debiased estimate account for this: the interval inverts a test (`inverted_interval`) with simulated
+    outcomes of groups of these sizes, whose rates are moved as little as the candidate difference requires.
 
     Args:
         hits: bool (N,). The outcome of each image, such as `class_set_hits` or `metrics.correct`.
         groups: N names, with at least two distinct names.
         confidence: float in (0, 1).
-        resamples: int. Number of bootstrap resamples and of permutations.
-        seed: int. Seed of the bootstrap and of the permutations.
+        resamples: int. Number of simulated samples and of permutations.
+        seed: int. Seed of the simulation and of the permutations.
 
     Returns:
         A `Disparity`.
@@ -152,19 +155,17 @@ def disparity(
         )
     counts = np.bincount(members)
 
-    def rates(outcomes, weights=1):
-        return np.bincount(members, outcomes * weights, len(names)) / counts
+    def rates(outcomes):
+        return np.bincount(members, outcomes, len(names)) / counts
+
+    def draws(difference):
+        at_difference = _rates_at(_shrunk(observed, counts), counts, difference)
+        drawn = np.random.default_rng(seed).binomial(counts, at_difference, (resamples, len(names)))
+        return np.ptp(drawn / counts, axis=1)
 
     observed = rates(hits)
     top, bottom = int(observed.argmax()), int(observed.argmin())
-    low, high = bootstrap_interval(
-        lambda weights: np.ptp(rates(hits, weights)),
-        len(hits),
-        strata=members,
-        confidence=confidence,
-        resamples=resamples,
-        seed=seed,
-    )
+    low, high, debiased = inverted_interval(float(np.ptp(observed)), draws, 1.0, confidence)
     generator = np.random.default_rng(seed)
     permuted = np.array([np.ptp(rates(generator.permutation(hits))) for _ in range(resamples)])
     as_large = int((permuted >= np.ptp(observed) - 1e-12).sum())
@@ -177,4 +178,42 @@ def disparity(
         high=high,
         ratio=float(ratio),
         p_value=(as_large + 1) / (resamples + 1),
+        debiased=debiased,
     )
+
+
+def _shrunk(observed, counts):
+    """Returns the rates shrunk towards their mean, by the share of their variance that is due to chance.
+
+    The observed lowest and highest rates are extreme by chance too; a rate of 0 would have no chance to be lower.
+    """
+    mean = (observed * counts).sum() / counts.sum()
+    smoothed = (observed * counts + mean) / (counts + 1)
+    chance = smoothed * (1 - smoothed) / counts + 1e-12
+    return shrunk_values(observed, chance, mean)
+
+
+def _rates_at(observed, counts, difference, steps=201):
+    """Returns the rates nearest to the observed ones, in units of their variance, whose largest difference is given."""
+    smoothed = (observed * counts + 0.5) / (counts + 1)
+    weight = counts / (smoothed * (1 - smoothed))
+    lowest = np.linspace(0, 1 - difference, steps)[:, None]
+    highest = lowest + difference
+    moved = np.clip(observed, lowest, highest)
+    # One group has to be at each end; the one that it costs least to move there.
+    up = weight * ((highest - observed) ** 2 - (moved - observed) ** 2)
+    down = weight * ((lowest - observed) ** 2 - (moved - observed) ** 2)
+    rows = np.arange(steps)
+    cost, best = np.inf, None
+    for first in range(len(counts)):
+        other = down.copy()
+        other[:, first] = np.inf
+        second = other.argmin(1)
+        total = (weight * (moved - observed) ** 2).sum(1) + up[:, first] + other[rows, second]
+        row = int(total.argmin())
+        if total[row] < cost:
+            cost, best = total[row], (row, first, second[row])
+    row, first, second = best
+    rates = moved[row].copy()
+    rates[first], rates[second] = highest[row, 0], lowest[row, 0]
+    return np.clip(rates, 0, 1)

@@ -18,7 +18,7 @@ from keras_clip import distribution
 from keras_clip.data.image_files import MAX_PIXELS, open_image
 from keras_clip.data.images import ImagePreprocessor
 from keras_clip.encoders import ModifiedResNet
-from keras_clip.evaluation.metrics.intervals import wilson_interval
+from keras_clip.evaluation.metrics.intervals import clustered_interval
 from keras_clip.evaluation.studies.overlap import nearest_vectors, recall_at_precision
 from keras_clip.losses import contrastive_loss
 from keras_clip.model import ImageEmbedder
@@ -283,9 +283,10 @@ def recall_on_copies(
         seed: int. Seed of the alterations.
 
     Returns:
-        {alteration: {"recall", "low", "high" (Wilson, 95 %), "threshold", "nearest", "n"}}, for each of `ALTERATIONS`
-        and, with a common threshold, for "all" of them together; "nearest" is the fraction of the n copies whose
-        nearest image is the original, at any similarity.
+        {alteration: {"recall", "low", "high", "threshold", "nearest", "n"}}, for each of `ALTERATIONS` and, with a
+        common threshold, for "all" of them together; "low" and "high" are the 95 % interval of the recall at this
+        threshold, with images as the sampled units: the copies of one image are not independent. "nearest" is the
+        fraction of the n copies whose nearest image is the original, at any similarity.
     """
     originals = [open_image(image, f"images[{i}]", MAX_PIXELS) for i, image in enumerate(images)]
     index, rows = vectors_of(originals), np.arange(len(originals))
@@ -302,7 +303,8 @@ def recall_on_copies(
     for name, (similarities, is_right) in matches.items():
         n = len(similarities) // 2
         recall, threshold = recall_at_precision(similarities, is_right, n, precision)
-        low, high = wilson_interval(round(recall * n), n)
+        is_found = (is_right & (similarities >= threshold)).reshape(-1, 2, len(rows))[:, 0].ravel()
+        low, high = clustered_interval(is_found, np.tile(rows, n // len(rows)))
         measured[name] = {"recall": recall, "low": low, "high": high, "threshold": threshold}
         measured[name] |= {"nearest": float(is_right.sum() / n), "n": n}
     return measured

@@ -9,12 +9,13 @@ ImageNet's scores are restricted to the classes of the shift by `restrict_to_cla
 of several ImageNet classes that one class of the shift covers.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from keras_clip.evaluation.metrics.intervals import fit_line
+from keras_clip.evaluation.metrics.intervals import blaker_interval, fit_line
 
 
 @dataclass(frozen=True)
@@ -115,13 +116,50 @@ def effective_robustness(shift: str | ShiftLine, imagenet: float, shifted: float
     Raises:
         ValueError: an unknown shift, or an accuracy on ImageNet outside (0, 1).
     """
-    if isinstance(shift, str):
-        if shift not in SHIFT_LINES:
-            raise ValueError(
-                f"Expected one of the shifts {list(SHIFT_LINES)}, or a `ShiftLine`. Received: shift={shift!r}."
-            )
-        shift = SHIFT_LINES[shift]
-    return float(shifted - shift.predict(imagenet))
+    return float(shifted - _line(shift).predict(imagenet))
+
+
+def effective_robustness_interval(
+    shift: str | ShiftLine, imagenet: tuple[int, int], shifted: tuple[int, int], confidence: float = 0.95
+) -> tuple[float, float]:
+    """Returns the interval of `effective_robustness`, for the uncertainty that comes from the two samples of images.
+
+    The distances of both accuracies from the bounds of their exact intervals are combined by the root of the sum of
+    squares (Zou and Donner, 2008). The scatter of standard models about the line is not part of it: it is
+    `ShiftLine.residual`, in logits.
+
+    Args:
+        shift: key of `SHIFT_LINES`, or a `ShiftLine`.
+        imagenet: number of correctly classified ImageNet images, of the classes of the shift, and of all of these.
+        shifted: number of correctly classified images under shift, and of all.
+        confidence: float in (0, 1).
+
+    Returns:
+        Lower and upper bound, differences of accuracies.
+
+    Raises:
+        ValueError: an unknown shift, or impossible counts.
+    """
+    line = _line(shift)
+    # At an accuracy of 0 or 1 the logit is infinite, and the prediction is 0 or 1 with it.
+    predict = lambda accuracy: accuracy if accuracy in (0, 1) else float(line.predict(accuracy))  # noqa: E731
+    values = predict(imagenet[0] / imagenet[1]), shifted[0] / shifted[1]
+    expected = [predict(bound) for bound in blaker_interval(*imagenet, confidence)]
+    bounds = blaker_interval(*shifted, confidence)
+    difference = values[1] - values[0]
+    low = difference - math.hypot(values[1] - bounds[0], expected[1] - values[0])
+    high = difference + math.hypot(bounds[1] - values[1], values[0] - expected[0])
+    return max(-1.0, low), min(1.0, high)
+
+
+def _line(shift):
+    if not isinstance(shift, str):
+        return shift
+    if shift not in SHIFT_LINES:
+        raise ValueError(
+            f"Expected one of the shifts {list(SHIFT_LINES)}, or a `ShiftLine`. Received: shift={shift!r}."
+        )
+    return SHIFT_LINES[shift]
 
 
 def robustness_gaps(accuracies: Mapping[str, float]) -> dict[str, float]:

@@ -8,12 +8,18 @@ from scipy import stats
 
 from keras_clip.evaluation import (
     binomial_test,
+    blaker_interval,
     bonferroni,
     bootstrap_interval,
     clopper_pearson_interval,
+    clustered_interval,
+    clustered_quantile_interval,
     fit_line,
     holm,
+    inverted_interval,
     mcnemar_test,
+    mean_interval,
+    resampled_variance,
     wilson_interval,
 )
 from keras_clip.evaluation.metrics.intervals import student_quantile
@@ -39,7 +45,7 @@ def test_symmetric():
     assert wilson_interval(7, 10) == pytest.approx((1 - high, 1 - low))
 
 
-@pytest.mark.parametrize("interval", [wilson_interval, clopper_pearson_interval])
+@pytest.mark.parametrize("interval", [wilson_interval, blaker_interval, clopper_pearson_interval])
 def test_more_confidence_is_wider(interval):
     narrow, wide = interval(5, 10, 0.9), interval(5, 10, 0.99)
     assert wide[0] < narrow[0] < 0.5 < narrow[1] < wide[1]
@@ -50,7 +56,7 @@ def test_all_right():
     assert high == 1 and 0.7 < low < 0.75
 
 
-@pytest.mark.parametrize("interval", [wilson_interval, clopper_pearson_interval])
+@pytest.mark.parametrize("interval", [wilson_interval, blaker_interval, clopper_pearson_interval])
 @pytest.mark.parametrize("arguments", [(1, 0), (-1, 5), (6, 5), (1, 5, 1.0), (1, 5, 0.0)])
 def test_refusals(interval, arguments):
     with pytest.raises(ValueError, match="Received"):
@@ -70,6 +76,132 @@ def test_clopper_pearson_by_hand():
     # None of 3: (1 - p)^3 = 0.025. All of 3: p^3 = 0.025.
     assert clopper_pearson_interval(0, 3) == pytest.approx((0, 1 - 0.025 ** (1 / 3)))
     assert clopper_pearson_interval(3, 3) == pytest.approx((0.025 ** (1 / 3), 1))
+
+
+def acceptability(correct, total, p):
+    """Blaker's definition (2000), with SciPy's distribution."""
+    binomial = stats.binom(total, p)
+    above, below = binomial.sf(correct - 1), binomial.cdf(correct)
+    first = above + binomial.cdf(binomial.ppf(above) - 1)
+    second = below + binomial.sf(binomial.ppf(1 - below))
+    return np.minimum(np.minimum(first, second), 1)
+
+
+@pytest.mark.parametrize("counts", [(0, 20), (1, 20), (7, 20), (19, 20), (3, 37), (30, 31)], ids=str)
+def test_blaker_holds_exactly_what_its_acceptability_allows(counts):
+    grid = np.linspace(0.0005, 0.9995, 4000)
+    accepted = grid[acceptability(*counts, grid) > 0.05]
+    low, high = blaker_interval(*counts)
+    assert (low, high) == pytest.approx((accepted[0], accepted[-1]), abs=6e-4)
+    outer = clopper_pearson_interval(*counts)
+    assert outer[0] <= low <= counts[0] / counts[1] <= high <= outer[1]
+
+
+def binomial_coverage(interval, total, share):
+    counts = np.arange(total + 1)
+    low, high = np.array([interval(int(correct), total) for correct in counts]).T
+    return stats.binom(total, share).pmf(counts)[(low <= share) & (share <= high)].sum()
+
+
+@pytest.mark.parametrize("share", [0.001, 0.01, 0.03, 0.11, 0.37, 0.5, 0.93, 0.99, 0.998])
+def test_blaker_covers_95_percent_whatever_the_truth(share):
+    coverage = binomial_coverage(blaker_interval, 100, share)
+    assert 0.95 <= coverage
+    if 3 <= 100 * share <= 97:
+        assert coverage <= 0.97
+
+
+def test_wilson_does_not():
+    # The reason for Blaker's interval: one expected error in 100 images.
+    assert binomial_coverage(wilson_interval, 100, 0.99) < 0.93
+
+
+def test_blaker_of_many_images_equals_the_normal_approximation():
+    half = 1.96 * np.sqrt(0.8 * 0.2 / 50000)
+    assert blaker_interval(40000, 50000) == pytest.approx((0.8 - half, 0.8 + half), abs=5e-5)
+    assert blaker_interval(50000, 50000)[1] == 1
+    with pytest.raises(ValueError, match="whole numbers"):
+        blaker_interval(1.5, 5)
+
+
+def test_mean_interval_of_a_count_is_between_wilson_and_exact():
+    for correct in (0, 1, 30, 50, 99, 100):
+        low, high = mean_interval(correct / 100, 100)
+        outer = clopper_pearson_interval(correct, 100)
+        assert outer[0] - 1e-9 <= low <= correct / 100 <= high <= outer[1] + 1e-9
+    # At the ends it is Clopper and Pearson's.
+    assert mean_interval(1.0, 100) == pytest.approx(clopper_pearson_interval(100, 100))
+    low, high = mean_interval(0.3, 50)
+    assert mean_interval(0.7, 50) == pytest.approx((1 - high, 1 - low))
+
+
+def test_mean_interval_takes_the_count_at_the_true_mean():
+    # Twice as many effective images above the value as below it: the upper bound is nearer.
+    low, high = mean_interval(0.5, lambda mean: 200.0 if mean > 0.5 else 50.0)
+    assert (low, high) == pytest.approx((mean_interval(0.5, 50)[0], mean_interval(0.5, 200)[1]))
+
+
+def test_clusters_that_agree_count_once():
+    found = np.arange(100) < 60
+    low, high = clustered_interval(np.repeat(found, 5), np.repeat(np.arange(100), 5))
+    assert (low, high) == pytest.approx(blaker_interval(60, 100), abs=0.015)
+    # One example for each group is exact; and examples of mixed order are the same.
+    assert clustered_interval(found, np.arange(100)) == blaker_interval(60, 100)
+    order = np.random.default_rng(0).permutation(500)
+    assert clustered_interval(np.repeat(found, 5)[order], np.repeat(np.arange(100), 5)[order]) == (low, high)
+
+
+def test_clusters_without_agreement_count_each_example(rng):
+    hits = rng.random(1000) < 0.6
+    low, high = clustered_interval(hits, np.repeat(np.arange(200), 5))
+    exact = blaker_interval(int(hits.sum()), 1000)
+    assert high - low == pytest.approx(exact[1] - exact[0], rel=0.12)
+
+
+def test_quantile_interval_is_that_of_order_statistics():
+    # Of 10 independent values, ranks 2 to 9 hold the median in 97.9 %, and 3 to 8 in 89 %.
+    assert clustered_quantile_interval(np.arange(10), np.arange(10)) == (1, 8)
+    assert clustered_quantile_interval(np.array([10, 1]), [0, 1], confidence=0.01) == (1, 10)
+
+
+def test_inverted_interval_of_a_shift_is_students(rng):
+    # The mean of 400 values with deviation 1: no bias, so the textbook's interval.
+    noise = np.random.default_rng(1).normal(size=4000) / 20
+    low, high, median = inverted_interval(0.5, lambda true: true + noise, 1.0)
+    assert (low, median, high) == pytest.approx((0.5 - 0.098, 0.5, 0.5 + 0.098), abs=0.006)
+
+
+def test_inverted_interval_removes_a_bias_and_holds_the_estimate():
+    noise = np.random.default_rng(1).normal(size=4000) / 20
+    # The statistic is 0.2 too high.
+    low, high, median = inverted_interval(0.5, lambda true: true + 0.2 + noise, 1.0)
+    assert median == pytest.approx(0.3, abs=0.01) and high == 0.5
+    # The upper tail that is not used is spent on the lower bound.
+    assert low == pytest.approx(0.3 - 1.645 * 0.05, abs=0.006)
+    # An observed value that is below what no effect gives.
+    assert inverted_interval(0.1, lambda true: true + 0.2 + noise, 1.0) == (0.0, 0.1, 0.0)
+
+
+def test_resampled_variance_of_a_mean(rng):
+    x = rng.normal(size=400)
+    assert resampled_variance(lambda drawn: drawn @ x / drawn.sum(), 400) == pytest.approx(x.var() / 400, rel=0.2)
+
+
+BAD_MEANS = {
+    "above 1": lambda: mean_interval(1.5, 10),
+    "no images": lambda: mean_interval(0.5, 0.0),
+    "confidence": lambda: mean_interval(0.5, 10, 1.0),
+    "no examples": lambda: clustered_interval(np.zeros(0, bool), []),
+    "groups": lambda: clustered_interval(np.ones(3, bool), [0, 1]),
+    "values and groups": lambda: clustered_quantile_interval(np.arange(3), [0, 1]),
+    "inverted": lambda: inverted_interval(0.5, lambda true: np.zeros(2), 1.0, confidence=0.0),
+}
+
+
+@pytest.mark.parametrize("call", BAD_MEANS.values(), ids=BAD_MEANS)
+def test_means_that_cannot_be(call):
+    with pytest.raises(ValueError, match="Received"):
+        call()
 
 
 @pytest.mark.parametrize("alternative", ["greater", "less"])
@@ -152,9 +284,22 @@ def test_bootstrap_keeps_the_size_of_each_stratum():
         return 0.0
 
     bootstrap_interval(statistic, 6, strata=strata, resamples=50)
-    for drawn in seen:
+    for drawn in seen[:50]:  # then those of the jackknife
         assert [int(drawn[strata == name].sum()) for name in "abc"] == [2, 3, 1]
     assert len({tuple(drawn) for drawn in seen}) > 10
+
+
+def test_bootstrap_of_a_skewed_mean_is_shifted_towards_the_long_tail(rng):
+    x = rng.exponential(size=60)
+    low, high = bootstrap_interval(lambda drawn: drawn @ x / drawn.sum(), 60, resamples=4000)
+    assert high - x.mean() > 1.15 * (x.mean() - low)
+
+
+def test_bootstrap_encloses_a_biased_statistic(rng):
+    x = rng.normal(size=50)
+    largest = lambda drawn: x[drawn > 0].max()  # noqa: E731
+    low, high = bootstrap_interval(largest, 50)
+    assert low < x.max() == high
 
 
 def test_bootstrap_is_reproducible():

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from keras_clip.evaluation import class_design_rates, class_set_hits, compare_models, disparity, wilson_interval
+from keras_clip.evaluation import blaker_interval, class_design_rates, class_set_hits, compare_models, disparity
+from keras_clip.evaluation.studies import class_design
 
 pytestmark = pytest.mark.backend_free
 NAMES = ["person", "thief", "child"]
@@ -26,7 +27,7 @@ def test_rates_by_hand():
     assert [key[1] for key in rows] == ["adult", "young", "all"] * 2
     young = rows["with child", "young"]
     assert (young["n"], young["share"]) == (3, pytest.approx(1 / 3))
-    assert (young["low"], young["high"]) == wilson_interval(1, 3)
+    assert (young["low"], young["high"]) == blaker_interval(1, 3)
     assert rows["without child", "young"]["share"] == 1 and "change" not in rows["without child", "young"]
     compared = compare_models(np.ones(3, bool), np.array([False, False, True]))
     assert (young["change"], young["change_low"], young["change_high"]) == (
@@ -53,6 +54,32 @@ def test_disparity_by_hand():
     half = 1.96 * np.sqrt(2 * 0.75 * 0.25 / 40)
     assert (found.low, found.high) == pytest.approx((0.5 - half, 0.5 + half), abs=0.03)
     assert found.p_value == 1 / 1001
+    assert found.debiased == pytest.approx(0.5, abs=0.02)
+
+
+RATES = {"equal rates": [0.3] * 4, "a tenth apart": [0.25, 0.3, 0.3, 0.35], "none or all": [0.0, 0.0, 1.0, 1.0]}
+
+
+@pytest.mark.parametrize("rates", RATES.values(), ids=RATES)
+def test_disparity_encloses_the_true_difference_and_its_own(rates, rng):
+    """The percentile bootstrap enclosed a true difference of 0 in none of the cases, and others in 20 %."""
+    held = 0
+    groups = np.repeat(np.arange(4), 25)
+    for seed in range(60):
+        found = disparity(rng.random(100) < np.array(rates)[groups], groups, resamples=100, seed=seed)
+        assert found.low <= found.debiased <= found.high and found.low <= found.difference <= found.high
+        held += found.low <= np.ptp(rates) <= found.high
+    assert held >= 53
+
+
+def test_rates_at_a_difference_are_the_nearest_ones():
+    observed, counts = np.array([0.2, 0.5, 0.3]), np.array([1000, 1000, 10])
+    # Apart by less than observed: both ends move inwards, by equal parts of equal groups.
+    nearer = class_design._rates_at(observed, counts, 0.2)
+    assert np.ptp(nearer) == pytest.approx(0.2) and nearer[0] > 0.2 and nearer[1] < 0.5 and nearer[2] == 0.3
+    # Apart by more: the small group is moved, since its rate is the least certain.
+    wider = class_design._rates_at(observed, counts, 0.6)
+    assert np.ptp(wider) == pytest.approx(0.6) and abs(wider[2] - 0.3) > 0.3
 
 
 def test_disparity_by_chance_is_no_disparity(rng):

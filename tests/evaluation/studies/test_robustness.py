@@ -9,6 +9,7 @@ from keras_clip.evaluation import (
     accuracy,
     adaptation,
     effective_robustness,
+    effective_robustness_interval,
     few_shot_robustness,
     fit_shift_line,
     gap_closed,
@@ -34,6 +35,19 @@ def test_standard_models_lose_under_every_shift(shift):
     assert (np.diff(predicted) > 0).all() and (predicted < [0.6, 0.7, 0.8]).all()
     assert effective_robustness(shift, 0.7, float(predicted[1])) == pytest.approx(0)
     assert effective_robustness(shift, 0.7, float(predicted[1]) + 0.1) == pytest.approx(0.1)
+
+
+def test_interval_of_effective_robustness_by_hand():
+    # Independent samples of 400: the standard errors of 0.8 and 0.6 are combined.
+    half = 1.96 * np.sqrt(0.16 / 400 + 0.24 / 400)
+    low, high = effective_robustness_interval(IDENTITY, (320, 400), (240, 400))
+    assert (low, high) == pytest.approx((-0.2 - half, -0.2 + half), abs=0.005)
+    # The line takes the uncertainty on ImageNet to that of the prediction, and the ends are no error.
+    flat = ShiftLine(0.1, 0.0, 3, 1.0, 0.0)
+    assert np.diff(effective_robustness_interval(flat, (320, 400), (240, 400))) < 1.6 * half
+    assert effective_robustness_interval("ObjectNet", (50, 50), (50, 50))[1] <= 1
+    with pytest.raises(ValueError, match="shift='noise'"):
+        effective_robustness_interval("noise", (1, 2), (1, 2))
 
 
 def test_the_fit_recovers_a_line(rng):

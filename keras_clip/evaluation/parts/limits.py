@@ -1,0 +1,116 @@
+"""The part `limits` of an evaluation: the limits of the paper's sections 6 and 7 on one task."""
+
+import numpy as np
+
+from keras_clip.data.image_files import MAX_PIXELS, open_image
+from keras_clip.evaluation import metrics
+from keras_clip.evaluation.classifiers.linear_probe import search_C
+from keras_clip.evaluation.datasets.labelled_images import LabelledImages
+from keras_clip.evaluation.parts.case import Case
+from keras_clip.evaluation.parts.part import Part, has_one_class
+from keras_clip.evaluation.studies import limits
+
+_PIXELS_SIDE = 28
+
+
+def run(case: Case) -> None:
+    """Adds the measurements of the limits that the task names, and what few-shot probes lose against zero-shot."""
+    task, test = case.task, case.splits.test
+    table = case.results.tables.setdefault("limits", [])
+    scores = case.zero_shot(test)
+    found = {
+        "counting": lambda: limits.counting(scores, test.labels, task.counts or _numbers(test.class_names)),
+        "fine_grained": lambda: limits.fine_grained(scores, test.labels, [task.coarse[n] for n in test.class_names]),
+        "pixels": lambda: limits.against_baseline(_against_pixels(case, scores), "logistic regression on pixels"),
+        "rendered_text": lambda: _zero_shot_and_probe(case, scores),
+    }
+    for name in task.limits:
+        table.extend({"limit": name, "dataset": case.name, **row} for row in found[name]())
+    if case.splits.train is not None:
+        rows = limits.few_shot_loss(metrics.correct(scores, test.labels), _few_shot_hits(case))
+        case.results.tables.setdefault("few_shot_loss", []).extend({"dataset": case.name, **row} for row in rows)
+
+
+def _numbers(class_names):
+    words = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+    try:
+        return [words.index(name) if name in words else float(name) for name in class_names]
+    except ValueError as error:
+        raise ValueError(
+            'Expected class names that are numbers, such as "3" or "three", or `Task(counts=...)`. '
+            f"Received: {list(class_names)[:10]}."
+        ) from error
+
+
+def _against_pixels(case, scores):
+    test = case.splits.test
+    measured = {"zero-shot": metrics.correct(scores, test.labels)}
+    if case.splits.train is not None:
+        measured["linear probe"] = metrics.correct(case.probe.probe.decision_function(test.features), test.labels)
+    measured["logistic regression on pixels"] = metrics.correct(_pixel_scores(case), test.labels)
+    return measured
+
+
+def _pixel_scores(case):
+    """Returns the scores (N, K) of logistic regression on grey pixels, fitted on the images of the training split."""
+    task, splits = case.task, case.splits
+    if not isinstance(task.test, LabelledImages) or not isinstance(task.train, LabelledImages):
+        raise ValueError(
+            'The limit "pixels" requires the images of `test` and `train`, since feature stores have no pixels. '
+            f"Received: {type(task.test).__name__} and {type(task.train).__name__}. Pass `LabelledImages`."
+        )
+    pixels = {id: row for images in (task.train, task.validation) for id, row in _pixels(images).items()}
+    features = [np.stack([pixels[id] for id in store.ids]) for store in (splits.train, splits.validation)]
+    found = search_C(
+        (features[0], splits.train.labels),
+        (features[1], splits.validation.labels),
+        num_classes=len(splits.test.class_names),
+        verbose=case.verbose,
+    )
+    test = _pixels(task.test)
+    return found.probe.decision_function(np.stack([test[id] for id in splits.test.ids]))
+
+
+def _pixels(images):
+    """Returns {id: grey pixels in [0, 1], float32 (784,)}, at the size of MNIST."""
+    if not isinstance(images, LabelledImages):
+        return {}
+    rows = {}
+    for sample in images:
+        grey = (
+            open_image(_as_rgb(sample.image), sample.id, MAX_PIXELS).convert("L").resize((_PIXELS_SIDE, _PIXELS_SIDE))
+        )
+        rows[sample.id] = np.asarray(grey, np.float32).ravel() / 255
+    return rows
+
+
+def _as_rgb(image):
+    if isinstance(image, np.ndarray) and image.ndim == 2:
+        return np.repeat(image[:, :, None], 3, 2)
+    return image
+
+
+def _zero_shot_and_probe(case, scores):
+    test = case.splits.test
+    hits = metrics.correct(scores, test.labels)
+    measured = {"zero-shot": hits, "most frequent class": test.labels == np.bincount(test.labels).argmax()}
+    if case.splits.train is not None:
+        measured["linear probe"] = metrics.correct(case.probe.probe.decision_function(test.features), test.labels)
+    return limits.against_baseline(measured, "most frequent class")
+
+
+def _few_shot_hits(case):
+    test, hits = case.splits.test, {}
+    for probe in case.few_shot:
+        if probe.shots is not None:
+            hits.setdefault(probe.shots, []).append(metrics.correct(probe.scores[: len(test)], test.labels))
+    return hits
+
+
+PART = Part(
+    "limits",
+    "`limits`, one class per image",
+    lambda splits, task: bool(task.limits) and has_one_class(splits, task),
+    run,
+    tables=("limits", "few_shot_loss"),
+)
