@@ -103,10 +103,13 @@ def test_every_part_has_its_scores(results):
 def test_protocols_say_what_each_classifier_was_fitted_on(results):
     """The probe is fitted again on the images that its C was selected on; the others are not."""
     (probe,) = results.select("digits", "linear_probe", "accuracy")
-    assert ", trained on digits/train and digits/validation together, hyperparameters selected on " in probe.protocol
+    held_out = "digits/train (held out)"
+    assert (
+        f", trained on digits/train and {held_out} together, hyperparameters selected on {held_out}" in probe.protocol
+    )
     for method in ("knn", "tip_adapter", "wise_ft"):
         (score,) = results.select("digits", method)
-        assert ", trained on digits/train, hyperparameters selected on digits/validation" in score.protocol
+        assert f", trained on digits/train, hyperparameters selected on {held_out}" in score.protocol
     few_shot = {score.method: score.protocol for score in results.select("digits", "few_shot")}
     assert ", trained on 2 images per class of digits/train, hyper" in few_shot["few_shot/2"]
     assert ", trained on all " in few_shot["few_shot/all"]
