@@ -91,12 +91,28 @@ def test_every_part_has_its_scores(results):
     assert methods == {"zero_shot", "linear_probe", "few_shot", "knn", "tip_adapter", "wise_ft", "shift", "retrieval"}
     rungs = ["bare_name", "one_template", "family", "selected"]
     assert [s.method for s in results.select("digits", "zero_shot", "accuracy")] == [f"zero_shot/{r}" for r in rungs]
-    assert len(results.select("digits", "few_shot")) == 2 and len(results.select(method="shift")) == 2 * (1 + 2 + 1)
+    assert [s.method for s in results.select("digits", "few_shot")] == ["few_shot/2", "few_shot/8", "few_shot/all"]
+    assert len(results.select(method="shift")) == 2 * (1 + 2 + 1)
     tables = {"calibration", "reliability", "robustness", "shots_to_match", "templates"}
     assert tables | {"class_design/digits", "confusion/digits", "errors/digits"} == set(results.tables)
     for score in results.scores:
         assert score.low <= score.value <= score.high and "untrained" in score.protocol and "16x16 px" in score.protocol
     assert {score.n for score in results.select("digits", "linear_probe")} == {120}
+
+
+def test_protocols_say_what_each_classifier_was_fitted_on(results):
+    """The probe is fitted again on the images that its C was selected on; the others are not."""
+    (probe,) = results.select("digits", "linear_probe", "accuracy")
+    held_out = "digits/train (held out)"
+    assert (
+        f", trained on digits/train and {held_out} together, hyperparameters selected on {held_out}" in probe.protocol
+    )
+    for method in ("knn", "tip_adapter", "wise_ft"):
+        (score,) = results.select("digits", method)
+        assert f", trained on digits/train, hyperparameters selected on {held_out}" in score.protocol
+    few_shot = {score.method: score.protocol for score in results.select("digits", "few_shot")}
+    assert ", trained on 2 images per class of digits/train, hyper" in few_shot["few_shot/2"]
+    assert ", trained on all " in few_shot["few_shot/all"]
 
 
 def test_every_table_is_declared_by_one_part(results):

@@ -59,7 +59,7 @@ class FewShotScore:
     """The score of one few-shot probe on the test split.
 
     Args:
-        shots: int, images per class; None: all.
+        shots: int, images per class; None: all, also where no class has more images than a requested number.
         seed: int. Seed of the subset.
         images: int. Size of the subset.
         C: float. Chosen on the validation split.
@@ -98,7 +98,8 @@ def few_shot_scores(
         num_classes: int, K; None: the largest index of the training split + 1.
 
     Returns:
-        One `FewShotScore` for each number of shots and seed, in that order.
+        One `FewShotScore` for each number of shots and seed, in that order. Numbers that select every image of the
+        training split are one score with `shots=None`.
 
     Raises:
         ValueError: inputs that `search_C` or `few_shot_subset` rejects.
@@ -110,10 +111,14 @@ def few_shot_scores(
     several = labels.ndim == 2
     num_classes = num_classes or (labels.shape[1] if several else int(labels.max()) + 1)
     metric = metric or (map_11pt if several else accuracy)
-    runs = [(k, seed) for k in shots for seed in (seeds if k is not None else seeds[:1])]
+    runs = {}
+    for k in shots:
+        for seed in seeds if k is not None else seeds[:1]:
+            rows = few_shot_subset(labels, ids, k, seed)
+            # All images are no number of shots, and the same for every seed.
+            runs.setdefault((None, seeds[0]) if len(rows) == len(labels) else (k, seed), rows)
     results = []
-    for k, seed in tqdm(runs, desc="Few-shot probes", leave=False, delay=5):
-        rows = few_shot_subset(labels, ids, k, seed)
+    for (k, seed), rows in tqdm(runs.items(), desc="Few-shot probes", leave=False, delay=5):
         found = search_C((features[rows], labels[rows]), validation, metric, num_classes, refit=False, verbose=0)
         scores = found.probe.decision_function(test[0])
         value = float(metric(scores, np.asarray(test[1])))

@@ -8,7 +8,7 @@ to float32.
 import numpy as np
 from keras import ops
 
-from keras_clip.evaluation.classifiers.matmul import compiled, full_precision, moments, on_device, tiles
+from keras_clip.evaluation.classifiers.matmul import compiled, full_precision, on_device, tiles, weighted_moments
 from keras_clip.evaluation.metrics.classification import IGNORED
 
 
@@ -43,6 +43,45 @@ def _sigmoid_step(features, signs, weights, bias):
     return losses, ops.transpose(features) @ residual, ops.sum(residual, axis=0)
 
 
+def _softmax_product(features, labels, weights, bias, d_weights, d_bias):
+    """Computes one tile: the change of the gradients of `_softmax_step` by a change of the parameters."""
+    features = ops.cast(features, weights.dtype)
+    logits, change = features @ weights + bias, features @ d_weights + d_bias
+    own = ops.cast(labels[:, None] == ops.arange(ops.shape(weights)[1], dtype="int32"), weights.dtype)
+    probabilities = ops.exp(logits - ops.max(logits, axis=1)[:, None])
+    probabilities = probabilities / ops.sum(probabilities, axis=1)[:, None]
+    # Relative to the true class, whose own term would lose to rounding where its probability is nearly one.
+    change = change - ops.sum(change * own, axis=1)[:, None]
+    change = probabilities * (change - ops.sum(probabilities * change, axis=1)[:, None])
+    return ops.transpose(features) @ change, ops.sum(change, axis=0)
+
+
+def _sigmoid_product(features, signs, weights, bias, d_weights, d_bias):
+    features, signs = ops.cast(features, weights.dtype), ops.cast(signs, weights.dtype)
+    margins = features @ weights + bias
+    change = ops.abs(signs) * ops.sigmoid(margins) * ops.sigmoid(-margins) * (features @ d_weights + d_bias)
+    return ops.transpose(features) @ change, ops.sum(change, axis=0)
+
+
+def _softmax_curvature(features, labels, weights, bias):
+    """Computes one tile: moments of its rows, weighted by the curvature of their loss, which is a mean over classes."""
+    features = ops.cast(features, weights.dtype)
+    logits = features @ weights + bias
+    own = ops.cast(labels[:, None] == ops.arange(ops.shape(weights)[1], dtype="int32"), weights.dtype)
+    probabilities = ops.exp(logits - ops.max(logits, axis=1)[:, None])
+    probabilities = probabilities / ops.sum(probabilities, axis=1)[:, None]
+    others = probabilities * (1 - own)
+    one_minus = 1 - own - others + own * ops.sum(others, axis=1)[:, None]
+    return weighted_moments(features, ops.mean(probabilities * one_minus, axis=1))
+
+
+def _sigmoid_curvature(features, signs, weights, bias):
+    features, signs = ops.cast(features, weights.dtype), ops.cast(signs, weights.dtype)
+    margins = features @ weights + bias
+    curvature = ops.abs(signs) * ops.sigmoid(margins) * ops.sigmoid(-margins)
+    return weighted_moments(features, ops.mean(curvature, axis=1))
+
+
 class LogisticLoss:
     """Mean loss over the rows, without the penalty, in float32 or float64 as chosen per call.
 
@@ -71,11 +110,53 @@ class LogisticLoss:
                 (on_device(features[tile]), on_device(labels[tile], "int32" if self.softmax else "int8"))
                 for tile in tiles(self.rows, max(self.width, self.columns))
             ]
-        self._step = compiled(_softmax_step if self.softmax else _sigmoid_step)
+        functions = (
+            (_softmax_step, _softmax_product, _softmax_curvature)
+            if self.softmax
+            else (_sigmoid_step, _sigmoid_product, _sigmoid_curvature)
+        )
+        self._step, self._product, self._curvature = map(compiled, functions)
 
-    def moments(self) -> tuple[np.ndarray, np.ndarray]:
-        """Returns mean (D,) and covariance (D, D) of the features, float64."""
-        return moments(features for features, _ in self._tiles)
+    def curvature(self, weights: np.ndarray, bias: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+        """Returns the curvature of the mean loss, which is that of a column in the mean over the columns.
+
+        Args:
+            weights: float64 (D, columns).
+            bias: float64 (columns,).
+
+        Returns:
+            The second derivative by the bias, the mean (D,) of the rows weighted by their part in it, and the second
+            derivative (D, D) by the weights of features centred there; float64.
+        """
+        total, sums, squares = 0.0, np.zeros(self.width), np.zeros((self.width, self.width))
+        for parts in self._over_tiles(self._curvature, "float64", weights, bias):
+            total, sums, squares = (x + y for x, y in zip((total, sums, squares), parts, strict=True))
+        total = max(float(total), np.finfo(float).tiny)
+        mean = sums / total
+        return total / self.rows, mean, (squares - total * np.outer(mean, mean)) / self.rows
+
+    def hessian_product(
+        self, weights: np.ndarray, bias: np.ndarray, d_weights: np.ndarray, d_bias: np.ndarray, dtype: str
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the product of the second derivatives of the mean loss with a change of the parameters.
+
+        Args:
+            weights: float64 (D, columns).
+            bias: float64 (columns,).
+            d_weights: float64 (D, columns). The change of the weights.
+            d_bias: float64 (columns,). The change of the bias.
+            dtype: "float32" or "float64". Dtype of the products.
+
+        Returns:
+            The first-order changes of the gradients by the weights and by the bias, float64.
+        """
+        # A direction has no scale of its own; this one fits the range of float32.
+        scale = max(np.abs(d_weights).max(), np.abs(d_bias).max(), np.finfo(float).tiny)
+        by_weights, by_bias = np.zeros_like(weights), np.zeros_like(bias)
+        for tile in self._over_tiles(self._product, dtype, weights, bias, d_weights / scale, d_bias / scale):
+            by_weights += tile[0]
+            by_bias += tile[1]
+        return by_weights * (scale / self.rows), by_bias * (scale / self.rows)
 
     def __call__(self, weights: np.ndarray, bias: np.ndarray, dtype: str) -> tuple[float, np.ndarray, np.ndarray]:
         """Returns the loss and its gradients.
@@ -89,15 +170,19 @@ class LogisticLoss:
             Mean loss in nats, its gradients by the weights and by the bias, float64.
         """
         loss, d_weights, d_bias = 0.0, np.zeros_like(weights), np.zeros_like(bias)
-        with full_precision():
-            parameters = on_device(weights, dtype), on_device(bias, dtype)
-            for features, labels in self._tiles:
-                outputs = self._step(features, labels, *parameters)
-                *by_row, tile_weights, tile_bias = (np.asarray(ops.convert_to_numpy(x), "float64") for x in outputs)
-                loss += self._sum(*by_row)
-                d_weights += tile_weights
-                d_bias += tile_bias
+        for *by_row, tile_weights, tile_bias in self._over_tiles(self._step, dtype, weights, bias):
+            loss += self._sum(*by_row)
+            d_weights += tile_weights
+            d_bias += tile_bias
         return loss / self.rows, d_weights / self.rows, d_bias / self.rows
+
+    def _over_tiles(self, function, dtype, *parameters):
+        """Yields the outputs of a function of one tile and the parameters, float64."""
+        with full_precision():
+            parameters = [on_device(array, dtype) for array in parameters]
+            for features, labels in self._tiles:
+                outputs = function(features, labels, *parameters)
+                yield [np.asarray(ops.convert_to_numpy(x), "float64") for x in outputs]
 
     def _sum(self, losses, lead=None):
         if self.softmax:

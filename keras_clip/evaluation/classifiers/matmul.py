@@ -118,6 +118,12 @@ def multiply(rows: np.ndarray, columns: np.ndarray, dtype: str = "float32") -> n
     return result
 
 
+def weighted_moments(rows: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the sums of the weights (n,), of the weighted rows (n, D) and of their weighted outer products (D, D)."""
+    weighted = rows * weights[:, None]
+    return ops.sum(weights), ops.sum(weighted, axis=0), ops.transpose(rows) @ weighted
+
+
 def _moments_step(rows):
     rows = ops.cast(rows, "float64")
     return ops.sum(rows, axis=0), ops.transpose(rows) @ rows

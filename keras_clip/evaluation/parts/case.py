@@ -112,9 +112,18 @@ class Case:
         parts = [self.task.protocol, f"{test.name}/{test.split}", f"{sides} px", *more, *dropped]
         return ", ".join(part for part in parts if part)
 
-    def trained_protocol(self, store: FeatureStore) -> str:
-        """Returns the protocol of a score of a classifier that was trained on a store."""
-        return self.protocol(f"trained on {store.name}/{store.split}")
+    def trained_protocol(self, subset: str = "", refitted: bool = False) -> str:
+        """Returns the protocol of a score of a classifier that was trained.
+
+        Args:
+            subset: str. The training images it was fitted on, if not all: "4 images per class of".
+            refitted: bool. Whether, after the selection of its hyperparameters, it was fitted on both splits.
+        """
+        train, validation = (f"{store.name}/{store.split}" for store in (self.splits.train, self.splits.validation))
+        if validation == train:  # it was held out of the training split, and has its name
+            validation += " (held out)"
+        fitted = f"{train} and {validation} together" if refitted else f"{subset} {train}".strip()
+        return self.protocol(f"trained on {fitted}", f"hyperparameters selected on {validation}")
 
     def add(self, method: str, scores: np.ndarray, protocol: str, **details) -> Score:
         """Adds the task's metric of the scores (N, K) on the test split to the results, and returns it."""

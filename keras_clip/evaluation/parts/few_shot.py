@@ -10,16 +10,25 @@ from keras_clip.evaluation.parts.part import TRAIN_OF_ONE_CLASS, Part, has_train
 
 def run(case: Case) -> None:
     """Adds scores of few-shot linear probes, and the number of shots that match zero-shot."""
-    test, curve = case.splits.test, {}
+    test, labels, curve = case.splits.test, case.splits.train.labels, {}
+    counts = np.bincount(labels, minlength=len(test.class_names))
+    unequal = counts.min() != counts.max()
     for probe in case.few_shot:
         scores = probe.scores[: len(test)]
         value = float(metrics.METRICS[case.task.metric](scores, test.labels))
-        per_class = probe.shots or len(case.splits.train) / len(test.class_names)
-        curve.setdefault(per_class, []).append(value)
-        if probe.shots is not None:
-            details = {"seed": probe.seed, "C": probe.C, "images": probe.images}
-            case.add(f"few_shot/{probe.shots}", scores, case.trained_protocol(case.splits.train), **details)
+        # A curve needs a number for all images: their mean number per class.
+        curve.setdefault(probe.shots or len(labels) / len(test.class_names), []).append(value)
+        details = {"seed": probe.seed, "C": probe.C, "images": probe.images}
+        if probe.shots is None:
+            subset = "all images of" if unequal else f"all {counts[0]} images per class of"
+            details |= {} if unequal else {"images_per_class": int(counts[0])}
+        else:
+            fewer = ", all where there are fewer," if counts.min() < probe.shots else ""
+            subset = f"{probe.shots} image{'s' * (probe.shots > 1)} per class{fewer} of"
+        case.add(f"few_shot/{probe.shots or 'all'}", scores, case.trained_protocol(subset), **details)
     means = {per_class: float(np.mean(values)) for per_class, values in curve.items()}
+    if len(means) < 2:  # A class has so few images that the smallest number of shots is all of them.
+        return
     scores = case.zero_shot(test)
     matched = shots_to_match(means, float(metrics.METRICS[case.task.metric](scores, test.labels)))
     row = {"dataset": case.name, "shots": matched.shots, "censored": matched.censored}

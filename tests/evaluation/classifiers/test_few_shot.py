@@ -129,3 +129,15 @@ def test_shots_to_match(curve, target, shots, censored, crossings):
 def test_shots_to_match_refuses(curve, target):
     with pytest.raises(ValueError, match="Received: curve="):
         shots_to_match(curve, target)
+
+
+@pytest.mark.backend_free
+@pytest.mark.parametrize("shots", [(1, 12), (1, 16, None), (1, None, 16, 100)], ids=str)
+def test_all_images_are_no_number_of_shots(shots):
+    """Classes of 12 images have no subset of 16; their whole split is one score of `shots=None` for all seeds."""
+    labels = np.arange(24) % 2
+    features = labels[:, None] + np.random.default_rng(0).normal(size=(24, 3))
+    found = few_shot_scores(
+        (features, labels, [str(i) for i in range(24)]), (features, labels), (features, labels), shots, seeds=(0, 5)
+    )
+    assert [(one.shots, one.seed, one.images) for one in found] == [(1, 0, 2), (1, 5, 2), (None, 0, 24)]

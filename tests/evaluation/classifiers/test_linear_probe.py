@@ -5,6 +5,7 @@ import warnings
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
 from threadpoolctl import threadpool_info, threadpool_limits
@@ -91,6 +92,42 @@ def test_equals_scikit_learn(classes, rows, width, spread, C, others):
     assert probe.coef.shape == (classes, width) and probe.converged and not probe.multi_label
 
 
+def digits(kind):
+    """Returns 500 images of 64 pixels from 0 to 16, of which some are constant: all classes can be separated."""
+    features, labels = load_digits(return_X_y=True)
+    features, labels = features[:500].astype("float32"), labels[:500]
+    if kind == "columns of other scales":
+        features = features * np.float32(10) ** np.random.default_rng(0).uniform(-2, 2, 64).astype("float32")
+    if kind == "duplicates":
+        features = np.concatenate([features, features], axis=1)
+    if kind == "fewer images than features":
+        features, labels = features[:50], labels[:50]
+    if kind == "two classes":
+        labels = (labels == 8).astype("int64")
+    if kind == "several labels":
+        labels = (labels[:, None] == [3, 8]).astype("uint8")
+    return features, labels
+
+
+DIGITS = ["ten classes", "columns of other scales", "duplicates", "fewer images than features", "two classes"]
+
+
+@pytest.mark.backend_free
+@pytest.mark.parametrize("C", [1e-6, 1e-2, 1e2, 1e5, 1e6])
+@pytest.mark.parametrize("kind", [*DIGITS, "several labels"])
+def test_reaches_the_minimum_at_every_C(kind, C):
+    """With a weak penalty, scikit-learn stops above the minimum, whatever the limit of its iterations."""
+    features, labels = digits(kind)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        probe = LinearProbe(C).fit(features, labels)
+        ours, best = objectives(probe, theirs(features, labels, C), features, labels, C)
+    # Variances that differ by a factor of 1e8 may need more iterations, and the probe says so.
+    assert probe.converged or kind == "columns of other scales"
+    assert ours <= best * (1 + 1e-6)
+    assert probe.objective == pytest.approx(ours, rel=1e-6)
+
+
 @pytest.mark.parametrize("classes", [2, 3])
 def test_equals_scikit_learn_on_this_backend(classes):
     features, labels = clusters(classes, 300, 8, 0.5)
@@ -149,7 +186,7 @@ def test_the_start_does_not_change_the_result(other_C, recwarn):
     assert warm.objective == pytest.approx(cold.objective, rel=1e-10) and warm.converged
     np.testing.assert_allclose(warm.coef, cold.coef, atol=2e-4)
     if other_C == 1.0:
-        assert warm.iterations <= 3
+        assert warm.iterations <= 10  # those of the estimate of the distance from the minimum
     assert not [w for w in recwarn if "converged" in str(w.message)]
 
 
@@ -169,13 +206,13 @@ def test_few_iterations_and_most_of_them_in_float32(monkeypatch):
     """The probe is fast because it needs few iterations: scikit-learn needs hundreds here."""
     features, labels = clusters(10, 1000, 32, 0.5)
     features *= 10
-    dtypes, call = [], linear_probe.LogisticLoss.__call__
+    dtypes, product = [], linear_probe.LogisticLoss.hessian_product
     monkeypatch.setattr(
-        linear_probe.LogisticLoss, "__call__", lambda self, w, b, dtype: dtypes.append(dtype) or call(self, w, b, dtype)
+        linear_probe.LogisticLoss, "hessian_product", lambda self, *a: dtypes.append(a[-1]) or product(self, *a)
     )
     probe = LinearProbe(1.0).fit(features, labels)
-    assert probe.iterations < theirs(features, labels, 1.0).n_iter_[0] / 5
-    assert dtypes == sorted(dtypes) and dtypes.count("float32") > 0.3 * len(dtypes) and dtypes[-1] == "float64"
+    assert probe.iterations == len(dtypes) < theirs(features, labels, 1.0).n_iter_[0] / 3
+    assert dtypes == sorted(dtypes) and dtypes.count("float32") > 0.7 * len(dtypes)
 
 
 @pytest.mark.backend_free
@@ -183,9 +220,9 @@ def test_numpy_has_one_thread_during_the_fit(monkeypatch):
     def threads():
         return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
 
-    seen, evaluate = [], linear_probe._Descent.__call__
+    seen, evaluate = [], linear_probe._Newton.evaluate
     monkeypatch.setattr(
-        linear_probe._Descent, "__call__", lambda self, point: seen.extend(threads()) or evaluate(self, point)
+        linear_probe._Newton, "evaluate", lambda self, *at: seen.extend(threads()) or evaluate(self, *at)
     )
     with threadpool_limits(2, "blas"):
         LinearProbe(0.1).fit(*clusters(3, 60, 5, 0.5))
@@ -195,9 +232,9 @@ def test_numpy_has_one_thread_during_the_fit(monkeypatch):
 @pytest.mark.backend_free
 def test_warns_when_it_does_not_converge():
     features, labels = clusters(4, 300, 16, 0.7)
-    with pytest.warns(UserWarning, match="not converged after 3 iterations"):
+    with pytest.warns(UserWarning, match="C=1 has not converged after 3 iterations: its gradient is up to"):
         probe = LinearProbe(1.0, max_iter=3).fit(features, labels)
-    assert not probe.converged and probe.iterations == 3
+    assert not probe.converged and probe.iterations == 3 and probe.gradient > 1e-4 / 300
 
 
 def searched_by_scikit_learn(train, validation):
@@ -319,6 +356,6 @@ def test_fit_checks_its_inputs():
 
 @pytest.mark.backend_free
 def test_names_the_package_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "scipy", None)
+    monkeypatch.setitem(sys.modules, "threadpoolctl", None)
     with pytest.raises(ImportError, match=r"keras_clip\[evaluation\]"):
         LinearProbe().fit(np.array([[0.0], [1.0]]), np.array([0, 1]))

@@ -80,11 +80,32 @@ def test_gradient_has_the_digits_of_float64(kind, rng):
     np.testing.assert_allclose(d_bias, residual.mean(axis=0), rtol=1e-12, atol=1e-14)
 
 
-def test_moments(rng):
-    features, labels, classes = problem("softmax", rng)
-    mean, covariance = LogisticLoss(features, labels, classes).moments()
-    np.testing.assert_allclose(mean, features.astype("float64").mean(axis=0), rtol=1e-14)
-    np.testing.assert_allclose(covariance, np.cov(features.astype("float64").T, bias=True), rtol=1e-12, atol=1e-12)
+@pytest.mark.parametrize("dtype, close", [("float64", 1e-6), ("float32", 1e-4)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_second_derivatives(kind, dtype, close, rng, monkeypatch):
+    """The product with a direction is the change of the gradient; the curvature its mean over the columns."""
+    monkeypatch.setattr(matmul, "LEAST_ROWS", 10)
+    monkeypatch.setattr(matmul, "TILE_AREA", 1)
+    features, labels, classes = problem(kind, rng)
+    loss = LogisticLoss(features, labels, classes)
+    weights, bias = rng.normal(size=(5, loss.columns)) / 5, rng.normal(size=loss.columns)
+
+    def product(d_weights, d_bias):
+        ends = [loss(weights + step * d_weights, bias + step * d_bias, "float64")[1:] for step in (1e-5, -1e-5)]
+        return [(above - below) / 2e-5 for above, below in zip(*ends, strict=True)]
+
+    direction = rng.normal(size=weights.shape), rng.normal(size=bias.shape)
+    found = loss.hessian_product(weights, bias, *direction, dtype)
+    for change, expected in zip(found, product(*direction), strict=True):
+        np.testing.assert_allclose(change, expected, rtol=close, atol=close)
+    by_bias, mean, matrix = loss.curvature(weights, bias)
+    ones = [product(np.zeros_like(weights), column)[1] @ column for column in np.eye(loss.columns)]
+    assert by_bias == pytest.approx(np.mean(ones), rel=1e-6)
+    for j in range(5):
+        columns = [np.outer(np.eye(5)[j], column) for column in np.eye(loss.columns)]
+        changes = [product(column, np.zeros_like(bias)) for column in columns]
+        ofs = np.mean([change[0] @ column for change, column in zip(changes, np.eye(loss.columns), strict=True)], 0)
+        np.testing.assert_allclose(matrix[j] + by_bias * mean * mean[j], ofs, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
