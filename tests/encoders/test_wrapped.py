@@ -123,7 +123,8 @@ REFUSED = {
     "no length": (lambda: encoders.wrap(echo_text_model(None)), "context length"),
     "several outputs": (lambda: encoders.wrap(hub_text_backbone(), context_length=4), "output"),
     "an input of another name": (lambda: encoders.wrap(masked_text_model()), "inputs 'token_ids', 'padding_mask'"),
-    "a layer": (lambda: encoders.wrap(keras.Sequential([keras.layers.Dense(2)])), "functional"),
+    "a layer": (lambda: encoders.wrap(keras.layers.Dense(2)), "functional"),
+    "a Sequential without an input": (lambda: encoders.wrap(keras.Sequential([keras.layers.Dense(2)])), "an input"),
 }
 
 

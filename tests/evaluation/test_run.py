@@ -113,6 +113,10 @@ def test_protocols_say_what_each_classifier_was_fitted_on(results):
     few_shot = {score.method: score.protocol for score in results.select("digits", "few_shot")}
     assert ", trained on 2 images per class of digits/train, hyper" in few_shot["few_shot/2"]
     assert ", trained on all " in few_shot["few_shot/all"]
+    (calibrated,) = results.select("digits", "linear_probe", "expected_calibration_error")
+    for shifted in (calibrated, *results.select("even", "shift/linear_probe")):
+        assert f"{held_out} together" in shifted.protocol
+    assert "trained on" not in results.select("even", "shift/zero_shot/family")[0].protocol
 
 
 def test_every_table_is_declared_by_one_part(results):

@@ -40,7 +40,7 @@ def _calibration_error(case, method, logits):
         low,
         high,
         len(labels),
-        case.protocol("15 bins"),
+        case.protocol("15 bins", *(case.training_of_probe if method == "linear_probe" else ())),
         details={"debiased": debiased},
         correct=metrics.correct(probabilities, labels),
         outcomes=probabilities.max(axis=1),

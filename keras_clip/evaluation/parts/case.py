@@ -112,8 +112,8 @@ class Case:
         parts = [self.task.protocol, f"{test.name}/{test.split}", f"{sides} px", *more, *dropped]
         return ", ".join(part for part in parts if part)
 
-    def trained_protocol(self, subset: str = "", refitted: bool = False) -> str:
-        """Returns the protocol of a score of a classifier that was trained.
+    def training(self, subset: str = "", refitted: bool = False) -> tuple[str, str]:
+        """Returns the conditions of `protocol` that say how a classifier was trained.
 
         Args:
             subset: str. The training images it was fitted on, if not all: "4 images per class of".
@@ -123,7 +123,22 @@ class Case:
         if validation == train:  # it was held out of the training split, and has its name
             validation += " (held out)"
         fitted = f"{train} and {validation} together" if refitted else f"{subset} {train}".strip()
-        return self.protocol(f"trained on {fitted}", f"hyperparameters selected on {validation}")
+        return f"trained on {fitted}", f"hyperparameters selected on {validation}"
+
+    def training_of(self, probe: FewShotScore) -> tuple[str, str]:
+        """The conditions that say how one of `few_shot` was trained."""
+        counts = np.bincount(self.splits.train.labels, minlength=len(self.splits.test.class_names))
+        if probe.shots is None:
+            subset = "all images of" if counts.min() != counts.max() else f"all {counts[0]} images per class of"
+        else:
+            fewer = ", all where there are fewer," if counts.min() < probe.shots else ""
+            subset = f"{probe.shots} image{'s' * (probe.shots > 1)} per class{fewer} of"
+        return self.training(subset)
+
+    @property
+    def training_of_probe(self) -> tuple[str, str]:
+        """The conditions that say how `probe` was trained."""
+        return self.training(refitted=True)
 
     def add(self, method: str, scores: np.ndarray, protocol: str, **details) -> Score:
         """Adds the task's metric of the scores (N, K) on the test split to the results, and returns it."""

@@ -19,13 +19,9 @@ def run(case: Case) -> None:
         # A curve needs a number for all images: their mean number per class.
         curve.setdefault(probe.shots or len(labels) / len(test.class_names), []).append(value)
         details = {"seed": probe.seed, "C": probe.C, "images": probe.images}
-        if probe.shots is None:
-            subset = "all images of" if unequal else f"all {counts[0]} images per class of"
-            details |= {} if unequal else {"images_per_class": int(counts[0])}
-        else:
-            fewer = ", all where there are fewer," if counts.min() < probe.shots else ""
-            subset = f"{probe.shots} image{'s' * (probe.shots > 1)} per class{fewer} of"
-        case.add(f"few_shot/{probe.shots or 'all'}", scores, case.trained_protocol(subset), **details)
+        if probe.shots is None and not unequal:
+            details["images_per_class"] = int(counts[0])
+        case.add(f"few_shot/{probe.shots or 'all'}", scores, case.protocol(*case.training_of(probe)), **details)
     means = {per_class: float(np.mean(values)) for per_class, values in curve.items()}
     if len(means) < 2:  # A class has so few images that the smallest number of shots is all of them.
         return

@@ -12,7 +12,7 @@ from keras_clip.evaluation.parts.part import TRAIN_OF_ONE_CLASS, Part, has_train
 def run(case: Case) -> None:
     """Adds scores of nearest neighbours, Tip-Adapter and WiSE-FT on embeddings, tuned on the validation split."""
     train, validation, test = case.splits.train, case.splits.validation, case.splits.test
-    metric, protocol = metrics.METRICS[case.task.metric], case.trained_protocol()
+    metric, protocol = metrics.METRICS[case.task.metric], case.protocol(*case.training())
     parts = [(store.embeddings, store.labels) for store in (train, validation)]
     class_embeddings = case.rungs["zero_shot/family"].class_embeddings
     num_classes, logit_scale = len(class_embeddings), test.logit_scale

@@ -20,7 +20,7 @@ from keras_clip.evaluation.studies.robustness import (
 def run(case: Case) -> None:
     """Adds the accuracy on each distribution shift, and on the test images of the same classes as the reference."""
     rows = case.results.tables.setdefault("robustness", [])
-    for method, details, scores in _classifiers(case):
+    for method, training, details, scores in _classifiers(case):
         reference = scores[0]
         for (name, shift), shifted in zip(case.splits.shifts.items(), scores[1:], strict=True):
             members = case.members(name)
@@ -28,7 +28,7 @@ def run(case: Case) -> None:
             restricted, labels = _restricted(reference, case.splits.test.labels, members)
             pair = metrics.accuracy(restricted, labels), metrics.accuracy(shifted, shift.labels)
             low, high = metrics.interval("accuracy", shifted, shift.labels)
-            protocol = case.protocol(f"shift {shift.name}/{shift.split}, {len(members)} classes")
+            protocol = case.protocol(f"shift {shift.name}/{shift.split}, {len(members)} classes", *training)
             score = Score(
                 name,
                 f"shift/{method}",
@@ -64,17 +64,22 @@ def _restricted(scores, labels, members):
     return pool_classes(restricted, places), group_of[labels]
 
 
-def _classifiers(case: Case) -> Iterator[tuple[str, dict, list[np.ndarray]]]:
-    """Yields (method, details, scores on each of `case.scored`) of zero-shot and, with `train`, of the probes."""
-    yield "zero_shot/family", {}, [case.zero_shot(store) for store in case.scored]
+def _classifiers(case: Case) -> Iterator[tuple[str, tuple, dict, list[np.ndarray]]]:
+    """Yields the method, how it was trained, details, and the scores on each of `case.scored`.
+
+    The methods are zero-shot and, with `train`, the probes.
+    """
+    yield "zero_shot/family", (), {}, [case.zero_shot(store) for store in case.scored]
     if case.splits.train is None:
         return
     ends = np.cumsum([len(store) for store in case.scored])[:-1]
     for few_shot in case.few_shot:
         if few_shot.shots is not None:
-            yield f"few_shot/{few_shot.shots}", {"seed": few_shot.seed}, np.split(few_shot.scores, ends)
+            scores = np.split(few_shot.scores, ends)
+            yield f"few_shot/{few_shot.shots}", case.training_of(few_shot), {"seed": few_shot.seed}, scores
     probe = case.probe.probe
-    yield "linear_probe", {"C": probe.C}, [probe.decision_function(store.features) for store in case.scored]
+    scores = [probe.decision_function(store.features) for store in case.scored]
+    yield "linear_probe", case.training_of_probe, {"C": probe.C}, scores
 
 
 PART = Part("robustness", "`shifts`", lambda splits, _: bool(splits.shifts), run, tables=("robustness",))
