@@ -59,6 +59,7 @@ def make_task():
         captions={identity: [f"number {i}", f"the {i}th"] for i, identity in enumerate(test.ids)},
         class_sets={"without": ["a cat", "a dog"], "with": ["a cat", "a dog", "a thief"]},
         watched=["a thief"],
+        limits=["counting"],
         shots=(2, 8),
         seeds=(0,),
         published={"zero_shot/family": 0.4, "even/linear_probe": 0.6},
@@ -93,7 +94,8 @@ def test_every_part_has_its_scores(results):
     assert [s.method for s in results.select("digits", "zero_shot", "accuracy")] == [f"zero_shot/{r}" for r in rungs]
     assert [s.method for s in results.select("digits", "few_shot")] == ["few_shot/2", "few_shot/8", "few_shot/all"]
     assert len(results.select(method="shift")) == 2 * (1 + 2 + 1)
-    tables = {"calibration", "reliability", "robustness", "shots_to_match", "templates"}
+    tables = {"calibration", "reliability", "robustness", "shots_to_match", "templates", "class_set_disparity"}
+    tables |= {"limits", "few_shot_loss"}
     assert tables | {"class_design/digits", "confusion/digits", "errors/digits"} == set(results.tables)
     for score in results.scores:
         assert score.low <= score.value <= score.high and "untrained" in score.protocol and "16x16 px" in score.protocol
