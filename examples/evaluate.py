@@ -83,6 +83,7 @@ import keras_clip
 from keras_clip import evaluation, prompts
 from keras_clip.evaluation import sources, suites
 from keras_clip.evaluation.metrics.comparison import comparable_scores
+from keras_clip.evaluation.results import format_value
 from keras_clip.printable import printable
 
 
@@ -168,10 +169,9 @@ def main(argv=None) -> evaluation.Results:
 
 def print_scores(results: evaluation.Results) -> None:
     for score in results.scores:
-        if score.metric != "median_rank":
-            interval = f"[{score.low:.1%}, {score.high:.1%}]"
-            name = printable(score.dataset)
-            print(f"{name}\t{score.method}\t{score.metric}\t{score.value:.1%} {interval}\tn={score.n}")
+        value, low, high = (format_value(number, score.unit) for number in (score.value, score.low, score.high))
+        name = printable(score.dataset)
+        print(f"{name}\t{score.method}\t{score.metric}\t{value} [{low}, {high}]\tn={score.n}")
 
 
 def write_report(results: evaluation.Results, out: Path, other: evaluation.Results | None, title: str) -> None:

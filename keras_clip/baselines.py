@@ -24,7 +24,6 @@ from keras_clip.layers.input_shapes import check_images
 from keras_clip.layers.transformer import TransformerBlock
 from keras_clip.losses import bag_of_words_loss, caption_loss
 from keras_clip.prompts import validate_class_names, validate_templates, warn_of_equal_prompts
-from keras_clip.step.compile_checks import check_pairs_only
 from keras_clip.step.trainer import Branch, GlobalBatchTrainer
 from keras_clip.types import Tensor
 
@@ -141,38 +140,6 @@ class _CaptionPredictor(GlobalBatchTrainer):
     def call(self, inputs, training=False):
         features = self.image_features(inputs["images"], training=training)
         return self._logits_of(features, self.words_of(inputs["token_ids"]))
-
-    def fit(self, *args, **options) -> keras.callbacks.History:
-        """Trains as `keras.Model.fit` does, on dicts of "images" and "token_ids".
-
-        Args:
-            args: as of `keras.Model.fit`, such as the data.
-            options: as of `keras.Model.fit`.
-
-        Returns:
-            Keras' `History`.
-
-        Raises:
-            ValueError: `y`, `sample_weight` or `class_weight` was given.
-        """
-        check_pairs_only(keras.Model.fit, args, options)
-        return super().fit(*args, **options)
-
-    def evaluate(self, *args, **options) -> dict[str, float] | list[float]:
-        """Evaluates as `keras.Model.evaluate` does, on dicts of "images" and "token_ids".
-
-        Args:
-            args: as of `keras.Model.evaluate`, such as the data.
-            options: as of `keras.Model.evaluate`.
-
-        Returns:
-            As `keras.Model.evaluate`.
-
-        Raises:
-            ValueError: `y` or `sample_weight` was given.
-        """
-        check_pairs_only(keras.Model.evaluate, args, options)
-        return super().evaluate(*args, **options)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """Returns global_loss / R on each of R replicas: the mean loss per word of the captions, and regularisation.

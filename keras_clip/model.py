@@ -21,7 +21,6 @@ from keras_clip.layers.input_shapes import check_images, check_images_shape
 from keras_clip.layers.pixel_range import ChecksPixelRange
 from keras_clip.layers.projection import ProjectionHead
 from keras_clip.losses import caption_groups
-from keras_clip.step.compile_checks import check_pairs_only
 from keras_clip.step.trainer import Branch, GlobalBatchTrainer
 from keras_clip.types import Tensor
 
@@ -362,38 +361,6 @@ class CLIPModel(ChecksPixelRange, GlobalBatchTrainer):
     def encode_text(self, token_ids: Tensor) -> Tensor:
         """Embeds token ids (B, L); returns float32 (B, E) of unit length."""
         return self.text_embedder.encode_text(token_ids)
-
-    def fit(self, *args, **options) -> keras.callbacks.History:
-        """Trains as `keras.Model.fit` does, on dicts of "images" and "token_ids".
-
-        Args:
-            args: as of `keras.Model.fit`, such as the data.
-            options: as of `keras.Model.fit`.
-
-        Returns:
-            Keras' `History`.
-
-        Raises:
-            ValueError: `y`, `sample_weight` or `class_weight` was given.
-        """
-        check_pairs_only(keras.Model.fit, args, options)
-        return super().fit(*args, **options)
-
-    def evaluate(self, *args, **options) -> dict[str, float] | list[float]:
-        """Evaluates as `keras.Model.evaluate` does, on dicts of "images" and "token_ids".
-
-        Args:
-            args: as of `keras.Model.evaluate`, such as the data.
-            options: as of `keras.Model.evaluate`.
-
-        Returns:
-            As `keras.Model.evaluate`.
-
-        Raises:
-            ValueError: `y` or `sample_weight` was given.
-        """
-        check_pairs_only(keras.Model.evaluate, args, options)
-        return super().evaluate(*args, **options)
 
     def export(self, filepath: str | os.PathLike, format: str = "tf_saved_model", dtype: str = "uint8") -> None:
         """Writes both halves as one file that runs without Keras.

@@ -28,7 +28,10 @@ import warnings
 from collections import Counter
 from pathlib import Path
 
+# The scripts of both folders use `terminal`, which is in examples/.
+sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
 import numpy as np
+import terminal
 
 # What a reader may raise of a file that is not as it should be: an error that says what is wrong.
 REFUSALS = (ValueError, FileNotFoundError)
@@ -36,7 +39,7 @@ SHARES = {"images": 44, "tars": 20, "tfrecords": 12, "csvs": 10, "checkpoints": 
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = terminal.Parser(__doc__)
     parser.add_argument("--count", type=int, default=100_000, help="mutations of all kinds together")
     parser.add_argument("--kinds", nargs="+", choices=list(SHARES), default=list(SHARES))
     parser.add_argument("--seed", type=int, default=0)
@@ -440,4 +443,5 @@ def main(argv=None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    terminal.start(parse_args)
+    terminal.run(lambda: sys.exit(main()))

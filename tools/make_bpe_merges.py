@@ -5,10 +5,14 @@
 Writes keras_clip/data/bpe_simple_vocab_16e6.txt.gz, after checking that it is the published file.
 """
 
-import argparse
 import hashlib
 import importlib.metadata
+import sys
 from pathlib import Path
+
+# The scripts of both folders use `terminal`, which is in examples/.
+sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
+import terminal
 
 SHA256 = "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a"
 NAME = "bpe_simple_vocab_16e6.txt.gz"
@@ -16,7 +20,7 @@ TARGET = Path(__file__).resolve().parents[1] / "keras_clip" / "data" / NAME
 
 
 def main(argv=None):
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(argv)
+    terminal.Parser(__doc__).parse_args(argv)
     wheel = importlib.metadata.distribution("open-clip-torch")
     file = next(file for file in wheel.files if file.name == NAME)
     content = Path(file.locate()).read_bytes()
@@ -28,4 +32,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    terminal.run(main)

@@ -7,12 +7,15 @@ shapes of its tensors, and the unit-length embeddings of three images and four t
 generated from their keys (tests/presets/seeded_weights.py).
 """
 
-import argparse
 import importlib.metadata
 import json
 import sys
 import tempfile
 from pathlib import Path
+
+# The scripts of both folders use `terminal`, which is in examples/.
+sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
+import terminal
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
 PATH = TESTS / "presets" / "golden_embeddings.json"
@@ -25,7 +28,7 @@ CASES = {
 
 
 def main(argv=None):
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(argv)
+    terminal.Parser(__doc__).parse_args(argv)
     sys.path.insert(0, str(TESTS))
     golden = {
         "versions": {name: importlib.metadata.version(name) for name in ("open-clip-torch", "transformers", "torch")},
@@ -73,4 +76,4 @@ def rounded(embeddings):
 
 
 if __name__ == "__main__":
-    main()
+    terminal.run(main)

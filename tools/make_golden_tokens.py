@@ -5,17 +5,20 @@
 Writes tests/data/golden_tokens.json: the version of the peer, the texts, and their ids without start and end tokens.
 """
 
-import argparse
 import importlib.metadata
 import json
 import sys
 from pathlib import Path
 
+# The scripts of both folders use `terminal`, which is in examples/.
+sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
+import terminal
+
 TESTS = Path(__file__).resolve().parents[1] / "tests"
 
 
 def main(argv=None):
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(argv)
+    terminal.Parser(__doc__).parse_args(argv)
     sys.path.insert(0, str(TESTS))
     import torchvision_shim  # noqa: F401
     from hard_texts import HARD_TEXTS
@@ -32,4 +35,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    terminal.run(main)

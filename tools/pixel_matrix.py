@@ -17,15 +17,19 @@ import sys
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
+# The scripts of both folders use `terminal`, which is in examples/.
+sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
 import numpy as np
+import terminal
 
 SIZE = 32
 SIDES = (SIZE, SIZE)
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = terminal.Parser(__doc__)
     parser.add_argument("--verbose", action="store_true", help="name every file that differs")
     return parser.parse_args(argv)
 
@@ -369,4 +373,5 @@ def main(argv=None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    terminal.start(parse_args)
+    terminal.run(lambda: sys.exit(main()))

@@ -14,9 +14,23 @@ import os
 import sys
 from pathlib import Path
 
-os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-
+# The scripts of both folders use `terminal`, which is in examples/.
+sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
 import numpy as np
+import terminal
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = terminal.Parser(__doc__)
+    parser.add_argument("--repetitions", type=int, default=4000, help="test sets; a quarter for slow intervals")
+    parser.add_argument("--only", nargs="+", default=[], help="words of the names of intervals")
+    parser.add_argument("--out", type=Path, help="file for the table, Markdown")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    terminal.start(parse_args)
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
 from keras_clip.evaluation.metrics import bootstrap as resampling
 from keras_clip.evaluation.metrics import calibration, classification, comparison, intervals, retrieval
@@ -398,14 +412,6 @@ def rows(only, repetitions):
         yield name, setting, {size: held for size, (held, _) in measured.items()}, sum(e for _, e in measured.values())
 
 
-def parse_args(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repetitions", type=int, default=4000, help="test sets; a quarter for slow intervals")
-    parser.add_argument("--only", nargs="+", default=[], help="words of the names of intervals")
-    parser.add_argument("--out", type=Path, help="file for the table, Markdown")
-    return parser.parse_args(argv)
-
-
 def main(argv=None):
     args = parse_args(argv)
     lines = ["| interval | setting | n = 100 | 300 | 1,000 | excludes its estimate |", "|---|---|---|---|---|---|"]
@@ -420,4 +426,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    terminal.run(main)

@@ -290,7 +290,7 @@ class Results:
             for stored in content["scores"]
         ]
         failures = [Failure(**failure) for failure in content["failures"]]
-        return cls(scores, content["tables"], content["info"], failures)
+        return cls(scores, _tables(content), content["info"], failures)
 
     def to_csv(self) -> str:
         """Returns the scores as CSV, one per line; `details` is JSON in its cell.
@@ -321,7 +321,31 @@ def _former(content: dict[str, Any]) -> Results:
         ]
         if found and scores[found[-1]].n == len(correct):
             scores[found[-1]] = dataclasses.replace(scores[found[-1]], correct=correct)
-    return Results(scores, content["tables"], content["info"])
+    return Results(scores, _tables(content), content["info"])
+
+
+def _tables(content: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The tables of a file. Files of version 0.1 call the true class "class" and the predicted one "named"."""
+    names = {"class": "true", "named": "predicted"}
+    return {
+        table: [{names.get(key, key): value for key, value in row.items()} if "named" in row else row for row in rows]
+        for table, rows in content["tables"].items()
+    }
+
+
+def format_value(value: float, unit: str) -> str:
+    """The value of a score as people read it.
+
+    Args:
+        value: float.
+        unit: as of `Score`.
+
+    Returns:
+        Per cent for fractions, else four digits; "none" of NaN or infinity.
+    """
+    if not math.isfinite(value):
+        return "none"
+    return f"{100 * value:.1f} %" if unit == "fraction" else f"{value:.4g}"
 
 
 def _numbers(stored: dict[str, Any]) -> dict[str, Any]:

@@ -92,7 +92,7 @@ def evaluate(
     if len(set(names)) < len(names):
         raise ValueError(f"Expected datasets with different names. Received: {names}. Pass `name` to their sources.")
     selected = [_selected(task, parts) for task in tasks]
-    results, errors = Results(info=_describe(clip, model)), []
+    results, raised = Results(info=_describe(clip, model)), []
 
     def attempt(dataset: str, part: str, run: Callable[[], Any]) -> Any:
         bar.set_postfix_str(printable(f"{dataset}: {part}"))
@@ -102,7 +102,7 @@ def evaluate(
         except Exception as error:
             logging.getLogger("keras_clip").debug("%s: %s failed", dataset, part, exc_info=error)
             results.failures.append(Failure.of(dataset, part, error))
-            errors.append(error)
+            raised.append(error)
         if out is not None:
             results.save(out)
         bar.update()
@@ -122,11 +122,11 @@ def evaluate(
             for part in of_task:
                 attempt(case.name, part, lambda part=part, case=case: _PARTS[part].run(case))
     measured = [rows for name, rows in results.tables.items() if rows and name != "dropped"]
-    if errors and not results.scores and not measured:
-        raise errors[0]
-    if errors:
+    if raised and not results.scores and not measured:
+        raise raised[0]
+    if raised:
         failed = "; ".join(f"{one.part} of {one.dataset}: {one.error}" for one in results.failures)
-        warnings.warn(f"{len(errors)} parts of the evaluation failed. {failed}", stacklevel=2)
+        warnings.warn(f"{len(raised)} parts of the evaluation failed. {failed}", stacklevel=2)
     return results
 
 

@@ -47,21 +47,25 @@ def check_compile_arguments(model: keras.Model, optimizer, options: dict) -> Non
             )
 
 
-def check_pairs_only(method: Callable, args: tuple, options: dict) -> None:
-    """Raises a ValueError if a call of `fit` or `evaluate` has targets or weights, which Keras drops without targets.
+def check_targets(model: keras.Model, method: Callable, args: tuple, options: dict) -> None:
+    """Raises a ValueError if a call has targets or weights that the model does not take.
+
+    Keras itself drops sample weights that come without targets.
 
     Args:
+        model: `GlobalBatchTrainer`.
         method: the method of `keras.Model`.
         args: positional arguments, without `self`.
         options: keyword arguments.
     """
     given = {**dict(zip(list(inspect.signature(method).parameters)[1:], args, strict=False)), **options}
     unknown = [name for name in ("y", "sample_weight", "class_weight") if given.get(name) is not None]
-    if unknown:
+    if unknown and not model.takes_targets:
+        inputs = ", ".join(f'"{branch.input_name}"' for branch in model.branches)
         raise ValueError(
-            'The data must be dicts {"images", "token_ids"} without targets or sample weights: the captions are the '
-            f"targets, and each pair is contrasted with all others of its batch. Received: {', '.join(unknown)}. To "
-            "weight pairs, repeat them in the data, or give the model a loss layer of your own."
+            f"The data must be dicts of the inputs, such as {inputs}, without targets or sample weights: the targets "
+            f"are among the inputs. Received: {', '.join(unknown)}. To weight samples, repeat them in the data, or "
+            "give the model a loss of your own."
         )
 
 

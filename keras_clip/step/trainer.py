@@ -83,6 +83,8 @@ class GlobalBatchTrainer(CompositeModel, compat.FitHooks):
     microbatch_size: int | None = None
     # Whether the loss of a pair depends on the others of its batch, so that a batch of one pair has none.
     contrasts_pairs = True
+    # Whether the data may have targets and sample weights beside the inputs.
+    takes_targets = False
     # If set, it is called with a `batch_timing.BatchRead` after each batch that `fit` reads.
     batch_listener = None
     _compiles_embedders = False
@@ -286,9 +288,7 @@ class GlobalBatchTrainer(CompositeModel, compat.FitHooks):
         return {k: v if k in about_steps else ops.where(is_counted, v, float("nan")) for k, v in logs.items()}
 
     def fit(self, x: Any = None, *args, **options) -> keras.callbacks.History:
-        """Trains the model: see `keras.Model.fit`.
-
-        There is a warning of batches of one pair.
+        """Trains the model: see `keras.Model.fit`. Warns of batches of one pair.
 
         Args:
             x: as of `keras.Model.fit`, of dicts as `call` takes them.
@@ -297,11 +297,31 @@ class GlobalBatchTrainer(CompositeModel, compat.FitHooks):
 
         Returns:
             `keras.callbacks.History`.
+
+        Raises:
+            ValueError: `y`, `sample_weight` or `class_weight` was given, unless `takes_targets`.
         """
+        compile_checks.check_targets(self, keras.Model.fit, (x, *args), options)
         # A step that is compiled sees the shape of a batch only when it is traced, and on TensorFlow not of arrays.
         batch_size = options.get("batch_size", args[1] if len(args) > 1 else None)
         compile_checks.warn_of_data_of_single_pairs(self, x, batch_size)
         return super().fit(x, *args, **options)
+
+    def evaluate(self, *args, **options) -> dict[str, float] | list[float]:
+        """Evaluates the model: see `keras.Model.evaluate`.
+
+        Args:
+            args: as of `keras.Model.evaluate`.
+            options: as of `keras.Model.evaluate`.
+
+        Returns:
+            As `keras.Model.evaluate`.
+
+        Raises:
+            ValueError: `y` or `sample_weight` was given, unless `takes_targets`.
+        """
+        compile_checks.check_targets(self, keras.Model.evaluate, args, options)
+        return super().evaluate(*args, **options)
 
     def train_step(self, *args):
         """Runs a step of `fit`; the arguments are (state, data) on JAX, and data on other backends."""

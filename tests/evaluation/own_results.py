@@ -31,7 +31,7 @@ def results(right=0.5, model="tiny <1>"):
         names = ["nought", "one & <two>", "three"]
         made.info["class_names"][name] = names
         made.tables[f"confusion/{name}"] = [
-            {"class": a, "named": b, "images": 1 + 5 * (a == b)} for a in names for b in names
+            {"true": a, "predicted": b, "images": 1 + 5 * (a == b)} for a in names for b in names
         ]
     made.tables["reliability"] = [
         {"dataset": "digits", "method": "zero_shot/family", "confidence": c, "accuracy": c - 0.1, "images": 10}

@@ -119,6 +119,12 @@ def test_a_file_of_an_earlier_version_loads():
     # The last score of that name has written it.
     assert [s.correct is None for s in read.scores] == [True, False, True, True]
     assert read.scores[1].correct.tolist() == bits.tolist() and read.info == {"model": "old"} and read.failures == []
+    tables = json.loads(former(scores, {}))
+    tables["tables"] = {"errors/digits": [{"class": "one", "named": "two"}], "robustness": [{"class": "kept"}]}
+    assert Results.from_json(json.dumps(tables)).tables == {
+        "errors/digits": [{"true": "one", "predicted": "two"}],
+        "robustness": [{"class": "kept"}],
+    }
     without_units = json.loads(former(scores, {}))
     for row in without_units["scores"]:
         del row["unit"]

@@ -198,7 +198,7 @@ def test_pooled_classes_are_checked(pooled, message):
 
 def test_errors_are_wrong_and_shown(results):
     rows = results.tables["errors/digits"]
-    assert len(rows) == 12 and all(row["class"] != row["named"] and row["thumbnail"] for row in rows)
+    assert len(rows) == 12 and all(row["true"] != row["predicted"] and row["thumbnail"] for row in rows)
     assert [row["confidence"] for row in rows] == sorted((row["confidence"] for row in rows), reverse=True)
     assert sum(row["images"] for row in results.tables["confusion/digits"]) == 120
 

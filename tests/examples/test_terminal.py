@@ -8,8 +8,8 @@ import pytest
 from subprocesses import REPOSITORY, run_python
 
 EXAMPLES = sorted(path for path in (REPOSITORY / "examples").glob("*.py") if path.name != "terminal.py")
-COMMANDS = "benchmark benchmark_probe convert_checkpoint histogram_probe measure_checkpoint measure_loading run_tests"
-TOOLS = [REPOSITORY / "tools" / f"{name}.py" for name in COMMANDS.split()]
+# All tools that are commands. The others are imported by `benchmark.py`.
+TOOLS = sorted(path for path in (REPOSITORY / "tools").glob("*.py") if "__main__" in path.read_text(encoding="utf-8"))
 HELP = """
 import contextlib, io, os, runpy, sys
 for script in sys.argv[1:]:

@@ -9,11 +9,12 @@ import logging
 import lzma
 import os
 import shutil
-import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+from keras_clip import files
 
 _COMPRESSIONS = {
     "gzip": (b"\x1f\x8b", gzip.open),
@@ -43,16 +44,10 @@ def in_cache(folder: str, path: str, suffix: str) -> str:
 
 @contextlib.contextmanager
 def write_whole(path: str) -> Iterator[BinaryIO]:
-    """Writes a file whole or not at all: another process may be reading it."""
+    """An open file that replaces `path` when it is complete, since another process may be reading that."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    descriptor, draft = tempfile.mkstemp(dir=os.path.dirname(path) or ".", suffix=".tmp")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-        os.replace(draft, path)
-    except BaseException:
-        os.unlink(draft)
-        raise
+    with files.replacing(path) as temporary, temporary.open("wb") as file:
+        yield file
 
 
 def compression(path: str) -> str | None:

@@ -28,7 +28,7 @@ def run(case: Case) -> None:
         np.add.at(counts, (test.labels, predicted), 1)
         case.results.info.setdefault("class_names", {})[case.name] = names
         case.results.tables[f"confusion/{case.name}"] = [
-            {"class": names[row], "named": names[column], "images": int(counts[row, column])}
+            {"true": names[row], "predicted": names[column], "images": int(counts[row, column])}
             for row, column in np.argwhere(counts)
         ]
     confidence = probabilities.max(axis=1)
@@ -37,8 +37,8 @@ def run(case: Case) -> None:
     case.results.tables[f"errors/{case.name}"] = [
         {
             "id": str(test.ids[row]),
-            "class": names[test.labels[row]],
-            "named": names[predicted[row]],
+            "true": names[test.labels[row]],
+            "predicted": names[predicted[row]],
             "confidence": float(confidence[row]),
             "thumbnail": _thumbnail(case, str(test.ids[row])),
         }

@@ -288,7 +288,7 @@ def _confusion(results, other):
             names = list(dict.fromkeys(results.info["class_names"][dataset]))
             counts = np.zeros((len(names), len(names)))
             for row in rows:
-                counts[names.index(row["class"]), names.index(row["named"])] = row["images"]
+                counts[names.index(row["true"]), names.index(row["predicted"])] = row["images"]
             plots[dataset] = figures.confusion(counts, names)
     return plots
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from keras_clip import files
 from keras_clip.evaluation.metrics.comparison import compare
 from keras_clip.evaluation.report.figure_data import gallery
-from keras_clip.evaluation.results import Results, Score
+from keras_clip.evaluation.results import Results, Score, format_value
 
 
 class Cell(str):
@@ -180,7 +180,10 @@ def _scores_of(results: Results, dataset: str) -> Block:
 
 
 def _score_row(score: Score, protocols: Sequence[str]) -> dict[str, Any]:
-    show = _percent if score.unit == "fraction" else _number
+
+    def show(value: float) -> str:
+        return format_value(value, score.unit)
+
     return {
         "method": score.method,
         "metric": score.metric,
@@ -198,7 +201,7 @@ def _errors(dataset: str, rows: Sequence[Mapping[str, Any]]) -> Block:
     pictures = [
         Picture(
             f"data:image/png;base64,{row['thumbnail']}" if row.get("thumbnail") else None,
-            caption=f"predicted {row['named']} ({100 * row['confidence']:.0f} %), true {row['class']}; {row['id']}",
+            caption=f"predicted {row['predicted']} ({100 * row['confidence']:.0f} %), true {row['true']}; {row['id']}",
         )
         for row in rows
     ]
@@ -255,21 +258,13 @@ def _png_url(figure: Any) -> str:
     return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.1f} %" if math.isfinite(fraction) else "none"
-
-
-def _number(value: float) -> str:
-    return f"{value:.4g}" if math.isfinite(value) else "none"
-
-
 def _words(name: str) -> str:
     return name.replace("_", " ")
 
 
 def _text(value: Any) -> str:
     if isinstance(value, float):
-        return _number(value)
+        return format_value(value, "")
     if isinstance(value, list | tuple):
         return ", ".join(map(_text, value))
     return "" if value is None else str(value)

@@ -55,7 +55,7 @@ def picture(color):
 @pytest.fixture(scope="module")
 def results():
     made = own_results.results(model=EVIL)
-    error = {"id": EVIL, "class": "cat", "named": "dog & <pony>", "confidence": 0.97, "thumbnail": picture(GREEN)}
+    error = {"id": EVIL, "true": "cat", "predicted": "dog & <pony>", "confidence": 0.97, "thumbnail": picture(GREEN)}
     made.tables["errors/digits"] = [error] * 3
     made.tables["class_design/people"] = [{"class_set": "with child", "group": "0-2", "share": 0.25, "n": 8}]
     return made

@@ -43,7 +43,7 @@ def results():
     made = Results.from_json(own_results.results(model="$_$").to_json())
     made.info["class_names"] = {"digits": names}
     del made.tables["confusion/Food101"]
-    made.tables["confusion/digits"] = [{"class": name, "named": name, "images": 5} for name in names]
+    made.tables["confusion/digits"] = [{"true": name, "predicted": name, "images": 5} for name in names]
     for row in [row for rows in made.tables.values() for row in rows]:
         row |= {key: "pay $^ or $_" for key, value in row.items() if value in ("noise", "contrastive")}
     for name in names:
