@@ -7,8 +7,8 @@ from keras import ops
 class _SavesLora:
     """Mixin before a Keras layer that has `enable_lora`.
 
-    Keras saves the sum of a weight and its update, and sets both factors of the update to zero when it loads: then
-    neither has a gradient, so that a training could not go on. A layer without updates is saved as by Keras.
+    Keras saves the sum of a weight and its update, and sets both factors of the update to zero when it loads. Then
+    neither factor has a gradient, and training could not continue. A layer without updates is saved as by Keras.
     """
 
     def quantize(self, mode=None, type_check=True, config=None):

@@ -33,7 +33,7 @@ def is_sequence(source: Any) -> bool:
 
 
 def is_data_frame(source: Any) -> bool:
-    """Whether an object is a pandas `DataFrame`, or the like."""
+    """Returns whether an object is a pandas `DataFrame` or has its interface."""
     return hasattr(source, "iloc") and hasattr(source, "columns")
 
 
@@ -113,13 +113,13 @@ def _pair_of_columns(element: Any, names: tuple[Any, Any]) -> tuple[Any, Any]:
 
 
 def _has_transform(dataset: Any) -> bool:
-    """Whether a Hugging Face dataset applies a function of the user's to its elements."""
+    """Returns whether a Hugging Face dataset applies a transform of the user's to its elements."""
     form = getattr(dataset, "format", None)
     return isinstance(form, dict) and form.get("type") == "custom"
 
 
 def _class_names(dataset: Any) -> dict[str, Callable[[int], str]]:
-    """The function from numbers to names of each column of classes of a Hugging Face dataset."""
+    """Returns, for each class column of a Hugging Face dataset, the function from numbers to names."""
     features = getattr(dataset, "features", None) or {}
     return {name: kind.int2str for name, kind in features.items() if hasattr(kind, "int2str")}
 
@@ -141,7 +141,7 @@ def _undecoded(dataset: Any, mapping: Mapping) -> Any:
 
 
 class DataFrameReader(SequenceReader):
-    """The rows of a pandas `DataFrame`, whose images are as those of a `SequenceReader`.
+    """Reads the rows of a pandas `DataFrame`; images have the forms that `SequenceReader` accepts.
 
     Args:
         frame: the rows; paths are relative to the working directory.
@@ -229,7 +229,7 @@ def as_image_file(image: Any, name: str, folder: str = "") -> bytes:
 
 
 def _load(image: Any) -> None:
-    """Decodes a PIL image that is opened, but not read.
+    """Decodes a PIL image that has been opened but not loaded.
 
     Raises:
         OSError: it cannot be decoded.
@@ -247,7 +247,7 @@ def is_stream(source: Any) -> bool:
 
 
 class Stream:
-    """Elements that cannot be read by number, one after the other: they are mapped to pairs.
+    """Iterates over elements that have no random access, and maps them to pairs.
 
     Args:
         dataset: `tf.data.Dataset`, or another object that can be iterated over again and again, such as a streamed data
@@ -338,7 +338,7 @@ def _three_channels(image):
 
 
 def _positions(function: Callable) -> int:
-    """How many arguments a function needs; of one that takes any number, and of what is no function, 1."""
+    """Returns the number of positional arguments of a function; 1 for `*args` or anything else."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
@@ -349,7 +349,7 @@ def _positions(function: Callable) -> int:
 
 
 def is_iterable(source: Any) -> bool:
-    """Whether an object can be iterated over again and again; an iterator ends after the first time."""
+    """Returns whether an object can be iterated over repeatedly, unlike an iterator."""
     return isinstance(source, Iterable) and not isinstance(source, (Iterator, str, bytes, dict))
 
 

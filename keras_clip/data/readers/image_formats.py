@@ -1,9 +1,9 @@
-"""Which files are images that the library reads: by extension where that is usual, otherwise by their first bytes."""
+"""Recognises the image files that the library reads: by a usual extension, or else by their first bytes."""
 
 import re
 
-# Extensions of the formats that `images` opens. A file with one of them counts as an image; what is none fails when it
-# is decoded.
+# Extensions of the formats that `images` opens. A file with one of them counts as an image; a file that is not an image
+# fails at decoding.
 IMAGE_EXTENSIONS = (
     *("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "dib"),
     *("tif", "tiff", "avif", "ppm", "pgm", "pbm", "pnm"),

@@ -52,7 +52,7 @@ def require_mapping(mapping: Mapping | None) -> Mapping:
 def names_of(
     mapping: Mapping | None, images: Sequence[str], captions: Sequence[str]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The names under which files may hold the image, and those of the caption: of the mapping, else the usual ones."""
+    """Returns the accepted names of the image and of the caption: those of the mapping, or else the usual ones."""
     if mapping is None:
         return tuple(images), tuple(captions)
     if callable(mapping) or not {type(name) for name in mapping} <= {str, type(None)}:

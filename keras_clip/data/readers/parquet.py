@@ -78,7 +78,7 @@ class ParquetReader(SamplesOfSeveral):
 
 
 class _Table:
-    """One Parquet file, by way of its copy."""
+    """One Parquet file, read from its copy."""
 
     def __init__(self, path: str, images: Sequence[str], captions: Sequence[str], needs_captions: bool):
         pyarrow = _require_pyarrow(path)
@@ -138,7 +138,7 @@ class _Table:
 
 
 def _class_names(schema: "pyarrow.Schema") -> dict[str, list[str]]:
-    """The names of the classes of each column of Hugging Face's class numbers."""
+    """Returns the class names of each column of Hugging Face's class numbers."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         kinds = {name: kind for name, kind in features.items() if isinstance(kind, dict)}
@@ -148,7 +148,7 @@ def _class_names(schema: "pyarrow.Schema") -> dict[str, list[str]]:
 
 
 def _convert(path: str, file: BinaryIO) -> None:
-    """Writes a Parquet file as an Arrow file, in which every row has a place."""
+    """Writes a Parquet file as an Arrow file, which supports random access to rows."""
     import pyarrow
     from pyarrow import parquet
 

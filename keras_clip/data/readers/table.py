@@ -1,4 +1,4 @@
-"""Tables, `.csv`, `.tsv` or `.jsonl`: each row names an image file and has its caption, and may have other columns."""
+"""Reads `.csv`, `.tsv` or `.jsonl` tables: each row has the path of an image, its caption, and other columns."""
 
 import csv
 import io
@@ -17,13 +17,13 @@ from keras_clip.data.readers.paths import file_bytes
 from keras_clip.data.readers.reader import Captions, as_captions
 from keras_clip.data.readers.shards import ShardIndex, Shards
 
-# What a header is looked at with, if the delimiter that the file's name says gives no columns that are needed.
+# Delimiters to try if that of the extension does not yield the required columns.
 _DELIMITERS = (",", "\t", ";", "|")
 _JSON = re.compile(r"\.(jsonl|ndjson)(\.\w+)?$", re.IGNORECASE)
 
 
 class _Table(NamedTuple):
-    """What the rows of one table are read by.
+    """How the rows of one table are read.
 
     Attributes:
         folder: that of the table.
@@ -146,7 +146,7 @@ class TableReader(Shards):
         return metadata
 
     def column(self, name: str) -> str:
-        """The name of a column as the tables have it, of which upper and lower case do not matter.
+        """Returns the name of a column as it is written in the tables; the comparison ignores case.
 
         Args:
             name: of the column.
@@ -176,14 +176,14 @@ def _replaced(text: str) -> str:
 
 
 class _Wanted(NamedTuple):
-    """The names that the columns of image paths and of captions may have, and whether captions are needed."""
+    """Accepted names of the columns of image paths and captions, and whether captions are required."""
 
     paths: Sequence[str]
     captions: Sequence[str]
     needs_captions: bool
 
     def columns(self, path: str, header: Sequence[str]) -> list[str | None]:
-        """Which columns these are.
+        """Returns the columns with these names.
 
         Raises:
             ValueError: a column that is needed is missing, or there twice.
@@ -221,7 +221,7 @@ def _only(name: str, header: Sequence[str], what: str, path: str) -> str | None:
 
 
 def _index_table(path: str, file: str, wanted: _Wanted, delimiter: str | None) -> tuple[_Table, ShardIndex]:
-    """The header of a table, and where each of its rows lies."""
+    """Returns the header of a table and the index of its rows."""
     spans = []
     with open(file, "rb") as opened:
         _require_utf8(path, opened)
@@ -257,7 +257,7 @@ def _require_utf8(path: str, file: BinaryIO) -> None:
 
 
 def _delimiter(path: str, file: BinaryIO, wanted: _Wanted) -> str:
-    """The one with which the header has the columns that are needed, or else that of the file's name."""
+    """Returns the delimiter that yields the required columns, or else that of the extension."""
     usual = "\t" if re.search(r"\.tsv(\.\w+)?$", path, re.IGNORECASE) else ","
     first = re.split(rb"[\r\n]", file.readline())[0].decode("utf-8", "replace").removeprefix("\ufeff")
     file.seek(0)
@@ -286,7 +286,7 @@ class _Lines:
 
 
 def _index_lines(path: str, file: str, wanted: _Wanted) -> tuple[_Table, ShardIndex]:
-    """The columns of lines of JSON, and where each of them lies."""
+    """Returns the columns of lines of JSON and the index of the lines."""
     spans, header, end = [], {}, 0
     with open(file, "rb") as opened:
         for number, line in enumerate(opened, 1):

@@ -129,7 +129,7 @@ def _is_utf8(text: bytes) -> bool:
 
 
 class _Member(NamedTuple):
-    """A member of a tar; `target` is the member that it is a link to, None if it is none."""
+    """A member of a tar; `target` is the target of a link, None for other members."""
 
     name: str
     offset: int
@@ -241,7 +241,7 @@ def _note_member(
 
 
 def _follow(member: _Member, members: dict[str, _Member]) -> _Member | None:
-    """The file that a link leads to, if necessary by other links; None if it leads nowhere."""
+    """Resolves a link, if necessary through other links; returns None if it cannot be resolved."""
     for _ in range(_MAX_LINKS):
         member = members.get(member.target)
         if member is None or member.target is None:
@@ -256,7 +256,7 @@ def _begins_like_image(descriptor: int, member: _Member, extension: str) -> bool
 
 
 def _spans(key: str, found: dict[str, tuple[int, int]], text: str | None, passed_over: SkippedSamples) -> tuple:
-    """The spans of the parts in their order."""
+    """Returns the spans of the parts in their order."""
     absent = (0, 0)
     others = [found.pop(extension, absent) for extension in (text, "json", "cls")]
     # What has an image's extension comes before what only begins like an image.
