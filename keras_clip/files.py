@@ -18,7 +18,7 @@ PART = ".part"
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """Gives a temporary path; what the block writes there becomes `path` in one step when the block has succeeded.
+    """Gives a temporary path; the file that the block writes there replaces `path` atomically if the block succeeds.
 
     The temporary file lies in the folder of `path`, has the same extension, and is removed if the block raises. The
     target of a symbolic link is replaced, not the link. A path that is not a regular file, such as a pipe, is written
@@ -82,8 +82,8 @@ class WholeFileMixin:
         Args:
             filepath: path of the .keras file.
             overwrite: whether to replace an existing file without asking.
-            zipped: as of `keras.Model.save`.
-            **kwargs: as of `keras.Model.save`.
+            zipped: see `keras.Model.save`.
+            **kwargs: see `keras.Model.save`.
         """
         save = super().save
         is_local = not isinstance(filepath, str) or "://" not in filepath

@@ -38,7 +38,7 @@ _UNSUSPICIOUS_PIXELS, _PIXELS_PER_BYTE = 2**24, 32
 _MEMORY_PER_PIXEL = 128
 # Tags of TIFF: orientation, width and height of a tile.
 _ORIENTATION, _TILE = 0x0112, (322, 323)
-# Where Pillow finds an orientation in a PNG; it decodes the whole file to look for it.
+# Entries of a PNG with an orientation. Pillow decodes the whole file to look for them.
 _PNG_METADATA = (b"eXIf", b"iTXt", b"zTXt", b"tEXtRaw profile", b"tEXtXML:com", b"tEXtexif")
 
 
@@ -61,7 +61,7 @@ class PixelBudget:
             )
         self.pixels = pixels or max(_UNSUSPICIOUS_PIXELS, memory_bytes() // _MEMORY_PER_PIXEL)
         self._in_flight, self._changed = 0, threading.Condition()
-        # Held by the image that waits, so that smaller ones cannot overtake it for ever.
+        # The waiting image holds this lock, so that smaller images cannot overtake it indefinitely.
         self._next = threading.Lock()
 
     @contextlib.contextmanager
@@ -235,7 +235,7 @@ def open_image(image: Any, name: str, max_pixels: int, shortest: float | None = 
 
 
 def decode(image, name: str):
-    """Decodes what `open_header` returned: upright, in RGB, composited on white.
+    """Decodes an image that `open_header` returned: upright, in RGB, composited on white.
 
     Raises:
         ValueError: a corrupt file.

@@ -29,7 +29,7 @@ class _SavesLora:
             factors = [(weight, ops.copy(weight.value)) for weight in self.weights if weight.name.startswith("lora_")]
             super().load_own_variables(store)
             for weight, value in factors:
-                # Of the factors that Keras set to zero, the second is zero at the start.
+                # Keras set both factors to zero; a new update has only the second factor at zero.
                 if weight.name.endswith("_a"):
                     weight.assign(value)
             return

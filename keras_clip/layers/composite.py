@@ -54,7 +54,7 @@ class CompositeModel(WholeFileMixin, Composite, compat.CompiledFunctions):
 
         Args:
             mode: "int8".
-            kwargs: as of `keras.Model.quantize`.
+            kwargs: see `keras.Model.quantize`.
         """
         with one_collection():
             super().quantize(mode, **{"filters": _is_quantizable, **kwargs})
@@ -110,7 +110,7 @@ def restore_parts(owner: keras.layers.Layer, parts: dict[str, dict[str, Any]]) -
 
     Args:
         owner: a built layer or model.
-        parts: as `parts_of` returns them.
+        parts: the value that `parts_of` returned.
 
     Raises:
         ValueError: states of layers that `owner` does not have.

@@ -72,7 +72,7 @@ def from_preprocess_cfg(pixels: Mapping[str, Any], image_size: ImageSize, where:
     """
     pixels = {key: value for key, value in pixels.items() if value is not None}
     is_padded = pixels.get("resize_mode") == "longest"
-    # open_clip ignores "size" and whatever it does not know.
+    # open_clip ignores "size" and unknown entries.
     allowed = {"mode": "RGB", "size": ANY, "fill_color": 0 if is_padded else ANY}
     refuse_others(
         {key: value for key, value in pixels.items() if key not in _OPEN_CLIP_PIXELS},
@@ -241,7 +241,7 @@ def _scaled(rule, where):
         raise ValueError(f"`rescale_factor` must be positive. Received: {where} with rescale_factor={factor!r}.")
     mean, std = (rule["image_mean"], rule["image_std"]) if rule["do_normalize"] else (0.0, 1.0)
     mean, std = _three(mean, "image_mean", where), _three(std, "image_std", where)
-    # Exactly 1 for 1 / 255.
+    # This is exactly 1 for 1 / 255.
     factor *= 255
     return tuple(x / factor for x in mean), tuple(x / factor for x in std)
 

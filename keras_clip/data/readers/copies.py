@@ -22,7 +22,7 @@ _COMPRESSIONS = {
     "xz": (b"\xfd7zXZ\0", lzma.open),
     "zstd": (b"\x28\xb5\x2f\xfd", None),
 }
-# A decompressed file may be 200 times as large as the compressed one, or a gigabyte: more is an attack.
+# A decompressed file may be 200 times as large as the compressed one, or a gigabyte; more is taken for an attack.
 _MAX_RATIO, _FREE_BYTES = 200, 2**30
 
 
@@ -30,9 +30,9 @@ def in_cache(folder: str, path: str, suffix: str) -> str:
     """Returns the path in the user's cache folder for a file.
 
     Args:
-        folder: of the cache.
-        path: of the file.
-        suffix: what the name ends with.
+        folder: name of the folder in the cache.
+        path: path of the file.
+        suffix: end of the file name.
 
     Returns:
         The path.
@@ -61,7 +61,7 @@ def decompressed(path: str) -> str:
     """Returns the path, or for a compressed file that of its decompressed copy, which is made at the first use.
 
     Args:
-        path: of the file.
+        path: path of the file.
 
     Returns:
         The path of a file that is not compressed.
@@ -96,8 +96,8 @@ def copy_of(path: str, suffix: str, write: Callable[[BinaryIO], None]) -> str:
     """Returns the path of an up-to-date cached copy and creates it by `write` if it is missing.
 
     Args:
-        path: of the file.
-        suffix: of the copy.
+        path: path of the file.
+        suffix: end of the name of the copy.
         write: function of an open file, which it fills.
 
     Returns:

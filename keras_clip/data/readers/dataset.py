@@ -104,7 +104,7 @@ def _read_pair(dataset: Any, index: int, pair: Callable) -> tuple[bytes, Caption
         image, caption = pair(dataset[index])
         return as_image_file(image, f"element {index}"), as_captions(caption)
     except OSError as error:
-        # What PIL raises of a broken file: no image, so that the pipeline skips it.
+        # PIL raises these for a broken file; without an image, the pipeline skips the sample.
         return f"{type(error).__name__}: {error}".encode(), [b"unknown"]
 
 
@@ -187,11 +187,11 @@ class _Rows:
 
 
 def as_image_file(image: Any, name: str, folder: str = "") -> bytes:
-    """The bytes of an image file, `b""` if there is no image.
+    """Returns the bytes of an image file, `b""` if there is no image.
 
     Args:
         image: bytes, path, Hugging Face's record of both, array, PIL image of any mode, None or NaN.
-        name: of the sample, for errors.
+        name: name of the sample in error messages.
         folder: to which paths are relative.
 
     Returns:
@@ -215,7 +215,7 @@ def as_image_file(image: Any, name: str, folder: str = "") -> bytes:
         return file_bytes(os.path.join(os.fsencode(folder), os.fsencode(image)))
     if isinstance(image, Image.Image):
         _load(image)
-        # Pillow converts premultiplied alpha to nothing else.
+        # Pillow has no other conversion of premultiplied alpha.
         image = image.convert("LA") if image.mode == "La" else image
     elif not hasattr(image, "__array__"):
         raise ValueError(
@@ -223,7 +223,7 @@ def as_image_file(image: Any, name: str, folder: str = "") -> bytes:
             f"Received: {name} with an image of {type(image)}. Pass another `mapping`."
         )
     file = io.BytesIO()
-    # As evaluation opens it: upright, composited on white, in RGB. A bitmap costs no more than copying.
+    # Evaluation opens it in the same way: upright, composited on white, in RGB. A bitmap is only copied.
     open_image(image, name, sys.maxsize).save(file, "BMP")
     return file.getvalue()
 

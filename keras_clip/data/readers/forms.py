@@ -88,7 +88,7 @@ def open_reader(
         mapping: the names of the image and the caption column, or, for datasets, a function of an element.
         captions: whether samples must be pairs. If False, they are images with metadata: no captions are needed, and
             the second name of a mapping may be None.
-        delimiter: what separates the columns of tables. None: see `TableReader`.
+        delimiter: separator of the columns of tables. None: see `TableReader`.
 
     Returns:
         A `Reader`; a `Stream` if the source can only be iterated over, such as a `tf.data.Dataset`.

@@ -13,8 +13,8 @@ class JoinedReader(SamplesOfSeveral):
     """The samples of several readers, one after the other.
 
     Args:
-        readers: of the sources.
-        names: what the keys of each begin with, if several have the same.
+        readers: the readers of the sources.
+        names: prefixes of the keys of each source, used if several sources have equal keys.
     """
 
     def __init__(self, readers: Sequence[Reader], names: Sequence[str]):

@@ -60,7 +60,7 @@ class ShardIndex(NamedTuple):
             path: path of the shard.
             spans: (samples, parts, 2); (0, 0) if a sample has no such part.
             parts: how many parts a sample may have.
-            keys: of the samples.
+            keys: keys of the samples.
             passed_over: the other content of the shard. None: nothing.
 
         Returns:
@@ -88,7 +88,7 @@ class SamplesOfSeveral(Reader):
     """Concatenates the samples of several sources, such as shards, whose keys need not differ between sources.
 
     Args:
-        paths: of the sources, as the user knows them.
+        paths: paths of the sources, as the user gave them.
         lengths: how many samples each of them has.
     """
 
@@ -153,7 +153,7 @@ class Shards(SamplesOfSeveral):
     Memory holds 12 bytes for each part of a sample that occurs, and the keys.
 
     Args:
-        paths: of the files, as the user knows them.
+        paths: paths of the files, as the user gave them.
         indexes: the index of each.
         files: the files that are read: `paths`, or copies of them that support random access.
     """
@@ -162,7 +162,7 @@ class Shards(SamplesOfSeveral):
         super().__init__(paths, [len(index.offsets) for index in indexes])
         offsets = np.concatenate([index.offsets for index in indexes])
         sizes = np.concatenate([index.sizes for index in indexes])
-        # Where each part is among the columns of the two arrays; -1 if no sample has it.
+        # Column of each part in the two arrays; -1 if no sample has the part.
         occurs = offsets.any(axis=0) | sizes.any(axis=0)
         self._columns = np.where(occurs, np.cumsum(occurs) - 1, -1).tolist()
         self.offsets, self.sizes = (part if occurs.all() else part[:, occurs] for part in (offsets, sizes))
@@ -211,7 +211,7 @@ def load_indexes(paths: Sequence[str], make: Callable[[str], ShardIndex], varian
     """The index of each shard, with a progress bar if many have to be made.
 
     Args:
-        paths: of the shards.
+        paths: paths of the shards.
         make: function of a path that makes its index.
         variant: str. What the index depends on beside the shard; it becomes a part of a file's name.
 

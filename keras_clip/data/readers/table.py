@@ -26,11 +26,11 @@ class _Table(NamedTuple):
     """How the rows of one table are read.
 
     Attributes:
-        folder: that of the table.
+        folder: folder of the table.
         header: the names of its columns; of JSON those of the first row.
         path: the column of image paths.
         caption: the column of captions, None if there is none.
-        delimiter: what separates columns; "" for lines of JSON.
+        delimiter: separator of columns; "" for lines of JSON.
     """
 
     folder: str
@@ -53,7 +53,7 @@ class _Table(NamedTuple):
         if self.caption is None:
             return []
         value = row.get(self.caption)
-        # In a table of text a caption may be empty, which is a caption too, and other bytes than UTF-8.
+        # In a table of text a caption may be empty, which counts as a caption, or hold bytes that are not UTF-8.
         return [value.encode("utf-8", "surrogateescape")] if self.delimiter else as_captions(value)
 
     def parse(self, text: bytes) -> dict[str, Any]:
@@ -81,7 +81,7 @@ class TableReader(Shards):
         paths: UTF-8 files. `.csv` and `.tsv` have a header; lines of a `.jsonl` are objects.
         mapping: the names of the columns of image paths and of captions, upper or lower case. None: the usual ones.
         captions: whether samples are pairs. If False, no column of captions is needed.
-        delimiter: what separates the columns. None: a tab if the name ends in `.tsv`, otherwise a comma, or that of
+        delimiter: separator of the columns. None: a tab if the name ends in `.tsv`, otherwise a comma, or that of
             comma, tab, semicolon and bar with which the header has the columns.
 
     Raises:
@@ -149,7 +149,7 @@ class TableReader(Shards):
         """Returns the name of a column as it is written in the tables; the comparison ignores case.
 
         Args:
-            name: of the column.
+            name: name of the column.
 
         Returns:
             The name in the first table that has it, or else the name that was given.
@@ -209,7 +209,7 @@ class _Wanted(NamedTuple):
 
 
 def _only(name: str, header: Sequence[str], what: str, path: str) -> str | None:
-    """The one column of this name, None if there is none."""
+    """Returns the column of this name, None if there is none."""
     found = [column for column in header if column.lower() == name.strip().lower()]
     if name in found:
         return name
@@ -292,7 +292,7 @@ def _index_lines(path: str, file: str, wanted: _Wanted) -> tuple[_Table, ShardIn
         for number, line in enumerate(opened, 1):
             if line.strip() not in (b"", b"\xef\xbb\xbf"):
                 try:
-                    # A later row may have columns that the first has not.
+                    # A later row may have columns that the first lacks.
                     header.update(dict.fromkeys(_parse_object(line)))
                 except (ValueError, RecursionError) as error:
                     raise ValueError(
