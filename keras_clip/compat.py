@@ -212,7 +212,7 @@ class CompiledFunctions(keras.Model):
 
     @contextlib.contextmanager
     def _state_kept(self):
-        """Leaves no state of an earlier call or of one that fails, which a later one would write to the variables."""
+        """Discards stale JAX state, so that a later call does not write it to the variables."""
         self._end_jax_state()
         try:
             yield

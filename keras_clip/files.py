@@ -1,6 +1,6 @@
 """Files that are whole or absent: written under a temporary name beside their place, then renamed.
 
-A process that is interrupted, killed or out of disk space while it writes leaves the file of before as it was.
+A process that is interrupted, killed or out of disk space while it writes leaves the previous file unchanged.
 """
 
 import contextlib
@@ -18,11 +18,11 @@ PART = ".part"
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """Gives a temporary path; what the block writes there becomes `path` in one step when the block has succeeded.
+    """Gives a temporary path; the file that the block writes there replaces `path` atomically if the block succeeds.
 
     The temporary file lies in the folder of `path`, has the same extension, and is removed if the block raises. The
-    target of a symbolic link is replaced, not the link. What is not a regular file, such as a pipe, is written as it
-    is.
+    target of a symbolic link is replaced, not the link. A path that is not a regular file, such as a pipe, is written
+    to directly.
 
     Args:
         path: the file to write. Its folder must exist.
@@ -35,7 +35,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     if mode is not None and not stat.S_ISREG(mode):
         yield path
         return
-    # Of random digits, since processes of several hosts may have the same number.
+    # Random, because process ids may repeat across hosts.
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{PART}{path.suffix}")
     try:
         yield temporary
@@ -66,28 +66,28 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 
     Args:
         path: the file. Its folder must exist.
-        value: what `json.dumps` takes.
+        value: an object that `json.dumps` can encode.
     """
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 class WholeFileMixin:
-    """Has `save` of a Keras model replace the file once the new one is complete. Goes before `keras.Model`."""
+    """Mixin before `keras.Model`, with which `save` replaces the file only when the new one is complete."""
 
     def save(self, filepath: str | os.PathLike, overwrite: bool = True, zipped: bool | None = None, **kwargs) -> None:
         """Saves the model as a .keras file: see `keras.Model.save`.
 
-        An interrupted call leaves the file of before as it was.
+        An interrupted call leaves the previous file unchanged.
 
         Args:
             filepath: path of the .keras file.
             overwrite: whether to replace an existing file without asking.
-            zipped: as of `keras.Model.save`.
-            **kwargs: as of `keras.Model.save`.
+            zipped: see `keras.Model.save`.
+            **kwargs: see `keras.Model.save`.
         """
         save = super().save
         is_local = not isinstance(filepath, str) or "://" not in filepath
-        # Of a file that may not be overwritten without asking, Keras asks.
+        # With overwrite=False, Keras prompts the user.
         is_free = overwrite or not os.path.exists(filepath)
         if not (is_local and is_free and zipped is not False and str(filepath).endswith(".keras")):
             save(filepath, overwrite=overwrite, zipped=zipped, **kwargs)

@@ -312,13 +312,13 @@ def _positives(offset, groups):
 
 
 def _ranks(own):
-    """Of each value of all replicas, how many are smaller: int32 (N,)."""
+    """Returns the number of smaller values on all replicas for each value: int32 (N,)."""
     values = distribution.gather(own)
     return ops.cast(ops.searchsorted(ops.sort(values), values), "int32")
 
 
 def _ranks_within(first, second):
-    """Ranks of the pairs of both; exact up to 46,340 pairs, and beyond as good as exact."""
+    """Returns the ranks of the pairs of both. Above 46,340 pairs int32 wraps, and unequal pairs may rarely collide."""
     values = first * size(first) + second
     return ops.cast(ops.searchsorted(ops.sort(values), values), "int32")
 

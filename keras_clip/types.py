@@ -1,18 +1,18 @@
-"""The tensor alias and the shape letters that every docstring of this library uses.
+"""The tensor alias, and the shape letters of docstrings as the glossary in `docs/architecture.md` defines them.
 
 | letter | meaning |
 |---|---|
-| B | batch: images, texts or pairs |
-| H, W | height and width of an image in pixels |
-| P | patch size in pixels |
-| N | patches of an image |
-| L | tokens of a text |
-| D | width of a transformer, or dimension of the features of an encoder |
-| E | `embed_dim`, the dimension of the space that images and texts share |
-| K | classes |
-| T | templates |
-| V | vocabulary |
-| R | replicas |
+| B | batch size: images, texts or image-text pairs |
+| H, W | height and width of an image, in pixels |
+| P | patch size, in pixels |
+| N | number of patches of an image; in the loss and the evaluation, number of pairs, images or samples |
+| L | length of a text, in tokens |
+| D | width of a transformer; dimension of the features that an encoder returns |
+| E | `embed_dim`: dimension of the embedding space that images and texts share |
+| K | number of classes |
+| T | number of prompt templates |
+| V | vocabulary size |
+| R | number of replicas |
 """
 
 from typing import Any

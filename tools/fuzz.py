@@ -1,4 +1,4 @@
-"""Feeds mutated files to everything that reads what comes from outside, and looks for crashes, hangs and lost samples.
+"""Feeds mutated files to every reader of untrusted input, and looks for crashes, hangs and lost samples.
 
     python tools/fuzz.py                     # 100,000 mutations, about 20 minutes on 2 cores
     python tools/fuzz.py --count 5000 --kinds images tars

@@ -1,4 +1,4 @@
-"""The only place that opens images from outside: an allowlist of formats, limits read from the header, a budget.
+"""Opens untrusted images, here only: an allowlist of formats, limits checked in the header, a budget of pixels.
 
 An image file is untrusted. It is opened by decoders that are part of Pillow, for the formats in `FORMATS` alone, never
 by another program (as Pillow would start Ghostscript for EPS) and never by a plugin that another package registered.
@@ -38,7 +38,7 @@ _UNSUSPICIOUS_PIXELS, _PIXELS_PER_BYTE = 2**24, 32
 _MEMORY_PER_PIXEL = 128
 # Tags of TIFF: orientation, width and height of a tile.
 _ORIENTATION, _TILE = 0x0112, (322, 323)
-# Where Pillow finds an orientation in a PNG; it decodes the whole file to look for it.
+# Entries of a PNG with an orientation. Pillow decodes the whole file to look for them.
 _PNG_METADATA = (b"eXIf", b"iTXt", b"zTXt", b"tEXtRaw profile", b"tEXtXML:com", b"tEXtexif")
 
 
@@ -61,7 +61,7 @@ class PixelBudget:
             )
         self.pixels = pixels or max(_UNSUSPICIOUS_PIXELS, memory_bytes() // _MEMORY_PER_PIXEL)
         self._in_flight, self._changed = 0, threading.Condition()
-        # Held by the image that waits, so that smaller ones cannot overtake it for ever.
+        # The waiting image holds this lock, so that smaller images cannot overtake it indefinitely.
         self._next = threading.Lock()
 
     @contextlib.contextmanager
@@ -92,13 +92,13 @@ def memory_bytes() -> int:
 
 @functools.cache
 def default_budget() -> PixelBudget:
-    """The budget of all decoding in this process that was not given one of its own."""
+    """Returns the default budget of this process, for decoding without a budget of its own."""
     return PixelBudget()
 
 
 @functools.cache
 def _decoders() -> tuple[str, ...]:
-    """The formats of the allowlist that this Pillow decodes itself."""
+    """Returns the formats of the allowlist that this version of Pillow decodes itself."""
     from PIL import Image
 
     for module in _PLUGINS.values():
@@ -206,12 +206,12 @@ def _check_pixels(image, size: int | None, name: str, max_pixels: int) -> None:
 
 
 def suspicious_above(max_pixels: int) -> int:
-    """Pixels up to which an image may be in a file of any length."""
+    """Returns the number of pixels that an image may have whatever the length of its file."""
     return max(_UNSUSPICIOUS_PIXELS, max_pixels // 8)
 
 
 def jpeg_ratio(side: int, shortest: float) -> int:
-    """1, 2, 4 or 8: how much smaller a JPEG can be decoded so that its shorter side keeps at least `shortest`."""
+    """Returns the largest factor (1, 2, 4, 8) to decode a JPEG smaller with a shorter side of at least `shortest`."""
     return next((ratio for ratio in (8, 4, 2) if side >= ratio * shortest), 1)
 
 
@@ -235,7 +235,7 @@ def open_image(image: Any, name: str, max_pixels: int, shortest: float | None = 
 
 
 def decode(image, name: str):
-    """Decodes what `open_header` returned: upright, in RGB, composited on white.
+    """Decodes an image that `open_header` returned: upright, in RGB, composited on white.
 
     Raises:
         ValueError: a corrupt file.
@@ -274,7 +274,7 @@ def upright_sides(image) -> tuple[int, int]:
 
 
 def _orientation(image) -> int | None:
-    """The orientation, 1 to 8, or None."""
+    """Returns the orientation, 1 to 8, or None."""
     try:
         if image.format == "PNG" and isinstance(getattr(image, "fp", None), io.BytesIO):
             data = image.fp.getvalue()

@@ -79,7 +79,7 @@ class ImagePreprocessor:
             )
         if crop_rounding not in CROP_ROUNDINGS:
             raise ValueError(f"`crop_rounding` must be one of {CROP_ROUNDINGS}. Received: {crop_rounding!r}.")
-        # None if it says nothing else than the image size, so that equal rules are equal objects.
+        # None if equal to the image size, so that equal preprocessors compare equal.
         self.resize_size = None if resize_size in (None, image_size) else resize_size
         if not isinstance(self.resize_size, int | None):
             self.resize_size = None if tuple(resize_size) == self.sides else tuple(resize_size)
@@ -178,7 +178,7 @@ def resized_sides(height: int, width: int, target: tuple[int, int], resize_mode:
 
 
 def crop_offset(length: int, cropped: int, rounding: str) -> int:
-    """Returns the pixels before a centred crop; negative where the crop is longer, by what is added before."""
+    """Returns the pixels before a centred crop; negative (the padding) if the crop exceeds the image."""
     if length < cropped:
         return -((cropped - length) // 2)
     return round((length - cropped) / 2) if rounding == "even" else (length - cropped) // 2

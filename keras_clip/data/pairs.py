@@ -67,7 +67,7 @@ def image_text_pairs(
     A list of files, folders, datasets or readers is one source, also of several forms. Tars and TFRecords are indexed
     once, with a progress bar if there are many; the index is stored beside the file as `<file>.index.npz`, or in the
     user's cache folder, where there are also copies of compressed files (.gz, .bz2, .xz) and of Parquet files, which
-    can be read at any place. A shard that is cut short or damaged raises an error before the first epoch.
+    support random access. A shard that is cut short or damaged raises an error before the first epoch.
 
     In training, every epoch is one pass over all samples in an order shuffled across all shards (of a stream: within
     1,024 samples), with a random crop and one of several captions; order, crops and captions depend on the seed and the

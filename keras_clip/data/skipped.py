@@ -87,7 +87,7 @@ class SkippedSamples:
         if too_many or all_broken:
             raise ValueError(
                 f"At most {100 * self.limit:.4g}% of the samples may be broken, and not all of the first "
-                f"{_MIN_BROKEN_TO_REJECT:,}. Received: {self._source}: {self.describe(seen)} Mend or remove them, or "
+                f"{_MIN_BROKEN_TO_REJECT:,}. Received: {self._source}: {self.describe(seen)} Repair or remove them, or "
                 "raise `max_broken`."
             )
 

@@ -7,8 +7,8 @@ from keras import ops
 class _SavesLora:
     """Mixin before a Keras layer that has `enable_lora`.
 
-    Keras saves the sum of a weight and its update, and sets both factors of the update to zero when it loads: then
-    neither has a gradient, so that a training could not go on. A layer without updates is saved as by Keras.
+    Keras saves the sum of a weight and its update, and sets both factors of the update to zero when it loads. Then
+    neither factor has a gradient, and training could not continue. A layer without updates is saved as by Keras.
     """
 
     def quantize(self, mode=None, type_check=True, config=None):
@@ -29,7 +29,7 @@ class _SavesLora:
             factors = [(weight, ops.copy(weight.value)) for weight in self.weights if weight.name.startswith("lora_")]
             super().load_own_variables(store)
             for weight, value in factors:
-                # Of the factors that Keras set to zero, the second is zero at the start.
+                # Keras set both factors to zero; a new update has only the second factor at zero.
                 if weight.name.endswith("_a"):
                     weight.assign(value)
             return

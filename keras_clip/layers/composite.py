@@ -1,7 +1,7 @@
-"""Layers and models that are made of other layers: what is locked and saved holds for the parts as for the whole.
+"""Layers and models that are made of other layers: locking and saving include the parts.
 
-Keras makes a saved layer again from its configuration, which leaves out the layers that its constructor or `build`
-makes: which of them are locked, have LoRA updates, or are quantised. Here the configuration says so.
+Keras restores a saved layer from its configuration, which does not include the state of the layers that its constructor
+or `build` creates. Here the configuration records which of them are locked, have LoRA updates, or are quantised.
 """
 
 import contextlib
@@ -21,13 +21,14 @@ _KEY = "parts"
 class Composite(compat.BuildHook):
     """Mixin before `keras.layers.Layer` for a layer whose `build` makes other layers.
 
-    Locked with `trainable=False` it locks what it makes. Its saved form has the state of its parts: see `parts_of`.
+    With `trainable=False` the layers that it makes are locked too. Its saved form has the state of its parts: see
+    `parts_of`.
     """
 
     _parts = None
 
     def finish_build(self) -> None:
-        """Locks the parts of a locked layer, and gives the parts of a saved one their state."""
+        """Locks the parts of a locked layer, and restores the state of the parts of a saved layer."""
         if not self.trainable:
             # The flag was given before the parts existed. On TensorFlow an attribute that is False is not set again.
             keras.layers.Layer.trainable.fset(self, False)
@@ -47,19 +48,19 @@ class CompositeModel(WholeFileMixin, Composite, compat.CompiledFunctions):
     """A `keras.Model` whose constructor makes and builds all of its parts."""
 
     def quantize(self, mode: str = "int8", **kwargs) -> None:
-        """Makes the linear layers and embeddings compute in int8: a quarter of the memory, for inference.
+        """Quantises the linear layers and embeddings to int8 for inference, which takes a quarter of the memory.
 
-        A part alone: `clip.image_embedder.quantize("int8")`. A quantised model is saved and loaded as it is.
+        `clip.image_embedder.quantize("int8")` quantises one part alone. A quantised model can be saved and loaded.
 
         Args:
             mode: "int8".
-            kwargs: as of `keras.Model.quantize`.
+            kwargs: see `keras.Model.quantize`.
         """
         with one_collection():
             super().quantize(mode, **{"filters": _is_quantizable, **kwargs})
 
     def get_build_config(self):
-        """None: the constructor builds the model."""
+        """Returns None, because the constructor builds the model."""
         return None
 
     def get_config(self):
@@ -77,7 +78,7 @@ class CompositeModel(WholeFileMixin, Composite, compat.CompiledFunctions):
 
     @classmethod
     def _from_own_config(cls, config):
-        """The model of what its own `get_config` returned."""
+        """Returns the model from the configuration without the state of its parts."""
         return super().from_config(config)
 
 
@@ -86,7 +87,7 @@ def _is_quantizable(layer):
 
 
 def parts_of(owner: keras.layers.Layer) -> dict[str, dict[str, Any]]:
-    """What the configurations of Keras do not say of a layer and the layers inside it, as JSON data.
+    """Returns the state of a layer and the layers inside it that Keras' configurations lack, as JSON data.
 
     Args:
         owner: a built layer or model.
@@ -109,7 +110,7 @@ def restore_parts(owner: keras.layers.Layer, parts: dict[str, dict[str, Any]]) -
 
     Args:
         owner: a built layer or model.
-        parts: as `parts_of` returns them.
+        parts: the value that `parts_of` returned.
 
     Raises:
         ValueError: states of layers that `owner` does not have.
@@ -128,7 +129,7 @@ def restore_parts(owner: keras.layers.Layer, parts: dict[str, dict[str, Any]]) -
             if not layer.lora_enabled:
                 layer.enable_lora(rank)
             layer.lora_alpha = alpha
-    # After all layers and weights exist: to add some sets flags of others.
+    # This follows the creation of all layers and weights, because adding some sets flags of others.
     for layer, state in states.items():
         is_trainable = state.get("trainable", True)
         compat.set_trainable_flag(layer, is_trainable)
@@ -137,7 +138,7 @@ def restore_parts(owner: keras.layers.Layer, parts: dict[str, dict[str, Any]]) -
 
 
 def _layers_by_path(owner) -> Iterator[tuple[str, keras.layers.Layer]]:
-    """The layer itself, as "", and each layer inside once, by names that do not depend on what was made before."""
+    """Yields the layer itself as "", and each layer inside once, by a path that does not depend on Keras' numbering."""
     yield "", owner
     seen, stack = set(), [(owner, "")]
     while stack:
@@ -183,7 +184,7 @@ def _quantize(owner, states) -> None:
 
 @contextlib.contextmanager
 def one_collection():
-    """Keras collects garbage after every weight that it drops, a minute in a large program. Here it does so once."""
+    """Collects garbage once, instead of after every weight that Keras drops, which takes a minute in large programs."""
     gc.freeze()
     try:
         yield

@@ -57,7 +57,7 @@ _PROCESSOR_CURE = (
 
 
 def from_preprocess_cfg(pixels: Mapping[str, Any], image_size: ImageSize, where: str) -> ImagePreprocessor:
-    """The preprocessing that the `preprocess_cfg` of an `open_clip_config.json` describes.
+    """Returns the preprocessing that the `preprocess_cfg` of an `open_clip_config.json` describes.
 
     Args:
         pixels: content of `preprocess_cfg`. open_clip skips entries that are None.
@@ -72,7 +72,7 @@ def from_preprocess_cfg(pixels: Mapping[str, Any], image_size: ImageSize, where:
     """
     pixels = {key: value for key, value in pixels.items() if value is not None}
     is_padded = pixels.get("resize_mode") == "longest"
-    # open_clip ignores "size" and whatever it does not know.
+    # open_clip ignores "size" and unknown entries.
     allowed = {"mode": "RGB", "size": ANY, "fill_color": 0 if is_padded else ANY}
     refuse_others(
         {key: value for key, value in pixels.items() if key not in _OPEN_CLIP_PIXELS},
@@ -98,7 +98,7 @@ def to_preprocess_cfg(preprocessor: ImagePreprocessor) -> dict[str, Any]:
     """The content of `preprocess_cfg`. open_clip rounds half a pixel before the crop to the nearest even number.
 
     Raises:
-        ValueError: a size to resize to that is not the image size.
+        ValueError: the resize size differs from the image size.
     """
     if preprocessor.resize_size is not None:
         raise ValueError(
@@ -110,7 +110,7 @@ def to_preprocess_cfg(preprocessor: ImagePreprocessor) -> dict[str, Any]:
 
 
 def from_image_processor(pixels: Mapping[str, Any], image_size: ImageSize, where: str) -> ImagePreprocessor:
-    """The preprocessing that an image processor of transformers describes.
+    """Returns the preprocessing that an image processor of transformers describes.
 
     Args:
         pixels: content of `preprocessor_config.json`; empty: OpenAI's preprocessing. What it does not say is as of its
@@ -206,7 +206,7 @@ def to_image_processor(pixels: ImagePreprocessor) -> dict[str, Any]:
 
 
 def _resize_rule(rule, where):
-    """The resize mode, and (height, width)."""
+    """Returns the resize mode and (height, width)."""
     size = rule["size"]
     if rule.get("use_square_size"):
         # transformers then takes the default of the class.
@@ -235,19 +235,19 @@ def _crop_sides(size, where):
 
 
 def _scaled(rule, where):
-    """The mean and standard deviation that make of pixels / 255 what scaling by the factor and normalising do."""
+    """Returns mean and standard deviation for pixels / 255 that equal scaling by the factor and normalising."""
     factor = rule["rescale_factor"] if rule["do_rescale"] else 1
     if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor < math.inf:
         raise ValueError(f"`rescale_factor` must be positive. Received: {where} with rescale_factor={factor!r}.")
     mean, std = (rule["image_mean"], rule["image_std"]) if rule["do_normalize"] else (0.0, 1.0)
     mean, std = _three(mean, "image_mean", where), _three(std, "image_std", where)
-    # Exactly 1 for 1 / 255.
+    # This is exactly 1 for 1 / 255.
     factor *= 255
     return tuple(x / factor for x in mean), tuple(x / factor for x in std)
 
 
 def _three(value, name, where):
-    """One number of each colour, of three or one."""
+    """Returns one number per colour, from three numbers or a single one."""
     values = value if isinstance(value, list | tuple) else [value] * 3
     if len(values) != 3 or not all(isinstance(x, int | float) for x in values):
         raise ValueError(f"`{name}` must be a number, or one of each colour. Received: {name}={value!r} in {where}.")

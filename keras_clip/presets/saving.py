@@ -11,7 +11,7 @@ from keras_clip.presets import loading
 from keras_clip.presets.configs import to_hugging_face, to_open_clip
 from keras_clip.presets.layouts import by_key, hugging_face_slots, open_clip_slots
 
-# Of files of weights, which `save` would otherwise make directories of.
+# Suffixes of weight files, for which `save` would otherwise create directories.
 _FILE_SUFFIXES = (".bin", ".ckpt", ".h5", ".keras", ".onnx", ".pt", ".pth", ".safetensors")
 LAYOUTS = ("keras", "open_clip", "hugging_face")
 

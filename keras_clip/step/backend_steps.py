@@ -54,7 +54,7 @@ def _norm(model, gradients):
 
 
 class _Verdict:
-    """What becomes of a step, as bool scalars.
+    """Whether a step is applied and counted (bool scalars).
 
     Attributes:
         is_usable: loss and gradients are finite, so that the step may change variables.

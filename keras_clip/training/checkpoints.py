@@ -91,7 +91,7 @@ class Checkpoints(keras.callbacks.Callback):
             raise ValueError(f"`every` and `keep` must be positive. Received: every={every}, keep={keep}.")
         self.folder = Path(folder)
         self.every, self.keep = every, keep
-        # As it is after it was written and read.
+        # Normalised by a JSON round trip.
         self._own_identity = json.loads(json.dumps(dict(identity or {})))
         self.first_step = 0
         self._epochs, self._length = pairs.epochs, len(pairs)
@@ -232,7 +232,7 @@ class Checkpoints(keras.callbacks.Callback):
     def _identity(self):
         data = {f"data's {key}": value for key, value in self._epochs.identity.items()}
         run = {f"run's {key}": value for key, value in self._own_identity.items()}
-        # Of an object without a configuration its class must do.
+        # Objects without a configuration are identified by their class.
         plain = json.loads(json.dumps(data, default=lambda value: type(value).__name__))
         return {**state.identity(self.model), **plain, **run}
 

@@ -1,4 +1,4 @@
-"""Sources in error messages: short, whatever they hold."""
+"""Shortens the representation of sources in error messages."""
 
 import reprlib
 from typing import Any

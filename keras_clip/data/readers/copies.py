@@ -1,4 +1,4 @@
-"""Copies of files in the user's cache folder, which can be read at any place: decompressed, or in another format."""
+"""Copies of files in the user's cache folder, which support random access: decompressed, or in another format."""
 
 import bz2
 import contextlib
@@ -22,17 +22,17 @@ _COMPRESSIONS = {
     "xz": (b"\xfd7zXZ\0", lzma.open),
     "zstd": (b"\x28\xb5\x2f\xfd", None),
 }
-# A decompressed file may be 200 times as large as the compressed one, or a gigabyte: more is an attack.
+# A decompressed file may be 200 times as large as the compressed one, or a gigabyte; more is taken for an attack.
 _MAX_RATIO, _FREE_BYTES = 200, 2**30
 
 
 def in_cache(folder: str, path: str, suffix: str) -> str:
-    """The path in the user's cache folder that belongs to a file.
+    """Returns the path in the user's cache folder for a file.
 
     Args:
-        folder: of the cache.
-        path: of the file.
-        suffix: what the name ends with.
+        folder: name of the folder in the cache.
+        path: path of the file.
+        suffix: end of the file name.
 
     Returns:
         The path.
@@ -44,30 +44,30 @@ def in_cache(folder: str, path: str, suffix: str) -> str:
 
 @contextlib.contextmanager
 def write_whole(path: str) -> Iterator[BinaryIO]:
-    """An open file that replaces `path` when it is complete, since another process may be reading that."""
+    """Gives an open file that replaces `path` when it is complete, since another process may be reading `path`."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with files.replacing(path) as temporary, temporary.open("wb") as file:
         yield file
 
 
 def compression(path: str) -> str | None:
-    """The name of the compression of a file, by its first bytes; None if there is none."""
+    """Returns the name of the compression of a file, by its first bytes; None if it is not compressed."""
     with open(path, "rb") as file:
         head = file.read(8)
     return next((name for name, (magic, _) in _COMPRESSIONS.items() if head.startswith(magic)), None)
 
 
 def decompressed(path: str) -> str:
-    """The file itself, or if it is compressed the path of its decompressed copy, which is made at the first use.
+    """Returns the path, or for a compressed file that of its decompressed copy, which is made at the first use.
 
     Args:
-        path: of the file.
+        path: path of the file.
 
     Returns:
         The path of a file that is not compressed.
 
     Raises:
-        ValueError: a compressed file that is damaged, of an unknown compression, or expands without measure.
+        ValueError: a compressed file that is damaged, of an unknown compression, or expands to more than the limit.
     """
     name = compression(path)
     if name is None:
@@ -93,11 +93,11 @@ def decompressed(path: str) -> str:
 
 
 def copy_of(path: str, suffix: str, write: Callable[[BinaryIO], None]) -> str:
-    """The path of a copy of a file, made by `write` unless there is one of the file as it is now.
+    """Returns the path of an up-to-date cached copy and creates it by `write` if it is missing.
 
     Args:
-        path: of the file.
-        suffix: of the copy.
+        path: path of the file.
+        suffix: end of the name of the copy.
         write: function of an open file, which it fills.
 
     Returns:

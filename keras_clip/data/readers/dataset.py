@@ -33,7 +33,7 @@ def is_sequence(source: Any) -> bool:
 
 
 def is_data_frame(source: Any) -> bool:
-    """Whether an object is a pandas `DataFrame`, or the like."""
+    """Returns whether an object is a pandas `DataFrame` or has its interface."""
     return hasattr(source, "iloc") and hasattr(source, "columns")
 
 
@@ -104,7 +104,7 @@ def _read_pair(dataset: Any, index: int, pair: Callable) -> tuple[bytes, Caption
         image, caption = pair(dataset[index])
         return as_image_file(image, f"element {index}"), as_captions(caption)
     except OSError as error:
-        # What PIL raises of a broken file: no image, so that the pipeline skips it.
+        # PIL raises these for a broken file; without an image, the pipeline skips the sample.
         return f"{type(error).__name__}: {error}".encode(), [b"unknown"]
 
 
@@ -113,13 +113,13 @@ def _pair_of_columns(element: Any, names: tuple[Any, Any]) -> tuple[Any, Any]:
 
 
 def _has_transform(dataset: Any) -> bool:
-    """Whether a Hugging Face dataset applies a function of the user's to its elements."""
+    """Returns whether a Hugging Face dataset applies a transform of the user's to its elements."""
     form = getattr(dataset, "format", None)
     return isinstance(form, dict) and form.get("type") == "custom"
 
 
 def _class_names(dataset: Any) -> dict[str, Callable[[int], str]]:
-    """The function from numbers to names of each column of classes of a Hugging Face dataset."""
+    """Returns, for each class column of a Hugging Face dataset, the function from numbers to names."""
     features = getattr(dataset, "features", None) or {}
     return {name: kind.int2str for name, kind in features.items() if hasattr(kind, "int2str")}
 
@@ -141,7 +141,7 @@ def _undecoded(dataset: Any, mapping: Mapping) -> Any:
 
 
 class DataFrameReader(SequenceReader):
-    """The rows of a pandas `DataFrame`, whose images are as those of a `SequenceReader`.
+    """Reads the rows of a pandas `DataFrame`; images have the forms that `SequenceReader` accepts.
 
     Args:
         frame: the rows; paths are relative to the working directory.
@@ -187,11 +187,11 @@ class _Rows:
 
 
 def as_image_file(image: Any, name: str, folder: str = "") -> bytes:
-    """The bytes of an image file, `b""` if there is no image.
+    """Returns the bytes of an image file, `b""` if there is no image.
 
     Args:
         image: bytes, path, Hugging Face's record of both, array, PIL image of any mode, None or NaN.
-        name: of the sample, for errors.
+        name: name of the sample in error messages.
         folder: to which paths are relative.
 
     Returns:
@@ -215,7 +215,7 @@ def as_image_file(image: Any, name: str, folder: str = "") -> bytes:
         return file_bytes(os.path.join(os.fsencode(folder), os.fsencode(image)))
     if isinstance(image, Image.Image):
         _load(image)
-        # Pillow converts premultiplied alpha to nothing else.
+        # Pillow has no other conversion of premultiplied alpha.
         image = image.convert("LA") if image.mode == "La" else image
     elif not hasattr(image, "__array__"):
         raise ValueError(
@@ -223,13 +223,13 @@ def as_image_file(image: Any, name: str, folder: str = "") -> bytes:
             f"Received: {name} with an image of {type(image)}. Pass another `mapping`."
         )
     file = io.BytesIO()
-    # As evaluation opens it: upright, composited on white, in RGB. A bitmap costs no more than copying.
+    # Evaluation opens it in the same way: upright, composited on white, in RGB. A bitmap is only copied.
     open_image(image, name, sys.maxsize).save(file, "BMP")
     return file.getvalue()
 
 
 def _load(image: Any) -> None:
-    """Decodes a PIL image that is opened, but not read.
+    """Decodes a PIL image that has been opened but not loaded.
 
     Raises:
         OSError: it cannot be decoded.
@@ -247,7 +247,7 @@ def is_stream(source: Any) -> bool:
 
 
 class Stream:
-    """Elements that cannot be read by number, one after the other: they are mapped to pairs.
+    """Iterates over elements that have no random access, and maps them to pairs.
 
     Args:
         dataset: `tf.data.Dataset`, or another object that can be iterated over again and again, such as a streamed data
@@ -338,7 +338,7 @@ def _three_channels(image):
 
 
 def _positions(function: Callable) -> int:
-    """How many arguments a function needs; of one that takes any number, and of what is no function, 1."""
+    """Returns the number of positional arguments of a function; 1 for `*args` or anything else."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
@@ -349,7 +349,7 @@ def _positions(function: Callable) -> int:
 
 
 def is_iterable(source: Any) -> bool:
-    """Whether an object can be iterated over again and again; an iterator ends after the first time."""
+    """Returns whether an object can be iterated over repeatedly, unlike an iterator."""
     return isinstance(source, Iterable) and not isinstance(source, (Iterator, str, bytes, dict))
 
 

@@ -95,7 +95,7 @@ def _as_extension(name: str) -> str:
 
 
 class _Files:
-    """The files of a folder, by what they are.
+    """The files of a folder by kind.
 
     Attributes:
         images: {path: path without extension}.
@@ -132,7 +132,7 @@ def _begins_like_image(path: str, extension: str) -> bool:
 
 
 def _files(root: str) -> Iterator[tuple[str, str]]:
-    """(path, why it cannot be used or "") of each file of a folder and of those below it.
+    """Yields (path, reason why it cannot be used or "") of each file of a folder and its subfolders.
 
     A folder is read once, however many links lead to it: in its own place, if that is below the root.
     """

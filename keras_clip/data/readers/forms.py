@@ -41,7 +41,7 @@ class Form(NamedTuple):
 
 
 def _named(pattern: str) -> Callable[[Any], bool]:
-    """Whether the name of a file ends like this, or like this and the extension of a compression."""
+    """Returns a test for file names that end in the pattern, or in it and the extension of a compression."""
     whole = re.compile(rf"({pattern})(\.(gz|bz2|xz|zst))?$", re.IGNORECASE)
     return lambda source: isinstance(source, str) and whole.search(source) is not None
 
@@ -81,17 +81,17 @@ _ACCEPTED = (
 def open_reader(
     source: Any, mapping: Any = None, captions: bool = True, *, delimiter: str | None = None
 ) -> Reader | Stream:
-    """The reader of a source; see `image_text_pairs` for the forms.
+    """Returns the reader of a source; see `image_text_pairs` for the forms.
 
     Args:
         source: a path, a glob, braces, an object, or a list of these, of one form or several.
         mapping: the names of the image and the caption column, or, for datasets, a function of an element.
         captions: whether samples must be pairs. If False, they are images with metadata: no captions are needed, and
             the second name of a mapping may be None.
-        delimiter: what separates the columns of tables. None: see `TableReader`.
+        delimiter: separator of the columns of tables. None: see `TableReader`.
 
     Returns:
-        The `Reader`; of what can only be iterated over, such as a `tf.data.Dataset`, a `Stream`.
+        A `Reader`; a `Stream` if the source can only be iterated over, such as a `tf.data.Dataset`.
 
     Raises:
         FileNotFoundError: nothing has that name.
@@ -104,7 +104,7 @@ def open_reader(
     readers = []
     for form, part in parts:
         options = {"delimiter": delimiter} if delimiter is not None and form.name == "table" else {}
-        # Beside other sources, which need the mapping, a reader of one's own does without it.
+        # A user's reader takes no mapping, also if sources joined with it need one.
         is_own = form.name == "reader" and len(parts) > 1
         readers.append(form.open(part, None if is_own else mapping, captions, **options))
     if len(readers) > 1 and any(isinstance(reader, Stream) for reader in readers):
@@ -121,7 +121,7 @@ def open_reader(
 
 
 def _parts(source: Any) -> list[tuple[Form, Any]]:
-    """The forms of a source, and what is of each: the paths of a form, one folder, or an object."""
+    """Groups the elements of a source by form: the paths of a form, one folder, or an object."""
     parts: list[tuple[Form, Any]] = []
     if not _is_several(source):
         source = [source]
@@ -145,7 +145,7 @@ def _parts(source: Any) -> list[tuple[Form, Any]]:
 
 
 def _is_several(source: Any) -> bool:
-    """Whether a list is one of sources, rather than of samples."""
+    """Returns whether a list holds sources rather than samples."""
     return isinstance(source, (list, tuple)) and all(
         isinstance(each, (str, os.PathLike))
         or is_reader(each)
@@ -167,7 +167,7 @@ def _form_of_object(source: Any) -> Form:
 
 
 def _form_of_path(path: str) -> Form:
-    """The form of a file by its name, or if that says nothing by its first bytes."""
+    """Returns the form of a file, by its extension, or else by its first bytes."""
     form = next((form for form in FORMS if form.fits(path)), None)
     if form is None and not os.path.isdir(path):
         with open(path, "rb") as file:
@@ -180,5 +180,5 @@ def _form_of_path(path: str) -> Form:
 
 
 def _names(parts: list[tuple[Form, Any]]) -> list[str]:
-    """What the keys of each part begin with where they would be equal otherwise."""
+    """Prefixes that make the keys of different parts unique."""
     return [f"source{number}" for number in range(len(parts))]

@@ -1,9 +1,9 @@
-"""Which files are images that the library reads: by extension where that is usual, otherwise by their first bytes."""
+"""Recognises the image files that the library reads: by a usual extension, or else by their first bytes."""
 
 import re
 
-# Extensions of the formats that `images` opens. A file with one of them counts as an image; what is none fails when it
-# is decoded.
+# Extensions of the formats that `images` opens. A file with one of them counts as an image; a file that is not an image
+# fails at decoding.
 IMAGE_EXTENSIONS = (
     *("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "dib"),
     *("tif", "tiff", "avif", "ppm", "pgm", "pbm", "pnm"),
@@ -13,7 +13,7 @@ OTHER_IMAGE_EXTENSIONS = frozenset(
     "heic heif jxl jp2 j2k jpf psd svg eps ps pdf ico icns tga exr hdr dds pcx xcf ai "
     "dng cr2 cr3 nef arw orf rw2 raf pef srw".split()
 )
-# As many bytes as `looks_like_image` needs.
+# Number of bytes that `looks_like_image` needs.
 HEAD = 64
 
 _MAGIC = re.compile(
@@ -28,7 +28,7 @@ _MAGIC = re.compile(
 
 
 def looks_like_image(head: bytes) -> bool:
-    """Whether the first bytes of a file are those of a JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or PPM.
+    """Returns whether the first bytes of a file are those of a JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or PPM.
 
     Args:
         head: the first `HEAD` bytes.
@@ -40,10 +40,10 @@ def looks_like_image(head: bytes) -> bool:
 
 
 def why_passed_over(extension: str) -> str:
-    """The reason for which a file that is no image of these formats is passed over.
+    """Returns the reason why a file that is not an image of these formats is passed over.
 
     Args:
-        extension: of its name, in lower case.
+        extension: extension of the file name, in lower case.
 
     Returns:
         str.

@@ -1,4 +1,4 @@
-"""Several sources as one, whatever their forms."""
+"""Joins several sources, of equal or different forms, into one."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,8 +13,8 @@ class JoinedReader(SamplesOfSeveral):
     """The samples of several readers, one after the other.
 
     Args:
-        readers: of the sources.
-        names: what the keys of each begin with, if several have the same.
+        readers: the readers of the sources.
+        names: prefixes of the keys of each source, used if several sources have equal keys.
     """
 
     def __init__(self, readers: Sequence[Reader], names: Sequence[str]):
@@ -29,11 +29,11 @@ class JoinedReader(SamplesOfSeveral):
         return self.paths
 
     def name(self, index: int) -> str:
-        """As the reader of its source names the sample."""
+        """Returns the name that the reader of its source gives the sample."""
         return self._readers[int(self._shards(index))].name(int(self._rows_in_shard(np.array([index]))[0]))
 
     def keys_in_shard(self, ids: np.ndarray) -> list[str]:
-        """The keys that the readers give."""
+        """Returns the keys from the readers."""
         return self._gather(ids, "keys")
 
     def read(self, ids: np.ndarray) -> tuple[list[bytes], list[Captions]]:
@@ -50,7 +50,7 @@ class JoinedReader(SamplesOfSeveral):
         return self._gather(ids, "metadata")
 
     def _gather(self, ids: np.ndarray, method: str) -> list[Any]:
-        """What a method of the readers returns of each sample, in order."""
+        """Calls a method of the readers and returns its results in the order of the samples."""
         shards, rows = self._shards(ids), self._rows_in_shard(ids)
         found: list[Any] = [None] * len(ids)
         for shard in np.unique(shards).tolist():

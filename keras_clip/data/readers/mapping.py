@@ -7,7 +7,8 @@ from typing import Any
 from keras_clip.data.readers.brief import brief
 
 # The names of the image and of the caption (of tuples: their places), or a function of an element that returns (image,
-# caption or captions). Where no captions are needed, the second name may be None. Of files the first may be: the usual.
+# caption or captions). The second name may be None if no captions are needed. For files the first may be None, which
+# stands for the usual names.
 Mapping = tuple[str | int | None, str | int | None] | Callable
 
 # Usual names of the caption in tables and in the .json of tars, and of the path of an image in tables.
@@ -52,7 +53,7 @@ def require_mapping(mapping: Mapping | None) -> Mapping:
 def names_of(
     mapping: Mapping | None, images: Sequence[str], captions: Sequence[str]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The names under which files may hold the image, and those of the caption: of the mapping, else the usual ones."""
+    """Returns the accepted names of the image and of the caption: those of the mapping, or else the usual ones."""
     if mapping is None:
         return tuple(images), tuple(captions)
     if callable(mapping) or not {type(name) for name in mapping} <= {str, type(None)}:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _IMAGES = (*IMAGE_EXTENSIONS, *PATH_NAMES)
 _CAPTIONS = ("txt", *CAPTION_NAMES)
 _KEYS = ("key", "__key__")
-# Rows that are converted at a time, and found at a time when one of them is read.
+# Rows per batch of the copy, which is the unit of conversion and of access.
 _ROWS = 256
 
 
@@ -34,7 +34,7 @@ class ParquetReader(SamplesOfSeveral):
     columns but the image, with the names of classes instead of Hugging Face's numbers.
 
     Args:
-        paths: of the files.
+        paths: paths of the files.
         mapping: the names of the columns of images and of captions. None: the usual ones.
         captions: whether samples are pairs. If False, no column of captions is needed.
 
@@ -49,7 +49,7 @@ class ParquetReader(SamplesOfSeveral):
         super().__init__(paths, list(map(len, self._tables)))
 
     def keys_in_shard(self, ids: np.ndarray) -> list[str]:
-        """The column `key`; the rows where there is none."""
+        """Returns the column `key`, or the row numbers if there is none."""
         rows = super().keys_in_shard(ids)
         keys = self._values(ids, "key")
         return [row if key is None else str(key) for row, key in zip(rows, keys, strict=True)]
@@ -78,7 +78,7 @@ class ParquetReader(SamplesOfSeveral):
 
 
 class _Table:
-    """One Parquet file, by way of its copy."""
+    """One Parquet file, read from its copy."""
 
     def __init__(self, path: str, images: Sequence[str], captions: Sequence[str], needs_captions: bool):
         pyarrow = _require_pyarrow(path)
@@ -88,7 +88,7 @@ class _Table:
         if len(set(schema.names)) < len(schema.names):
             raise ValueError(f"Names of columns must differ. Received: {path} with {brief(schema.names)}.")
         self._class_names = _class_names(schema)
-        # What holds images comes before what holds paths.
+        # Columns of images take precedence over columns of paths.
         strings = {name for name in schema.names if pyarrow.types.is_string(schema.field(name).type)}
         found = [name for name in images if name in schema.names]
         columns = {
@@ -119,7 +119,7 @@ class _Table:
         return self._batches[number], row - (self._ends[number - 1] if number else 0)
 
     def value(self, row: int, what: str) -> Any:
-        """The image, the caption or the key of a row; None if there is no such column."""
+        """Returns the image, the caption or the key of a row; None if there is no such column."""
         if what not in self._places:
             return None
         batch, place = self._find(row)
@@ -138,7 +138,7 @@ class _Table:
 
 
 def _class_names(schema: "pyarrow.Schema") -> dict[str, list[str]]:
-    """The names of the classes of each column of Hugging Face's class numbers."""
+    """Returns the class names of each column of Hugging Face's class numbers."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         kinds = {name: kind for name, kind in features.items() if isinstance(kind, dict)}
@@ -148,7 +148,7 @@ def _class_names(schema: "pyarrow.Schema") -> dict[str, list[str]]:
 
 
 def _convert(path: str, file: BinaryIO) -> None:
-    """Writes a Parquet file as an Arrow file, in which every row has a place."""
+    """Writes a Parquet file as an Arrow file, which supports random access to rows."""
     import pyarrow
     from pyarrow import parquet
 

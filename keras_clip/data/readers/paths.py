@@ -77,7 +77,7 @@ def file_bytes(path: str | bytes | os.PathLike) -> bytes:
 
 
 def names_among(paths: Sequence[str]) -> list[str]:
-    """Short names of files, which differ among them and do not depend on where the files are.
+    """Returns short, unique names of files that do not depend on the location of the folder.
 
     Args:
         paths: several different paths.

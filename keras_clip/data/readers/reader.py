@@ -62,7 +62,7 @@ def is_reader(source: Any) -> bool:
 
 
 def as_captions(captions: Any) -> Captions:
-    """Captions as bytes, of a text or of several; what is blank or no text (None, a number) is no caption."""
+    """Returns one or several captions as bytes; blank and non-text values (None, a number) are dropped."""
     if isinstance(captions, np.ndarray):
         captions = captions.tolist()
     if isinstance(captions, (str, bytes)):

@@ -37,7 +37,7 @@ class ShardIndex(NamedTuple):
         offsets: int64 (samples, parts). Where each part of a sample begins; 0 if the sample has no such part.
         sizes: uint32 (samples, parts). Bytes of each part.
         keys: the keys of the samples; none if they are identified by their row.
-        passed_over: what else the shard holds.
+        passed_over: the other content of the shard.
     """
 
     offsets: np.ndarray
@@ -60,8 +60,8 @@ class ShardIndex(NamedTuple):
             path: path of the shard.
             spans: (samples, parts, 2); (0, 0) if a sample has no such part.
             parts: how many parts a sample may have.
-            keys: of the samples.
-            passed_over: what else the shard holds. None: nothing.
+            keys: keys of the samples.
+            passed_over: the other content of the shard. None: nothing.
 
         Returns:
             The index.
@@ -85,10 +85,10 @@ class ShardIndex(NamedTuple):
 
 
 class SamplesOfSeveral(Reader):
-    """Samples of several sources one after the other, such as shards, in each of which keys may begin anew.
+    """Concatenates the samples of several sources, such as shards, whose keys need not differ between sources.
 
     Args:
-        paths: of the sources, as the user knows them.
+        paths: paths of the sources, as the user gave them.
         lengths: how many samples each of them has.
     """
 
@@ -148,21 +148,21 @@ class SamplesOfSeveral(Reader):
 
 
 class Shards(SamplesOfSeveral):
-    """What readers of shards have in common: parts of samples are read by their place in an open file.
+    """Base of the readers of shards: reads parts of samples by their offset in an open file.
 
     Memory holds 12 bytes for each part of a sample that occurs, and the keys.
 
     Args:
-        paths: of the files, as the user knows them.
+        paths: paths of the files, as the user gave them.
         indexes: the index of each.
-        files: those that are read: the same, or copies of them that can be read at any place.
+        files: the files that are read: `paths`, or copies of them that support random access.
     """
 
     def __init__(self, paths: Sequence[str], indexes: Sequence[ShardIndex], files: Sequence[str]):
         super().__init__(paths, [len(index.offsets) for index in indexes])
         offsets = np.concatenate([index.offsets for index in indexes])
         sizes = np.concatenate([index.sizes for index in indexes])
-        # Where each part is among the columns of the two arrays; -1 if no sample has it.
+        # Column of each part in the two arrays; -1 if no sample has the part.
         occurs = offsets.any(axis=0) | sizes.any(axis=0)
         self._columns = np.where(occurs, np.cumsum(occurs) - 1, -1).tolist()
         self.offsets, self.sizes = (part if occurs.all() else part[:, occurs] for part in (offsets, sizes))
@@ -199,7 +199,7 @@ class Shards(SamplesOfSeveral):
         )
 
     def _file(self, shard: int) -> io.FileIO:
-        """An open file. One that is dropped from the store is closed when the last thread that reads it is done."""
+        """Returns an open file. A file dropped from the pool is closed when the last thread that reads it is done."""
         file = self._files.pop(shard, None) or open(self._local[shard], "rb", buffering=0)
         self._files[shard] = file
         if len(self._files) > _OPEN_FILES:
@@ -211,7 +211,7 @@ def load_indexes(paths: Sequence[str], make: Callable[[str], ShardIndex], varian
     """The index of each shard, with a progress bar if many have to be made.
 
     Args:
-        paths: of the shards.
+        paths: paths of the shards.
         make: function of a path that makes its index.
         variant: str. What the index depends on beside the shard; it becomes a part of a file's name.
 
@@ -226,7 +226,7 @@ def load_indexes(paths: Sequence[str], make: Callable[[str], ShardIndex], varian
 
 
 def load_index(path: str, make: Callable[[str], ShardIndex], variant: str = "") -> ShardIndex:
-    """The index of a shard: the stored one if it is of the file as it is now, else `make(path)`."""
+    """Returns the stored index of a shard if it is up to date, else `make(path)`."""
     stat = os.stat(path)
     stamp = np.array([_VERSION, stat.st_size, stat.st_mtime_ns], np.int64)
     places = _places(path, variant)
@@ -245,7 +245,7 @@ def load_index(path: str, make: Callable[[str], ShardIndex], variant: str = "") 
 
 
 def _places(path: str, variant: str) -> list[Path]:
-    """Where the index of a shard may be stored: beside it, or in the user's cache folder."""
+    """Returns the possible paths of the index of a shard: beside it, and in the user's cache folder."""
     suffix = f".{variant}{INDEX_SUFFIX}" if variant else INDEX_SUFFIX
     return [Path(path + suffix), Path(in_cache("index", path, suffix))]
 
@@ -280,7 +280,7 @@ def _write(place: Path, stamp: np.ndarray, index: ShardIndex) -> None:
 
 
 def describe_damage(path: str, what: str) -> str:
-    """The second half of an error about a damaged shard: its path, what is wrong, and its size."""
+    """Returns the end of an error message about a damaged shard: path, fault and size."""
     packed = compression(path)
     what = f"a {packed} file. Decompress it" if packed else what
     return f"Received: {path}: {what} ({os.path.getsize(path)} bytes)."

@@ -1,4 +1,4 @@
-"""Tables, `.csv`, `.tsv` or `.jsonl`: each row names an image file and has its caption, and may have other columns."""
+"""Reads `.csv`, `.tsv` or `.jsonl` tables: each row has the path of an image, its caption, and other columns."""
 
 import csv
 import io
@@ -17,20 +17,20 @@ from keras_clip.data.readers.paths import file_bytes
 from keras_clip.data.readers.reader import Captions, as_captions
 from keras_clip.data.readers.shards import ShardIndex, Shards
 
-# What a header is looked at with, if the delimiter that the file's name says gives no columns that are needed.
+# Delimiters to try if that of the extension does not yield the required columns.
 _DELIMITERS = (",", "\t", ";", "|")
 _JSON = re.compile(r"\.(jsonl|ndjson)(\.\w+)?$", re.IGNORECASE)
 
 
 class _Table(NamedTuple):
-    """What the rows of one table are read by.
+    """How the rows of one table are read.
 
     Attributes:
-        folder: that of the table.
+        folder: folder of the table.
         header: the names of its columns; of JSON those of the first row.
         path: the column of image paths.
         caption: the column of captions, None if there is none.
-        delimiter: what separates columns; "" for lines of JSON.
+        delimiter: separator of columns; "" for lines of JSON.
     """
 
     folder: str
@@ -53,7 +53,7 @@ class _Table(NamedTuple):
         if self.caption is None:
             return []
         value = row.get(self.caption)
-        # In a table of text a caption may be empty, which is a caption too, and other bytes than UTF-8.
+        # In a table of text a caption may be empty, which counts as a caption, or hold bytes that are not UTF-8.
         return [value.encode("utf-8", "surrogateescape")] if self.delimiter else as_captions(value)
 
     def parse(self, text: bytes) -> dict[str, Any]:
@@ -81,7 +81,7 @@ class TableReader(Shards):
         paths: UTF-8 files. `.csv` and `.tsv` have a header; lines of a `.jsonl` are objects.
         mapping: the names of the columns of image paths and of captions, upper or lower case. None: the usual ones.
         captions: whether samples are pairs. If False, no column of captions is needed.
-        delimiter: what separates the columns. None: a tab if the name ends in `.tsv`, otherwise a comma, or that of
+        delimiter: separator of the columns. None: a tab if the name ends in `.tsv`, otherwise a comma, or that of
             comma, tab, semicolon and bar with which the header has the columns.
 
     Raises:
@@ -146,10 +146,10 @@ class TableReader(Shards):
         return metadata
 
     def column(self, name: str) -> str:
-        """The name of a column as the tables have it, of which upper and lower case do not matter.
+        """Returns the name of a column as it is written in the tables; the comparison ignores case.
 
         Args:
-            name: of the column.
+            name: name of the column.
 
         Returns:
             The name in the first table that has it, or else the name that was given.
@@ -176,14 +176,14 @@ def _replaced(text: str) -> str:
 
 
 class _Wanted(NamedTuple):
-    """The names that the columns of image paths and of captions may have, and whether captions are needed."""
+    """Accepted names of the columns of image paths and captions, and whether captions are required."""
 
     paths: Sequence[str]
     captions: Sequence[str]
     needs_captions: bool
 
     def columns(self, path: str, header: Sequence[str]) -> list[str | None]:
-        """Which columns these are.
+        """Returns the columns with these names.
 
         Raises:
             ValueError: a column that is needed is missing, or there twice.
@@ -209,7 +209,7 @@ class _Wanted(NamedTuple):
 
 
 def _only(name: str, header: Sequence[str], what: str, path: str) -> str | None:
-    """The one column of this name, None if there is none."""
+    """Returns the column of this name, None if there is none."""
     found = [column for column in header if column.lower() == name.strip().lower()]
     if name in found:
         return name
@@ -221,7 +221,7 @@ def _only(name: str, header: Sequence[str], what: str, path: str) -> str | None:
 
 
 def _index_table(path: str, file: str, wanted: _Wanted, delimiter: str | None) -> tuple[_Table, ShardIndex]:
-    """The header of a table, and where each of its rows lies."""
+    """Returns the header of a table and the index of its rows."""
     spans = []
     with open(file, "rb") as opened:
         _require_utf8(path, opened)
@@ -257,7 +257,7 @@ def _require_utf8(path: str, file: BinaryIO) -> None:
 
 
 def _delimiter(path: str, file: BinaryIO, wanted: _Wanted) -> str:
-    """The one with which the header has the columns that are needed, or else that of the file's name."""
+    """Returns the delimiter that yields the required columns, or else that of the extension."""
     usual = "\t" if re.search(r"\.tsv(\.\w+)?$", path, re.IGNORECASE) else ","
     first = re.split(rb"[\r\n]", file.readline())[0].decode("utf-8", "replace").removeprefix("\ufeff")
     file.seek(0)
@@ -286,13 +286,13 @@ class _Lines:
 
 
 def _index_lines(path: str, file: str, wanted: _Wanted) -> tuple[_Table, ShardIndex]:
-    """The columns of lines of JSON, and where each of them lies."""
+    """Returns the columns of lines of JSON and the index of the lines."""
     spans, header, end = [], {}, 0
     with open(file, "rb") as opened:
         for number, line in enumerate(opened, 1):
             if line.strip() not in (b"", b"\xef\xbb\xbf"):
                 try:
-                    # A later row may have columns that the first has not.
+                    # A later row may have columns that the first lacks.
                     header.update(dict.fromkeys(_parse_object(line)))
                 except (ValueError, RecursionError) as error:
                     raise ValueError(

@@ -31,7 +31,7 @@ _IMAGE_EXTENSIONS = frozenset(IMAGE_EXTENSIONS)
 _IMAGE, _TEXT, _RECORD, _CLASS = range(4)
 _PARTS = 4
 _MAX_LINKS = 8
-# What `tarfile` raises of a damaged header, beside its own errors.
+# Errors that `tarfile` raises for a damaged header, beside its own.
 _HEADER_ERRORS = (tarfile.TarError, ValueError, OverflowError, IndexError, EOFError, RecursionError)
 
 
@@ -61,7 +61,7 @@ class TarReader(Shards):
         variant = "" if (image, text) == (None, "txt") else hashlib.sha256(f"{image} {text}".encode()).hexdigest()[:8]
         files = list(map(decompressed, paths))
         indexes = load_indexes(files, make, variant)
-        # Of every key, whether it has an image or not: training and evaluation must name samples alike.
+        # This includes keys without an image, because training and evaluation must name samples alike.
         self._keys_by_shard = [index.keys for index in indexes]
         if not captions:
             indexes = [index.with_part(_IMAGE) for index in indexes]
@@ -129,7 +129,7 @@ def _is_utf8(text: bytes) -> bool:
 
 
 class _Member(NamedTuple):
-    """A member of a tar; `target` is the member that it is a link to, None if it is none."""
+    """A member of a tar; `target` is the target of a link, None for other members."""
 
     name: str
     offset: int
@@ -241,7 +241,7 @@ def _note_member(
 
 
 def _follow(member: _Member, members: dict[str, _Member]) -> _Member | None:
-    """The file that a link leads to, if necessary by other links; None if it leads nowhere."""
+    """Resolves a link, if necessary through other links; returns None if it cannot be resolved."""
     for _ in range(_MAX_LINKS):
         member = members.get(member.target)
         if member is None or member.target is None:
@@ -256,10 +256,10 @@ def _begins_like_image(descriptor: int, member: _Member, extension: str) -> bool
 
 
 def _spans(key: str, found: dict[str, tuple[int, int]], text: str | None, passed_over: SkippedSamples) -> tuple:
-    """The spans of the parts in their order."""
+    """Returns the spans of the parts in their order."""
     absent = (0, 0)
     others = [found.pop(extension, absent) for extension in (text, "json", "cls")]
-    # What has an image's extension comes before what only begins like an image.
+    # A member with an image extension takes precedence over one that only begins like an image.
     images = list(found)
     if len(images) > 1:
         images.sort(key=lambda extension: extension not in _IMAGE_EXTENSIONS)

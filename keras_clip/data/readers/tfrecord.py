@@ -56,7 +56,7 @@ class TFRecordReader(Shards):
         return [(_strings(row, self.image_names) or [b""])[0] for row in rows], captions
 
     def keys_in_shard(self, ids: np.ndarray) -> list[str]:
-        """The features `key`; the rows of the records where there are none."""
+        """Returns the features `key`, or the row numbers of records without one."""
         keys = [_strings(row, ("key",)) for row in self._features(ids)]
         rows = super().keys_in_shard(ids)
         return [key[0].decode(errors="replace") if key else row for key, row in zip(keys, rows, strict=True)]

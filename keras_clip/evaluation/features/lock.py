@@ -174,7 +174,7 @@ def _this_process() -> dict[str, Any]:
 
 
 def _machine() -> str:
-    """What processes that see each other by number have in common.
+    """Identifies the PID namespace of a process.
 
     Hosts may share a name, and containers of a host number their processes separately.
     """
@@ -208,7 +208,7 @@ def _is_dead(holder: dict[str, Any], silence: float) -> bool:
 def _runs(process: int) -> bool:
     """Whether a process of this machine may run."""
     if os.name != "posix":
-        # Where the signal 0 is not a question.
+        # On Windows, os.kill(pid, 0) would terminate the process.
         return True
     try:
         os.kill(process, 0)

@@ -228,7 +228,7 @@ def _class_counts_interval(hits, counts, confidence):
 
 
 def _shifted(rates, counts, mean):
-    """Returns the rates of the classes that are likeliest if their mean were another: rare classes are shifted most."""
+    """Returns the maximum-likelihood rates of the classes under another mean: rare classes are shifted most."""
     shifted = rates + (mean - rates.mean()) / (1 / counts).mean() / counts
     if shifted.min() >= 0 and shifted.max() <= 1:
         return shifted
@@ -253,7 +253,7 @@ def _map_11pt_interval(scores, labels, confidence, resamples, seed):
     return mean_interval(value, min(_effective(value, variance, positives), positives), confidence)
 
 
-# The images of a class that the model variance of an area under the ROC curve is worth.
+# Weight of the model variance of an area under the ROC curve, as a number of images per class.
 _AUC_PRIOR = 10
 
 
@@ -444,7 +444,7 @@ def _single(labels):
 
 
 def _check(scores, labels):
-    """Returns both as arrays; raises a ValueError for inputs that no metric is defined for."""
+    """Returns scores and labels as arrays; raises a ValueError for inputs for which no metric is defined."""
     scores, labels = np.asarray(scores), np.asarray(labels)
     expected = "Expected finite scores (N, K) with N > 0, and labels: indices below K (N,), or 0, 1 and 255 (N, K). "
     if scores.ndim != 2 or not scores.size or labels.shape not in (scores.shape[:1], scores.shape):

@@ -142,7 +142,7 @@ def _adjusted(compared: Mapping[Any, Comparison]) -> dict[Any, Comparison]:
 
 
 def outcomes(metric: str, scores: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray | None]:
-    """Returns what a metric of `METRICS` is computed from for each example, for a paired test.
+    """Returns the outcome of each example from which a metric of `METRICS` is computed, for a paired test.
 
     Args:
         metric: key of `METRICS`.
@@ -167,7 +167,7 @@ def outcomes(metric: str, scores: np.ndarray, labels: np.ndarray) -> dict[str, n
 
 
 def _rank(values: np.ndarray) -> np.ndarray:
-    """The ranks of values, equal ones with equal ranks."""
+    """Returns the ranks of values; equal values have equal ranks."""
     ranks = np.unique(values, return_inverse=True)[1].reshape(-1)
     return ranks.astype("uint16" if len(values) <= 2**16 else "int32")
 
@@ -177,8 +177,9 @@ def compare_scores(
 ) -> Comparison:
     """Compares two models by one score each, of the same metric on the same examples.
 
-    Fractions of independent examples have McNemar's test and the interval of Agresti and Min, other metrics a
-    permutation test and a bootstrap interval of the difference. Scores without the outcomes of their metric, such as
+    Fractions of independent examples have McNemar's test and the interval of `compare_models`: exact Blaker intervals
+    combined by the method of Zou and Donner. Other metrics have a permutation test and a bootstrap interval of the
+    difference. Scores without the outcomes of their metric, such as
     those of a metric of your own, are compared by their correct examples: `first` and `second` are then accuracies.
 
     Args:
@@ -248,7 +249,7 @@ def _same_examples(first: Score, second: Score) -> bool:
 
 
 def _paired(first: Score, second: Score) -> tuple[str, "Statistic", list[np.ndarray], np.ndarray | None]:
-    """What both scores can be compared by: name of the metric, the metric of outcomes, the outcomes, and the labels."""
+    """Returns the inputs of a comparison: name of the metric, the metric of outcomes, the outcomes, and the labels."""
     labels = next((score.examples.labels for score in (first, second) if score.examples), None)
     statistic, pair = _statistic(first.metric, labels), [_outcomes_of(first), _outcomes_of(second)]
     if statistic and pair[0] is not None and pair[1] is not None:
@@ -274,7 +275,7 @@ Statistic = Callable[[np.ndarray, np.ndarray | None, np.ndarray | None], float]
 
 
 def _statistic(metric: str, labels: np.ndarray | None) -> Statistic | None:
-    """The metric as a function of outcomes, labels and the number of times that each example counts (None: once)."""
+    """Returns the metric as a function of outcomes, labels and the count of each example (None: each counts once)."""
     if metric.startswith(_FRACTIONS):
         return _mean
     if metric in ("median_rank", "expected_calibration_error"):
@@ -335,7 +336,7 @@ def _interval(statistic, pair, labels, groups, confidence, resamples):
 
 
 def _permutation_test(statistic, pair, labels, members, resamples):
-    """Two-sided p-value: how often a difference after random exchanges is as large as the measured one."""
+    """Returns the two-sided p-value: the rate of random exchanges with at least the measured difference."""
     first, second = pair
     generator = np.random.default_rng(0)
     measured = statistic(second, labels, None) - statistic(first, labels, None)
@@ -360,7 +361,7 @@ def _permutation_test(statistic, pair, labels, members, resamples):
 
 
 def _random_sums(values, resamples, generator):
-    """Sums of the values with random signs (resamples,)."""
+    """Returns sums of the values with random signs (resamples,)."""
     rows = max(1, _CELLS // max(1, len(values)))
     blocks = [min(rows, resamples - start) for start in range(0, resamples, rows)]
     return np.concatenate(

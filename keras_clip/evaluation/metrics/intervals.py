@@ -19,7 +19,7 @@ def wilson_interval(correct: float, total: float, confidence: float = 0.95) -> t
     """Returns the score interval of a proportion (Wilson, 1927), which stays in [0, 1].
 
     Its coverage is near the nominal one on average, but falls to 92 % at 95 % confidence for 1 expected error in 100
-    images, and to 84 % at worst. `blaker_interval` has no such proportion.
+    images, and to 84 % at worst. The coverage of `blaker_interval` is never below the nominal one.
 
     Args:
         correct: int, 0 to `total`; or a float for effective counts.
@@ -65,7 +65,7 @@ def blaker_interval(correct: int, total: int, confidence: float = 0.95) -> tuple
 
 
 def _blaker_bound(correct, total, alpha):
-    """Returns the lower bound: the lowest p of an acceptability above alpha.
+    """Returns the lower bound: the lowest p whose acceptability exceeds alpha.
 
     The acceptability of p is P(X >= x) plus the largest P(X <= y) that does not exceed it. It changes continuously
     except where a further y joins, and reaches twice P(X >= x) there.
@@ -158,7 +158,7 @@ def _mean_bound(value, count_at, tail):
 
 
 def clustered_interval(hits: np.ndarray, groups: Sequence, confidence: float = 0.95) -> tuple[float, float]:
-    """Returns the interval of a proportion of examples of which those of one group are not independent.
+    """Returns the interval of a proportion of examples that are not independent within a group.
 
     Examples are the captions of an image, the altered copies of one or the frames of a video. It is `mean_interval` at
     the number of independent examples that gives the variance over groups, with Student's t; and Blaker's exact
@@ -433,7 +433,7 @@ class LineFit:
 
     @property
     def r2(self) -> float:
-        """The fraction of the variance that the line explains."""
+        """Returns the fraction of the variance that the line explains."""
         return self.r**2
 
 

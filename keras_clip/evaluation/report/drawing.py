@@ -35,7 +35,7 @@ def _literal_figure() -> type:
     from matplotlib.text import Text
 
     class LiteralFigure(Figure):
-        """Reads no formula in a text. Whatever measures or shows texts draws the figure."""
+        """Shows texts literally, without parsing formulas. `draw` is called whenever texts are measured or shown."""
 
         def draw(self, renderer):
             logarithmic = [axis for axes in self.axes for axis in (axes.xaxis, axes.yaxis) if axis.get_scale() == "log"]

@@ -183,7 +183,7 @@ def usual_label(reader: Reader, names: Sequence[str]) -> str:
 
 
 def _names_at_places(labels: list[Label], class_names: Sequence[str]) -> list[Label]:
-    """The labels of `.cls` files, or if they are numbers that are no names, the names at these places."""
+    """The labels of `.cls` files, or, if they are class indices, the corresponding names."""
     if not all(isinstance(label, str) and label.isdecimal() for label in labels) or set(labels) <= set(class_names):
         return labels
     places = list(map(int, labels))
@@ -198,7 +198,7 @@ def _names_at_places(labels: list[Label], class_names: Sequence[str]) -> list[La
 def _as_label(value: Any) -> Label:
     if isinstance(value, Mapping):
         return value
-    # Spaces around a name are of the way it is written.
+    # Surrounding whitespace is not part of a name.
     return {str(part).strip(): 1 for part in value} if isinstance(value, (list, tuple)) else str(value).strip()
 
 

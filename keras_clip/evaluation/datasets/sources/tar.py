@@ -1,4 +1,4 @@
-"""Images of WebDataset tars with what the `.json` or the `.cls` beside each says of it."""
+"""Labelled images of WebDataset tars; labels come from `.json` or `.cls`."""
 
 import os
 from collections.abc import Callable, Sequence
