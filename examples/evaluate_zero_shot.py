@@ -42,12 +42,12 @@ from keras_clip import prompts
 from keras_clip.evaluation import blaker_interval
 
 
-def read(source: list[str], clip: keras_clip.CLIPModel, options: dict):
+def read(source: list[str], clip: keras_clip.CLIPModel, options: dict | None = None):
     """Yields batches of images, and of captions as the tokenizer decodes them: lower case, spaces between words."""
     # Captions are not truncated to the context of the model, since different captions could then become equal.
     tokenizer = keras_clip.data.CLIPTokenizer(LONGEST_CAPTION)
     pairs = keras_clip.data.image_text_pairs(
-        source, clip, batch_size=128, tokenizer=tokenizer, training=False, **options
+        source, clip, batch_size=128, tokenizer=tokenizer, training=False, **(options or {})
     )
     for batch in pairs:
         yield batch["images"].numpy(), [tokenizer.decode(row) for row in batch["token_ids"].numpy().tolist()]

@@ -35,6 +35,11 @@ def pair_losses(model, data):
     return ops.convert_to_numpy(model._losses_of(model(data), words))
 
 
+def test_metrics_of_embeddings_are_refused():
+    with pytest.raises(ValueError, match="of two inputs. Received: metrics for a BagOfWordsPredictor, which embeds 1"):
+        build("bag of words").compile(metrics=[lambda images, texts: 0.0])
+
+
 def test_vocabulary():
     tokenizer = keras_clip.data.CLIPTokenizer(6)
     vocabulary = baselines.vocabulary_of([tokenizer(["a red", "red a"]), tokenizer("a b")])

@@ -216,13 +216,17 @@ def train_torch(model, data):
         gradients = distribution.sum_gradients([v.value.grad for v in variables])
         loss, norm = step.loss.detach() * distribution.replica_count(), _norm(model, gradients)
         verdict = _Verdict(model, loss, norm)
+        # Read together, since each reading waits for the device.
+        is_counted, is_usable, is_applied = torch.stack(
+            [verdict.is_counted, verdict.is_usable, verdict.is_applied]
+        ).tolist()
         metrics, states = step.assigned()
-        kept = (metrics if verdict.is_counted else []) + (states if verdict.is_usable else [])
+        kept = (metrics if is_counted else []) + (states if is_usable else [])
         for variable, value in kept:
             variable.assign(value)
-        if verdict.is_applied:
+        if is_applied:
             model.optimizer.apply(gradients, variables)
-        if verdict.is_usable:
+        if is_usable:
             distribution.average([v for v, _ in states if keras.backend.is_float_dtype(v.dtype)])
         _track(model, distribution.replica_count() * step.rows, loss, norm, verdict)
     return _logs(model, training=True)

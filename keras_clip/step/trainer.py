@@ -155,9 +155,8 @@ class GlobalBatchTrainer(CompositeModel, compat.FitHooks):
             compat.disable_gradient_sum(self.optimizer)
         if options.get("metrics") or options.get("weighted_metrics"):
             with self._scope():
-                compat.build_metrics(
-                    self, *self._compared({branch.output_name: branch.example() for branch in self.branches})
-                )
+                compared = self._compared({branch.output_name: branch for branch in self.branches})
+                compat.build_metrics(self, *(branch.example() for branch in compared))
         compat.keep_averages_apart(self.optimizer)
         self.microbatch_size = microbatch_size
         self._compile_options = {**options, "jit_compile": jit_compile, "microbatch_size": microbatch_size}
@@ -276,7 +275,8 @@ class GlobalBatchTrainer(CompositeModel, compat.FitHooks):
         if len(names) != 2:
             raise ValueError(
                 "Metrics compare the embeddings of two inputs. "
-                f"Received: metrics for a model with {len(names)} inputs. Override `compute_metrics`."
+                f"Received: metrics for a {type(self).__name__}, which embeds {len(names)}. Leave them out of "
+                "`compile`; the model may have metrics of its own, which it updates in `compute_loss`."
             )
         return [embeddings[name] for name in names]
 

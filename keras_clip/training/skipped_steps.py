@@ -41,12 +41,14 @@ class StopOnSkippedSteps(keras.callbacks.Callback):
             )
         self._done = self._looked = 0
         self._before, self._seen = 0.0, None
+        # On JAX, each access to `self.model` copies the state of the training back to the model.
+        self._steps_at_a_time = self.model.steps_per_execution
 
     def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
         """Arguments as of `keras.callbacks.Callback`."""
         if self._seen is None or self._done - self._looked >= self.steps:
             self._look(self._skipped())
-        self._done += self.model.steps_per_execution
+        self._done += self._steps_at_a_time
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Arguments as of `keras.callbacks.Callback`."""

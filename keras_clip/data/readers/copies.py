@@ -77,7 +77,7 @@ def decompressed(path: str) -> str:
         raise ValueError(f"A source must not be compressed by {name}. Received: {path}. Decompress it.")
 
     def expand(file: BinaryIO) -> None:
-        limit = max(_FREE_BYTES, _MAX_RATIO * os.path.getsize(path))
+        limit = size_limit(path)
         try:
             with opener(path, "rb") as packed:
                 while chunk := packed.read(1 << 20):
@@ -90,6 +90,11 @@ def decompressed(path: str) -> str:
             raise ValueError(f"A {name} file must be whole. Received: {path}: {error}.") from error
 
     return copy_of(path, ".decompressed", expand)
+
+
+def size_limit(path: str) -> int:
+    """The most bytes that a copy of a file may have. More is taken for an attack on the disk."""
+    return max(_FREE_BYTES, _MAX_RATIO * os.path.getsize(path))
 
 
 def copy_of(path: str, suffix: str, write: Callable[[BinaryIO], None]) -> str:

@@ -145,8 +145,8 @@ class DataFrameReader(SequenceReader):
 
     Args:
         frame: the rows; paths are relative to the working directory.
-        mapping: the names of the columns of images and captions, or a function of a row, which is a dict. None: the
-            usual names of tables.
+        mapping: the names or places of the columns of images and captions, or a function of a row, which is a dict.
+            None: the usual names of tables.
         captions: whether samples are pairs. If False, no column of captions is needed.
 
     Raises:
@@ -168,6 +168,11 @@ class DataFrameReader(SequenceReader):
                     f'Received: {brief(columns)}. Name yours: mapping=("<image>", "<caption>").'
                 )
             mapping = tuple(found)
+        if isinstance(mapping, tuple):
+            mapping = tuple(
+                columns[name] if isinstance(name, int) and -len(columns) <= name < len(columns) else name
+                for name in mapping
+            )
         super().__init__(_Rows(frame, columns), mapping, captions)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from keras_clip.data.readers.brief import brief
-from keras_clip.data.readers.copies import copy_of
+from keras_clip.data.readers.copies import copy_of, size_limit
 from keras_clip.data.readers.dataset import as_image_file
 from keras_clip.data.readers.image_formats import IMAGE_EXTENSIONS
 from keras_clip.data.readers.mapping import CAPTION_NAMES, PATH_NAMES, Mapping, names_of
@@ -23,7 +23,7 @@ _IMAGES = (*IMAGE_EXTENSIONS, *PATH_NAMES)
 _CAPTIONS = ("txt", *CAPTION_NAMES)
 _KEYS = ("key", "__key__")
 # Rows per batch of the copy, which is the unit of conversion and of access.
-_ROWS = 256
+_ROWS = 64
 
 
 class ParquetReader(SamplesOfSeveral):
@@ -152,6 +152,7 @@ def _convert(path: str, file: BinaryIO) -> None:
     import pyarrow
     from pyarrow import parquet
 
+    limit = size_limit(path)
     try:
         source = parquet.ParquetFile(path)
         schema = pyarrow.schema(
@@ -164,6 +165,11 @@ def _convert(path: str, file: BinaryIO) -> None:
         with pyarrow.ipc.new_file(file, schema) as writer:
             for batch in source.iter_batches(_ROWS):
                 writer.write_batch(batch.cast(schema) if batch.schema != schema else batch)
+                if file.tell() > limit:
+                    raise ValueError(
+                        f"A Parquet file must not expand to more than {limit:,} bytes. Received: {path}. Convert it "
+                        "yourself, for instance to .tar."
+                    )
     except (pyarrow.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise

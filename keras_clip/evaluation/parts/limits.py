@@ -54,40 +54,32 @@ def _against_pixels(case, scores):
 def _pixel_scores(case):
     """Returns the scores (N, K) of logistic regression on grey pixels, fitted on the images of the training split."""
     task, splits = case.task, case.splits
-    if not isinstance(task.test, LabelledImages) or not isinstance(task.train, LabelledImages):
-        raise ValueError(
-            'The limit "pixels" requires the images of `test` and `train`, since feature stores have no pixels. '
-            f"Received: {type(task.test).__name__} and {type(task.train).__name__}. Pass `LabelledImages`."
-        )
-    pixels = {id: row for images in (task.train, task.validation) for id, row in _pixels(images).items()}
-    features = [np.stack([pixels[id] for id in store.ids]) for store in (splits.train, splits.validation)]
+    # Without a validation split, its images were held out of the training split.
+    validation = task.train if task.validation is None else task.validation
     found = search_C(
-        (features[0], splits.train.labels),
-        (features[1], splits.validation.labels),
+        (_pixels(task.train, splits.train.ids), splits.train.labels),
+        (_pixels(validation, splits.validation.ids), splits.validation.labels),
         num_classes=len(splits.test.class_names),
         verbose=case.verbose,
     )
-    test = _pixels(task.test)
-    return found.probe.decision_function(np.stack([test[id] for id in splits.test.ids]))
+    return found.probe.decision_function(_pixels(task.test, splits.test.ids))
 
 
-def _pixels(images):
-    """Returns {id: grey pixels in [0, 1], float32 (784,)}, at the size of MNIST."""
+def _pixels(images, ids):
+    """Returns the grey pixels in [0, 1] of the images with these ids, float32 (N, 784), at the size of MNIST."""
     if not isinstance(images, LabelledImages):
-        return {}
-    rows = {}
-    for sample in images:
-        grey = (
-            open_image(_as_rgb(sample.image), sample.id, MAX_PIXELS).convert("L").resize((_PIXELS_SIDE, _PIXELS_SIDE))
+        raise ValueError(
+            'The limit "pixels" requires the images of all splits, since feature stores have no pixels. '
+            f"Received: {type(images).__name__}. Pass `LabelledImages`."
         )
-        rows[sample.id] = np.asarray(grey, np.float32).ravel() / 255
-    return rows
-
-
-def _as_rgb(image):
-    if isinstance(image, np.ndarray) and image.ndim == 2:
-        return np.repeat(image[:, :, None], 3, 2)
-    return image
+    places = {id: row for row, id in enumerate(ids)}
+    pixels = np.zeros((len(places), _PIXELS_SIDE**2), np.float32)
+    for sample in images:
+        # The stores left out images that cannot be decoded.
+        if sample.id in places:
+            grey = open_image(sample.image, sample.id, MAX_PIXELS).convert("L").resize((_PIXELS_SIDE, _PIXELS_SIDE))
+            pixels[places[sample.id]] = np.asarray(grey, np.float32).ravel() / 255
+    return pixels
 
 
 def _zero_shot_and_probe(case, scores):

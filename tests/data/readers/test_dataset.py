@@ -321,7 +321,9 @@ class TestDataFrames:
         assert reader.metadata(np.array([1])) == [{"caption": "x", "label": 3}]
 
     @pytest.mark.parametrize(
-        "mapping", [("photo", "words"), lambda row: (row["photo"], row["words"])], ids=["names", "f"]
+        "mapping",
+        [("photo", "words"), (0, 1), lambda row: (row["photo"], row["words"])],
+        ids=["names", "places", "a function"],
     )
     def test_columns_that_are_named(self, mapping):
         images = [pictures(1)[0][0], np.zeros((4, 5), np.uint8), image_file(2)]

@@ -21,6 +21,15 @@ def write(path, columns, **options):
     return str(path)
 
 
+def test_one_that_expands_without_measure(tmp_path, monkeypatch, user_cache):
+    monkeypatch.setattr("keras_clip.data.readers.copies._FREE_BYTES", 1 << 20)
+    rows = 1000
+    path = write(tmp_path / "a.parquet", {"image": [bytes(1 << 16)] * rows, "caption": ["x"] * rows})
+    with pytest.raises(ValueError, match="must not expand to more than 1,048,576 bytes. Received: .*a.parquet"):
+        open_reader(path)
+    assert not any(path.is_file() for path in user_cache.rglob("*"))
+
+
 class TestForms:
     def test_img2dataset(self, tmp_path):
         keys, images, captions = zip(*numbered(600), strict=True)

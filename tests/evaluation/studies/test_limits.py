@@ -149,7 +149,8 @@ def striped(count, split):
     pixels = rng.integers(0, 60, (count, 8, 8), dtype="uint8")
     pixels[::2, :4] += 150
     labels = ["top" if i % 2 == 0 else "none" for i in range(count)]
-    ids = [f"{split}{i}" for i in range(count)]
+    # Folders of several splits have the same ids.
+    ids = [str(i) for i in range(count)]
     images = LabelledImages(
         lambda start: iter(pixels[start:]), labels, ids, ["none", "top"], name="stripes", split=split
     )
@@ -183,6 +184,14 @@ def test_part_compares_with_a_regression_on_pixels():
     case.task = types.SimpleNamespace(**{**vars(task), "test": stores["test"]})
     with pytest.raises(ValueError, match="feature stores have no pixels"):
         part.run(case)
+
+
+def test_pixels_are_those_of_the_images_of_a_store():
+    """Images of another split may have the same ids, and a store leaves out what cannot be decoded."""
+    pixels = [np.full((8, 8, 3), level, np.uint8) for level in (0, 255)]
+    images = LabelledImages(lambda start: iter([b"", *pixels][start:]), ["a", "b", "b"], ["x", "y", "z"], ["a", "b"])
+    found = part._pixels(images, ["z", "y"])
+    assert found.shape == (2, 784) and (found[0] == 1).all() and (found[1] == 0).all()
 
 
 def test_part_reads_the_counts_from_the_class_names():
