@@ -130,7 +130,8 @@ def train_step(model: keras.Model, batch_size: int, length: int | None = None, r
     """Returns the FLOPs of one step of `fit`, over all devices.
 
     For each encoder that is trained, they are those of a forward pass and twice as many for the gradient; a locked
-    encoder has a forward pass only. Micro-batches and rematerialised blocks have a second forward pass. The tiled loss
+    encoder has a forward pass only. Micro-batches of a trained encoder and rematerialised blocks have a second forward
+    pass. The tiled loss
     takes 8 E operations for each of the B x B similarities. The optimizer, with a few operations per weight, is not
     counted.
 
@@ -158,5 +159,5 @@ def train_step(model: keras.Model, batch_size: int, length: int | None = None, r
 def _passes(encoder, is_cut):
     """Returns the FLOPs of a step divided by those of the forward pass."""
     if not encoder.trainable:
-        return 1 + is_cut
+        return 1
     return 3 + is_cut + bool(getattr(encoder, "remat", False))
