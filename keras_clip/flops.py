@@ -131,9 +131,8 @@ def train_step(model: keras.Model, batch_size: int, length: int | None = None, r
 
     For each encoder that is trained, they are those of a forward pass and twice as many for the gradient; a locked
     encoder has a forward pass only. Micro-batches of a trained encoder and rematerialised blocks have a second forward
-    pass. The tiled loss
-    takes 8 E operations for each of the B x B similarities. The optimizer, with a few operations per weight, is not
-    counted.
+    pass. The tiled loss takes 8 E operations for each of the B x B similarities. The optimizer, with a few operations
+    per weight, is not counted.
 
     Args:
         model: `CLIPModel`, compiled.
