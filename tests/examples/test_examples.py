@@ -136,7 +136,7 @@ def test_histogram_probe(tmp_path):
     sources = ["--train", str(tmp_path / "train.tar"), "--val", str(tmp_path / "val.tar")]
     probe = REPOSITORY / "tools" / "histogram_probe.py"
     output = run_python(probe, *sources, "--classes-file", str(tmp_path / "names.json")).splitlines()[-1]
-    assert output.startswith("right: 75.0% [59.8%, 85.8%] of 40 images, C=")
+    assert output.startswith("right: 75.0% [59.0%, 87.1%] of 40 images, C=")
 
 
 def command(folder, out, *changes, shards="train*.tar"):
