@@ -33,7 +33,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str):
         """Ends the script with status 2 and the message in one line."""
-        self.exit(ERROR, f"{self.prog}: error: {message}. See {self.prog} --help.\n")
+        self.exit(ERROR, f"{self.prog}: error: {message.rstrip('.')}. See {self.prog} --help.\n")
 
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
