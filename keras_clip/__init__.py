@@ -11,6 +11,7 @@ from keras_clip import (
     losses,
     presets,
     prompts,
+    similarity,
     step,
     training,
 )

@@ -22,6 +22,7 @@ LEVELS = (
     ("encoders",),
     ("layers",),
     ("export",),
+    ("similarity",),
     ("data", "losses"),
     ("distribution", "prompts", "optimizers", "custom_gradient", "printable"),
     ("compat",),

@@ -15,10 +15,10 @@ import pytest
 from PIL import Image, ImageFile
 
 import keras_clip
+from keras_clip import similarity
 from keras_clip.data import ImagePreprocessor, graph_images, image_files
 from keras_clip.data.image_files import PixelBudget, open_header, open_image
 from keras_clip.data.images import centered_view, take_view
-from keras_clip.evaluation.studies import overlap
 
 pytestmark = pytest.mark.backend_free
 REPOSITORY = Path(keras_clip.__file__).parents[1]
@@ -129,7 +129,7 @@ def test_other_formats_are_refused(data, in_graph, programs, tmp_path):
         with pytest.raises(ValueError, match="(?s)must be JPEG, PNG.*Received: images.*Convert"):
             ImagePreprocessor(32).to_uint8(image)
     with pytest.raises(ValueError, match="Received"):
-        overlap.pixel_digest(data)
+        similarity.pixel_digest(data)
     with pytest.raises(tf.errors.InvalidArgumentError):
         in_graph(data)
     assert programs() == []

@@ -1,7 +1,7 @@
 """A near-duplicate detector, trained with the encoders and losses of this library (Radford et al., 2021, appendix C).
 
 A small `ModifiedResNet` is trained on pairs of an image and an altered copy of it, with the contrastive loss at a fixed
-temperature. The copies are cropped, rotated, flipped, recompressed and color-jittered. `overlap.nearest_vectors`
+temperature. The copies are cropped, rotated, flipped, recompressed and color-jittered. `similarity.nearest_vectors`
 compares the embeddings.
 """
 
@@ -19,9 +19,10 @@ from keras_clip.data.image_files import MAX_PIXELS, open_image
 from keras_clip.data.images import ImagePreprocessor
 from keras_clip.encoders import ModifiedResNet
 from keras_clip.evaluation.metrics.intervals import clustered_interval
-from keras_clip.evaluation.studies.overlap import nearest_vectors, recall_at_precision
+from keras_clip.evaluation.studies.overlap import recall_at_precision
 from keras_clip.losses import contrastive_loss
 from keras_clip.model import ImageEmbedder
+from keras_clip.similarity import nearest_vectors
 
 # Training images are decoded once and kept in memory at this size, in pixels per side at most.
 _TRAINING_SIDE = 112

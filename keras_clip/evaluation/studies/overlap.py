@@ -1,131 +1,21 @@
 """Data overlap analysis: test images in the training data and their effect (Radford et al., 2021, section 5).
 
-A fingerprint of an image is the digest of its pixels, which is equal for exact copies, or a vector that is similar for
-altered copies: a perceptual hash or the embedding of `duplicate_detector`. `nearest_vectors` compares vectors;
-`analyse_overlap` splits a test set by the similarity of each image to the nearest training image.
+`keras_clip.similarity` has the fingerprints of images and the search for the nearest vector, and `duplicate_detector` a
+trained fingerprint. `analyse_overlap` splits a test set by the similarity of each image to the nearest training image.
 """
 
 import dataclasses
-import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from keras_clip.data.image_files import MAX_PIXELS, open_image
 from keras_clip.evaluation.metrics.intervals import binomial_test, bonferroni, clopper_pearson_interval
+from keras_clip.similarity import hash_vectors, nearest_vectors, perceptual_hash, pixel_digest  # noqa: F401 (old names)
 
 # As in the paper.
 CONFIDENCE = 0.995
-_SIDE, _FREQUENCIES = 32, 8
-_BLOCK = 2**22
-
-
-def pixel_digest(image: Any, max_pixels: int = MAX_PIXELS) -> str:
-    """Returns a digest of the decoded pixels, which does not depend on the lossless format of the file.
-
-    Args:
-        image: path, bytes, PIL image or uint8 array, as `ImagePreprocessor` accepts them.
-        max_pixels: int. A larger image raises a ValueError.
-
-    Returns:
-        SHA-256 of height, width and the decoded RGB pixels, as 64 hexadecimal digits.
-
-    Raises:
-        ValueError: an image that is corrupt or too large.
-        FileNotFoundError: a path without a file.
-    """
-    pixels = np.asarray(open_image(image, "image", max_pixels))
-    return hashlib.sha256(np.array(pixels.shape[:2], "<i8").tobytes() + pixels.tobytes()).hexdigest()
-
-
-def perceptual_hash(image: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Returns a hash of 64 bits that is robust to recompression, scaling and small changes in color.
-
-    The image is converted to greyscale and resized to 32 x 32. Each bit states whether one of the 8 x 8 lowest
-    frequencies of the discrete cosine transform is above their median. Crops, rotations and reflections change the hash
-    as much as a different image does; `duplicate_detector` covers these.
-
-    Args:
-        image: path, bytes, PIL image or uint8 array, as `ImagePreprocessor` accepts them.
-        max_pixels: int. A larger image raises a ValueError.
-
-    Returns:
-        uint8 array (8,): 64 bits in row-major order. `hash_vectors` converts hashes to vectors.
-
-    Raises:
-        ValueError: an image that is corrupt or too large.
-        FileNotFoundError: a path without a file.
-    """
-    from PIL import Image
-
-    grey = open_image(image, "image", max_pixels).convert("L").resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)
-    cosines = np.cos(np.pi / _SIDE * np.outer(np.arange(_FREQUENCIES), np.arange(_SIDE) + 0.5))
-    # Rounding makes the bits of zero coefficients independent of floating-point error, and so of the platform.
-    lowest = np.round(cosines @ np.asarray(grey, np.float64) @ cosines.T, 3)
-    return np.packbits(lowest > np.median(lowest))
-
-
-def hash_vectors(hashes: Sequence[np.ndarray]) -> np.ndarray:
-    """Returns hashes as vectors of unit length whose cosine is 1 - (number of different bits) / 32.
-
-    Args:
-        hashes: N hashes of 64 bits, uint8 (8,) each.
-
-    Returns:
-        float32 array (N, 64), 256 bytes per hash.
-
-    Raises:
-        ValueError: a shape or dtype that does not match.
-    """
-    hashes = np.asarray(hashes)
-    if hashes.ndim != 2 or hashes.shape[1] != 8 or hashes.dtype != np.uint8:
-        raise ValueError(
-            f"Hashes must be uint8 (N, 8). Received: {hashes.dtype} of shape {hashes.shape}. `perceptual_hash` "
-            "returns them."
-        )
-    return (np.unpackbits(hashes, axis=1).astype(np.float32) * 2 - 1) / np.float32(8)
-
-
-def nearest_vectors(
-    queries: np.ndarray, index: np.ndarray, own: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the most similar vector of an index for each query, by exhaustive search in blocks.
-
-    Args:
-        queries: float (N, E), unit vectors of the test images.
-        index: float (M, E), unit vectors of the training images; may be memory-mapped.
-        own: int (N,) or None. A row of the index to exclude for each query.
-
-    Returns:
-        Cosine similarities, float32 (N,), and rows of the index, int64 (N,).
-
-    Raises:
-        ValueError: no vectors, or vectors of different dimensions.
-    """
-    shapes = np.shape(queries), np.shape(index)
-    if any(len(shape) != 2 or not shape[0] for shape in shapes) or shapes[0][1] != shapes[1][1]:
-        raise ValueError(
-            f"`queries` must be (N, E) and `index` (M, E), none empty. Received: {shapes[0]} and {shapes[1]}."
-        )
-    best = np.full(len(queries), -np.inf, np.float32)
-    nearest = np.zeros(len(queries), np.int64)
-    columns = min(len(index), 2**16)
-    rows = max(1, _BLOCK // columns)
-    for column in range(0, len(index), columns):
-        part = np.asarray(index[column : column + columns], np.float32)
-        for row in range(0, len(queries), rows):
-            block = slice(row, row + rows)
-            cosines = np.asarray(queries[block], np.float32) @ part.T
-            if own is not None:
-                inside = np.flatnonzero((own[block] >= column) & (own[block] < column + len(part)))
-                cosines[inside, own[block][inside] - column] = -np.inf
-            position = cosines.argmax(axis=1)
-            value = np.take_along_axis(cosines, position[:, None], axis=1)[:, 0]
-            nearest[block] = np.where(value > best[block], position + column, nearest[block])
-            best[block] = np.maximum(best[block], value)
-    return best, nearest
 
 
 def recall_at_precision(
