@@ -25,10 +25,11 @@ class Parser(argparse.ArgumentParser):
 
     Args:
         description: str. The docstring of the script.
+        **options: see `argparse.ArgumentParser`.
     """
 
-    def __init__(self, description: str):
-        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    def __init__(self, description: str, **options):
+        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     def error(self, message: str):

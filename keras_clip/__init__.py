@@ -2,9 +2,11 @@
 
 from keras_clip import (
     baselines,
+    curation,
     data,
     distribution,
     encoders,
+    engines,
     evaluation,
     flops,
     layers,

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "keras_clip"
 # import itself and the levels below, never those above. Components of one level do not import each other. A new package
 # or module needs a place here.
 LEVELS = (
-    ("evaluation",),
+    ("evaluation", "curation"),
     ("zero_shot",),
     ("presets",),
     ("training",),
@@ -24,14 +24,31 @@ LEVELS = (
     ("export",),
     ("similarity",),
     ("data", "losses"),
-    ("distribution", "prompts", "optimizers", "custom_gradient", "printable"),
+    ("distribution", "prompts", "optimizers", "custom_gradient", "printable", "engines"),
     ("compat",),
+    ("lock",),
     ("types", "files"),
 )
 # Modules that count as a part of another component.
 PARTS = {"tiling": "losses", "graph_tokenizer": "export"}
 # The levels inside a package, by the same rule.
 INSIDE = {
+    "curation": (
+        (
+            "profiling",
+            "duplicates",
+            "scoring",
+            "rules",
+            "queries",
+            "matching",
+            "balancing",
+            "validation",
+            "writing",
+            "card",
+        ),
+        ("passes",),
+        ("pool",),
+    ),
     "evaluation": (
         ("run", "callback", "report"),
         ("parts",),
@@ -101,8 +118,12 @@ READERS = ("data.readers",)
 FORMATS = frozenset({"csv", "tarfile", "tensorflow_datasets", "pyarrow"})
 # Attributes of TensorFlow and of paths that open or list such files without an import of `FORMATS`.
 READING_ATTRIBUTES = frozenset({"TFRecordDataset", "rglob"})
-# Modules that write tables of results.
-WRITERS = ("evaluation.results", "training.telemetry")
+# Modules that write such files: tables of results, the tables of curation, and the shards that it makes.
+WRITERS = {
+    "csv": ("evaluation.results", "training.telemetry"),
+    "pyarrow": ("curation",),
+    "tarfile": ("curation.writing",),
+}
 MEANINGLESS = frozenset({"utils", "util", "common", "helpers", "helper", "misc"})
 
 
@@ -209,7 +230,7 @@ def module_faults(module, tree):
             yield f"{module}:{node.lineno} imports {top} at module level"
         elif top in BACKENDS and not aware:
             yield f"{module}:{node.lineno} imports {top}, but is not in BACKEND_AWARE"
-        if top in FORMATS and not within(module, READERS) and not (top == "csv" and within(module, WRITERS)):
+        if top in FORMATS and not within(module, READERS) and not within(module, WRITERS.get(top, ())):
             yield f"{module}:{node.lineno} imports {top}, but only the readers open stored samples"
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and node.attr in READING_ATTRIBUTES and not within(module, READERS):

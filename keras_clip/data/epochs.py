@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from keras_clip.data.image_files import reason_of
 from keras_clip.data.readers import Reader
 from keras_clip.data.skipped import SkippedSamples
 
@@ -127,8 +128,7 @@ class _Epochs:
         try:
             self._preprocessor.to_uint8(image)
         except ValueError as error:
-            reason = "image too large" if "max_pixels" in str(error) else "undecodable image"
-            return reason, f"{len(image)} bytes that begin with {image[:12]!r}"
+            return reason_of(error), f"{len(image)} bytes that begin with {image[:12]!r}"
         return "undecodable image", "PIL can decode it, TensorFlow cannot"
 
 

@@ -153,10 +153,21 @@ def open_header(image: Any, name: str, max_pixels: int, shortest: float | None =
     else:
         return from_array(image, name)
     _check_pixels(image, size, name, max_pixels)
-    if shortest is not None and image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
+    if shortest is not None:
+        reduce_jpeg(image, shortest)
+    return image
+
+
+def reduce_jpeg(image, shortest: float) -> None:
+    """Lets a JPEG be decoded at 1/2, 1/4 or 1/8 of its size if its shorter side keeps at least a length.
+
+    Args:
+        image: PIL image that is not decoded yet, as of `open_header`.
+        shortest: pixels.
+    """
+    if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
         ratio = jpeg_ratio(min(image.size), shortest)
         image.draft(image.mode, (max(1, image.width // ratio), max(1, image.height // ratio)))
-    return image
 
 
 def _file_bytes(path: Path, name: str) -> bytes:
@@ -244,6 +255,11 @@ def decode(image, name: str):
         return _to_rgb(upright(image))
     except Exception as error:  # PIL raises many types of exceptions for corrupt files.
         raise ValueError(f"Not an image that PIL can read: {error}. Received: {name}.") from error
+
+
+def reason_of(error: ValueError) -> str:
+    """Returns the reason by which `SkippedSamples` counts an image that `open_header` or `decode` refused."""
+    return "image too large" if "max_pixels" in str(error) else "undecodable image"
 
 
 def upright(image):

@@ -33,11 +33,27 @@ class Form(NamedTuple):
         name: name of the form in error messages.
         fits: function that returns whether a path (str), or another object, is of this form.
         open: function (paths or object, mapping, captions) that returns the reader; see `open_reader`.
+        is_sharded: whether each file holds many samples with their images, so that it can be processed by itself.
     """
 
     name: str
     fits: Callable[[Any], bool]
     open: Callable[[Any, Mapping | None, bool], Reader | Stream]
+    is_sharded: bool = False
+
+
+class Part(NamedTuple):
+    """The elements of a source of one form.
+
+    Attributes:
+        form: the form.
+        source: a list of paths, or an object.
+        is_paths: whether it is a list of paths.
+    """
+
+    form: Form
+    source: Any
+    is_paths: bool
 
 
 def _named(pattern: str) -> Callable[[Any], bool]:
@@ -62,9 +78,9 @@ def _own_reader(reader: Reader, mapping: Mapping | None, captions: bool) -> Read
 # The first row that fits is used. To add a form, write its reader and a row.
 FORMS = (
     Form("folder", _is_folder, FolderReader),
-    Form("tar", _named(r"\.tar|\.tgz|\.tbz2?|\.txz"), TarReader),
-    Form("TFRecord", _named(r"\.tfrec(ord)?s?(-\d+-of-\d+)?"), TFRecordReader),
-    Form("Parquet", _named(r"\.(parquet|pq)"), ParquetReader),
+    Form("tar", _named(r"\.tar|\.tgz|\.tbz2?|\.txz"), TarReader, is_sharded=True),
+    Form("TFRecord", _named(r"\.tfrec(ord)?s?(-\d+-of-\d+)?"), TFRecordReader, is_sharded=True),
+    Form("Parquet", _named(r"\.(parquet|pq)"), ParquetReader, is_sharded=True),
     Form("table", _named(r"\.([ct]sv|jsonl|ndjson)"), TableReader),
     Form("reader", is_reader, _own_reader),
     Form("stream", is_stream, Stream),
@@ -98,11 +114,11 @@ def open_reader(
         TypeError, ValueError: no such form, a mapping or delimiter where none belongs, or no samples.
     """
     mapping = check_mapping(mapping, captions)
-    parts = _parts(source)
-    if delimiter is not None and not any(form.name == "table" for form, _ in parts):
+    parts = parts_of(source)
+    if delimiter is not None and not any(part.form.name == "table" for part in parts):
         raise ValueError(f"Only tables have a delimiter. Received: delimiter={delimiter!r}, source={brief(source)}.")
     readers = []
-    for form, part in parts:
+    for form, part, _ in parts:
         options = {"delimiter": delimiter} if delimiter is not None and form.name == "table" else {}
         # A user's reader takes no mapping, also if sources joined with it need one.
         is_own = form.name == "reader" and len(parts) > 1
@@ -120,9 +136,19 @@ def open_reader(
     return reader
 
 
-def _parts(source: Any) -> list[tuple[Form, Any]]:
-    """Groups the elements of a source by form: the paths of a form, one folder, or an object."""
-    parts: list[tuple[Form, Any]] = []
+def parts_of(source: Any) -> list[Part]:
+    """Groups the elements of a source by form: the paths of a form, one folder, or an object.
+
+    Args:
+        source: as of `open_reader`.
+
+    Returns:
+        The parts, in the order of the elements.
+
+    Raises:
+        FileNotFoundError, TypeError, ValueError: as of `open_reader`.
+    """
+    parts: list[Part] = []
     if not _is_several(source):
         source = [source]
     elif not source:
@@ -130,17 +156,17 @@ def _parts(source: Any) -> list[tuple[Form, Any]]:
     known: set[str] = set()
     for each in source:
         if not isinstance(each, (str, os.PathLike)):
-            parts.append((_form_of_object(each), each))
+            parts.append(Part(_form_of_object(each), each, False))
             continue
         for path in find_files(each):
             if path in known:
                 continue
             known.add(path)
             form = _form_of_path(path)
-            if parts and parts[-1][0] is form and form.name != "folder":
-                parts[-1][1].append(path)
+            if parts and parts[-1].is_paths and parts[-1].form is form and form.name != "folder":
+                parts[-1].source.append(path)
             else:
-                parts.append((form, [path]))
+                parts.append(Part(form, [path], True))
     return parts
 
 
@@ -179,6 +205,6 @@ def _form_of_path(path: str) -> Form:
     return form
 
 
-def _names(parts: list[tuple[Form, Any]]) -> list[str]:
+def _names(parts: list[Part]) -> list[str]:
     """Prefixes that make the keys of different parts unique."""
     return [f"source{number}" for number in range(len(parts))]

@@ -14,8 +14,8 @@ from keras_clip.data.skipped import SkippedSamples
 from keras_clip.evaluation.datasets.labelled_images import LabelledImages, require_class_names, require_images_of_all
 from keras_clip.evaluation.features.draft import DRAFT_SUFFIX, MANIFEST, Draft, empty_row
 from keras_clip.evaluation.features.key import Key, model_parts
-from keras_clip.evaluation.features.lock import Lock
 from keras_clip.evaluation.results import Examples, digest_of
+from keras_clip.lock import Lock
 from keras_clip.model import CLIPModel, ImageEmbedder
 
 _LOCK_SUFFIX = ".lock"
@@ -96,7 +96,7 @@ class FeatureStore:
         PIL decodes them, with one thread per core.
 
         Several processes may build one store: the first one encodes, and the others wait for it, with a warning that
-        names it, and open what it built. The lock of a process that died is taken over (see `features.lock`).
+        names it, and open what it built. The lock of a process that died is taken over (see `keras_clip.lock`).
 
         Args:
             clip: `CLIPModel` or `ImageEmbedder`.

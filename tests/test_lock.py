@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from keras_clip.evaluation.features import lock
-from keras_clip.evaluation.features.lock import Lock
+from keras_clip import lock
+from keras_clip.lock import Lock
 
 pytestmark = pytest.mark.backend_free
 

@@ -1,4 +1,4 @@
-"""A lock file: one process at a time builds a store, others wait for it, and a dead one's lock is taken over.
+"""A lock file: one process at a time writes a folder, others wait for it, and a dead one's lock is taken over.
 
 The file names its holder by process, machine and a random token, and has a count that a thread of the holder increases
 every few seconds. A process of the same machine is dead if it no longer runs. One of another machine, on a network file
@@ -33,7 +33,7 @@ _UNREADABLE = {"token": None}
 
 
 class Lock:
-    """Held in a `with` block, which waits until no other process holds it.
+    """A lock between processes, held in a `with` block, which waits until no other process holds it.
 
     Args:
         path: the lock file. Its folder must exist.

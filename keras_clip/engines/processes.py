@@ -1,0 +1,157 @@
+"""Runs a task in several processes of this machine, and goes on with new ones if some are killed."""
+
+import multiprocessing
+import os
+import pickle
+import signal
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from keras_clip.engines.engine import Task
+
+# Items that are handed to each worker ahead of time.
+_AHEAD = 2
+# An item that is being worked on when workers die may be the reason; after this number of times it is taken for it.
+_ATTEMPTS = 3
+# Set in the workers, so that the libraries of all of them together use as many threads as there are cores.
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "RAYON_NUM_THREADS")
+
+# The task of a worker process and its state.
+_working: dict[str, Any] = {}
+
+
+class Processes:
+    """The engine for one machine.
+
+    The processes are started anew, not forked, because a fork of a process with threads can hang: a script that uses
+    this engine needs `if __name__ == "__main__":` around its calls.
+
+    Args:
+        workers: int >= 1. Number of processes. None: one for each core.
+
+    Raises:
+        ValueError: not a positive number.
+    """
+
+    def __init__(self, workers: int | None = None):
+        if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
+            raise ValueError(f"`workers` must be a positive integer, or None. Received: workers={workers!r}.")
+        self.workers = workers
+
+    def map(self, task: Task, items: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+        """Yields the results in the order in which items are done.
+
+        Args:
+            task: the task.
+            items: the items, which are pickled.
+
+        Returns:
+            Iterator over (number of the item, result).
+
+        Raises:
+            TypeError: the task or an item cannot be sent to another process.
+            RuntimeError: workers die again and again while they work on the same item.
+        """
+        if not items:
+            return
+        _check_can_be_sent(task)
+        workers = min(self.workers or num_cores(), len(items))
+        waiting, deaths = list(reversed(range(len(items)))), Counter()
+        while waiting:
+            running: dict[Future, int] = {}
+            executor, processes = _start(task, workers)
+            try:
+                while waiting or running:
+                    while waiting and len(running) < workers * _AHEAD:
+                        number = waiting[-1]
+                        running[executor.submit(_run, items[number])] = number
+                        waiting.pop()
+                    done, _ = wait(running, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        result = future.result()
+                        yield running.pop(future), result
+            except BrokenProcessPool:
+                left = sorted(running.values(), reverse=True)
+                waiting += left
+                deaths.update(left)
+                number, times = deaths.most_common(1)[0] if deaths else (waiting[-1], _ATTEMPTS)
+                if times >= _ATTEMPTS:
+                    raise RuntimeError(
+                        f"Workers must not die. Received: {times} deaths while item {number}, {items[number]!r}, or "
+                        "one beside it was worked on. Often the memory is too small: use fewer workers."
+                    ) from None
+            finally:
+                _stop(executor, processes)
+
+
+def num_cores() -> int:
+    """Returns the number of cores that this process may use.
+
+    Returns:
+        int.
+    """
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _check_can_be_sent(task: Task) -> None:
+    try:
+        pickle.dumps(task)
+    except Exception as error:  # Objects raise many types of exceptions when they are pickled.
+        raise TypeError(
+            f"A task must be sent to other processes. Received: {type(task).__name__}, which cannot be pickled: "
+            f'{error}. Use engine="serial".'
+        ) from error
+
+
+def _start(task: Task, workers: int) -> tuple[ProcessPoolExecutor, list[Any]]:
+    """Starts workers and returns their executor, and their processes, which it has no public name for."""
+    others = multiprocessing.active_children()
+    threads = str(max(1, num_cores() // workers))
+    before = {name: os.environ.get(name) for name in _THREADS}
+    # Libraries read these when they are loaded, which is before any code of ours runs in a worker.
+    os.environ.update(dict.fromkeys(_THREADS, threads))
+    try:
+        context = multiprocessing.get_context("spawn")
+        executor = ProcessPoolExecutor(workers, context, _begin, (task,))
+        # All processes start now, while the variables are set.
+        for process in range(workers):
+            executor.submit(_nothing, process)
+        return executor, [each for each in multiprocessing.active_children() if each not in others]
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _stop(executor: ProcessPoolExecutor, processes: Sequence[Any]) -> None:
+    """Ends the workers, also those in the middle of an item, whose output is written whole or not at all."""
+    executor.shutdown(wait=False, cancel_futures=True)
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.join()
+
+
+def _begin(task: Task) -> None:
+    # Ctrl-C reaches all processes of a terminal; the parent ends the workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _working.clear()
+    _working["task"] = task
+
+
+def _run(item: Any) -> Any:
+    # Here and not in `_begin`, so that its exception reaches the caller.
+    if "state" not in _working:
+        _working["state"] = _working["task"].start()
+    return _working["task"].run(_working["state"], item)
+
+
+def _nothing(process: int) -> int:
+    return process

@@ -1,0 +1,27 @@
+"""Tasks for the tests of engines. They stand in a module that a worker process can import."""
+
+import os
+import signal
+from pathlib import Path
+
+
+class Square:
+    """Squares numbers; a worker dies at one of them as often as there are files to remove in a folder."""
+
+    def __init__(self, folder=None, deadly=None, error=None):
+        self.folder, self.deadly, self.error = folder, deadly, error
+
+    def start(self):
+        if self.error == "start":
+            raise ValueError("the state cannot be made")
+        return os.getpid()
+
+    def run(self, state, item):
+        if item == self.deadly:
+            lives = sorted(Path(self.folder).glob("*"))
+            if lives:
+                lives[0].unlink()
+                os.kill(os.getpid(), signal.SIGKILL)
+        if item == self.error:
+            raise ValueError(f"item {item} is wrong")
+        return item * item, state

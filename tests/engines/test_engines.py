@@ -1,0 +1,75 @@
+"""Every engine runs a task on every item exactly once per result, whatever dies on the way."""
+
+import os
+
+import pytest
+from engine_tasks import Square
+
+from keras_clip.engines import Processes, Serial, engine_named
+
+pytestmark = pytest.mark.backend_free
+
+
+@pytest.fixture(autouse=True)
+def light_workers(monkeypatch):
+    """Workers import Keras with its lightest backend."""
+    monkeypatch.setenv("KERAS_BACKEND", "numpy")
+
+
+def test_serial():
+    results = dict(Serial().map(Square(), range(5)))
+    assert results == {number: (number**2, os.getpid()) for number in range(5)}
+
+
+def test_nothing_to_do_starts_nothing():
+    assert list(Serial().map(Square(error="start"), [])) == []
+    assert list(Processes(2).map(Square(error="start"), [])) == []
+
+
+def test_processes_go_on_when_workers_are_killed(tmp_path):
+    (tmp_path / "1").touch()
+    results = dict(Processes(2).map(Square(tmp_path, deadly=3), range(20)))
+    assert {number: square for number, (square, _) in results.items()} == {number: number**2 for number in range(20)}
+    assert os.getpid() not in {process for _, process in results.values()}
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_item_at_which_workers_always_die_ends_with_its_name(tmp_path, monkeypatch):
+    monkeypatch.setattr("keras_clip.engines.processes._ATTEMPTS", 2)
+    for life in range(2):
+        (tmp_path / str(life)).touch()
+    with pytest.raises(RuntimeError, match=r"Received: 2 deaths while item 0, 7"):
+        list(Processes(1).map(Square(tmp_path, deadly=7), [7]))
+
+
+@pytest.mark.parametrize("error, message", [("start", "the state cannot be made"), (1, "item 1 is wrong")])
+def test_an_exception_of_the_task_reaches_the_caller(error, message):
+    with pytest.raises(ValueError, match=message):
+        list(Processes(1).map(Square(error=error), [1, 2]))
+
+
+def test_a_task_that_cannot_be_sent_is_refused():
+    task = Square()
+    task.function = lambda: 0
+    with pytest.raises(TypeError, match='cannot be pickled.*engine="serial"'):
+        list(Processes(1).map(task, [1]))
+
+
+def test_the_choice_of_an_engine(monkeypatch):
+    monkeypatch.setattr("keras_clip.engines.choice.num_cores", lambda: 2)
+    assert isinstance(engine_named("auto", 7), Serial)
+    assert isinstance(engine_named("auto", 8), Processes)
+    assert isinstance(engine_named("serial", 100), Serial)
+    assert isinstance(engine_named("processes", 1), Processes)
+    own = Serial()
+    assert engine_named(own, 100) is own
+    monkeypatch.setattr("keras_clip.engines.choice.num_cores", lambda: 1)
+    assert isinstance(engine_named("auto", 100), Serial)
+    with pytest.raises(ValueError, match="Received: engine='spark'"):
+        engine_named("spark", 1)
+
+
+@pytest.mark.parametrize("workers", [0, -1, 1.5, True, "2"])
+def test_workers_are_a_positive_number(workers):
+    with pytest.raises(ValueError, match="`workers` must be a positive integer"):
+        Processes(workers)
