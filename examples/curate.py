@@ -43,9 +43,10 @@ def add_pool_arguments(parser):
     """Adds the arguments of every pass over a pool."""
     parser.add_argument("--work", type=Path, required=True, help="folder of the results")
     parser.add_argument(
-        "--engine", choices=("auto", "serial", "processes"), default="auto", help="where shards are processed"
+        "--engine", choices=("auto", "serial", "processes", "ray"), default="auto", help="where shards are processed"
     )
-    parser.add_argument("--workers", type=int, help="number of processes (default: one for each core)")
+    parser.add_argument("--workers", type=int, help="number of workers (default: one for each core)")
+    parser.add_argument("--address", help="of the Ray cluster (default: RAY_ADDRESS, or this machine alone)")
 
 
 def add_profile_arguments(parser):
@@ -69,11 +70,15 @@ def open_pool(args) -> "curation.Pool":
 
 def engine(args):
     """Returns the engine that the arguments name."""
-    if args.workers is not None:
-        if args.engine == "serial":
-            raise SystemExit(f"--workers goes with --engine processes. Received: --workers {args.workers}.")
-        return Processes(args.workers)
-    return args.engine
+    if args.address is not None and args.engine != "ray":
+        raise SystemExit(f"--address goes with --engine ray. Received: --address {args.address}.")
+    if args.engine == "ray":
+        return Ray(args.address, args.workers)
+    if args.workers is None:
+        return args.engine
+    if args.engine == "serial":
+        raise SystemExit(f"--workers goes with --engine processes or ray. Received: --workers {args.workers}.")
+    return Processes(args.workers)
 
 
 def show(counts: Mapping[str, int]) -> None:
@@ -91,7 +96,7 @@ if __name__ == "__main__":
     terminal.start(parse_args)
 
 from keras_clip import curation
-from keras_clip.engines import Processes
+from keras_clip.engines import Processes, Ray
 
 
 def main(argv=None):

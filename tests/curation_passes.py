@@ -1,5 +1,7 @@
 """Passes for the tests of curation. They stand in a module that a worker process can import."""
 
+import time
+
 import pyarrow as pa
 
 from keras_clip.curation import ShardPass
@@ -50,3 +52,16 @@ class CountLetters(_Logged):
     def run(self, state, shard, inputs):
         self.note(shard)
         return inputs["lengths"].slice(0, self.rows), {}
+
+
+class Slow(Lengths):
+    """Takes a while for each shard, so that something can happen meanwhile."""
+
+    name = "slow"
+
+    def __init__(self, log):
+        super().__init__(log=log)
+
+    def run(self, state, shard, inputs):
+        time.sleep(0.3)
+        return super().run(state, shard, inputs)

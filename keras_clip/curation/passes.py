@@ -149,7 +149,10 @@ class _RunPass:
                 f"{shard.name!r} with {rows} pairs."
             )
         # If this process dies between the table and the marker, the old marker must not vouch for the new table.
-        self._pool.marker_path(name, shard).unlink(missing_ok=True)
+        # One with the same key may have been written by another worker that was taken for lost.
+        marker = self._pool.marker(name, shard)
+        if marker is not None and marker["key"] != item.key:
+            self._pool.marker_path(name, shard).unlink()
         output = write_table(self._pool.path(name, shard), table)
         counts = {key: int(value) for key, value in sorted(counts.items())}
         marker = {"key": item.key, "output": output, "rows": table.num_rows, "counts": counts}

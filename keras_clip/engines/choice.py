@@ -1,5 +1,6 @@
 """The choice of an engine by its name."""
 
+from keras_clip.engines.cluster import Ray
 from keras_clip.engines.engine import Engine
 from keras_clip.engines.processes import Processes, num_cores
 from keras_clip.engines.serial import Serial
@@ -31,4 +32,8 @@ def engine_named(engine: str | Engine, num_items: int) -> Engine:
         return Serial()
     if engine == "processes":
         return Processes()
-    raise ValueError(f'An engine must be "auto", "serial", "processes" or an Engine. Received: engine={engine!r}.')
+    if engine == "ray":
+        return Ray()
+    raise ValueError(
+        f'An engine must be "auto", "serial", "processes", "ray" or an Engine. Received: engine={engine!r}.'
+    )

@@ -17,7 +17,7 @@ _AHEAD = 2
 # An item that is being worked on when workers die may be the reason; after this number of times it is taken for it.
 _ATTEMPTS = 3
 # Set in the workers, so that the libraries of all of them together use as many threads as there are cores.
-_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "RAYON_NUM_THREADS")
+THREADS = ("OMP_NUMTHREADS", "OPENBLAS_NUMTHREADS", "MKL_NUMTHREADS", "TF_NUM_INTRAOPTHREADS", "RAYON_NUMTHREADS")
 
 # The task of a worker process and its state.
 _working: dict[str, Any] = {}
@@ -112,9 +112,9 @@ def _start(task: Task, workers: int) -> tuple[ProcessPoolExecutor, list[Any]]:
     """Starts workers and returns their executor, and their processes, which it has no public name for."""
     others = multiprocessing.active_children()
     threads = str(max(1, num_cores() // workers))
-    before = {name: os.environ.get(name) for name in _THREADS}
+    before = {name: os.environ.get(name) for name in THREADS}
     # Libraries read these when they are loaded, which is before any code of ours runs in a worker.
-    os.environ.update(dict.fromkeys(_THREADS, threads))
+    os.environ.update(dict.fromkeys(THREADS, threads))
     try:
         context = multiprocessing.get_context("spawn")
         executor = ProcessPoolExecutor(workers, context, _begin, (task,))

@@ -1,9 +1,12 @@
 """Every engine runs a task on every item exactly once per result, whatever dies on the way."""
 
 import os
+import sys
 
 import pytest
 from engine_tasks import Square
+from numbered_pairs import numbered, write_shards
+from subprocesses import REPOSITORY, run_python
 
 from keras_clip.engines import Processes, Serial, engine_named
 
@@ -73,3 +76,20 @@ def test_the_choice_of_an_engine(monkeypatch):
 def test_workers_are_a_positive_number(workers):
     with pytest.raises(ValueError, match="`workers` must be a positive integer"):
         Processes(workers)
+
+
+def test_a_cluster_loses_workers_nodes_and_the_driver_without_changing_the_results(tmp_path):
+    write_shards(tmp_path, numbered(12), 6)
+    printed = run_python(REPOSITORY / "tests" / "ray_cluster.py", str(tmp_path), "3")
+    assert [line.split(",")[0] for line in printed.splitlines() if line.startswith("round")] == [
+        "round 0: nothing lost",
+        "round 1: node lost",
+        "round 2: driver lost",
+        "round 3: worker lost",
+    ]
+
+
+def test_a_cluster_without_ray_is_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ImportError, match=r"keras_clip\[cluster\]"):
+        engine_named("ray", 1)
