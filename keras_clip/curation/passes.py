@@ -108,6 +108,9 @@ def run_pass(pool: Pool, shard_pass: ShardPass, engine: str | Engine = "auto", *
                 f"{shard_pass.name!r} failed on: {' | '.join(failures[:3])} Repair or remove these files, and start "
                 "again: the results of the other shards are kept."
             )
+        # Left by workers that were killed while they wrote.
+        for leftover in (pool.folder / shard_pass.name).glob(f".*{files.PART}*"):
+            leftover.unlink(missing_ok=True)
         for item in items:
             counts.update(pool.marker(shard_pass.name, item.shard)["counts"])
     return counts

@@ -73,7 +73,7 @@ def hash_of_decoded(image: Any) -> int:
     """
     from PIL import Image
 
-    grey = image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+    grey = image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)
     # Rounding makes the bits of zero coefficients independent of floating-point error, and so of the platform.
     lowest = np.round(_COSINES @ np.asarray(grey, np.float64) @ _COSINES.T, 3)
     middle = np.sort(lowest, axis=None)[HASH_BITS // 2 - 1 : HASH_BITS // 2 + 1]
