@@ -77,7 +77,7 @@ class Score:
         correct: bool (n,): the examples that count as correct (the highest score, one of the five highest, a hit of
             retrieval). None: unknown.
         outcomes: floats or ints (n,) or (n, K) that the metric is computed from, where `correct` does not suffice, as
-            `metrics.comparison.outcomes` returns them.
+            `Metric.outcomes` returns them.
         examples: `Examples`, or None.
 
     Raises:
