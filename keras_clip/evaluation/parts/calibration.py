@@ -2,7 +2,7 @@
 
 from keras_clip.evaluation.metrics import calibration as calibration_metrics
 from keras_clip.evaluation.parts.case import Case
-from keras_clip.evaluation.parts.part import ONE_CLASS, Part, has_one_class
+from keras_clip.evaluation.parts.part import ONE_CLASS, Part, ReportTable, has_one_class
 
 
 def run(case: Case) -> None:
@@ -53,7 +53,12 @@ PART = Part(
     has_one_class,
     run,
     tables=(
-        "calibration",
-        "reliability",
+        ReportTable(
+            "calibration",
+            "Calibration",
+            "The temperature was fitted on the validation data, or on the training data where there is no validation "
+            "data.",
+        ),
+        ReportTable("reliability", "Calibration"),
     ),
 )

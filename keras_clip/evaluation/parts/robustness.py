@@ -6,7 +6,7 @@ import numpy as np
 
 from keras_clip.evaluation import metrics
 from keras_clip.evaluation.parts.case import Case
-from keras_clip.evaluation.parts.part import Part
+from keras_clip.evaluation.parts.part import Part, ReportTable
 from keras_clip.evaluation.studies.robustness import (
     SHIFT_LINES,
     effective_robustness,
@@ -75,4 +75,10 @@ def _classifiers(case: Case) -> Iterator[tuple[str, tuple, dict, list[np.ndarray
     yield "linear_probe", case.training_of_probe, {"C": probe.C}, scores
 
 
-PART = Part("robustness", "`shifts`", lambda splits, _: bool(splits.shifts), run, tables=("robustness",))
+PART = Part(
+    "robustness",
+    "`shifts`",
+    lambda splits, _: bool(splits.shifts),
+    run,
+    tables=(ReportTable("robustness", "Robustness"),),
+)

@@ -58,19 +58,38 @@ def gallery(results: Results, other: Results | None = None) -> dict[str, Any]:
     return plots
 
 
+def table_name(name: str) -> str:
+    """Returns the name of a table as the figures of `gallery` have it.
+
+    Args:
+        name: str, such as "reliability" or "confusion/digits".
+
+    Returns:
+        str, with the name of a dataset that can be drawn.
+    """
+    kind, slash, dataset = name.partition("/")
+    return f"{kind}/{_drawable(dataset)}" if slash else _drawable(name)
+
+
+def _drawable(text: str) -> str:
+    """Returns a text that figures can show: fonts have no control characters, legends hide what begins with _."""
+    text = printable(text)
+    return f" {text}" if text.startswith("_") else text
+
+
 def _printable(results: Results) -> Results:
-    """The same with names that can be drawn: fonts have no control characters, legends hide what begins with _."""
+    """Returns the results with names that can be drawn."""
 
     def show(value):
         if isinstance(value, str):
-            text = printable(value)
-            return f" {text}" if text.startswith("_") else text
+            return _drawable(value)
         if isinstance(value, Mapping):
             return {show(key): show(item) for key, item in value.items()}
         return [show(item) for item in value] if isinstance(value, list | tuple) else value
 
     scores = [dataclasses.replace(score, dataset=show(score.dataset)) for score in results.scores]
-    return Results(scores, show(results.tables), show(results.info), results.failures)
+    tables = {table_name(name): show(rows) for name, rows in results.tables.items()}
+    return Results(scores, tables, show(results.info), results.failures)
 
 
 def _figure_2(results, other):
