@@ -106,12 +106,7 @@ def main(argv=None) -> evaluation.Results:
     results = evaluation.Results(info={"model": args.model})
     for task in tasks:
         parts = ["zero_shot", "limits" if task.limits else "class_design"]
-        found = evaluation.evaluate(clip, task, args.out / "stores", parts, args.model)
-        results.info |= found.info
-        results.scores += found.scores
-        results.failures += found.failures
-        for name, rows in found.tables.items():
-            results.tables.setdefault(name, []).extend(rows)
+        results.extend(evaluation.evaluate(clip, task, args.out / "stores", parts, args.model))
     page = evaluation.report.write(results, args.out, title=f"Limits of {args.model}")
     for name, rows in results.tables.items():
         print(f"\n{name}")

@@ -194,6 +194,21 @@ class Results:
         """
         self.scores.append(score if correct is None else dataclasses.replace(score, correct=correct))
 
+    def extend(self, other: "Results") -> None:
+        """Adds the scores, tables, failures and properties of other results; their rows follow in tables of one name.
+
+        Args:
+            other: `Results`, such as those of another dataset. Of properties that both have, dicts are joined, and
+                other values replaced.
+        """
+        self.scores += other.scores
+        self.failures += other.failures
+        for name, rows in other.tables.items():
+            self.tables.setdefault(name, []).extend(rows)
+        for name, value in other.info.items():
+            former = self.info.get(name)
+            self.info[name] = {**former, **value} if isinstance(value, dict) and isinstance(former, dict) else value
+
     def select(self, dataset: str | None = None, method: str | None = None, metric: str | None = None) -> list[Score]:
         """Returns the scores of a dataset, a method and a metric.
 
