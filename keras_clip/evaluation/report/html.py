@@ -126,24 +126,25 @@ def _sections_of_tables(results: Results, pictures: Mapping[str, Picture]) -> tu
     A table of which there is a figure of the same name is shown as this figure.
     """
     declared = {**DECLARED, **results.info.get("tables", {})}
-    sections: dict[str, Section] = {}
+    blocks: dict[str, list[Block]] = {}
     used = set()
     for name, rows in results.tables.items():
         kind, _, dataset = name.partition("/")
-        place = declared.get(f"{kind}/" if dataset else name, {"heading": _words(kind).capitalize()})
+        place = declared.setdefault(f"{kind}/" if dataset else name, {"heading": _words(kind).capitalize()})
         if (figure := table_name(name)) in pictures:
             used.add(figure)
-            block = Block(pictures=[pictures[figure]._replace(caption=dataset)])
-        elif rows and any("thumbnail" in row for row in rows):
+            url, description, _ = pictures[figure]
+            block = Block(pictures=[Picture(url, description, dataset)])
+        elif any("thumbnail" in row for row in rows):
             block = Block(dataset, pictures=list(map(_thumbnail, rows)), style="thumbnails")
         else:
             block = Block(dataset, as_table(rows))
         if block.table or block.pictures:
-            former = sections.get(place["heading"], Section(place["heading"], []))
-            note = former.note or place.get("note", "")
-            sections[place["heading"]] = former._replace(blocks=[*former.blocks, block], note=note)
-    order = [place["heading"] for place in declared.values()]
-    return sorted(sections.values(), key=lambda one: (*order, one.heading).index(one.heading)), used
+            blocks.setdefault(place["heading"], []).append(block)
+    notes: dict[str, str] = {}
+    for place in declared.values():
+        notes[place["heading"]] = notes.get(place["heading"]) or place.get("note", "")
+    return [Section(heading, blocks[heading], note) for heading, note in notes.items() if heading in blocks], used
 
 
 # The declarations of the tables that no part of `evaluate` fills, in the form of `results.info["tables"]`, where each
