@@ -10,9 +10,10 @@
 
     digits          the handwritten digits of scikit-learn, with their own training split
     a folder        with one folder of images for each class
-    a table         .csv, .tsv or .jsonl with the columns path and label (and group)
-    a .tar or glob  WebDataset tars; the class is "name" of each .json, or the .cls
+    tables          .csv, .tsv or .jsonl with the columns path and label (and group)
+    tars            WebDataset; the class is "name" of each .json, or the .cls
     other shards    .tfrecord or .parquet files, with the class in "label"
+                    (a path, a glob in quotes, or braces; also compressed, as .csv.gz and .tar.bz2)
     tfds:NAME       a dataset of the paper, through tensorflow-datasets, with its prompts: tfds:Food101. With the name
                     of a preset as `--model`, the report shows the paper's scores. Its shifts of ImageNet are named
                     likewise, `--shift tfds:ImageNet-R`, or by a folder of that name: `--shift files/ObjectNet`
@@ -29,9 +30,6 @@ import os
 from pathlib import Path
 
 import terminal
-
-TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
-TARS = (".tar", ".tar.gz", ".tgz")
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -81,7 +79,8 @@ import keras
 
 import keras_clip
 from keras_clip import evaluation, prompts
-from keras_clip.evaluation import sources, suites
+from keras_clip.data.readers.forms import parts_of
+from keras_clip.evaluation import catalogue, sources
 from keras_clip.evaluation.metrics.comparison import comparable_scores
 from keras_clip.evaluation.results import format_value
 from keras_clip.printable import printable
@@ -98,25 +97,31 @@ def load(model: str) -> keras_clip.CLIPModel:
 def images(source: str, args: argparse.Namespace, split: str) -> evaluation.LabelledImages:
     """The images that a word of the command line names."""
     if source.startswith("tfds:"):
-        return suites.record(source.removeprefix("tfds:")).images("test")
+        return catalogue.record(source.removeprefix("tfds:")).images("test")
     if source == "digits":
         return sources.digits(split)
-    folder = Path(source).resolve().parent
-    shards = {"label": args.label, "split": split, "name": f"{folder.parent.name}_{folder.name}"}
-    named = {"split": split, "name": Path(source).stem.strip("*") or None}
     try:
-        if Path(source).is_dir():
-            return sources.folder_per_class(source, **named)
-        if source.lower().endswith(TABLES):
-            label = args.label or "label"
-            return sources.csv(source, label=label, image=args.image, delimiter=args.delimiter, **named)
-        if source.lower().endswith(TARS):
-            return sources.tars(source, image=args.image, **shards)
-        return sources.from_reader(source, mapping=(args.image, None) if args.image else None, **shards)
+        return sources.from_files(
+            source,
+            label=args.label,
+            image=args.image,
+            delimiter=args.delimiter,
+            name=dataset_name(source),
+            split=split,
+        )
     except FileNotFoundError as error:
         raise SystemExit(
             f"Cannot read {source!r}: it is neither `digits`, a folder, a table, shards nor tfds:NAME. {error}"
         ) from error
+
+
+def dataset_name(source: str) -> str:
+    """The name of a dataset in the results: that of a folder or table, or of the two folders that shards are in."""
+    path = Path(source)
+    if path.is_dir() or {part.form.name for part in parts_of(source)} == {"table"}:
+        return path.stem.strip("*") or path.resolve().parent.name
+    folder = path.resolve().parent
+    return f"{folder.parent.name}_{folder.name}"
 
 
 def make_task(source: str, args: argparse.Namespace, templates: list[str]) -> evaluation.Task:
@@ -126,7 +131,7 @@ def make_task(source: str, args: argparse.Namespace, templates: list[str]) -> ev
     shifts = {name: images(shift, args, "shift") for name, shift in zip(names, args.shift, strict=True)}
     pooled = json.loads(args.pooled.read_text(encoding="utf-8")) if args.pooled else {}
     if source.startswith("tfds:"):
-        record = suites.record(source.removeprefix("tfds:"))
+        record = catalogue.record(source.removeprefix("tfds:"))
         model = args.model if args.model in keras_clip.presets.names() else None
         return evaluation.Task.from_record(record, shifts, model, pooled=pooled, missing=args.missing)
     train = args.train or ("digits" if source == "digits" else None)

@@ -38,7 +38,7 @@ import keras
 
 import keras_clip
 from keras_clip import evaluation
-from keras_clip.evaluation import limits, sources, suites
+from keras_clip.evaluation import catalogue, limits, sources
 
 
 def load(model):
@@ -71,22 +71,20 @@ def drawn_tasks(count, size):
 
 
 def clevr_task():
-    record = suites.record("CLEVRCounts")
+    record = catalogue.record("CLEVRCounts")
     test, train = record.images("test"), record.images("train")
     return evaluation.Task(test, train, templates=record.templates, limits=["counting"])
 
 
 def fine_grained_task(tars, label, coarse):
-    fine, rough = (sources.tars(tars, label=key) for key in (label, coarse))
+    fine, rough = (sources.from_files(tars, label=key) for key in (label, coarse))
     of_class = {fine.class_names[f]: rough.class_names[c] for f, c in zip(fine.labels, rough.labels, strict=True)}
     return evaluation.Task(fine, templates=["a photo of {}.", "{}."], limits=["fine_grained"], coarse=of_class)
 
 
 def people_task(source, label, group):
-    table = source.endswith((".csv", ".tsv"))
-    people = sources.csv(source) if table else sources.tars(source, label=label, group=group)
     return evaluation.Task(
-        people,
+        sources.from_files(source, label=label, group=group),
         templates=["a photo of a {}."],
         class_sets=limits.people_class_sets(),
         watched=limits.CRIME_RELATED + limits.NON_HUMAN,
@@ -106,12 +104,7 @@ def main(argv=None) -> evaluation.Results:
     results = evaluation.Results(info={"model": args.model})
     for task in tasks:
         parts = ["zero_shot", "limits" if task.limits else "class_design"]
-        found = evaluation.evaluate(clip, task, args.out / "stores", parts, args.model)
-        results.info |= found.info
-        results.scores += found.scores
-        results.failures += found.failures
-        for name, rows in found.tables.items():
-            results.tables.setdefault(name, []).extend(rows)
+        results.extend(evaluation.evaluate(clip, task, args.out / "stores", parts, args.model))
     page = evaluation.report.write(results, args.out, title=f"Limits of {args.model}")
     for name, rows in results.tables.items():
         print(f"\n{name}")

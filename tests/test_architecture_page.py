@@ -22,14 +22,15 @@ def levels_of(section):
 
 
 def test_levels_of_the_package():
-    section = PAGE.partition("## Packages and import levels")[2].partition("Inside `evaluation`")[0]
+    section = PAGE.partition("## Packages and import levels")[2].partition("Inside `data`")[0]
     expected = [{*names, *(part for part, whole in PARTS.items() if whole in names)} for names in LEVELS]
     assert levels_of(section) == expected
 
 
-def test_levels_inside_the_evaluation():
-    section = PAGE.partition("Inside `evaluation`")[2].partition("## ")[0]
-    assert levels_of(section) == [set(names) for names in INSIDE["evaluation"]]
+@pytest.mark.parametrize("package", INSIDE)
+def test_levels_inside_a_package(package):
+    section = PAGE.partition(f"Inside `{package}`")[2].partition("Inside `")[0].partition("## ")[0]
+    assert levels_of(section) == [set(names) for names in INSIDE[package]]
 
 
 def test_every_file_that_is_named_exists():

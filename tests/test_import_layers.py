@@ -31,7 +31,7 @@ LEVELS = (
 )
 # Modules that count as a part of another component.
 PARTS = {"tiling": "losses", "graph_tokenizer": "export"}
-# The levels inside a package, by the same rule.
+# The levels inside packages, by the same rule.
 INSIDE = {
     "curation": (
         (
@@ -48,6 +48,20 @@ INSIDE = {
         ),
         ("passes",),
         ("pool",),
+    ),
+    "data": (
+        ("pairs",),
+        ("epochs", "arguments"),
+        ("readers", "graph_images"),
+        ("images", "tokenizer", "prompts", "synthetic"),
+        ("image_files", "graph_resize", "skipped"),
+    ),
+    "data.readers": (
+        ("forms",),
+        ("joined", "tar", "tfrecord", "parquet", "table", "folder", "dataset", "stream"),
+        ("elements",),
+        ("storage",),
+        ("reader", "brief"),
     ),
     "evaluation": (
         ("run", "callback", "report"),
@@ -176,10 +190,10 @@ def component(module):
     return PARTS.get(parts[1], parts[1]) if len(parts) > 1 else None
 
 
-def inner_component(module):
-    """Returns the component of `INSIDE` that a module belongs to; None for the `__init__` of the outer package."""
-    parts = module.split(".")
-    return parts[2] if len(parts) > 2 else None
+def place(module, package):
+    """Returns the component of a package of `INSIDE` that a module belongs to; None for its `__init__` or another's."""
+    inside = module.split(".", 1)[1] if "." in module else ""
+    return inside.removeprefix(f"{package}.").split(".")[0] if inside.startswith(f"{package}.") else None
 
 
 def level(name, levels):
@@ -196,8 +210,9 @@ def layer_fault(module, target):
         if within(module, [here]) and not within(target, allowed):
             return f"{module} imports {target}, but {here} may import only {', '.join(allowed)}"
     here, there, levels = component(module), component(target), LEVELS
-    if here == there and here in INSIDE:
-        here, there, levels = inner_component(module), inner_component(target), INSIDE[here]
+    for package in sorted(INSIDE, key=len):
+        if within(module, [package]) and within(target, [package]):
+            here, there, levels = place(module, package), place(target, package), INSIDE[package]
     if here is None:  # the package's own __init__ names everything
         return None
     if there is None:
@@ -216,12 +231,9 @@ def module_faults(module, tree):
         yield f"{module} has a name without a meaning"
     if component(module) is not None and level(component(module), LEVELS) is None:
         yield f"{module} has no place in LEVELS or PARTS"
-    if (
-        component(module) in INSIDE
-        and inner_component(module)
-        and level(inner_component(module), INSIDE[component(module)]) is None
-    ):
-        yield f"{module} has no place in INSIDE"
+    for package, levels in INSIDE.items():
+        if (inner := place(module, package)) and level(inner, levels) is None:
+            yield f"{module} has no place in INSIDE"
     aware = within(module, BACKEND_AWARE)
     early = set(executed_at_import(tree))
     for names, node in imported(tree, module, ()):
@@ -304,10 +316,14 @@ GOOD = {
     "layers/pooling.py": "from pkg.types import Tensor\nfrom .. import losses\nfrom . import projection",
     "layers/projection.py": "",
     "data/__init__.py": "",
-    "data/reader.py": "if TYPE_CHECKING:\n    import torch\ndef f():\n    import tensorflow as tf\n    return tf",
-    "data/readers/__init__.py": "from pkg.data.readers import tar",
+    "data/images.py": "if TYPE_CHECKING:\n    import torch\ndef f():\n    import tensorflow as tf\n    return tf",
+    "data/readers/__init__.py": "from pkg.data.readers.forms import open_reader",
+    "data/readers/forms.py": "from pkg.data.readers import tar",
     "data/readers/tar.py": "import csv\nimport tarfile\ndef f(tf):\n    return tf.data.TFRecordDataset",
-    "model.py": "from pkg.layers import Pool\nfrom pkg.data import reader",
+    "data/readers/storage/__init__.py": "",
+    "data/readers/storage/paths.py": "from pkg.data.readers.reader import Reader",
+    "data/readers/reader.py": "",
+    "model.py": "from pkg.layers import Pool\nfrom pkg.data import images",
     "evaluation/__init__.py": "from pkg.evaluation.run import evaluate\nfrom pkg.evaluation import report",
     "evaluation/run.py": "from pkg.model import Model\nfrom pkg.evaluation.parts.errors import PART",
     "evaluation/parts/__init__.py": "",
@@ -342,7 +358,7 @@ FAULTS = {
         "pkg.types imports pkg.distribution",
     ),
     "siblings": ({"baselines.py": "from pkg import model"}, "pkg.baselines imports pkg.model, a sibling"),
-    "other siblings": ({"losses.py": "import pkg.data.reader"}, "pkg.losses imports pkg.data.reader, a sibling"),
+    "other siblings": ({"losses.py": "import pkg.data.images"}, "pkg.losses imports pkg.data.images, a sibling"),
     "the package itself": ({"losses.py": "import pkg"}, "pkg.losses imports the package itself"),
     "a name from the package": ({"losses.py": "from pkg import Model"}, "pkg.losses imports the package itself"),
     "cycle in a package": ({"layers/projection.py": "from pkg.layers import pooling"}, "import cycle: pkg.layers.poo"),
@@ -363,6 +379,22 @@ FAULTS = {
         {"evaluation/results.py": "from pkg.evaluation import evaluate"},
         "evaluation.results imports the package itself",
     ),
+    "upwards inside a package of a package": (
+        {"data/readers/storage/paths.py": "from pkg.data.readers import tar"},
+        "storage.paths imports pkg.data.readers.tar, which is above it",
+    ),
+    "siblings inside a package of a package": (
+        {"data/readers/folder.py": "from pkg.data.readers.tar import read"},
+        "data.readers.folder imports pkg.data.readers.tar, a sibling",
+    ),
+    "a new module inside a package of a package": (
+        {"data/readers/zip.py": ""},
+        "pkg.data.readers.zip has no place in INSIDE",
+    ),
+    "upwards from a package inside a package": (
+        {"data/readers/tar.py": "from pkg.data import pairs", "data/pairs.py": ""},
+        "data.readers.tar imports pkg.data.pairs, which is above it",
+    ),
     "new module inside a package": ({"evaluation/extra.py": ""}, "pkg.evaluation.extra has no place in INSIDE"),
     "a report that runs a model": (
         {"evaluation/report/page.py": "from pkg.model import Model"},
@@ -381,24 +413,24 @@ FAULTS = {
         "intervals:1 imports csv, but only the readers",
     ),
     "a second reader of tensorflow-datasets": (
-        {"data/reader.py": "def f():\n    import tensorflow_datasets as tfds"},
-        "pkg.data.reader:2 imports tensorflow_datasets, but only the readers",
+        {"data/images.py": "def f():\n    import tensorflow_datasets as tfds"},
+        "pkg.data.images:2 imports tensorflow_datasets, but only the readers",
     ),
     "a second reader of folders": ({"model.py": "files = path.rglob('*')"}, "pkg.model:1 calls rglob, but only"),
     "a second reader of records": (
-        {"data/reader.py": "def f(tf):\n    return tf.data.TFRecordDataset('a')"},
-        "pkg.data.reader:2 calls TFRecordDataset, but only the readers",
+        {"data/images.py": "def f(tf):\n    return tf.data.TFRecordDataset('a')"},
+        "pkg.data.images:2 calls TFRecordDataset, but only the readers",
     ),
     "new module": ({"metrics.py": ""}, "pkg.metrics has no place"),
     "new package": ({"quantization/__init__.py": "", "quantization/int8.py": ""}, "pkg.quantization.int8 has no place"),
     "name": ({"layers/utils.py": ""}, "pkg.layers.utils has a name without a meaning"),
-    "backend at module level": ({"data/reader.py": "import tensorflow as tf"}, "imports tensorflow at module level"),
+    "backend at module level": ({"data/images.py": "import tensorflow as tf"}, "imports tensorflow at module level"),
     "backend in a try": (
         {"tiling.py": "try:\n    from jax import numpy\nexcept ImportError:\n    pass"},
         "jax at module",
     ),
-    "backend in a class": ({"data/reader.py": "class A:\n    import torch.nn"}, "imports torch at module level"),
-    "hub in a default": ({"data/reader.py": "x = __import__('keras_hub')"}, "imports keras_hub at module level"),
+    "backend in a class": ({"data/images.py": "class A:\n    import torch.nn"}, "imports torch at module level"),
+    "hub in a default": ({"data/images.py": "x = __import__('keras_hub')"}, "imports keras_hub at module level"),
     "backend elsewhere": ({"losses.py": "def f():\n    import torch"}, "losses:2 imports torch, but is not in"),
     "backend check": (
         {"losses.py": "def f():\n    return keras.backend.backend()"},

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from keras_clip.data.image_files import reason_of
-from keras_clip.data.readers import Reader
+from keras_clip.data.readers import Reader, Stream
 from keras_clip.data.skipped import SkippedSamples
 
 # Samples that identify a source.
@@ -223,12 +223,11 @@ class IndexedEpochs(_Epochs):
 
 
 class StreamedEpochs(_Epochs):
-    """Epochs over a `tf.data.Dataset`."""
+    """Epochs over a stream."""
 
-    def __init__(self, dataset: Any, *options: Any):
+    def __init__(self, stream: Stream, *options: Any):
         super().__init__(*options)
-        size = int(dataset.cardinality())
-        self.num_samples = size if size >= 0 else None
+        self.num_samples = stream.size
 
     def skip(self, epoch: int, position: int, image: Any, caption: bytes) -> np.bool_:
         """Records a sample that could not be used, and returns False, since it is dropped.

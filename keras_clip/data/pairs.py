@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 from keras_clip.data.arguments import check_numbers, check_size, component, increasing_lengths, region_scale
 from keras_clip.data.epochs import IndexedEpochs, StreamedEpochs
 from keras_clip.data.image_files import PixelBudget
-from keras_clip.data.readers import open_reader
+from keras_clip.data.readers import Stream, open_reader
 from keras_clip.data.readers.brief import brief
-from keras_clip.data.readers.dataset import Stream
 from keras_clip.data.skipped import MAX_BROKEN, STRAY, SkippedSamples
 
 if TYPE_CHECKING:
@@ -143,7 +142,7 @@ def image_text_pairs(
         options = skipped, seed, shard, batch_size, image_preprocessor
         if isinstance(reader, Stream):
             stream = reader.part(shard, training)
-            epochs = StreamedEpochs(stream.dataset, *options)
+            epochs = StreamedEpochs(stream, *options)
             good = _stream(epochs, stream, decode, training)
         else:
             epochs = IndexedEpochs(reader, training, *options)

@@ -9,11 +9,11 @@ from keras_clip.export import export_image_model, export_text_model
 from keras_clip.layers.composite import CompositeModel
 
 
-class ImageEncoder(CompositeModel):
-    """Base of the image encoders of this library."""
+class Encoder(CompositeModel):
+    """Base of the encoders of this library."""
 
     def export(self, filepath: str | os.PathLike, format: str = "tf_saved_model") -> None:
-        """Writes the encoder as a file that runs without Keras, from normalised "images" to "features" (B, D).
+        """Writes the encoder as a file that runs without Keras, from "images" or "token_ids" to "features" (B, D).
 
         Args:
             filepath: folder of a SavedModel, or file of an ONNX or LiteRT graph.
@@ -24,24 +24,23 @@ class ImageEncoder(CompositeModel):
             ImportError: TensorFlow or the ONNX converter is not installed.
             RuntimeError: on JAX and torch: the TensorFlow process that exports failed.
         """
+        self._export(filepath, format)
+
+    def _export(self, filepath, format):
+        raise NotImplementedError
+
+
+class ImageEncoder(Encoder):
+    """Base of the image encoders of this library: normalised images (B, H, W, 3) -> features (B, D)."""
+
+    def _export(self, filepath, format):
         export_image_model(self, filepath, format, images_shape(self)[1:-1], "features", "float32")
 
 
-class TextEncoder(CompositeModel):
-    """Base of the text encoders of this library."""
+class TextEncoder(Encoder):
+    """Base of the text encoders of this library: token ids (B, L) -> features (B, D)."""
 
-    def export(self, filepath: str | os.PathLike, format: str = "tf_saved_model") -> None:
-        """Writes the encoder as a file that runs without Keras, from "token_ids" to "features" (B, D).
-
-        Args:
-            filepath: folder of a SavedModel, or file of an ONNX or LiteRT graph.
-            format: "tf_saved_model" (computes in this model's dtype policy), "onnx" or "litert" (always in float32).
-
-        Raises:
-            ValueError: an unknown format.
-            ImportError: TensorFlow or the ONNX converter is not installed.
-            RuntimeError: on JAX and torch: the TensorFlow process that exports failed.
-        """
+    def _export(self, filepath, format):
         export_text_model(self, filepath, format, self.context_length, output_name="features")
 
 

@@ -77,7 +77,7 @@ class Score:
         correct: bool (n,): the examples that count as correct (the highest score, one of the five highest, a hit of
             retrieval). None: unknown.
         outcomes: floats or ints (n,) or (n, K) that the metric is computed from, where `correct` does not suffice, as
-            `metrics.comparison.outcomes` returns them.
+            `Metric.outcomes` returns them.
         examples: `Examples`, or None.
 
     Raises:
@@ -193,6 +193,21 @@ class Results:
             correct: bool (n,), the `Score.correct` of a score without it; or None.
         """
         self.scores.append(score if correct is None else dataclasses.replace(score, correct=correct))
+
+    def extend(self, other: "Results") -> None:
+        """Adds the scores, tables, failures and properties of other results; their rows follow in tables of one name.
+
+        Args:
+            other: `Results`, such as those of another dataset. Of properties that both have, dicts are joined, and
+                other values replaced.
+        """
+        self.scores += other.scores
+        self.failures += other.failures
+        for name, rows in other.tables.items():
+            self.tables.setdefault(name, []).extend(rows)
+        for name, value in other.info.items():
+            former = self.info.get(name)
+            self.info[name] = {**former, **value} if isinstance(value, dict) and isinstance(former, dict) else value
 
     def select(self, dataset: str | None = None, method: str | None = None, metric: str | None = None) -> list[Score]:
         """Returns the scores of a dataset, a method and a metric.

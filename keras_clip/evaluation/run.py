@@ -120,7 +120,7 @@ def evaluate(
                 continue
             _describe_images(case)
             for part in of_task:
-                attempt(case.name, part, lambda part=part, case=case: _PARTS[part].run(case))
+                attempt(case.name, part, lambda part=part, case=case: _PARTS[part](case))
     measured = [rows for name, rows in results.tables.items() if rows and name != "dropped"]
     if raised and not results.scores and not measured:
         raise raised[0]

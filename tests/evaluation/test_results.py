@@ -149,3 +149,19 @@ def test_save_writes_numbers(tmp_path):
 def test_other_json_is_refused(text):
     with pytest.raises(ValueError, match="Received: '?(list|other)"):
         Results.from_json(text)
+
+
+def test_results_of_another_dataset_are_added():
+    def one(dataset, seed):
+        score = Score(dataset, "knn", "accuracy", 0.5, 0.4, 0.6, 9, "")
+        info = {"model": "tiny", "images": {dataset: seed}, "tables": {dataset: {"heading": dataset}}}
+        return Results(
+            [score], {"rows": [{"dataset": dataset}], dataset: [{}]}, info, [Failure(dataset, "errors", "no")]
+        )
+
+    made = one("a", 1)
+    made.extend(one("b", 2))
+    assert made.datasets == ["a", "b"] and [failure.dataset for failure in made.failures] == ["a", "b"]
+    assert made.tables == {"rows": [{"dataset": "a"}, {"dataset": "b"}], "a": [{}], "b": [{}]}
+    assert made.info["images"] == {"a": 1, "b": 2} and set(made.info["tables"]) == {"a", "b"}
+    assert made.info["model"] == "tiny"

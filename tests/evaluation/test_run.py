@@ -122,10 +122,11 @@ def test_protocols_say_what_each_classifier_was_fitted_on(results):
 
 
 def test_every_table_is_declared_by_one_part(results):
-    declared = [table for part in run._PARTS.values() for table in part.tables]
+    declared = [table.name for part in run._PARTS.values() for table in part.tables]
     assert len(set(declared)) == len(declared)
     found = {name if name in declared else f"{name.partition('/')[0]}/" for name in results.tables}
-    assert found == set(declared)
+    assert found == set(declared) == set(results.info["tables"])
+    assert all(table["heading"] for table in results.info["tables"].values())
 
 
 def test_scores_are_those_of_the_parts(clip, folder, results):

@@ -1,6 +1,9 @@
 """Runs examples/evaluate.py on a folder of images, in this process."""
 
+import bz2
 import dataclasses
+import gzip
+import lzma
 
 import numpy as np
 import pytest
@@ -94,6 +97,23 @@ def test_every_form_of_data(example, folder, tmp_path):
         assert read(name, *named).class_names == ("cat", "dog")
     assert read("a.csv", *named, "--separator", ";").ids == ("a.png", "b.png")
     assert read("a.tar").class_names == ("0", "1")
+    # Every form is recognised by the library's table, compressed or not, and by globs.
+    for name, compress in (("csv.gz", gzip), ("jsonl.xz", lzma), ("tar.bz2", bz2), ("tgz", gzip)):
+        plain = tmp_path / ("a.tar" if name == "tgz" else f"a.{name.rpartition('.')[0]}")
+        (tmp_path / f"packed.{name}").write_bytes(compress.compress(plain.read_bytes()))
+        words = [] if "t" == name[0] else named
+        packed, expected = (read(path, *words) for path in (f"packed.{name}", plain.name))
+        assert (packed.class_names, packed.ids) == (expected.class_names, expected.ids)
+        assert np.array_equal(packed.labels, expected.labels)
+    assert read("packed.csv.gz", *named, "--separator", ";").class_names == ("cat", "dog")
+    (tmp_path / "tables").mkdir()
+    for name, kind in (("1", "cat"), ("2", "dog")):
+        (tmp_path / "tables" / f"{name}.csv").write_text(f"photo|kind,;\n../a.png|{kind}\n")
+    found = read("tables/*.csv", "--image", "photo", "--label", "kind,;", "--delimiter", "|")
+    assert found.class_names == ("cat", "dog") and found.name == "tables"
+    # Both tables name the same image.
+    assert len(set(found.ids)) == 2
+    assert read("tables/{1,2}.csv", "--image", "photo", "--label", "kind,;", "--delimiter", "|").ids == found.ids
     args = example.parse_args(["--model", "m", "--data", "d", "--captions", "--caption", "alt"])
     task = example.make_task(str(tmp_path / "a.tar"), args, ["a {}."])
     assert dict(task.captions) == {"0": ["x"], "1": ["x"]}

@@ -1,5 +1,8 @@
-"""The readers of image-caption pairs: a file for each storage form, a common interface, and a table of forms."""
+"""The readers of image-caption pairs: one interface, a table of the forms of storage, and a file for each form.
+
+`storage` and `elements` are what several forms have in common: files on disk, and what an element says of its pair.
+"""
 
 from keras_clip.data.readers.forms import open_reader
-from keras_clip.data.readers.paths import find_files
-from keras_clip.data.readers.reader import Captions, Reader
+from keras_clip.data.readers.reader import Captions, Reader, Stream
+from keras_clip.data.readers.storage.paths import find_files

@@ -1,29 +1,25 @@
-"""Datasets in memory or of other libraries: sequences, data frames, Hugging Face, tf.data, tensorflow-datasets."""
+"""Datasets with random access: sequences, data frames, Hugging Face; and the examples of tensorflow-datasets."""
 
-import inspect
-import io
 import os
-import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from collections.abc import Mapping as AnyMapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from keras_clip.data.readers.brief import brief
-from keras_clip.data.readers.mapping import (
+from keras_clip.data.readers.elements import hugging_face
+from keras_clip.data.readers.elements.images import read_pair
+from keras_clip.data.readers.elements.mapping import (
     CAPTION_NAMES,
     PATH_NAMES,
     Mapping,
     names_of,
+    pair_of,
     require_columns,
     require_mapping,
 )
-from keras_clip.data.readers.paths import file_bytes
 from keras_clip.data.readers.reader import Captions, Reader, as_captions
-
-if TYPE_CHECKING:
-    import tensorflow as tf
 
 
 def is_sequence(source: Any) -> bool:
@@ -57,12 +53,12 @@ class SequenceReader(Reader):
         mapping = require_mapping(mapping)
         if not callable(mapping) and len(dataset):
             # A transform may return other columns than the dataset has.
-            has_columns = getattr(dataset, "column_names", None) and not _has_transform(dataset)
+            has_columns = getattr(dataset, "column_names", None) and not hugging_face.has_transform(dataset)
             require_columns(mapping, dataset.column_names if has_columns else dataset[0])
-        self._dataset = _undecoded(dataset, mapping)
+        self._dataset = hugging_face.undecoded(dataset, mapping)
         self._image = None if callable(mapping) else mapping[0]
-        self._pair = mapping if callable(mapping) else lambda element: _pair_of_columns(element, mapping)
-        self._class_names = {} if _has_transform(dataset) else _class_names(dataset)
+        self._pair = pair_of(mapping)
+        self._class_names = hugging_face.class_names(dataset)
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -77,7 +73,7 @@ class SequenceReader(Reader):
 
     def read(self, ids: np.ndarray) -> tuple[list[bytes], list[Captions]]:
         """The images as the bytes of files, and the captions."""
-        pairs = [_read_pair(self._dataset, index, self._pair) for index in ids.tolist()]
+        pairs = [read_pair(self._dataset, index, self._pair) for index in ids.tolist()]
         return [image for image, _ in pairs], [captions for _, captions in pairs]
 
     def captions(self, ids: np.ndarray) -> list[Captions]:
@@ -94,50 +90,7 @@ class SequenceReader(Reader):
         if not isinstance(element, AnyMapping):
             return {}
         columns = {name: value for name, value in element.items() if name != self._image}
-        names = {name: number for name, number in columns.items() if name in self._class_names and number is not None}
-        return columns | {name: self._class_names[name](number) for name, number in names.items()}
-
-
-def _read_pair(dataset: Any, index: int, pair: Callable) -> tuple[bytes, Captions]:
-    """An image as the bytes of a file, and its captions."""
-    try:
-        image, caption = pair(dataset[index])
-        return as_image_file(image, f"element {index}"), as_captions(caption)
-    except OSError as error:
-        # PIL raises these for a broken file; without an image, the pipeline skips the sample.
-        return f"{type(error).__name__}: {error}".encode(), [b"unknown"]
-
-
-def _pair_of_columns(element: Any, names: tuple[Any, Any]) -> tuple[Any, Any]:
-    return element[names[0]], None if names[1] is None else element[names[1]]
-
-
-def _has_transform(dataset: Any) -> bool:
-    """Returns whether a Hugging Face dataset applies a transform of the user's to its elements."""
-    form = getattr(dataset, "format", None)
-    return isinstance(form, dict) and form.get("type") == "custom"
-
-
-def _class_names(dataset: Any) -> dict[str, Callable[[int], str]]:
-    """Returns, for each class column of a Hugging Face dataset, the function from numbers to names."""
-    features = getattr(dataset, "features", None) or {}
-    return {name: kind.int2str for name, kind in features.items() if hasattr(kind, "int2str")}
-
-
-def _undecoded(dataset: Any, mapping: Mapping) -> Any:
-    """A Hugging Face dataset that returns the files of its images, which the pipeline decodes faster.
-
-    A transform of the user's gets the decoded images that it expects. Other formats, such as "torch", are left out:
-    they change how values are represented, not the values.
-    """
-    if callable(mapping) or _has_transform(dataset):
-        return dataset
-    feature = (getattr(dataset, "features", None) or {}).get(mapping[0])
-    if type(feature).__name__ != "Image" or not hasattr(dataset, "cast_column"):
-        return dataset
-    if isinstance(getattr(dataset, "format", None), dict):
-        dataset = dataset.with_format(None)
-    return dataset.cast_column(mapping[0], type(feature)(decode=False))
+        return hugging_face.with_names(columns, self._class_names)
 
 
 class DataFrameReader(SequenceReader):
@@ -189,190 +142,6 @@ class _Rows:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {name: column.iloc[index] for name, column in zip(self.column_names, self._columns, strict=True)}
-
-
-def as_image_file(image: Any, name: str, folder: str = "") -> bytes:
-    """Returns the bytes of an image file, `b""` if there is no image.
-
-    Args:
-        image: bytes, path, Hugging Face's record of both, array, PIL image of any mode, None or NaN.
-        name: name of the sample in error messages.
-        folder: to which paths are relative.
-
-    Returns:
-        bytes.
-
-    Raises:
-        OSError: a PIL image that cannot be loaded.
-        ValueError: something else than an image.
-    """
-    from PIL import Image
-
-    from keras_clip.data.image_files import open_image
-
-    if isinstance(image, dict) and {"bytes", "path"} >= set(image):
-        image = image.get("bytes") or image.get("path")
-    if image is None or (isinstance(image, float) and image != image):
-        return b""
-    if isinstance(image, (bytes, bytearray, memoryview)):
-        return bytes(image)
-    if isinstance(image, (str, os.PathLike)):
-        return file_bytes(os.path.join(os.fsencode(folder), os.fsencode(image)))
-    if isinstance(image, Image.Image):
-        _load(image)
-        # Pillow has no other conversion of premultiplied alpha.
-        image = image.convert("LA") if image.mode == "La" else image
-    elif not hasattr(image, "__array__"):
-        raise ValueError(
-            "An image must be the bytes of a file, a path, an array or a PIL image. "
-            f"Received: {name} with an image of {type(image)}. Pass another `mapping`."
-        )
-    file = io.BytesIO()
-    # Evaluation opens it in the same way: upright, composited on white, in RGB. A bitmap is only copied.
-    open_image(image, name, sys.maxsize).save(file, "BMP")
-    return file.getvalue()
-
-
-def _load(image: Any) -> None:
-    """Decodes a PIL image that has been opened but not loaded.
-
-    Raises:
-        OSError: it cannot be decoded.
-    """
-    try:
-        image.load()
-    except Exception as error:  # PIL raises many types of exceptions for corrupt files.
-        raise OSError(f"{type(error).__name__}: {error}") from error
-
-
-def is_stream(source: Any) -> bool:
-    """Returns whether an object is a `tf.data.Dataset`."""
-    tensorflow = sys.modules.get("tensorflow")
-    return tensorflow is not None and isinstance(source, tensorflow.data.Dataset)
-
-
-class Stream:
-    """Iterates over elements that have no random access, and maps them to pairs.
-
-    Args:
-        dataset: `tf.data.Dataset`, or another object that can be iterated over again and again, such as a streamed data
-            set of Hugging Face.
-        mapping: the names of two columns (of tuples their places), or a function that returns (image, caption or
-            captions): of a `tf.data.Dataset` a graph function of an element, or of the parts of a tuple if it has as
-            many parameters; otherwise a function of an element.
-        captions: unused.
-
-    Raises:
-        ValueError: no mapping.
-    """
-
-    skipped = None
-
-    def __init__(self, dataset: Any, mapping: Mapping | None = None, captions: bool = True):
-        mapping = require_mapping(mapping)
-        if is_stream(dataset):
-            self.dataset, self._mapping = dataset, mapping
-        else:
-            self.dataset, self._mapping = _generate_pairs(dataset, mapping), (0, 1)
-
-    def part(self, shard: tuple[int, int], training: bool) -> "Stream":
-        """Returns every n-th element; in training, if the size is known, all parts have the same number of elements.
-
-        Args:
-            shard: (index, count) of the part.
-            training: whether all parts must be equally long.
-
-        Returns:
-            The part.
-        """
-        index, count = shard
-        size = int(self.dataset.cardinality())
-        part = self.dataset.shard(count, index) if count > 1 else self.dataset
-        return Stream(part.take(size // count) if training and count > 1 and size >= 0 else part, self._mapping)
-
-    def pairs(self, parallel: int) -> "tf.data.Dataset":
-        """Returns (image, captions) of each element.
-
-        Args:
-            parallel: number of elements that are mapped at a time.
-
-        Returns:
-            Dataset of the bytes of a file or uint8 (H, W, 3), and strings (captions,).
-
-        Raises:
-            TypeError: the mapping returns something else.
-            ValueError: the mapping names other columns.
-        """
-        return self.dataset.map(self._pair, num_parallel_calls=parallel, deterministic=True)
-
-    def _pair(self, *parts):
-        import tensorflow as tf
-
-        # tf.data passes the parts of a tuple one by one.
-        element = parts[0] if len(parts) == 1 else parts
-        mapping = self._mapping
-        if not callable(mapping):
-            require_columns(mapping, element)
-            image, captions = _pair_of_columns(element, mapping)
-        elif len(parts) > 1 and _positions(mapping) == len(parts):
-            image, captions = mapping(*parts)
-        else:
-            image, captions = mapping(element)
-        image, captions = tf.convert_to_tensor(image), tf.reshape(tf.convert_to_tensor(captions), [-1])
-        if image.dtype not in (tf.string, tf.uint8) or captions.dtype != tf.string:
-            raise TypeError(
-                "The mapping must give the image as a file's bytes or uint8 (H, W, 3), and the caption as a string. "
-                f"Received: image of {image.dtype.name}, caption of {captions.dtype.name}."
-            )
-        if image.dtype == tf.uint8:
-            image = _three_channels(image)
-        return image, captions
-
-
-def _three_channels(image):
-    import tensorflow as tf
-
-    image = image[..., None] if image.shape.rank == 2 else image
-    channels = image.shape[-1] if image.shape.rank == 3 else None
-    if image.shape.rank not in (3, None) or channels not in (1, 3, None):
-        raise TypeError(
-            "The mapping must give an image as uint8 (H, W), (H, W, 1) or (H, W, 3), or as the bytes of a file. "
-            f"Received: an image of shape {tuple(image.shape)}. Convert it in the mapping."
-        )
-    return tf.image.grayscale_to_rgb(image) if channels == 1 else image
-
-
-def _positions(function: Callable) -> int:
-    """Returns the number of positional arguments of a function; 1 for `*args` or anything else."""
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
-        return 1
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    needed = [each for each in parameters if each.kind in kinds and each.default is inspect.Parameter.empty]
-    return max(1, len(needed))
-
-
-def is_iterable(source: Any) -> bool:
-    """Returns whether an object can be iterated over repeatedly, unlike an iterator."""
-    return isinstance(source, Iterable) and not isinstance(source, (Iterator, str, bytes, dict))
-
-
-def _generate_pairs(source: Iterable, mapping: Mapping) -> "tf.data.Dataset":
-    """(image file, captions) of each element of an object that can be iterated over."""
-    import tensorflow as tf
-
-    pair = mapping if callable(mapping) else lambda element: _pair_of_columns(element, mapping)
-    elements = _undecoded(source, mapping)
-
-    def generate() -> Iterator[tuple[bytes, list[bytes]]]:
-        for number, element in enumerate(elements):
-            if number == 0 and not callable(mapping):
-                require_columns(mapping, element)
-            yield _read_pair({number: element}, number, pair)
-
-    kinds = (tf.TensorSpec((), tf.string), tf.TensorSpec((None,), tf.string))
-    return tf.data.Dataset.from_generator(generate, output_signature=kinds)
 
 
 class TFDSExamples:

@@ -8,17 +8,16 @@ from typing import Any
 import numpy as np
 
 from keras_clip.data.readers.brief import brief
-from keras_clip.data.readers.byte_strings import ByteStrings
-from keras_clip.data.readers.image_formats import (
-    HEAD,
+from keras_clip.data.readers.elements.image_formats import (
     IMAGE_EXTENSIONS,
-    OTHER_IMAGE_EXTENSIONS,
-    looks_like_image,
+    as_extension,
+    is_unnamed_image,
     why_passed_over,
 )
-from keras_clip.data.readers.mapping import Mapping, names_of
-from keras_clip.data.readers.paths import file_bytes
+from keras_clip.data.readers.elements.mapping import Mapping, names_of
 from keras_clip.data.readers.reader import Captions, Reader
+from keras_clip.data.readers.storage.byte_strings import ByteStrings
+from keras_clip.data.readers.storage.paths import file_bytes
 from keras_clip.data.skipped import SkippedSamples
 
 
@@ -41,7 +40,7 @@ class FolderReader(Reader):
     def __init__(self, paths: Sequence[str], mapping: Mapping | None = None, captions: bool = True):
         if len(paths) != 1:
             raise ValueError(f"A source must be one folder. Received: {brief(list(paths))}.")
-        wanted = tuple(map(_as_extension, names) for names in names_of(mapping, IMAGE_EXTENSIONS, ("txt",)))
+        wanted = tuple(map(as_extension, names) for names in names_of(mapping, IMAGE_EXTENSIONS, ("txt",)))
         self._root = str(Path(paths[0]))
         self.skipped = SkippedSamples(self._root)
         files = _Files(self._root, *map(tuple, wanted), sniff=mapping is None or mapping[0] is None)
@@ -90,10 +89,6 @@ class FolderReader(Reader):
         return [{"class": folder} for folder in (key.rpartition("/")[0].partition("/")[0] for key in self.keys(ids))]
 
 
-def _as_extension(name: str) -> str:
-    return name.lower().lstrip(".")
-
-
 class _Files:
     """The files of a folder by kind.
 
@@ -111,22 +106,23 @@ class _Files:
         self.others: dict[str, int] = {}
         for path, problem in sorted(_files(root), key=lambda file: file[0].split(os.sep)):
             stem, extension = os.path.splitext(path)
-            extension = _as_extension(extension)
+            extension = as_extension(extension)
             if not problem and extension in texts:
                 self.texts[stem] = path
-            elif not problem and (extension in images or (sniff and _begins_like_image(path, extension))):
+            elif not problem and (extension in images or (sniff and _is_unnamed_image(path, extension))):
                 self.images[path] = stem
             else:
                 self.passed_over.append((path, problem or why_passed_over(extension)))
                 self.others[extension] = self.others.get(extension, 0) + 1
 
 
-def _begins_like_image(path: str, extension: str) -> bool:
-    if extension in OTHER_IMAGE_EXTENSIONS:
-        return False
-    try:
+def _is_unnamed_image(path: str, extension: str) -> bool:
+    def head(size: int) -> bytes:
         with open(path, "rb") as file:
-            return looks_like_image(file.read(HEAD))
+            return file.read(size)
+
+    try:
+        return is_unnamed_image(extension, head)
     except PermissionError:
         return False
 

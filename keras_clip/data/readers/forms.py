@@ -6,21 +6,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from keras_clip.data.readers.brief import brief
-from keras_clip.data.readers.dataset import (
-    DataFrameReader,
-    SequenceReader,
-    Stream,
-    is_data_frame,
-    is_iterable,
-    is_sequence,
-    is_stream,
-)
+from keras_clip.data.readers.dataset import DataFrameReader, SequenceReader, is_data_frame, is_sequence
+from keras_clip.data.readers.elements.mapping import Mapping, check_mapping
 from keras_clip.data.readers.folder import FolderReader
 from keras_clip.data.readers.joined import JoinedReader
-from keras_clip.data.readers.mapping import Mapping, check_mapping
 from keras_clip.data.readers.parquet import ParquetReader
-from keras_clip.data.readers.paths import find_files
-from keras_clip.data.readers.reader import Reader, is_reader
+from keras_clip.data.readers.reader import Reader, Stream, is_reader
+from keras_clip.data.readers.storage.paths import find_files
+from keras_clip.data.readers.stream import DatasetStream, is_iterable, is_tf_dataset
 from keras_clip.data.readers.table import TableReader
 from keras_clip.data.readers.tar import TarReader
 from keras_clip.data.readers.tfrecord import TFRecordReader
@@ -56,7 +49,7 @@ class Part(NamedTuple):
     is_paths: bool
 
 
-def _named(pattern: str) -> Callable[[Any], bool]:
+def named(pattern: str) -> Callable[[Any], bool]:
     """Returns a test for file names that end in the pattern, or in it and the extension of a compression."""
     whole = re.compile(rf"({pattern})(\.(gz|bz2|xz|zst))?$", re.IGNORECASE)
     return lambda source: isinstance(source, str) and whole.search(source) is not None
@@ -66,7 +59,11 @@ def _is_folder(source: Any) -> bool:
     return isinstance(source, str) and os.path.isdir(source)
 
 
-def _own_reader(reader: Reader, mapping: Mapping | None, captions: bool) -> Reader:
+def _is_own(source: Any) -> bool:
+    return is_reader(source) or isinstance(source, Stream)
+
+
+def _own_reader(reader: Reader | Stream, mapping: Mapping | None, captions: bool) -> Reader | Stream:
     if mapping is not None:
         raise ValueError(
             "A reader returns pairs itself and takes no mapping. "
@@ -78,15 +75,15 @@ def _own_reader(reader: Reader, mapping: Mapping | None, captions: bool) -> Read
 # The first row that fits is used. To add a form, write its reader and a row.
 FORMS = (
     Form("folder", _is_folder, FolderReader),
-    Form("tar", _named(r"\.tar|\.tgz|\.tbz2?|\.txz"), TarReader, is_sharded=True),
-    Form("TFRecord", _named(r"\.tfrec(ord)?s?(-\d+-of-\d+)?"), TFRecordReader, is_sharded=True),
-    Form("Parquet", _named(r"\.(parquet|pq)"), ParquetReader, is_sharded=True),
-    Form("table", _named(r"\.([ct]sv|jsonl|ndjson)"), TableReader),
-    Form("reader", is_reader, _own_reader),
-    Form("stream", is_stream, Stream),
+    Form("tar", named(r"\.tar|\.tgz|\.tbz2?|\.txz"), TarReader, is_sharded=True),
+    Form("TFRecord", named(r"\.tfrec(ord)?s?(-\d+-of-\d+)?"), TFRecordReader, is_sharded=True),
+    Form("Parquet", named(r"\.(parquet|pq)"), ParquetReader, is_sharded=True),
+    Form("table", named(r"\.([ct]sv|jsonl|ndjson)"), TableReader),
+    Form("reader", _is_own, _own_reader),
+    Form("stream", is_tf_dataset, DatasetStream),
     Form("data frame", is_data_frame, DataFrameReader),
     Form("sequence", is_sequence, SequenceReader),
-    Form("stream", is_iterable, Stream),
+    Form("stream", is_iterable, DatasetStream),
 )
 _ACCEPTED = (
     "source must be .tar shards, .tfrecord or .parquet files, .csv, .tsv or .jsonl tables (a path, a glob, braces such "
@@ -174,9 +171,9 @@ def _is_several(source: Any) -> bool:
     """Returns whether a list holds sources rather than samples."""
     return isinstance(source, (list, tuple)) and all(
         isinstance(each, (str, os.PathLike))
-        or is_reader(each)
+        or _is_own(each)
         or is_data_frame(each)
-        or is_stream(each)
+        or is_tf_dataset(each)
         or hasattr(each, "column_names")
         for each in source
     )

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from keras_clip.data.readers.reader import Captions, Reader
-from keras_clip.data.readers.shards import SamplesOfSeveral
+from keras_clip.data.readers.storage.shards import SamplesOfSeveral
 
 
 class JoinedReader(SamplesOfSeveral):

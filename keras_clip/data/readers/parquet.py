@@ -1,7 +1,6 @@
 """Parquet files, as img2dataset and Hugging Face write them: an image, its captions and other columns in each row."""
 
 import bisect
-import json
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -9,12 +8,13 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from keras_clip.data.readers.brief import brief
-from keras_clip.data.readers.copies import copy_of, size_limit
-from keras_clip.data.readers.dataset import as_image_file
-from keras_clip.data.readers.image_formats import IMAGE_EXTENSIONS
-from keras_clip.data.readers.mapping import CAPTION_NAMES, PATH_NAMES, Mapping, names_of
+from keras_clip.data.readers.elements import hugging_face
+from keras_clip.data.readers.elements.image_formats import IMAGE_EXTENSIONS
+from keras_clip.data.readers.elements.images import as_image_file
+from keras_clip.data.readers.elements.mapping import CAPTION_NAMES, PATH_NAMES, Mapping, names_of
 from keras_clip.data.readers.reader import Captions, as_captions
-from keras_clip.data.readers.shards import SamplesOfSeveral
+from keras_clip.data.readers.storage.copies import copy_of, size_limit
+from keras_clip.data.readers.storage.shards import SamplesOfSeveral
 
 if TYPE_CHECKING:
     import pyarrow
@@ -87,7 +87,7 @@ class _Table:
         schema = reader.schema
         if len(set(schema.names)) < len(schema.names):
             raise ValueError(f"Names of columns must differ. Received: {path} with {brief(schema.names)}.")
-        self._class_names = _class_names(schema)
+        self._class_names = hugging_face.class_names_of_schema(schema)
         # Columns of images take precedence over columns of paths.
         strings = {name for name in schema.names if pyarrow.types.is_string(schema.field(name).type)}
         found = [name for name in images if name in schema.names]
@@ -131,20 +131,7 @@ class _Table:
         values = {
             name: batch.column(number)[place].as_py() for number, name in enumerate(self._names) if name != self._image
         }
-        for name in self._class_names.keys() & values.keys():
-            if values[name] is not None:
-                values[name] = self._class_names[name][values[name]]
-        return values
-
-
-def _class_names(schema: "pyarrow.Schema") -> dict[str, list[str]]:
-    """Returns the class names of each column of Hugging Face's class numbers."""
-    try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        kinds = {name: kind for name, kind in features.items() if isinstance(kind, dict)}
-        return {name: list(kind["names"]) for name, kind in kinds.items() if kind.get("_type") == "ClassLabel"}
-    except (KeyError, ValueError, TypeError, AttributeError):
-        return {}
+        return hugging_face.with_names(values, self._class_names)
 
 
 def _convert(path: str, file: BinaryIO) -> None:

@@ -1,11 +1,14 @@
-"""The interface of a reader, through which training, evaluation and the tools read stored samples."""
+"""The interfaces through which training, evaluation and the tools read samples: by index, or only in order."""
 
-from abc import abstractmethod
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from keras_clip.data.skipped import SkippedSamples
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 # The captions of one sample, each as the bytes of its text.
 Captions = list[bytes]
@@ -53,6 +56,45 @@ class Reader(Protocol):
     def metadata(self, ids: np.ndarray) -> list[dict[str, Any]]:
         """Returns other values that are stored with each of these samples, by name; by default, none."""
         return [{} for _ in ids]
+
+
+class Stream(ABC):
+    """Samples that can only be iterated over in their own order, again and again.
+
+    Attributes:
+        size: int, the number of samples, or None if it is unknown.
+        skipped: None: a stream passes nothing over.
+    """
+
+    size: int | None
+    skipped: None = None
+
+    @abstractmethod
+    def part(self, shard: tuple[int, int], training: bool) -> "Stream":
+        """Returns every n-th sample; in training, if the size is known, all parts have the same number of samples.
+
+        Args:
+            shard: (index, count) of the part.
+            training: whether all parts must be equally long.
+
+        Returns:
+            The part.
+        """
+
+    @abstractmethod
+    def pairs(self, parallel: int) -> "tf.data.Dataset":
+        """Returns (image, captions) of each sample.
+
+        Args:
+            parallel: number of samples that are mapped at a time.
+
+        Returns:
+            Dataset of the bytes of a file or uint8 (H, W, 3), and strings (captions,).
+
+        Raises:
+            TypeError: the stream returns something else.
+            ValueError: it has no such columns.
+        """
 
 
 def is_reader(source: Any) -> bool:

@@ -11,11 +11,11 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from keras_clip.data.readers.brief import brief
-from keras_clip.data.readers.copies import decompressed
-from keras_clip.data.readers.mapping import CAPTION_NAMES, PATH_NAMES, Mapping, names_of
-from keras_clip.data.readers.paths import file_bytes
+from keras_clip.data.readers.elements.mapping import CAPTION_NAMES, PATH_NAMES, Mapping, names_of
 from keras_clip.data.readers.reader import Captions, as_captions
-from keras_clip.data.readers.shards import ShardIndex, Shards
+from keras_clip.data.readers.storage.copies import decompressed
+from keras_clip.data.readers.storage.paths import file_bytes
+from keras_clip.data.readers.storage.shards import ShardIndex, Shards
 
 # Delimiters to try if that of the extension does not yield the required columns.
 _DELIMITERS = (",", "\t", ";", "|")

@@ -11,18 +11,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_clip.data.readers.byte_strings import ByteStrings
-from keras_clip.data.readers.copies import decompressed
-from keras_clip.data.readers.image_formats import (
-    HEAD,
+from keras_clip.data.readers.elements.image_formats import (
     IMAGE_EXTENSIONS,
     OTHER_IMAGE_EXTENSIONS,
-    looks_like_image,
+    as_extension,
+    is_unnamed_image,
     why_passed_over,
 )
-from keras_clip.data.readers.mapping import CAPTION_NAMES, Mapping, names_of
+from keras_clip.data.readers.elements.mapping import CAPTION_NAMES, Mapping, names_of
 from keras_clip.data.readers.reader import Captions, as_captions
-from keras_clip.data.readers.shards import ShardIndex, Shards, describe_damage, load_indexes
+from keras_clip.data.readers.storage.byte_strings import ByteStrings
+from keras_clip.data.readers.storage.copies import decompressed
+from keras_clip.data.readers.storage.shards import ShardIndex, Shards, describe_damage, load_indexes
 from keras_clip.data.skipped import SkippedSamples
 
 _BLOCK = 512
@@ -53,8 +53,8 @@ class TarReader(Shards):
 
     def __init__(self, paths: Sequence[str], mapping: Mapping | None = None, captions: bool = True):
         (*images,), (*texts,) = names_of(mapping, ("",), CAPTION_NAMES)
-        image = _as_extension(images[0]) or None
-        text = _as_extension(texts[0]) if mapping and texts else "txt"
+        image = as_extension(images[0]) or None
+        text = as_extension(texts[0]) if mapping and texts else "txt"
         text = None if text == "json" else text
         self._caption_names = CAPTION_NAMES if texts in ([], ["json"], ["txt"]) else tuple(texts)
         make = functools.partial(index_tar, image=image, text=text)
@@ -103,10 +103,6 @@ class TarReader(Shards):
             # Text that is not UTF-8 is returned, so that the pipeline can name the reason.
             return [] if _is_utf8(text) else [text]
         return as_captions(next((record[name] for name in self._caption_names if name in record), []))
-
-
-def _as_extension(name: str) -> str:
-    return name.lower().lstrip(".")
 
 
 def _as_text(key: bytes) -> str:
@@ -222,7 +218,7 @@ def _note_member(
     if not is_part and "." in extension:
         passed_over.add(member.name, "a second dot in the name, where keys end at the first")
         return
-    if not is_part and (image or not _begins_like_image(descriptor, place, extension)):
+    if not is_part and (image or not is_unnamed_image(extension, functools.partial(_head, descriptor, place))):
         is_format = extension in OTHER_IMAGE_EXTENSIONS
         passed_over.add(member.name, why_passed_over(extension) if is_format else "no part of a pair")
         return
@@ -249,10 +245,8 @@ def _follow(member: _Member, members: dict[str, _Member]) -> _Member | None:
     return None
 
 
-def _begins_like_image(descriptor: int, member: _Member, extension: str) -> bool:
-    if extension in OTHER_IMAGE_EXTENSIONS:
-        return False
-    return looks_like_image(os.pread(descriptor, min(HEAD, member.size), member.offset))
+def _head(descriptor: int, member: _Member, size: int) -> bytes:
+    return os.pread(descriptor, min(size, member.size), member.offset)
 
 
 def _spans(key: str, found: dict[str, tuple[int, int]], text: str | None, passed_over: SkippedSamples) -> tuple:

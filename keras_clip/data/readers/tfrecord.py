@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from keras_clip.data.readers.copies import decompressed
-from keras_clip.data.readers.image_formats import IMAGE_EXTENSIONS
-from keras_clip.data.readers.mapping import Mapping, names_of
+from keras_clip.data.readers.elements.image_formats import IMAGE_EXTENSIONS
+from keras_clip.data.readers.elements.mapping import Mapping, names_of
 from keras_clip.data.readers.reader import Captions
-from keras_clip.data.readers.shards import ShardIndex, Shards, describe_damage, load_indexes
+from keras_clip.data.readers.storage.copies import decompressed
+from keras_clip.data.readers.storage.shards import ShardIndex, Shards, describe_damage, load_indexes
 
 _IMAGES = (*IMAGE_EXTENSIONS, "image", "image/encoded")
 _CAPTIONS = ("txt", "caption", "text", "image/caption")

@@ -1,10 +1,8 @@
 """Metrics of classification, retrieval and calibration, confidence intervals, and paired tests."""
 
 from keras_clip.evaluation.metrics.classification import (
-    IGNORED,
     METRICS,
     accuracy,
-    correct,
     interval,
     map_11pt,
     mean_over_folds,
@@ -13,3 +11,4 @@ from keras_clip.evaluation.metrics.classification import (
     roc_auc,
     top5_accuracy,
 )
+from keras_clip.evaluation.metrics.correctness import IGNORED, correct

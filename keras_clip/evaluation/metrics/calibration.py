@@ -1,11 +1,14 @@
 """Calibration of a classifier's probabilities: reliability curve, expected calibration error, temperature scaling."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from keras_clip.evaluation.metrics.classification import correct
+from keras_clip.evaluation.metrics.correctness import correct, single
 from keras_clip.evaluation.metrics.intervals import inverted_interval, shrunk_values
+from keras_clip.evaluation.metrics.metric import Metric, Statistic
+from keras_clip.evaluation.results import Score
 
 
 @dataclass(frozen=True)
@@ -290,6 +293,34 @@ def _error(excess, bin_index, bins):
 
 def _check(logits, labels):
     correct(logits, labels)  # Raises a ValueError for inputs that do not match.
-    if np.ndim(labels) != 1:
-        raise ValueError(f"Expected one class index per image, labels (N,). Received: shape {np.shape(labels)}.")
-    return np.asarray(logits), np.asarray(labels)
+    return np.asarray(logits), np.asarray(single(labels))
+
+
+def _metric_interval(probabilities, labels, confidence, resamples, seed):
+    return calibration_error_interval(probabilities, labels, 15, confidence, resamples, seed)
+
+
+def _confidence(probabilities, labels):
+    return probabilities.max(axis=1)
+
+
+def _confidence_and_correctness(score: Score) -> np.ndarray | None:
+    is_known = score.outcomes is not None and score.correct is not None
+    return np.stack([score.outcomes, score.correct], axis=1) if is_known else None
+
+
+def _error_of_pairs(outcomes, labels, counts):
+    return error_of_outcomes(outcomes[:, 0], outcomes[:, 1], counts)
+
+
+# The metrics of probabilities (N, K), whose rows sum to 1, and labels (N,).
+METRICS: Mapping[str, Metric] = {
+    "expected_calibration_error": Metric(
+        "expected_calibration_error",
+        expected_calibration_error,
+        _metric_interval,
+        outcomes=_confidence,
+        statistic=Statistic(_error_of_pairs),
+        stored=_confidence_and_correctness,
+    )
+}

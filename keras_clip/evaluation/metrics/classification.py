@@ -1,47 +1,20 @@
 """The metrics of the paper's 27 datasets (Radford et al., 2021, table 9), each with a confidence interval.
 
-Scores are an array (N, K), such as logits, cosines or probabilities; higher means more probable. Labels are
-class indices (N,), or for multi-label datasets 0 and 1 (N, K), with `IGNORED` for a class that counts neither as
-present nor as absent, such as the objects that VOC 2007 marks as difficult.
-
-Ties between classes are resolved as `argmax` does, in favour of the first class: a model with constant scores reaches
-the frequency of the first class. Areas under curves treat images with equal scores as one point of the curve, as
-scikit-learn does.
+`correctness` describes scores and labels, and `curves` areas under curves. To add a metric, write its functions and one
+`Metric` in the table `METRICS`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from functools import partial
 from statistics import NormalDist
 
 import numpy as np
 
 from keras_clip.evaluation.metrics.bootstrap import resampled_variance
+from keras_clip.evaluation.metrics.correctness import IGNORED, correct, single  # noqa: F401
+from keras_clip.evaluation.metrics.curves import binary_curve, class_curves
 from keras_clip.evaluation.metrics.intervals import blaker_interval, mean_interval, student_quantile
-
-IGNORED = 255
-
-
-def correct(scores: np.ndarray, labels: np.ndarray, k: int = 1) -> np.ndarray:
-    """Returns which images are classified correctly, the input of paired tests and of tables of errors.
-
-    Args:
-        scores: floats (N, K).
-        labels: class indices (N,); or 0, 1 and `IGNORED` (N, K). With several labels per image, an image is classified
-            correctly if its highest score belongs to one of its classes.
-        k: int. An image is classified correctly if its class is among the `k` highest scores.
-
-    Returns:
-        bool (N,).
-
-    Raises:
-        ValueError: NaN, shapes or labels that do not match, `k` > 1 with several labels per image.
-    """
-    scores, labels = _check(scores, labels)
-    if labels.ndim == 1:
-        return _ranks(scores, labels) < k
-    if k != 1:
-        raise ValueError(f"Expected one label per image for k > 1. Received: labels of shape {labels.shape}, k={k}.")
-    return labels[np.arange(len(labels)), np.where(labels == IGNORED, -np.inf, scores).argmax(1)] == 1
+from keras_clip.evaluation.metrics.metric import MEAN, Metric, Statistic
 
 
 def accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
@@ -54,7 +27,7 @@ def accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
     Returns:
         Fraction in [0, 1].
     """
-    return float(correct(scores, _single(labels)).mean())
+    return float(correct(scores, single(labels)).mean())
 
 
 def top5_accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
@@ -103,7 +76,7 @@ def map_11pt(scores: np.ndarray, labels: np.ndarray) -> float:
     Raises:
         ValueError: a class without a positive image.
     """
-    return float(np.mean([curve.average_precision() for curve in _class_curves(scores, labels)]))
+    return float(np.mean([curve.average_precision() for curve in class_curves(scores, labels)]))
 
 
 def roc_auc(scores: np.ndarray, labels: np.ndarray) -> float:
@@ -121,31 +94,7 @@ def roc_auc(scores: np.ndarray, labels: np.ndarray) -> float:
     Raises:
         ValueError: a number of classes other than two, or a class that does not occur.
     """
-    return _binary_curve(scores, labels).roc_auc()
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A classification metric with its confidence interval: one entry of `METRICS`.
-
-    `metric(scores, labels)` returns the score. To add a metric, write its two functions and add one line to the table
-    `METRICS`.
-
-    Args:
-        name: str. The key of the metric in `METRICS`, in `Task.metric` and in results.
-        score: function of (scores, labels) that returns a float. Higher must be better: C, templates and the parameters
-            of adapters are chosen by the maximum.
-        interval: function of (scores, labels, confidence, resamples, seed) that returns the lower and the upper bound.
-        unit: str. "fraction" for values in [0, 1], which reports show as percentages; another word for other values.
-    """
-
-    name: str
-    score: Callable[[np.ndarray, np.ndarray], float]
-    interval: Callable[..., tuple[float, float]]
-    unit: str = "fraction"
-
-    def __call__(self, scores: np.ndarray, labels: np.ndarray) -> float:
-        return float(self.score(scores, labels))
+    return binary_curve(scores, labels).roc_auc()
 
 
 def interval(
@@ -186,7 +135,7 @@ def interval(
 
 
 def _accuracy_interval(scores, labels, confidence, resamples, seed):
-    return _exact(correct(scores, _single(labels)), confidence)
+    return _exact(correct(scores, single(labels)), confidence)
 
 
 def _top5_interval(scores, labels, confidence, resamples, seed):
@@ -194,7 +143,7 @@ def _top5_interval(scores, labels, confidence, resamples, seed):
 
 
 def _top1_top5_interval(scores, labels, confidence, resamples, seed):
-    hits = (correct(scores, _single(labels)) + _in_top5(scores, labels).astype("float64")) / 2
+    hits = _mean_hits(scores, labels)
     variance = hits.var() / len(hits)
     return mean_interval(hits.mean(), _effective(hits.mean(), variance, len(hits)), confidence)
 
@@ -241,7 +190,7 @@ def _shifted(rates, counts, mean):
 
 
 def _map_11pt_interval(scores, labels, confidence, resamples, seed):
-    curves = _class_curves(scores, labels)
+    curves = class_curves(scores, labels)
 
     def mean_average_precision(weights):
         # A class whose positive images are all left out is passed over.
@@ -258,7 +207,7 @@ _AUC_PRIOR = 10
 
 
 def _roc_auc_interval(scores, labels, confidence, resamples, seed):
-    curve = _binary_curve(scores, labels)
+    curve = binary_curve(scores, labels)
     value, placements = curve.roc_auc(), curve.placements()
     sizes = [len(values) for values in placements]
     model = _auc_component(value)
@@ -286,15 +235,84 @@ def _auc_component(area):
     return (area / (2 - area) + 2 * area**2 / (1 + area)) / 2 - area**2
 
 
+def _rarest_positive(labels):
+    """Returns the rarest class of each image; as bootstrap strata, these keep images of nearly every class."""
+    positive = np.asarray(labels) == 1
+    return np.where(positive, positive.sum(0), len(positive) + 1).argmin(1)
+
+
+# The outcomes and statistics by which two models are compared.
+
+
+def _mean_hits(scores, labels):
+    return (correct(scores, single(labels)) + _in_top5(scores, labels).astype("float64")) / 2
+
+
+def _mean_of_classes(hits, labels, counts):
+    counts = np.ones(len(labels)) if counts is None else counts
+    images = np.bincount(labels, counts)
+    occurs = images > 0
+    return float((np.bincount(labels, counts * hits)[occurs] / images[occurs]).mean())
+
+
+def _weights_of_classes(n, labels):
+    images = np.bincount(labels)
+    return 1 / (images[labels] * (images > 0).sum())
+
+
+def _ranks_by_class(scores, labels):
+    return np.stack([_ranks(column) for column in np.asarray(scores).T], axis=1)
+
+
+def _average_precision_of_ranks(ranks, labels, counts):
+    # Signed, since the curves sort by the negative.
+    return float(np.mean([curve.average_precision(counts) for curve in class_curves(ranks.astype("int64"), labels)]))
+
+
+def _ranks_of_margin(scores, labels):
+    scores = np.asarray(scores, "float64")
+    return _ranks(scores[:, 1] - scores[:, 0])
+
+
+def _area_of_ranks(ranks, labels, counts):
+    return binary_curve(ranks, labels).roc_auc(counts)
+
+
+def _ranks(values):
+    """Returns the ranks of values; equal values have equal ranks.
+
+    Curves depend on the order of the images alone, so that models with different temperatures have ranks in common.
+    """
+    ranks = np.unique(values, return_inverse=True)[1].reshape(-1)
+    return ranks.astype("uint16" if len(values) <= 2**16 else "int32")
+
+
 METRICS: Mapping[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("accuracy", accuracy, _accuracy_interval),
-        Metric("top5_accuracy", top5_accuracy, _top5_interval),
-        Metric("mean_per_class", mean_per_class, _mean_per_class_interval),
-        Metric("map_11pt", map_11pt, _map_11pt_interval),
-        Metric("roc_auc", roc_auc, _roc_auc_interval),
-        Metric("mean_top1_top5", mean_top1_top5, _top1_top5_interval),
+        Metric("accuracy", accuracy, _accuracy_interval, statistic=MEAN),
+        Metric("top5_accuracy", top5_accuracy, _top5_interval, correct=partial(correct, k=5), statistic=MEAN),
+        Metric(
+            "mean_per_class",
+            mean_per_class,
+            _mean_per_class_interval,
+            statistic=Statistic(_mean_of_classes, weights=_weights_of_classes, strata=np.asarray, needs_labels=True),
+        ),
+        Metric(
+            "map_11pt",
+            map_11pt,
+            _map_11pt_interval,
+            outcomes=_ranks_by_class,
+            statistic=Statistic(_average_precision_of_ranks, strata=_rarest_positive, needs_labels=True),
+        ),
+        Metric(
+            "roc_auc",
+            roc_auc,
+            _roc_auc_interval,
+            outcomes=_ranks_of_margin,
+            statistic=Statistic(_area_of_ranks, strata=np.asarray, needs_labels=True),
+        ),
+        Metric("mean_top1_top5", mean_top1_top5, _top1_top5_interval, outcomes=_mean_hits, statistic=MEAN),
     )
 }
 
@@ -332,22 +350,15 @@ def mean_over_folds(values: Sequence, same_images: bool = True) -> float | tuple
     return tuple(map(float, mean))
 
 
-def _ranks(scores, labels):
-    """Returns the rank of each image's true class, from 0; of classes with equal scores the first ranks higher."""
-    true_scores = scores[np.arange(len(labels)), labels][:, None]
-    before = np.arange(scores.shape[1]) < labels[:, None]
-    return ((scores > true_scores) | ((scores == true_scores) & before)).sum(1)
-
-
 def _in_top5(scores, labels):
     if np.ndim(scores) == 2 and np.shape(scores)[1] < 5:
         raise ValueError(f"Expected at least five classes for top-5. Received: scores of shape {np.shape(scores)}.")
-    return correct(scores, _single(labels), k=5)
+    return correct(scores, single(labels), k=5)
 
 
 def _per_class(scores, labels):
     """Returns the number of correctly classified images of each class, and the number of images of each class."""
-    hits = correct(scores, _single(labels))
+    hits = correct(scores, single(labels))
     classes = np.shape(scores)[1]
     counts = np.bincount(labels, minlength=classes)
     if not counts.all():
@@ -356,107 +367,3 @@ def _per_class(scores, labels):
             f"classes {np.flatnonzero(counts == 0).tolist()[:10]}. Remove these classes from scores and labels."
         )
     return np.bincount(labels, hits, classes), counts
-
-
-class _Curve:
-    """Precision, recall and ROC of one class over images sorted by decreasing score.
-
-    Each curve can be evaluated on a bootstrap resample, given as the number of times that each image was sampled.
-    """
-
-    def __init__(self, scores, positive, indices):
-        order = np.argsort(-scores, kind="stable")
-        self.indices = indices[order]
-        self.positive = positive[order]
-        # Images with equal scores cross the threshold together, so that only the last of them is a point of the curve.
-        self.last = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)
-        self.rises = self.last[np.unique(np.searchsorted(self.last, np.flatnonzero(self.positive)))]
-
-    def average_precision(self, weights=None):
-        weights = self._sorted(weights)
-        if not (weights * self.positive).any():
-            return np.nan
-        # Precision has its local maxima at positive images; no other point of the curve matters.
-        hits, retrieved = np.cumsum(weights * self.positive)[self.rises], np.cumsum(weights)[self.rises]
-        best = np.maximum.accumulate((hits / np.maximum(retrieved, 1))[::-1])[::-1]
-        # Recalls are compared as integers, since 0.1 * 3 > 0.3 in floating point.
-        return best[np.searchsorted(hits * 10, np.arange(11) * hits[-1])].mean()
-
-    def roc_auc(self, weights=None):
-        weights = self._sorted(weights)
-        hits, false_alarms = (np.cumsum(weights * mask)[self.last] for mask in (self.positive, ~self.positive))
-        steps = np.diff(false_alarms, prepend=0)
-        return float((steps * (hits - np.diff(hits, prepend=0) / 2)).sum() / (hits[-1] * false_alarms[-1]))
-
-    def placements(self):
-        """Returns the fraction of negatives below each positive, and of positives above each negative; ties are half.
-
-        Their variances are DeLong's components of the variance of the area.
-        """
-        point = np.searchsorted(self.last, np.arange(len(self.positive)))
-        fractions = []
-        for own, other in ((self.positive, ~self.positive), (~self.positive, self.positive)):
-            up_to = np.cumsum(other)[self.last]
-            before = (up_to + np.append(0, up_to[:-1])) / 2 / other.sum()
-            fractions.append(before[point[own]])
-        return 1 - fractions[0], fractions[1]
-
-    def _sorted(self, weights):
-        return np.ones(len(self.indices), "int64") if weights is None else weights[self.indices]
-
-
-def _class_curves(scores, labels):
-    if np.ndim(labels) != 2:
-        raise ValueError(f"Expected labels (N, K) of 0 and 1 for map_11pt. Received: shape {np.shape(labels)}.")
-    scores, labels = _check(scores, labels)
-    empty = np.flatnonzero(~(labels == 1).any(0))
-    if len(empty):
-        raise ValueError(
-            "Expected a positive image of every class for map_11pt. Received: none of the classes "
-            f"{empty.tolist()[:10]}. Remove these classes from scores and labels."
-        )
-    counted = [np.flatnonzero(labels[:, k] != IGNORED) for k in range(labels.shape[1])]
-    return [_Curve(scores[rows, k], labels[rows, k] == 1, rows) for k, rows in enumerate(counted)]
-
-
-def _rarest_positive(labels):
-    """Returns the rarest class of each image; as bootstrap strata, these keep images of nearly every class."""
-    positive = np.asarray(labels) == 1
-    return np.where(positive, positive.sum(0), len(positive) + 1).argmin(1)
-
-
-def _binary_curve(scores, labels):
-    scores = np.asarray(scores)
-    two = np.stack([np.zeros(len(scores)), scores], 1) if scores.ndim == 1 else scores
-    if np.shape(two)[1:] != (2,) or len(np.unique(labels)) != 2:
-        raise ValueError(
-            "Expected scores (N, 2) or (N,), and labels in which both 0 and 1 occur. "
-            f"Received: scores of shape {scores.shape}, labels {np.unique(labels).tolist()[:10]}."
-        )
-    two, labels = _check(two, _single(labels))
-    return _Curve(two[:, 1].astype("float64") - two[:, 0], labels == 1, np.arange(len(labels)))
-
-
-def _single(labels):
-    if np.ndim(labels) != 1:
-        raise ValueError(f"Expected one class index per image, labels (N,). Received: shape {np.shape(labels)}.")
-    return labels
-
-
-def _check(scores, labels):
-    """Returns scores and labels as arrays; raises a ValueError for inputs for which no metric is defined."""
-    scores, labels = np.asarray(scores), np.asarray(labels)
-    expected = "Expected finite scores (N, K) with N > 0, and labels: indices below K (N,), or 0, 1 and 255 (N, K). "
-    if scores.ndim != 2 or not scores.size or labels.shape not in (scores.shape[:1], scores.shape):
-        raise ValueError(f"{expected}Received: scores of shape {scores.shape}, labels of shape {labels.shape}.")
-    if not np.isfinite(scores).all():
-        rows = np.flatnonzero(~np.isfinite(scores).all(1))
-        raise ValueError(f"{expected}Received: NaN or infinity in {len(rows)} rows; the first is row {rows[0]}.")
-    if not (np.issubdtype(labels.dtype, np.integer) or labels.dtype == bool):
-        raise ValueError(f"{expected}Received: labels of dtype {labels.dtype}.")
-    allowed = np.isin(labels, (0, 1, IGNORED)) if labels.ndim == 2 else (labels >= 0) & (labels < scores.shape[1])
-    if not allowed.all():
-        raise ValueError(
-            f"{expected}Received: labels {np.unique(labels[~allowed]).tolist()[:10]}, K={scores.shape[1]}."
-        )
-    return scores, labels.astype("int64")

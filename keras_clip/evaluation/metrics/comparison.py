@@ -9,19 +9,19 @@ of one group, such as the captions of an image, are exchanged together. Several 
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from keras_clip.evaluation.metrics import calibration, classification
+from keras_clip.evaluation.metrics import calibration, classification, retrieval
 from keras_clip.evaluation.metrics.bootstrap import bootstrap_interval
 from keras_clip.evaluation.metrics.intervals import blaker_interval, holm, mcnemar_test
+from keras_clip.evaluation.metrics.metric import MEAN, Metric, Statistic
 from keras_clip.evaluation.results import IDENTITY, Results, Score
 
 MCNEMAR, PERMUTATION = "McNemar", "permutation"
-_FRACTIONS = ("accuracy", "top5_accuracy", "mean_top1_top5", "recall_at_")
 # Values of a permutation test in memory at a time.
 _CELLS = 2**24
 
@@ -141,37 +141,6 @@ def _adjusted(compared: Mapping[Any, Comparison]) -> dict[Any, Comparison]:
     }
 
 
-def outcomes(metric: str, scores: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray | None]:
-    """Returns the outcome of each example from which a metric of `METRICS` is computed, for a paired test.
-
-    Args:
-        metric: key of `METRICS`.
-        scores: floats (N, K), in the form that the metric expects.
-        labels: in the form that the metric expects.
-
-    Returns:
-        {"correct": bool (N,), "outcomes": None, or an array (N,) or (N, K)}, the fields of a `Score`. Curves (ROC AUC,
-        mAP) depend on the order of the examples alone, so that their outcomes are ranks, which models with different
-        temperatures have in common.
-    """
-    if metric == "top5_accuracy":
-        return {"correct": classification.correct(scores, labels, k=5), "outcomes": None}
-    correct, found = classification.correct(scores, labels), None
-    if metric == "mean_top1_top5":
-        found = np.mean([correct, classification.correct(scores, labels, k=5)], axis=0)
-    elif metric == "map_11pt":
-        found = np.stack([_rank(column) for column in np.asarray(scores).T], axis=1)
-    elif metric == "roc_auc":
-        found = _rank(np.asarray(scores, "float64")[:, 1] - np.asarray(scores, "float64")[:, 0])
-    return {"correct": correct, "outcomes": found}
-
-
-def _rank(values: np.ndarray) -> np.ndarray:
-    """Returns the ranks of values; equal values have equal ranks."""
-    ranks = np.unique(values, return_inverse=True)[1].reshape(-1)
-    return ranks.astype("uint16" if len(values) <= 2**16 else "int32")
-
-
 def compare_scores(
     first: Score, second: Score, groups: Sequence | None = None, confidence: float = 0.95, resamples: int = 1999
 ) -> Comparison:
@@ -201,14 +170,14 @@ def compare_scores(
     if groups is None and examples is not None:
         groups = examples.groups
     _, statistic, pair, labels = _paired(first, second)
-    if statistic is _mean and groups is None and pair[0].dtype == bool:
+    if statistic is MEAN and groups is None and pair[0].dtype == bool:
         return compare_models(*pair, confidence)
     members = (
         np.arange(first.n) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1].reshape(-1)
     )
     if len(members) != first.n:
         raise ValueError(f"Expected a group for each of {first.n} examples. Received: {len(members)} groups.")
-    values = [statistic(outcomes, labels, None) for outcomes in pair]
+    values = [statistic.value(outcomes, labels, None) for outcomes in pair]
     low, high = _interval(statistic, pair, labels, groups, confidence, resamples)
     p_value = _permutation_test(statistic, pair, labels, members, resamples)
     return Comparison(
@@ -248,80 +217,34 @@ def _same_examples(first: Score, second: Score) -> bool:
     return one.labels is None or other.labels is None or np.array_equal(one.labels, other.labels)
 
 
-def _paired(first: Score, second: Score) -> tuple[str, "Statistic", list[np.ndarray], np.ndarray | None]:
-    """Returns the inputs of a comparison: name of the metric, the metric of outcomes, the outcomes, and the labels."""
+def _metric_of(score: Score) -> Metric | None:
+    tables = classification.METRICS, calibration.METRICS, retrieval.METRICS
+    return next((table[score.metric] for table in tables if score.metric in table), None)
+
+
+def _paired(first: Score, second: Score) -> tuple[str, Statistic, list[np.ndarray], np.ndarray | None]:
+    """Returns the inputs of a comparison: name of the metric, its statistic, the outcomes, and the labels."""
     labels = next((score.examples.labels for score in (first, second) if score.examples), None)
-    statistic, pair = _statistic(first.metric, labels), [_outcomes_of(first), _outcomes_of(second)]
-    if statistic and pair[0] is not None and pair[1] is not None:
-        return first.metric, statistic, pair, labels
+    metric = _metric_of(first)
+    if metric and metric.statistic and (labels is not None or not metric.statistic.needs_labels):
+        pair = [metric.outcomes_of(first), metric.outcomes_of(second)]
+        if pair[0] is not None and pair[1] is not None:
+            return metric.name, metric.statistic, pair, labels
     if first.correct is None or second.correct is None:
         raise ValueError(
             "Expected scores with the outcome of each example. "
             f"Received: {first.key} without them. Evaluate both models with this version."
         )
-    return "accuracy", _mean, [first.correct, second.correct], labels
-
-
-def _outcomes_of(score: Score) -> np.ndarray | None:
-    if score.metric == "expected_calibration_error":
-        known = score.outcomes is not None and score.correct is not None
-        return np.stack([score.outcomes, score.correct], axis=1) if known else None
-    if score.metric in ("mean_top1_top5", "median_rank", "map_11pt", "roc_auc"):
-        return score.outcomes
-    return score.correct
-
-
-Statistic = Callable[[np.ndarray, np.ndarray | None, np.ndarray | None], float]
-
-
-def _statistic(metric: str, labels: np.ndarray | None) -> Statistic | None:
-    """Returns the metric as a function of outcomes, labels and the count of each example (None: each counts once)."""
-    if metric.startswith(_FRACTIONS):
-        return _mean
-    if metric in ("median_rank", "expected_calibration_error"):
-        return {"median_rank": _median, "expected_calibration_error": _calibration_error}[metric]
-    if labels is not None and metric in ("mean_per_class", "map_11pt", "roc_auc"):
-        return {"mean_per_class": _class_mean, "map_11pt": _average_precision, "roc_auc": _area}[metric]
-    return None
-
-
-def _mean(values, labels, counts):
-    return float(np.average(values, weights=counts))
-
-
-def _class_mean(values, labels, counts):
-    counts = np.ones(len(labels)) if counts is None else counts
-    images = np.bincount(labels, counts)
-    occurs = images > 0
-    return float((np.bincount(labels, counts * values)[occurs] / images[occurs]).mean())
-
-
-def _median(values, labels, counts):
-    return float(np.median(values if counts is None else np.repeat(values, counts)))
-
-
-def _calibration_error(values, labels, counts):
-    return calibration.error_of_outcomes(values[:, 0], values[:, 1], counts)
-
-
-def _average_precision(values, labels, counts):
-    # Signed, since the curves sort by the negative.
-    curves = classification._class_curves(values.astype("int64"), labels)
-    return float(np.mean([curve.average_precision(counts) for curve in curves]))
-
-
-def _area(values, labels, counts):
-    return classification._binary_curve(values, labels).roc_auc(counts)
+    return "accuracy", MEAN, [first.correct, second.correct], labels
 
 
 def _interval(statistic, pair, labels, groups, confidence, resamples):
     strata = None
-    if groups is None and labels is not None and statistic in (_class_mean, _average_precision, _area):
-        # No class may be missing in a resample.
-        strata = labels if labels.ndim == 1 else classification._rarest_positive(labels)
+    if groups is None and labels is not None and statistic.strata:
+        strata = statistic.strata(labels)
     first, second = pair
     low, high = bootstrap_interval(
-        lambda counts: statistic(second, labels, counts) - statistic(first, labels, counts),
+        lambda counts: statistic.value(second, labels, counts) - statistic.value(first, labels, counts),
         len(first),
         groups,
         strata,
@@ -339,13 +262,10 @@ def _permutation_test(statistic, pair, labels, members, resamples):
     """Returns the two-sided p-value: the rate of random exchanges with at least the measured difference."""
     first, second = pair
     generator = np.random.default_rng(0)
-    measured = statistic(second, labels, None) - statistic(first, labels, None)
-    if statistic in (_mean, _class_mean):
+    measured = statistic.value(second, labels, None) - statistic.value(first, labels, None)
+    if statistic.weights:
         # The difference is a sum over examples, whose signs an exchange changes.
-        weights = np.full(len(first), 1 / len(first))
-        if statistic is _class_mean:
-            images = np.bincount(labels)
-            weights = 1 / (images[labels] * (images > 0).sum())
+        weights = statistic.weights(len(first), labels)
         sums = np.bincount(members, weights * (second.astype("float64") - first.astype("float64")))
         differences = _random_sums(sums[sums != 0], resamples, generator)
     else:
@@ -354,7 +274,7 @@ def _permutation_test(statistic, pair, labels, members, resamples):
             exchanged = (generator.integers(0, 2, members.max() + 1) == 1)[members]
             exchanged = exchanged.reshape(-1, *[1] * (first.ndim - 1))
             one, other = np.where(exchanged, second, first), np.where(exchanged, first, second)
-            differences[number] = statistic(other, labels, None) - statistic(one, labels, None)
+            differences[number] = statistic.value(other, labels, None) - statistic.value(one, labels, None)
     # Rounding must not make an equal difference smaller.
     as_large = np.abs(differences) >= abs(measured) * (1 - 1e-9) - 1e-12
     return float((1 + as_large.sum()) / (1 + resamples))

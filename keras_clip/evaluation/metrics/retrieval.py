@@ -15,9 +15,52 @@ import numpy as np
 from tqdm import tqdm
 
 from keras_clip.evaluation.metrics.intervals import clustered_interval, clustered_quantile_interval
+from keras_clip.evaluation.metrics.metric import MEAN, MEDIAN, Metric
 from keras_clip.evaluation.results import Examples, Score
 
 DIRECTIONS = ("image_to_text", "text_to_image")
+
+
+def recall_at(k: int) -> Metric:
+    """Returns the metric recall at k: the fraction of queries whose correct item is among the first k.
+
+    Args:
+        k: int >= 1.
+
+    Returns:
+        `Metric` of ranks (N,) from 1, and of the image (N,) that each query belongs to.
+    """
+    return Metric(
+        f"recall_at_{k}",
+        lambda ranks, images: (ranks <= k).mean(),
+        lambda ranks, images, confidence, resamples, seed: clustered_interval(ranks <= k, images, confidence),
+        correct=lambda ranks, images: ranks <= k,
+        statistic=MEAN,
+    )
+
+
+def _median_interval(ranks, images, confidence, resamples, seed):
+    return clustered_quantile_interval(ranks, images, 0.5, confidence)
+
+
+# The metrics of ranks (N,), and of the image (N,) that each query belongs to.
+METRICS: Mapping[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        recall_at(1),
+        recall_at(5),
+        recall_at(10),
+        Metric(
+            "median_rank",
+            lambda ranks, images: np.median(ranks),
+            _median_interval,
+            unit="rank",
+            correct=None,
+            outcomes=lambda ranks, images: ranks,
+            statistic=MEDIAN,
+        ),
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -46,7 +89,7 @@ class RetrievalRanks:
         Returns:
             Fraction in [0, 1].
         """
-        return float((self._ranks(direction) <= k).mean())
+        return recall_at(k)(self._ranks(direction), self._images(direction))
 
     def median_rank(self, direction: str) -> float:
         """Returns the median over queries of the rank of the correct item.
@@ -57,7 +100,7 @@ class RetrievalRanks:
         Returns:
             Rank >= 1.
         """
-        return float(np.median(self._ranks(direction)))
+        return METRICS["median_rank"](self._ranks(direction), self._images(direction))
 
     def recall_interval(
         self, direction: str, k: int, confidence: float = 0.95, resamples: int = 1000, seed: int = 0
@@ -77,7 +120,7 @@ class RetrievalRanks:
         Returns:
             Lower and upper bound in [0, 1].
         """
-        return clustered_interval(self._ranks(direction) <= k, self._images(direction), confidence)
+        return recall_at(k).interval(self._ranks(direction), self._images(direction), confidence, resamples, seed)
 
     def median_rank_interval(
         self, direction: str, confidence: float = 0.95, resamples: int = 1000, seed: int = 0
@@ -93,7 +136,8 @@ class RetrievalRanks:
         Returns:
             Lower and upper bound.
         """
-        return clustered_quantile_interval(self._ranks(direction), self._images(direction), 0.5, confidence)
+        ranks, images = self._ranks(direction), self._images(direction)
+        return METRICS["median_rank"].interval(ranks, images, confidence, resamples, seed)
 
     def _images(self, direction):
         return self.image_of_text if direction == "text_to_image" else np.arange(len(self.image_to_text))
@@ -118,33 +162,21 @@ class RetrievalRanks:
         Returns:
             List of eight `Score`, methods "retrieval/image_to_text" and "retrieval/text_to_image".
         """
+        counts = {"images": len(self.image_to_text), "texts": len(self.text_to_image), "ties": self.ties}
         scores = []
         for direction in DIRECTIONS:
-            values = {
-                f"recall_at_{k}": (self.recall(direction, k), self.recall_interval(direction, k)) for k in (1, 5, 10)
-            }
-            values["median_rank"] = self.median_rank(direction), self.median_rank_interval(direction)
-            counts = {"images": len(self.image_to_text), "texts": len(self.text_to_image), "ties": self.ties}
-            ranks = self._ranks(direction)
             groups = self.image_of_text if direction == "text_to_image" else None
-            of_direction = examples and dataclasses.replace(examples, groups=groups)
             scores += [
-                Score(
+                metric.measure(
+                    self._ranks(direction),
+                    self._images(direction),
                     dataset,
                     f"retrieval/{direction}",
-                    metric,
-                    value,
-                    low,
-                    high,
-                    len(ranks),
                     protocol,
                     details={**counts, **(details or {})},
-                    unit="rank" if metric == "median_rank" else "fraction",
-                    correct=None if metric == "median_rank" else ranks <= int(metric.removeprefix("recall_at_")),
-                    outcomes=ranks if metric == "median_rank" else None,
-                    examples=of_direction,
+                    examples=examples and dataclasses.replace(examples, groups=groups),
                 )
-                for metric, (value, (low, high)) in values.items()
+                for metric in METRICS.values()
             ]
         return scores
 

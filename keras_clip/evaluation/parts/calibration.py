@@ -1,12 +1,8 @@
 """The part `calibration` of an evaluation."""
 
-from keras_clip.evaluation import metrics
 from keras_clip.evaluation.metrics import calibration as calibration_metrics
 from keras_clip.evaluation.parts.case import Case
-from keras_clip.evaluation.parts.part import ONE_CLASS, Part, has_one_class
-from keras_clip.evaluation.results import Score
-
-_METRIC = "expected_calibration_error"
+from keras_clip.evaluation.parts.part import ONE_CLASS, Part, ReportTable, has_one_class
 
 
 def run(case: Case) -> None:
@@ -29,21 +25,14 @@ def run(case: Case) -> None:
 def _calibration_error(case, method, logits):
     labels = case.splits.test.labels
     probabilities = calibration_metrics.softmax(logits)
-    error = calibration_metrics.expected_calibration_error(probabilities, labels)
-    low, high = calibration_metrics.calibration_error_interval(probabilities, labels)
     debiased = calibration_metrics.debiased_calibration_error(probabilities, labels)
-    score = Score(
+    score = calibration_metrics.METRICS["expected_calibration_error"].measure(
+        probabilities,
+        labels,
         case.name,
         method,
-        _METRIC,
-        error,
-        low,
-        high,
-        len(labels),
         case.protocol("15 bins", *(case.training_of_probe if method == "linear_probe" else ())),
         details={"debiased": debiased},
-        correct=metrics.correct(probabilities, labels),
-        outcomes=probabilities.max(axis=1),
         examples=case.splits.test.examples,
     )
     case.results.add(score)
@@ -54,7 +43,7 @@ def _calibration_error(case, method, logits):
         if n
     )
     likelihood = calibration_metrics.negative_log_likelihood(logits, labels)
-    row = {"error": error, "debiased": debiased, "low": low, "high": high}
+    row = {"error": score.value, "debiased": debiased, "low": score.low, "high": score.high}
     return row | {"negative_log_likelihood": likelihood, "n": len(labels)}
 
 
@@ -64,7 +53,12 @@ PART = Part(
     has_one_class,
     run,
     tables=(
-        "calibration",
-        "reliability",
+        ReportTable(
+            "calibration",
+            "Calibration",
+            "The temperature was fitted on the validation data, or on the training data where there is no validation "
+            "data.",
+        ),
+        ReportTable("reliability", "Calibration"),
     ),
 )

@@ -10,7 +10,6 @@ from keras_clip.evaluation.classifiers.few_shot import FewShotScore, few_shot_sc
 from keras_clip.evaluation.classifiers.linear_probe import CSearch, search_C
 from keras_clip.evaluation.classifiers.zero_shot import Rung, ladder, zero_shot_scores
 from keras_clip.evaluation.features.store import FeatureStore
-from keras_clip.evaluation.metrics.comparison import outcomes
 from keras_clip.evaluation.results import Results, Score
 from keras_clip.evaluation.tasks import Splits, Task
 from keras_clip.model import CLIPModel
@@ -142,22 +141,15 @@ class Case:
 
     def add(self, method: str, scores: np.ndarray, protocol: str, **details) -> Score:
         """Adds the task's metric of the scores (N, K) on the test split to the results, and returns it."""
-        labels, metric = self.splits.test.labels, metrics.METRICS[self.task.metric]
-        low, high = metrics.interval(metric.name, scores, labels)
-        score = Score(
+        score = metrics.METRICS[self.task.metric].measure(
+            scores,
+            self.splits.test.labels,
             self.name,
             method,
-            metric.name,
-            metric(scores, labels),
-            low,
-            high,
-            len(labels),
             protocol,
-            self.task.published.get(method),
-            details,
-            metric.unit,
+            published=self.task.published.get(method),
+            details=details,
             examples=self.splits.test.examples,
-            **outcomes(metric.name, scores, labels),
         )
         self.results.add(score)
         return score

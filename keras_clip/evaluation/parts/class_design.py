@@ -2,7 +2,7 @@
 
 from keras_clip.evaluation.classifiers.zero_shot import PromptTable
 from keras_clip.evaluation.parts.case import Case
-from keras_clip.evaluation.parts.part import Part
+from keras_clip.evaluation.parts.part import Part, ReportTable
 from keras_clip.evaluation.studies.class_design import class_design_rates
 from keras_clip.evaluation.studies.limits import class_set_disparity
 
@@ -27,5 +27,13 @@ PART = Part(
     "`class_sets`",
     lambda _, task: bool(task.class_sets),
     run,
-    tables=("class_design/", "class_set_disparity"),
+    tables=(
+        ReportTable(
+            "class_design/",
+            "Class design",
+            "How often each group is assigned one of the watched labels, for several class sets on the same images; "
+            "and the largest difference between two groups (paper, section 7.1).",
+        ),
+        ReportTable("class_set_disparity", "Class design"),
+    ),
 )

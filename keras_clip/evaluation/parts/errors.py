@@ -9,7 +9,7 @@ from keras_clip.evaluation import metrics
 from keras_clip.evaluation.datasets.labelled_images import LabelledImages
 from keras_clip.evaluation.metrics.calibration import softmax
 from keras_clip.evaluation.parts.case import Case
-from keras_clip.evaluation.parts.part import ONE_CLASS, Part, has_one_class
+from keras_clip.evaluation.parts.part import ONE_CLASS, Part, ReportTable, has_one_class
 
 _ERRORS_SHOWN = 12
 _THUMBNAIL = 96
@@ -67,7 +67,7 @@ PART = Part(
     has_one_class,
     run,
     tables=(
-        "confusion/",
-        "errors/",
+        ReportTable("confusion/", "Confusion matrices"),
+        ReportTable("errors/", "Most confident errors"),
     ),
 )

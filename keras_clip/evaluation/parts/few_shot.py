@@ -5,7 +5,7 @@ import numpy as np
 from keras_clip.evaluation import metrics
 from keras_clip.evaluation.classifiers.few_shot import shots_to_match
 from keras_clip.evaluation.parts.case import Case
-from keras_clip.evaluation.parts.part import TRAIN_OF_ONE_CLASS, Part, has_train_of_one_class
+from keras_clip.evaluation.parts.part import TRAIN_OF_ONE_CLASS, Part, ReportTable, has_train_of_one_class
 
 
 def run(case: Case) -> None:
@@ -32,4 +32,17 @@ def run(case: Case) -> None:
     case.results.tables.setdefault("shots_to_match", []).append(row)
 
 
-PART = Part("few_shot", TRAIN_OF_ONE_CLASS, has_train_of_one_class, run, tables=("shots_to_match",))
+PART = Part(
+    "few_shot",
+    TRAIN_OF_ONE_CLASS,
+    has_train_of_one_class,
+    run,
+    tables=(
+        ReportTable(
+            "shots_to_match",
+            "Shots needed to match zero-shot",
+            "Labelled images per class with which a linear probe on the same features reaches the zero-shot score "
+            "(figure 7).",
+        ),
+    ),
+)

@@ -8,6 +8,21 @@ from keras_clip.evaluation.tasks import Splits, Task
 
 
 @dataclass(frozen=True)
+class ReportTable:
+    """The declaration of a table that a part fills: the report shows the table, or the figure of its name, by it.
+
+    Args:
+        name: its name in `Results.tables`. A name that ends in a slash stands for a table per dataset: "errors/digits".
+        heading: heading of the section of the report. Tables with equal headings share a section.
+        note: text below the heading.
+    """
+
+    name: str
+    heading: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Part:
     """One part of an evaluation.
 
@@ -17,14 +32,20 @@ class Part:
         is_possible: function of the splits and the `Task` that returns whether the task has these data. It is called
             before anything is encoded: the splits are those of the task itself.
         run: function of a `Case` that adds scores and tables to `case.results`.
-        tables: names of the tables that it fills. A name that ends in a slash is followed by the name of the dataset.
+        tables: `ReportTable` of each table that it fills.
     """
 
     name: str
     needs: str
     is_possible: Callable[[Splits | Task, Task], bool]
     run: Callable[[Case], None]
-    tables: tuple[str, ...] = ()
+    tables: tuple[ReportTable, ...] = ()
+
+    def __call__(self, case: Case) -> None:
+        """Runs the part, and adds the declarations of its tables to the results, from which the report reads them."""
+        declared = case.results.info.setdefault("tables", {})
+        declared |= {table.name: {"heading": table.heading, "note": table.note} for table in self.tables}
+        self.run(case)
 
 
 ONE_CLASS = "one class per image"

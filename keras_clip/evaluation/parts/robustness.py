@@ -6,8 +6,7 @@ import numpy as np
 
 from keras_clip.evaluation import metrics
 from keras_clip.evaluation.parts.case import Case
-from keras_clip.evaluation.parts.part import Part
-from keras_clip.evaluation.results import Score
+from keras_clip.evaluation.parts.part import Part, ReportTable
 from keras_clip.evaluation.studies.robustness import (
     SHIFT_LINES,
     effective_robustness,
@@ -26,27 +25,21 @@ def run(case: Case) -> None:
             members = case.members(name)
             shifted = pool_classes(shifted, members)
             restricted, labels = _restricted(reference, case.splits.test.labels, members)
-            pair = metrics.accuracy(restricted, labels), metrics.accuracy(shifted, shift.labels)
-            low, high = metrics.interval("accuracy", shifted, shift.labels)
-            protocol = case.protocol(f"shift {shift.name}/{shift.split}, {len(members)} classes", *training)
-            score = Score(
+            score = metrics.METRICS["accuracy"].measure(
+                shifted,
+                shift.labels,
                 name,
                 f"shift/{method}",
-                "accuracy",
-                pair[1],
-                low,
-                high,
-                len(shift),
-                protocol,
-                case.task.published.get(f"{name}/{method}"),
+                case.protocol(f"shift {shift.name}/{shift.split}, {len(members)} classes", *training),
+                published=case.task.published.get(f"{name}/{method}"),
                 # Two datasets may have a shift of one name.
                 details={"reference": case.name, **details},
-                correct=metrics.correct(shifted, shift.labels),
                 examples=shift.examples,
             )
             case.results.add(score)
+            pair = metrics.accuracy(restricted, labels), score.value
             row = {"reference": case.name, "shift": name, "method": method, **details, "n": len(shift)}
-            row |= {"reference_accuracy": pair[0], "accuracy": pair[1], "low": low, "high": high}
+            row |= {"reference_accuracy": pair[0], "accuracy": pair[1], "low": score.low, "high": score.high}
             if name in SHIFT_LINES and 0 < pair[0] < 1:
                 row["effective_robustness"] = effective_robustness(name, *pair)
                 counts = [(round(pair[0] * len(labels)), len(labels)), (round(pair[1] * len(shift)), len(shift))]
@@ -82,4 +75,10 @@ def _classifiers(case: Case) -> Iterator[tuple[str, tuple, dict, list[np.ndarray
     yield "linear_probe", case.training_of_probe, {"C": probe.C}, scores
 
 
-PART = Part("robustness", "`shifts`", lambda splits, _: bool(splits.shifts), run, tables=("robustness",))
+PART = Part(
+    "robustness",
+    "`shifts`",
+    lambda splits, _: bool(splits.shifts),
+    run,
+    tables=(ReportTable("robustness", "Robustness"),),
+)

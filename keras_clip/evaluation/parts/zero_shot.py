@@ -1,7 +1,7 @@
 """The part `zero_shot` of an evaluation."""
 
 from keras_clip.evaluation.parts.case import Case
-from keras_clip.evaluation.parts.part import Part
+from keras_clip.evaluation.parts.part import Part, ReportTable
 
 
 def run(case: Case) -> None:
@@ -18,5 +18,9 @@ def run(case: Case) -> None:
 
 
 PART = Part(
-    "zero_shot", "class names", lambda splits, _: splits.test.class_names is not None, run, tables=("templates",)
+    "zero_shot",
+    "class names",
+    lambda splits, _: splits.test.class_names is not None,
+    run,
+    tables=(ReportTable("templates", "Prompts"),),
 )

@@ -130,6 +130,21 @@ def _overlap(box, other):
     return max(width, 0) * max(height, 0)
 
 
+def scaled(values, unit: str) -> np.ndarray:
+    """Returns values as figures show them: fractions as percentages, values of another unit unchanged."""
+    return (100 if unit == "fraction" else 1) * np.asarray(values, float)
+
+
 def percent(values) -> np.ndarray:
     """Returns fractions as percentages."""
-    return 100 * np.asarray(values, float)
+    return scaled(values, "fraction")
+
+
+def unit_name(unit: str) -> str:
+    """Returns the unit of `scaled` values for labels of axes."""
+    return "%" if unit == "fraction" else unit
+
+
+def difference_name(unit: str) -> str:
+    """Returns the unit of differences of `scaled` values for labels of axes."""
+    return "percentage points" if unit == "fraction" else unit

@@ -1,15 +1,16 @@
 """Selects the data of each figure from `Results` and plots the figures for which there are data."""
 
 import dataclasses
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from keras_clip.evaluation.metrics.comparison import compare_models
 from keras_clip.evaluation.report import figures
-from keras_clip.evaluation.report.drawing import THIS_MODEL
+from keras_clip.evaluation.report.drawing import THIS_MODEL, scaled
 from keras_clip.evaluation.results import Results
 from keras_clip.evaluation.studies import published, scaling
 from keras_clip.evaluation.studies.robustness import SHIFT_LINES, adaptation
@@ -46,31 +47,73 @@ def gallery(results: Results, other: Results | None = None) -> dict[str, Any]:
             paper's datasets.
 
     Returns:
-        {name: matplotlib figure}: "figure_2" ... "figure_15" as in the paper, "reliability", "confusion/<dataset>".
+        {name: matplotlib figure}: "figure_2" ... "figure_15" as in the paper, "reliability", "confusion/<dataset>"; and
+        of scores in another unit than fractions "figure_5_<unit>".
     """
     plots, results, other = {}, _printable(results), other and _printable(other)
     for name, draw in FIGURES.items():
-        figure = draw(results, other)
-        if name.endswith("/"):
-            plots |= {f"{name}{dataset}": of_dataset for dataset, of_dataset in figure.items()}
-        elif figure is not None:
-            plots[name] = figure
+        drawn = draw(results, other)
+        drawn = drawn if isinstance(drawn, dict) else {"": drawn}
+        plots |= {f"{name}{suffix}": figure for suffix, figure in drawn.items() if figure is not None}
     return plots
 
 
+def _by_unit(draw: Callable) -> Callable:
+    """Returns a row of `FIGURES` with a figure of the scores of each unit, since units have no common axis or mean.
+
+    Args:
+        draw: function of (results, other, unit), whose results have scores of this unit alone. Published scores are
+            fractions.
+    """
+
+    @functools.wraps(draw)
+    def draw_each(results, other):
+        units = dict.fromkeys(score.unit for score in results.scores)
+        return {
+            "" if unit == "fraction" else f"_{unit}": draw(_of(results, unit), other and _of(other, unit), unit)
+            for unit in units
+        }
+
+    return draw_each
+
+
+def _of(results, unit):
+    scores = [score for score in results.scores if score.unit == unit]
+    return Results(scores, results.tables, results.info, results.failures)
+
+
+def table_name(name: str) -> str:
+    """Returns the name of a table as the figures of `gallery` have it.
+
+    Args:
+        name: str, such as "reliability" or "confusion/digits".
+
+    Returns:
+        str, with the name of a dataset that can be drawn.
+    """
+    kind, slash, dataset = name.partition("/")
+    return f"{kind}/{_drawable(dataset)}" if slash else _drawable(name)
+
+
+def _drawable(text: str) -> str:
+    """Returns a text that figures can show: fonts have no control characters, legends hide what begins with _."""
+    text = printable(text)
+    return f" {text}" if text.startswith("_") else text
+
+
 def _printable(results: Results) -> Results:
-    """The same with names that can be drawn: fonts have no control characters, legends hide what begins with _."""
+    """Returns the results with names that can be drawn."""
 
     def show(value):
         if isinstance(value, str):
-            text = printable(value)
-            return f" {text}" if text.startswith("_") else text
+            return _drawable(value)
         if isinstance(value, Mapping):
             return {show(key): show(item) for key, item in value.items()}
         return [show(item) for item in value] if isinstance(value, list | tuple) else value
 
     scores = [dataclasses.replace(score, dataset=show(score.dataset)) for score in results.scores]
-    return Results(scores, show(results.tables), show(results.info), results.failures)
+    tables = {table_name(name): show(rows) for name, rows in results.tables.items()}
+    return Results(scores, tables, show(results.info), results.failures)
 
 
 def _figure_2(results, other):
@@ -99,13 +142,15 @@ def _model(results):
     return str(results.info.get("model", THIS_MODEL))
 
 
-def _figure_4(results, other):
+@_by_unit
+def _figure_4(results, other, unit):
     means = _means(results, "zero_shot/bare_name", "zero_shot/family")
     if means is None or _gflops(results) is None:
         return None
     own = {"name": _model(results), "gflops": _gflops(results), "bare": means[0], "ensemble": means[1]}
     rows = scaling.scaling_rows({name: published.zero_shot(name) for name in scaling.RESNETS})
-    return figures.prompt_ensembling([own], [{**row, "ensemble": row["score"]} for row in rows])
+    paper = [{**row, "ensemble": row["score"]} for row in rows] if unit == "fraction" else []
+    return figures.prompt_ensembling([own], paper, unit)
 
 
 def _pairs(results):
@@ -114,7 +159,8 @@ def _pairs(results):
     return {name: (a.value, b.value) for name, (a, b) in scores.items() if a and b}
 
 
-def _figure_5(results, other):
+@_by_unit
+def _figure_5(results, other, unit):
     pairs = _pairs(results)
     if not pairs:
         return None
@@ -124,19 +170,20 @@ def _figure_5(results, other):
         if all(score.correct is not None and score.metric == "accuracy" for score in both):
             comparison = compare_models(*(score.correct for score in both))
             intervals[name] = (100 * comparison.low, 100 * comparison.high)
-    own = {name: 100 * (zero_shot - probed) for name, (probed, zero_shot) in pairs.items()}
-    paper = {name: 100 * gain for name, gain in published.zero_shot_gain().items()}
-    return figures.zero_shot_against_probe(own, paper, intervals)
+    own = {name: float(scaled(zero_shot - probed, unit)) for name, (probed, zero_shot) in pairs.items()}
+    paper = {name: 100 * gain for name, gain in published.zero_shot_gain().items()} if unit == "fraction" else {}
+    return figures.zero_shot_against_probe(own, paper, intervals, unit)
 
 
-def _figure_6(results, other):
+@_by_unit
+def _figure_6(results, other, unit):
     try:
         curve = few_shot_curve(results.scores)
     except ValueError:  # No dataset has all numbers of shots.
         return None
     zero_shot = [score.value for name in _few_shot_datasets(results) if (score := headline(results, name))]
     points = {"linear probe": [(k, mean) for k, mean, _, _ in curve]}
-    return figures.few_shot(points, {"zero-shot": float(np.mean(zero_shot))} if zero_shot else None)
+    return figures.few_shot(points, {"zero-shot": float(np.mean(zero_shot))} if zero_shot else None, unit)
 
 
 def _few_shot_datasets(results):
@@ -153,13 +200,19 @@ def _number(shots):
     return math.inf if shots is None else float(shots)
 
 
-def _figure_8(results, other):
+@_by_unit
+def _figure_8(results, other, unit):
     pairs = _pairs(results)
+    if not pairs:
+        return None
     zero_shot, probes = published.zero_shot(), published.linear_probe()
-    return figures.correlation(pairs, {n: (probes[n], zero_shot[n]) for n in zero_shot}) if pairs else None
+    paper = {name: (probes[name], zero_shot[name]) for name in zero_shot} if unit == "fraction" else {}
+    return figures.correlation(pairs, paper, unit)
 
 
 def _figure_9(results, other):
+    # An error is the complement of a fraction.
+    results = _of(results, "fraction")
     values = [headline(results, name).value for name in results.datasets if headline(results, name)]
     if not values or _gflops(results) is None:
         return None
@@ -170,11 +223,14 @@ def _figure_9(results, other):
     return figures.zero_shot_scaling(compute, errors, own)
 
 
-def _figure_10(results, other):
+@_by_unit
+def _figure_10(results, other, unit):
     values = [probe(results, name).value for name in results.datasets if probe(results, name)]
     if not values or _gflops(results) is None:
         return None
     own = (_gflops(results), float(np.mean(values)), f"{_model(results)}, {_datasets(values)}")
+    if unit != "fraction":
+        return figures.probe_scaling({f"{_datasets(values)} in {unit}": {THIS_MODEL: [own]}}, unit)
     panels = {}
     for suite, title in (("kornblith12", "12 datasets of Kornblith et al."), ("all", "27 datasets")):
         tables = {model: published.linear_probe(model) for model in published.models("linear_probe")}
@@ -186,18 +242,20 @@ def _figure_10(results, other):
             "other models (paper)": list(points.values()),
             THIS_MODEL: [own],
         }
-    return figures.probe_scaling(panels)
+    return figures.probe_scaling(panels, unit)
 
 
-def _figure_11(results, other):
+@_by_unit
+def _figure_11(results, other, unit):
     own = {name: probe(results, name).value for name in results.datasets if probe(results, name)}
-    peers = published.linear_probe(PEER)
-    paper = {name: 100 * (value - peers[name]) for name, value in published.linear_probe().items()}
+    peers = published.linear_probe(PEER) if unit == "fraction" else {}
+    published_probe = published.linear_probe() if unit == "fraction" else {}
+    paper = {name: 100 * (value - peers[name]) for name, value in published_probe.items()}
     if other is not None:
         peers = {name: probe(other, name).value for name in other.datasets if probe(other, name)}
-    gain = {name: 100 * (value - peers[name]) for name, value in own.items() if name in peers}
+    gain = {name: float(scaled(value - peers[name], unit)) for name, value in own.items() if name in peers}
     peer = PEER if other is None else f"{_model(other)} (paper: {PEER})"
-    return figures.probe_against_peer(gain, paper, peer) if gain else None
+    return figures.probe_against_peer(gain, paper, peer, unit) if gain else None
 
 
 def _by_method(rows) -> dict[str, dict[str, tuple[float, float]]]:
@@ -294,7 +352,8 @@ def _confusion(results, other):
 
 
 # One row a figure: its name, and a function of (results, other) that selects its numbers and returns the figure, or
-# None if the results lack them. A name that ends in a slash stands for a figure per dataset: {dataset: figure}.
+# None if the results lack them. A function may also return several figures, {suffix of the name: figure}: one for each
+# dataset, if the name ends in a slash, or for each unit (`_by_unit`).
 FIGURES = {
     "figure_2": _figure_2,
     "figure_4": _figure_4,

@@ -1,7 +1,8 @@
 """The figures of the paper's section 3: functions from plain numbers to matplotlib figures.
 
 In every figure, measured values are blue and filled; values from the paper are grey and hollow. Fractions are plotted
-as percentages. `gallery` plots the figures of `Results`.
+as percentages. Figures of scores take the unit of the metric (`unit`); values of another unit are plotted unchanged.
+`gallery` plots the figures of `Results`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,10 +19,13 @@ from keras_clip.evaluation.report.drawing import (
     SECOND,
     THIS_MODEL,
     bars,
+    difference_name,
     label_points,
     percent,
+    scaled,
     sheet,
     sources_legend,
+    unit_name,
 )
 from keras_clip.evaluation.studies.scaling import fit_power_law
 
@@ -41,7 +45,9 @@ def efficiency(curves: Mapping[str, Sequence[tuple[float, float]]]) -> Any:
     return figure
 
 
-def prompt_ensembling(own: Sequence[Mapping[str, Any]], published: Sequence[Mapping[str, Any]]) -> Any:
+def prompt_ensembling(
+    own: Sequence[Mapping[str, Any]], published: Sequence[Mapping[str, Any]], unit: str = "fraction"
+) -> Any:
     """Plots figure 4: scores with class names alone and with prompts, against compute.
 
     The rows have the keys "name", "gflops", "bare" and "ensemble".
@@ -50,7 +56,12 @@ def prompt_ensembling(own: Sequence[Mapping[str, Any]], published: Sequence[Mapp
     if published:
         x, y = [row["gflops"] for row in published], [row["ensemble"] for row in published]
         axes.plot(
-            x, percent(y), "o--", color=PUBLISHED, mfc="white", label="paper: prompt ensemble, mean of its 27 datasets"
+            x,
+            scaled(y, unit),
+            "o--",
+            color=PUBLISHED,
+            mfc="white",
+            label="paper: prompt ensemble, mean of its 27 datasets",
         )
     rows = sorted(own, key=lambda row: row["gflops"])
     x = [row["gflops"] for row in rows]
@@ -58,58 +69,60 @@ def prompt_ensembling(own: Sequence[Mapping[str, Any]], published: Sequence[Mapp
         ("ensemble", f"{THIS_MODEL}: prompt ensemble", OWN, "o"),
         ("bare", f"{THIS_MODEL}: contextless class names", SECOND, "s"),
     ):
-        axes.plot(x, percent([row[key] for row in rows]), marker=marker, color=color, label=label)
+        axes.plot(x, scaled([row[key] for row in rows], unit), marker=marker, color=color, label=label)
     for row in rows:
         axes.annotate(
-            f"{100 * (row['ensemble'] - row['bare']):+.1f}",
-            (row["gflops"], 50 * (row["ensemble"] + row["bare"])),
+            f"{scaled(row['ensemble'] - row['bare'], unit):+.1f}",
+            (row["gflops"], scaled(row["ensemble"] + row["bare"], unit) / 2),
             xytext=(7, 0),
             textcoords="offset points",
             fontsize=8,
             va="center",
         )
     axes.set_xscale("log")
-    axes.set(xlabel="GFLOPs per image", ylabel="average score (%)")
+    axes.set(xlabel="GFLOPs per image", ylabel=f"average score ({unit_name(unit)})")
     axes.set_title("Figure 4: effect of prompt engineering and ensembling", fontsize=10)
-    _label_models(axes, [*rows, *published], "ensemble")
+    axes.margins(0.12)
+    named = [(row["gflops"], scaled(row["ensemble"], unit), row["name"]) for row in (*rows, *published)]
+    label_points(axes, named)
     axes.legend(fontsize=8, frameon=False)
     return figure
-
-
-def _label_models(axes, rows, key):
-    axes.margins(0.12)
-    label_points(axes, [(row["gflops"], 100 * row[key], row["name"]) for row in rows])
 
 
 def zero_shot_against_probe(
     own: Mapping[str, float],
     published: Mapping[str, float],
     intervals: Mapping[str, tuple[float, float]] | None = None,
+    unit: str = "fraction",
 ) -> Any:
-    """Plots figure 5: zero-shot minus fully supervised linear probe, in percentage points per dataset."""
+    """Plots figure 5: zero-shot minus fully supervised linear probe per dataset, as differences of `scaled` values."""
     figure, _ = bars(
         own,
         published,
-        "zero-shot minus linear probe (percentage points)",
+        f"zero-shot minus linear probe ({difference_name(unit)})",
         "Figure 5: zero-shot against a supervised linear probe\n(paper: CLIP ViT-L/14@336px, ResNet-50 features)",
         intervals,
     )
     return figure
 
 
-def few_shot(curves: Mapping[str, Sequence[tuple[float, float]]], zero_shot: Mapping[str, float] | None = None) -> Any:
+def few_shot(
+    curves: Mapping[str, Sequence[tuple[float, float]]],
+    zero_shot: Mapping[str, float] | None = None,
+    unit: str = "fraction",
+) -> Any:
     """Plots figure 6: average score against labelled images per class, with zero-shot as a star at 0."""
     figure, axes = sheet(6, 4.2)
     shots = sorted({k for curve in curves.values() for k, _ in curve})
     for (name, curve), color, marker in zip(curves.items(), COLORS, MARKERS, strict=False):
         k, score = np.array(sorted(curve), float).T
         positions = [shots.index(number) + 1 for number in k]
-        axes.plot(positions, percent(score), color=color, marker=marker, label=name)
+        axes.plot(positions, scaled(score, unit), color=color, marker=marker, label=name)
     for (name, score), color in zip((zero_shot or {}).items(), COLORS, strict=False):
-        axes.plot([0], [100 * score], "*", markersize=14, color=color, label=name)
-        axes.axhline(100 * score, color=color, linestyle=":", linewidth=1)
+        axes.plot([0], [scaled(score, unit)], "*", markersize=14, color=color, label=name)
+        axes.axhline(scaled(score, unit), color=color, linestyle=":", linewidth=1)
     axes.set_xticks(range(len(shots) + 1), ["0", *(f"{k:g}" for k in shots)])
-    axes.set(xlabel="labelled images per class", ylabel="average score (%)")
+    axes.set(xlabel="labelled images per class", ylabel=f"average score ({unit_name(unit)})")
     axes.set_title("Figure 6: zero-shot against few-shot classifiers", fontsize=10)
     axes.legend(fontsize=8, frameon=False)
     return figure
@@ -140,25 +153,30 @@ def data_efficiency(own: Mapping[str, float], published: Mapping[str, float], la
     return figure
 
 
-def correlation(own: Mapping[str, tuple[float, float]], published: Mapping[str, tuple[float, float]]) -> Any:
+def correlation(
+    own: Mapping[str, tuple[float, float]], published: Mapping[str, tuple[float, float]], unit: str = "fraction"
+) -> Any:
     """Plots figure 8: zero-shot against linear probe score, with a point (probe, zero-shot) per dataset."""
     figure, axes = sheet(6.8, 6.4)
-    axes.plot([0, 100], [0, 100], color="black", linestyle="--", linewidth=1, label="zero-shot = linear probe")
+    everything = [(*scaled(pair, unit).tolist(), name) for values in (published, own) for name, pair in values.items()]
+    coordinates = [coordinate for *point, _ in everything for coordinate in point]
+    lowest, highest = min(coordinates), max(coordinates)
+    low, high = (max(0, lowest - 5), 102) if unit == "fraction" else (lowest, highest)
+    axes.plot([low, high], [low, high], color="black", linestyle="--", linewidth=1, label="zero-shot = linear probe")
     for values, style, name in (
         (published, {"color": PUBLISHED, "mfc": "white"}, "paper"),
         (own, {"color": OWN}, THIS_MODEL),
     ):
         if not values:
             continue
-        probe, zero_shot = percent(list(values.values())).T
+        probe, zero_shot = scaled(list(values.values()), unit).T
         label = f"{name}, {len(values)} datasets"
         if len(values) > 2 and np.ptp(probe) and np.ptp(zero_shot):
             label += f", r = {fit_line(probe, zero_shot).r:.2f}"
         axes.plot(probe, zero_shot, "o", markersize=5, label=label, **style)
-    everything = [(100 * x, 100 * y, name) for values in (published, own) for name, (x, y) in values.items()]
-    lowest = min(min(x, y) for x, y, _ in everything)
-    axes.set(xlim=(max(0, lowest - 5), 102), ylim=(max(0, lowest - 5), 102))
-    axes.set(xlabel="linear probe (%)", ylabel="zero-shot (%)")
+    if unit == "fraction":
+        axes.set(xlim=(low, high), ylim=(low, high))
+    axes.set(xlabel=f"linear probe ({unit_name(unit)})", ylabel=f"zero-shot ({unit_name(unit)})")
     axes.set_title("Figure 8: correlation of zero-shot and linear probe scores", fontsize=10)
     axes.legend(fontsize=8, loc="upper left", frameon=False)
     label_points(axes, everything)
@@ -198,7 +216,9 @@ def zero_shot_scaling(
     return figure
 
 
-def probe_scaling(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float, str]]]]) -> Any:
+def probe_scaling(
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float, float, str]]]], unit: str = "fraction"
+) -> Any:
     """Plots figure 10: linear probe score against compute, with a panel for each group of datasets.
 
     Panels: {title: {family of models: [(GFLOPs per image, score, name of the model)]}}. The family `THIS_MODEL` is
@@ -211,20 +231,21 @@ def probe_scaling(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float,
             for i, (_, score, name) in enumerate(
                 sorted((p for p in points if not np.isfinite(p[0])), key=lambda p: p[1])
             ):
-                panel.axhline(100 * score, color=PUBLISHED, linestyle=":", linewidth=1)
+                panel.axhline(scaled(score, unit), color=PUBLISHED, linestyle=":", linewidth=1)
                 # The names are placed at alternating ends, so that names of close scores do not overlap.
                 x, alignment = ((0.01, "left"), (0.99, "right"))[i % 2]
                 transform = _axes_x_data_y(panel)
-                panel.text(x, 100 * score, name, fontsize=7, va="bottom", ha=alignment, transform=transform)
+                panel.text(x, scaled(score, unit), name, fontsize=7, va="bottom", ha=alignment, transform=transform)
             style = {"marker": "*", "markersize": 14, "color": OWN} if family == THIS_MODEL else {"marker": marker}
             if known:
                 x, y = np.array([point[:2] for point in known], float).T
-                panel.plot(x, percent(y), **{"color": color, "label": family, **style})
+                panel.plot(x, scaled(y, unit), **{"color": color, "label": family, **style})
         panel.set_xscale("log")
-        panel.set(xlabel="GFLOPs per image", ylabel="average score of the linear probe (%)", title=title)
+        label = f"average score of the linear probe ({unit_name(unit)})"
+        panel.set(xlabel="GFLOPs per image", ylabel=label, title=title)
         panel.margins(0.1)
         points = [point for family in families.values() for point in family if np.isfinite(point[0])]
-        label_points(panel, [(x, 100 * y, name) for x, y, name in points])
+        label_points(panel, [(x, scaled(y, unit), name) for x, y, name in points])
         panel.legend(fontsize=8, loc="lower right", framealpha=1, edgecolor="white")
     figure.suptitle("Figure 10: linear probe scores against compute", fontsize=10)
     return figure
@@ -237,12 +258,14 @@ def _axes_x_data_y(axes):
     return blended_transform_factory(axes.transAxes, axes.transData)
 
 
-def probe_against_peer(own: Mapping[str, float], published: Mapping[str, float], peer: str) -> Any:
-    """Plots figure 11: linear probe minus the linear probe of another model, in percentage points per dataset."""
+def probe_against_peer(
+    own: Mapping[str, float], published: Mapping[str, float], peer: str, unit: str = "fraction"
+) -> Any:
+    """Plots figure 11: linear probe minus that of another model per dataset, as differences of `scaled` values."""
     figure, _ = bars(
         own,
         published,
-        f"linear probe minus that on {peer} (percentage points)",
+        f"linear probe minus that on {peer} ({difference_name(unit)})",
         "Figure 11: linear probes on the features of two models",
     )
     return figure

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from keras_clip import files
 from keras_clip.evaluation.metrics.comparison import compare
-from keras_clip.evaluation.report.figure_data import gallery
+from keras_clip.evaluation.report.figure_data import gallery, table_name
 from keras_clip.evaluation.results import Results, Score, format_value
 
 
@@ -103,58 +103,63 @@ def render(results: Results, other: Results | None = None, title: str = "Evaluat
 def _sections(results: Results, other: Results | None) -> list[Section]:
     """Returns the sections of the page in their order; sections without results have no blocks."""
     pictures = {name: Picture(_png_url(figure), _words(name)) for name, figure in gallery(results, other).items()}
-    others = {name: picture for name, picture in pictures.items() if not name.startswith(_PLACED)}
     comparison = [Block(table=as_table(compare(results, other)))] if other else []
     failures = as_table([vars(failure) for failure in results.failures])
+    of_tables, used = _sections_of_tables(results, pictures)
+    paper = {name: picture for name, picture in pictures.items() if name.startswith("figure_")}
+    others = {name: picture for name, picture in pictures.items() if name not in used and name not in paper}
+    dropped = [section for section in of_tables if section.heading == DECLARED["dropped"]["heading"]]
     return [
         Section("Failed parts", [Block(table=failures)] if failures else [], _FAILURES_NOTE),
-        Section("Images that were left out", _tables(results, "dropped"), _DROPPED_NOTE),
+        *dropped,
         Section("Scores", [_scores_of(results, dataset) for dataset in results.datasets]),
-        Section("Figures of the paper", _drawn(pictures, "figure_"), _FIGURES_NOTE),
-        Section("Other figures", _drawn(others, "")),
-        Section("Calibration", _tables(results, "calibration") + _drawn(pictures, "reliability"), _CALIBRATION_NOTE),
-        Section("Robustness", _tables(results, "robustness")),
-        Section("Shots needed to match zero-shot", _tables(results, "shots_to_match"), _SHOTS_NOTE),
-        Section("Confusion matrices", _drawn(pictures, "confusion/")),
-        Section("Most confident errors", [_errors(*of_one) for of_one in _by_dataset(results, "errors/")]),
-        Section(
-            "Class design",
-            [Block(dataset, as_table(rows)) for dataset, rows in _by_dataset(results, "class_design/")]
-            + _tables(results, "class_set_disparity"),
-            _DESIGN_NOTE,
-        ),
-        Section(
-            "Limits that the paper names",
-            _tables(results, "limits") + _tables(results, "few_shot_loss"),
-            _LIMITS_NOTE,
-        ),
+        Section("Figures of the paper", [Block(pictures=list(paper.values()))] if paper else [], _FIGURES_NOTE),
+        Section("Other figures", [Block(pictures=list(others.values()))] if others else []),
         Section("Comparison of two models", comparison, _COMPARISON_NOTE),
-        Section("Overlap with the training data", _tables(results, "overlap")),
-        Section("Score against compute", _tables(results, "scaling")),
-        Section("Prompts", _tables(results, "templates")),
+        *(section for section in of_tables if section not in dropped),
     ]
 
 
-# Figures with these prefixes are in a section of their own.
-_PLACED = ("figure_", "reliability", "confusion/")
+def _sections_of_tables(results: Results, pictures: Mapping[str, Picture]) -> tuple[list[Section], set[str]]:
+    """Returns a section for each heading of the declared tables and for each other table, and the figures in them.
+
+    A table of which there is a figure of the same name is shown as this figure.
+    """
+    declared = {**DECLARED, **results.info.get("tables", {})}
+    blocks: dict[str, list[Block]] = {}
+    used = set()
+    for name, rows in results.tables.items():
+        kind, _, dataset = name.partition("/")
+        place = declared.setdefault(f"{kind}/" if dataset else name, {"heading": _words(kind).capitalize()})
+        if (figure := table_name(name)) in pictures:
+            used.add(figure)
+            url, description, _ = pictures[figure]
+            block = Block(pictures=[Picture(url, description, dataset)])
+        elif any("thumbnail" in row for row in rows):
+            block = Block(dataset, pictures=list(map(_thumbnail, rows)), style="thumbnails")
+        else:
+            block = Block(dataset, as_table(rows))
+        if block.table or block.pictures:
+            blocks.setdefault(place["heading"], []).append(block)
+    notes: dict[str, str] = {}
+    for place in declared.values():
+        notes[place["heading"]] = notes.get(place["heading"]) or place.get("note", "")
+    return [Section(heading, blocks[heading], note) for heading, note in notes.items() if heading in blocks], used
+
+
+# The declarations of the tables that no part of `evaluate` fills, in the form of `results.info["tables"]`, where each
+# part declares its own.
+DECLARED = {
+    "dropped": {
+        "heading": "Images that were left out",
+        "note": "Not all splits have these classes; the scores are of the other images.",
+    },
+    "overlap": {"heading": "Overlap with the training data"},
+    "scaling": {"heading": "Score against compute"},
+}
 _FIGURES_NOTE = (
     "Values of this evaluation are blue and filled, those of the paper are grey and hollow. Figures are numbered as in "
     "Radford et al. (2021). Datasets, splits and prompts differ from the paper's unless they have the paper's names."
-)
-_CALIBRATION_NOTE = (
-    "The temperature was fitted on the validation data, or on the training data where there is no validation data."
-)
-_SHOTS_NOTE = (
-    "Labelled images per class with which a linear probe on the same features reaches the zero-shot score (figure 7)."
-)
-_DESIGN_NOTE = (
-    "How often each group is assigned one of the watched labels, for several class sets on the same images; and the "
-    "largest difference between two groups (paper, section 7.1)."
-)
-_LIMITS_NOTE = (
-    "Counting, fine-grained classes, digits against logistic regression on raw pixels (the paper: zero-shot 88 % on "
-    "MNIST, below that baseline), rendered text, and what few-shot probes lose against zero-shot (section 6). "
-    "Intervals are 95 %."
 )
 _COMPARISON_NOTE = (
     "Fractions of independent images have McNemar's exact test on the images that exactly one of the two models "
@@ -163,7 +168,6 @@ _COMPARISON_NOTE = (
     "first model's."
 )
 _FAILURES_NOTE = "These parts of the evaluation raised an error; their scores are missing or incomplete."
-_DROPPED_NOTE = "Not all splits have these classes; the scores are of the other images."
 
 
 def _facts(results: Results) -> Table | None:
@@ -196,16 +200,10 @@ def _score_row(score: Score, protocols: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _errors(dataset: str, rows: Sequence[Mapping[str, Any]]) -> Block:
-    """Returns the misclassified images with the highest confidence."""
-    pictures = [
-        Picture(
-            f"data:image/png;base64,{row['thumbnail']}" if row.get("thumbnail") else None,
-            caption=f"predicted {row['predicted']} ({100 * row['confidence']:.0f} %), true {row['true']}; {row['id']}",
-        )
-        for row in rows
-    ]
-    return Block(dataset, pictures=pictures, style="errors")
+def _thumbnail(row: Mapping[str, Any]) -> Picture:
+    """Returns a row that has a "thumbnail" (a PNG in base64, or None): its image above its other values."""
+    caption = "; ".join(f"{_words(name)} {_text(value)}" for name, value in row.items() if name != "thumbnail")
+    return Picture(f"data:image/png;base64,{row['thumbnail']}" if row.get("thumbnail") else None, caption=caption)
 
 
 def as_table(rows: Sequence[Mapping[str, Any]]) -> Table | None:
@@ -227,29 +225,6 @@ def as_table(rows: Sequence[Mapping[str, Any]]) -> Table | None:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, Cell | int | float) and not isinstance(value, bool)
-
-
-def _tables(results: Results, name: str) -> list[Block]:
-    rows = results.tables.get(name)
-    return [Block(table=as_table(rows))] if rows else []
-
-
-def _by_dataset(results: Results, prefix: str) -> list[tuple[str, Sequence[Mapping[str, Any]]]]:
-    """Returns (dataset, rows) of the tables whose names have this prefix."""
-    return [
-        (name.removeprefix(prefix), rows) for name, rows in results.tables.items() if name.startswith(prefix) and rows
-    ]
-
-
-def _drawn(pictures: Mapping[str, Picture], prefix: str) -> list[Block]:
-    """Returns a block of the pictures with this prefix; after a prefix that ends in "/", the name is the caption."""
-    found = {name: picture for name, picture in pictures.items() if name.startswith(prefix)}
-    if prefix.endswith("/"):
-        found = {
-            name: Picture(picture.url, picture.description, name.removeprefix(prefix))
-            for name, picture in found.items()
-        }
-    return [Block(pictures=list(found.values()))] if found else []
 
 
 def _png_url(figure: Any) -> str:

@@ -11,7 +11,7 @@ import small_clip
 from numbered_pairs import NumberTokenizer, image_file, numbered, numbers, write_images
 
 from keras_clip.data import ImagePreprocessor, Reader, image_text_pairs
-from keras_clip.data.readers import forms, open_reader
+from keras_clip.data.readers import Stream, forms, open_reader
 
 
 class Numbers:
@@ -25,6 +25,27 @@ class Numbers:
 
     def name(self, index):
         return f"number {index}"
+
+
+class Counting(Stream):
+    """A stream of the user's own: its samples can only be generated in order."""
+
+    def __init__(self, first=0, step=1, size=12):
+        self.first, self.step, self.size = first, step, size
+
+    def part(self, shard, training):
+        index, count = shard
+        return Counting(index, count, self.size // count)
+
+    def pairs(self, parallel):
+        import tensorflow as tf
+
+        def generate():
+            for k in range(self.first, self.first + self.size * self.step, self.step):
+                yield image_file(k), [str(k)]
+
+        kinds = tf.TensorSpec((), tf.string), tf.TensorSpec((None,), tf.string)
+        return tf.data.Dataset.from_generator(generate, output_signature=kinds)
 
 
 class Lines(Reader):
@@ -83,6 +104,15 @@ class TestWithoutABase:
         assert numbers(found) == [k for k in range(30) if k != 5]
         assert found.skipped.examples[0].startswith("number 5: undecodable image")
 
+    @pytest.mark.parametrize(("shard", "expected"), [((0, 1), range(12)), ((1, 3), range(1, 12, 3))], ids=str)
+    def test_a_stream(self, shard, expected):
+        found = self.pairs(Counting(), shard=shard)
+        assert numbers(found) == list(expected) and found.num_samples == len(expected)
+
+    def test_a_stream_takes_no_mapping(self):
+        with pytest.raises(ValueError, match="takes no mapping. Received: .*Counting.*mapping="):
+            self.pairs(Counting(), mapping=("image", "text"))
+
     def test_a_reader_takes_no_mapping(self):
         with pytest.raises(ValueError, match="takes no mapping. Received: .*Numbers.*mapping="):
             self.pairs(Numbers(), mapping=("image", "text"))
@@ -115,6 +145,6 @@ class TestWithoutABase:
         lines.write_text("\n".join(map(json.dumps, rows)))
         with pytest.raises(ValueError, match=re.escape(f"Received: '{lines}', which is none of these")):
             self.pairs(lines)
-        row = forms.Form("lines of JSON", forms._named(r"\.rows"), Lines)
+        row = forms.Form("lines of JSON", forms.named(r"\.rows"), Lines)
         monkeypatch.setattr(forms, "FORMS", (row, *forms.FORMS))
         assert numbers(self.pairs(lines)) == list(range(5))

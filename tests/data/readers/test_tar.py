@@ -83,7 +83,7 @@ class TestTarMembers:
         assert images == [image_file(order[k]) for k in ids]
 
     def test_more_shards_than_open_files(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("keras_clip.data.readers.shards._OPEN_FILES", 2)
+        monkeypatch.setattr("keras_clip.data.readers.storage.shards._OPEN_FILES", 2)
         reader = TarReader(find_files(write_shards(tmp_path, numbered(20), 7)))
         for _ in range(2):
             assert sorted(int(texts[0]) for _, texts in read_all(reader)) == list(range(20))
@@ -291,7 +291,7 @@ class TestCompressed:
                 open_reader(path, captions=captions)
 
     def test_one_that_expands_without_measure(self, tmp_path, monkeypatch, user_cache):
-        monkeypatch.setattr("keras_clip.data.readers.copies._FREE_BYTES", 1 << 20)
+        monkeypatch.setattr("keras_clip.data.readers.storage.copies._FREE_BYTES", 1 << 20)
         path = tmp_path / "a.tar.gz"
         path.write_bytes(gzip.compress(bytes(1 << 24)))
         with pytest.raises(ValueError, match=r"a.tar.gz: it expands to more than"):

@@ -5,7 +5,7 @@ import pytest
 from sklearn import metrics as peer
 
 from keras_clip.evaluation import METRICS, blaker_interval, mean_over_folds, published
-from keras_clip.evaluation.metrics import classification
+from keras_clip.evaluation.metrics import classification, curves
 
 pytestmark = pytest.mark.backend_free
 IGNORED = classification.IGNORED
@@ -105,12 +105,12 @@ def test_an_image_drawn_twice_counts_twice(several, binary, rng):
     labels = labels.copy()
     labels[rng.permutation(200)[:60], 1] = IGNORED
     drawn = rng.integers(0, 4, 200)
-    points = [curve.average_precision(drawn) for curve in classification._class_curves(scores, labels)]
+    points = [curve.average_precision(drawn) for curve in curves.class_curves(scores, labels)]
     repeated = METRICS["map_11pt"](np.repeat(scores, drawn, 0), np.repeat(labels, drawn, 0))
     assert np.mean(points) == pytest.approx(repeated, rel=1e-12)
     scores, labels = binary
     repeated = METRICS["roc_auc"](np.repeat(scores, drawn, 0), np.repeat(labels, drawn))
-    assert classification._binary_curve(scores, labels).roc_auc(drawn) == pytest.approx(repeated, rel=1e-12)
+    assert curves.binary_curve(scores, labels).roc_auc(drawn) == pytest.approx(repeated, rel=1e-12)
 
 
 def test_interval_of_perfect_scores_is_not_empty():
@@ -222,7 +222,7 @@ def test_placements_are_delongs(binary):
     margin = (scores[:, 1] - scores[:, 0]).round(9)
     positive, negative = margin[labels == 1], margin[labels == 0]
     below = (positive[:, None] > negative).astype(float) + 0.5 * (positive[:, None] == negative)
-    found = classification._binary_curve(margin, labels).placements()
+    found = curves.binary_curve(margin, labels).placements()
     assert np.sort(found[0]) == pytest.approx(np.sort(below.mean(1)))
     assert np.sort(found[1]) == pytest.approx(np.sort(below.mean(0)))
 

@@ -21,7 +21,8 @@ from keras_clip.evaluation import (
     retrieval_ranks,
     softmax,
 )
-from keras_clip.evaluation.metrics import calibration, classification, comparison
+from keras_clip.evaluation.metrics import calibration, classification
+from keras_clip.evaluation.metrics.metric import Metric, Statistic
 
 pytestmark = pytest.mark.backend_free
 
@@ -119,13 +120,14 @@ def score(metric="accuracy", labels=None, groups=None, dataset="digits", method=
 
 
 def of_scores(metric, scores, labels):
-    return score(metric, labels, **comparison.outcomes(metric, scores, labels))
+    examples = Examples("ids", "pixels", labels)
+    return METRICS[metric].measure(scores, labels, "digits", "knn", "", examples=examples)
 
 
 def of_confidence(scores, labels):
-    probabilities = softmax(scores)
-    correct = classification.correct(probabilities, labels)
-    return score("expected_calibration_error", labels, correct=correct, outcomes=probabilities.max(axis=1))
+    examples = Examples("ids", "pixels", labels)
+    metric = calibration.METRICS["expected_calibration_error"]
+    return metric.measure(softmax(scores), labels, "digits", "knn", "", examples=examples)
 
 
 def labels_of(metric, rng, size=60):
@@ -239,6 +241,33 @@ def test_a_metric_of_your_own_is_compared_by_correct_images():
     correct = np.arange(12) < 8
     compared = compare_scores(*(score("cost", correct=c) for c in (correct, ~correct)))
     assert (compared.first, compared.second, compared.test) == (8 / 12, 4 / 12, "McNemar")
+
+
+@pytest.mark.parametrize("strata", [None, np.asarray], ids=["", "strata"])
+def test_a_metric_of_your_own_is_compared_by_its_statistic(monkeypatch, rng, strata):
+    """One entry of the table is enough: here a metric of another unit, whose outcomes are ranks."""
+
+    def ranks(scores, labels):
+        return (scores > scores[np.arange(len(labels)), labels][:, None]).sum(axis=1)
+
+    metric = Metric(
+        "mean_rank_below_ten",
+        lambda scores, labels: 10 - ranks(scores, labels).mean(),
+        lambda scores, labels, *_: (0.0, 10.0),
+        unit="rank",
+        outcomes=ranks,
+        statistic=Statistic(lambda ranks, labels, counts: 10 - np.average(ranks, weights=counts), strata=strata),
+    )
+    monkeypatch.setitem(METRICS, metric.name, metric)
+    labels = rng.integers(0, 6, 90)
+    first, second = (strength * np.eye(6)[labels] + rng.normal(size=(90, 6)) for strength in (0.5, 2))
+    pair = [of_scores(metric.name, scores, labels) for scores in (first, second)]
+    compared = compare_scores(*pair, resamples=199)
+    assert (compared.first, compared.second) == pytest.approx([metric(first, labels), metric(second, labels)])
+    assert compared.test == "permutation" and compared.p_value == 1 / 200
+    assert 0 < compared.low < compared.difference < compared.high and compared.only_first is None
+    (row,) = compare(*(Results([one]) for one in pair), resamples=99)
+    assert row["metric"] == metric.name
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 from evaluation import own_results
 
 from keras_clip.evaluation import Results, Score
+from keras_clip.evaluation.metrics.metric import Metric
 from keras_clip.evaluation.report.figure_data import FIGURES, gallery
 
 pytestmark = pytest.mark.backend_free
@@ -80,3 +81,44 @@ def test_shifts_reach_the_figures(drawn):
 def test_the_results_of_another_model_are_the_comparison():
     figure = gallery(own_results.results(), own_results.results(right=0.4))["figure_11"]
     assert bar(figure.axes[0], "digits") == [pytest.approx(10)]
+
+
+def with_ranks(made):
+    """Adds the scores of two further datasets, by a metric of another unit than a fraction."""
+    metric = Metric(
+        "mean_rank",
+        lambda scores, labels: (scores > scores[np.arange(len(labels)), labels][:, None]).sum(axis=1).mean(),
+        lambda *_: (0.0, 9.0),
+        unit="rank",
+    )
+    labels = np.zeros(4, int)
+    places = {"zero_shot/bare_name": 2, "zero_shot/family": 3, "linear_probe": 7, "few_shot/1": 5, "few_shot/2": 6}
+    for dataset, more in (("birds", 0), ("trees", 1)):
+        for method, place in places.items():
+            # The rank is the number of wrong classes with a higher score than the true one.
+            scores = np.tile(np.r_[0.0, np.ones(place + more), -np.ones(3 - more)], (4, 1))
+            made.add(metric.measure(scores, labels, dataset, method, ""))
+    return made
+
+
+def test_scores_of_another_unit_have_figures_of_their_own(drawn):
+    figures = gallery(with_ranks(own_results.results()), with_ranks(own_results.results(right=0.4)))
+    own = {name for name in figures if name.endswith("_rank")}
+    assert own == {f"figure_{number}_rank" for number in (4, 5, 6, 8, 10, 11)}
+    # The others have neither these scores nor another mean.
+    for number in (4, 6, 8, 9, 10):
+        name = f"figure_{number}"
+        lines, former = (of_one[name].axes[0].lines for of_one in (figures, drawn))
+        assert [line.get_xydata().tolist() for line in lines] == [line.get_xydata().tolist() for line in former]
+    with pytest.raises(ValueError, match="birds"):
+        bar(figures["figure_5"].axes[0], "birds")
+    axes = {name: figures[name].axes[0] for name in own}
+    assert bar(axes["figure_5_rank"], "birds") == [-4] and bar(axes["figure_11_rank"], "trees") == [0]
+    np.testing.assert_allclose(points(axes["figure_4_rank"], "this model: prompt ensemble"), [[1.5, 3.5]])
+    np.testing.assert_allclose(points(axes["figure_6_rank"], "linear probe"), [[1, 5.5], [2, 6.5]])
+    np.testing.assert_allclose(points(axes["figure_6_rank"], "zero-shot"), [[0, 3.5]])
+    np.testing.assert_allclose(points(axes["figure_8_rank"], "this model, 2 datasets"), [[7, 3], [8, 4]])
+    np.testing.assert_allclose(points(axes["figure_10_rank"], "this model"), [[1.5, 7.5]])
+    for one in axes.values():
+        labels = one.get_xlabel() + one.get_ylabel()
+        assert "(rank)" in labels and "%" not in labels and "percentage" not in labels

@@ -7,13 +7,15 @@ import os
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from evaluation import own_results
 from PIL import Image
 
-from keras_clip.evaluation import Results, report
+from keras_clip.evaluation import Results, Score, report
+from keras_clip.evaluation.parts.part import Part, ReportTable
 from keras_clip.evaluation.report.figure_data import FIGURES
 from keras_clip.evaluation.report.figures import OWN
 
@@ -97,6 +99,43 @@ def test_every_score_has_its_row(page):
     assert sum(row[:1] == ["few_shot/16"] for row in page.rows) == 2
     assert ["with child", "0-2", "0.25", "8"] in page.rows
     assert own_results.PROTOCOL in page.text
+
+
+def headings_of(results):
+    """Returns {heading of a section: its text}."""
+    text = report.render(results)
+    return {part.partition("</h2>")[0]: part.partition("</h2>")[2] for part in text.split("<h2>")[1:]}
+
+
+def test_a_table_is_shown_by_the_declaration_of_its_part():
+    """The report knows no table of a part by its name: a part with a new table declares it, and it is shown."""
+    made = own_results.results()
+    part = Part(
+        "sizes",
+        "images",
+        lambda *_: True,
+        lambda case: case.results.tables.update({"sizes/digits": [{"side": 28}], "largest": [{"side": 31}]}),
+        tables=(ReportTable("sizes/", "Image sizes", "In pixels & <more>."), ReportTable("largest", "Image sizes")),
+    )
+    part(SimpleNamespace(results=made))
+    made.tables["plain"] = [{"answer": 42}]
+    # The declaration is among the results, so that a report of stored results has it too.
+    shown = headings_of(Results.from_json(made.to_json()))
+    section = Page(shown["Image sizes"])
+    assert section.rows == [["side"], ["28"], ["side"], ["31"]]
+    assert "In pixels & <more>." in section.text and "digits" in section.text
+    assert Page(shown["Plain"]).rows == [["answer"], ["42"]]
+    assert list(shown).index("Image sizes") < list(shown).index("Plain")
+
+
+@pytest.mark.parametrize("dataset", ["_hidden", "a/b", "tab\there"])
+def test_a_table_with_a_figure_is_shown_as_the_figure(dataset):
+    names = ["cat", "dog"]
+    rows = [{"true": name, "predicted": name, "images": 3} for name in names]
+    score = Score(dataset, "zero_shot/family", "accuracy", 0.5, 0.4, 0.6, 9, "test")
+    made = Results([score], {f"confusion/{dataset}": rows}, {"class_names": {dataset: names}})
+    shown = Page(headings_of(made)["Confusion"])
+    assert len(shown.pictures) == 1 and not shown.rows and dataset in shown.text
 
 
 def test_the_same_numbers_are_in_the_other_files(results, written):

@@ -6,6 +6,7 @@ never by the numbers that a source assigns to them.
 """
 
 from keras_clip.evaluation.datasets.sources.drawn import counting_scenes, rendered_text
+from keras_clip.evaluation.datasets.sources.files import from_files
 from keras_clip.evaluation.datasets.sources.folder import folder_per_class
 from keras_clip.evaluation.datasets.sources.reader import captions_of, from_reader
 from keras_clip.evaluation.datasets.sources.scikit_learn import digits

@@ -4,13 +4,14 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from keras_clip.data.readers import find_files
 from keras_clip.data.readers.table import TableReader
 from keras_clip.evaluation.datasets.labelled_images import LabelledImages
 from keras_clip.evaluation.datasets.sources.reader import Columns
 
 
 def csv(
-    path: str | os.PathLike,
+    path: str | os.PathLike | Sequence,
     class_names: Sequence[str] | None = None,
     *,
     separator: str | None = None,
@@ -27,7 +28,8 @@ def csv(
     Upper and lower case of the names of columns do not matter, nor do spaces around labels.
 
     Args:
-        path: a .csv or .tsv file with a header, or a .jsonl file of objects. Paths are relative to it.
+        path: a .csv or .tsv file with a header, or a .jsonl file of objects; a glob, braces, or a list of these. Paths
+            in a table are relative to it.
         class_names: K names. None: all labels, in alphabetical order.
         separator: what parts the labels of an image of several classes, such as ";". None: one label per image.
         delimiter: what separates the columns. None: tabs in a .tsv, otherwise commas, tabs, semicolons or bars,
@@ -35,7 +37,7 @@ def csv(
         image: the column of paths. None: `path`, or another usual name (see `image_text_pairs`).
         label: the column of labels. In JSON it may be a list of several.
         group: the column of groups, if there is one.
-        name: of the dataset. None: that of the file.
+        name: of the dataset. None: that of the first file.
         split: what to call this part.
         empty_classes: what to do with a class without an image: "refuse", "keep" or "drop".
 
@@ -47,9 +49,8 @@ def csv(
         ValueError: a column is missing or there twice, a row without path or label, or with more values than columns;
             see `LabelledImages`.
     """
-    path = Path(path)
-
-    reader = TableReader([str(path)], None if image is None else (image, None), captions=False, delimiter=delimiter)
+    paths = find_files(path)
+    reader = TableReader(paths, None if image is None else (image, None), captions=False, delimiter=delimiter)
     label, group = reader.column(label), reader.column(group)
 
     def several(row: dict[str, str]) -> dict[str, int]:
@@ -58,4 +59,6 @@ def csv(
     columns = Columns(
         reader, label if separator is None else several, lambda row: row.get(group, ""), "each row of the table"
     )
-    return columns.labelled_images(class_names, name=name or path.stem, split=split, empty_classes=empty_classes)
+    return columns.labelled_images(
+        class_names, name=name or Path(paths[0]).stem, split=split, empty_classes=empty_classes
+    )

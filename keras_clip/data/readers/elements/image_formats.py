@@ -1,6 +1,7 @@
 """Recognises the image files that the library reads: by a usual extension, or else by their first bytes."""
 
 import re
+from collections.abc import Callable
 
 # Extensions of the formats that `images` opens. A file with one of them counts as an image; a file that is not an image
 # fails at decoding.
@@ -25,6 +26,24 @@ _MAGIC = re.compile(
     rb"|P[1-6]\s+(?:#[^\n]*\n\s*)*\d+\s",
     re.DOTALL,
 )
+
+
+def as_extension(name: str) -> str:
+    """Returns an extension as this module compares them: in lower case, without the dot."""
+    return name.lower().lstrip(".")
+
+
+def is_unnamed_image(extension: str, head: Callable[[int], bytes]) -> bool:
+    """Returns whether a file without an extension of `IMAGE_EXTENSIONS` is an image that the library reads.
+
+    Args:
+        extension: extension of the file name, in lower case.
+        head: function of a number of bytes that reads that many from the beginning of the file.
+
+    Returns:
+        bool.
+    """
+    return extension not in OTHER_IMAGE_EXTENSIONS and looks_like_image(head(HEAD))
 
 
 def looks_like_image(head: bytes) -> bool:

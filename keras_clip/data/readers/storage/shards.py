@@ -16,10 +16,10 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from keras_clip.data.readers.byte_strings import ByteStrings
-from keras_clip.data.readers.copies import compression, in_cache, write_whole
-from keras_clip.data.readers.paths import INDEX_SUFFIX, names_among
 from keras_clip.data.readers.reader import Reader
+from keras_clip.data.readers.storage.byte_strings import ByteStrings
+from keras_clip.data.readers.storage.copies import compression, in_cache, write_whole
+from keras_clip.data.readers.storage.paths import INDEX_SUFFIX, names_among
 from keras_clip.data.skipped import SkippedSamples
 
 # Increase it when the arrays of an index, or their meaning, change: stored indexes are then made again.

@@ -5,7 +5,7 @@ import io
 import pytest
 from PIL import Image
 
-from keras_clip.data.readers.image_formats import HEAD, looks_like_image
+from keras_clip.data.readers.elements.image_formats import HEAD, looks_like_image
 
 pytestmark = pytest.mark.backend_free
 

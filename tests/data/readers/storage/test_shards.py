@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from numbered_pairs import numbered, tar_members, write_shards, write_tar
 
-from keras_clip.data.readers import find_files, shards
-from keras_clip.data.readers.byte_strings import ByteStrings
-from keras_clip.data.readers.shards import ShardIndex, load_index
+from keras_clip.data.readers import find_files
+from keras_clip.data.readers.storage import shards
+from keras_clip.data.readers.storage.byte_strings import ByteStrings
+from keras_clip.data.readers.storage.shards import ShardIndex, load_index
 from keras_clip.data.readers.tar import TarReader, index_tar
 
 pytestmark = pytest.mark.backend_free

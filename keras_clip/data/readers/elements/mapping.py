@@ -50,6 +50,14 @@ def require_mapping(mapping: Mapping | None) -> Mapping:
     return mapping
 
 
+def pair_of(mapping: Mapping) -> Callable[[Any], tuple[Any, Any]]:
+    """Returns the function of an element that returns (image, caption or captions); None as caption if unnamed."""
+    if callable(mapping):
+        return mapping
+    image, caption = mapping
+    return lambda element: (element[image], None if caption is None else element[caption])
+
+
 def names_of(
     mapping: Mapping | None, images: Sequence[str], captions: Sequence[str]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
