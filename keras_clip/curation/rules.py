@@ -83,17 +83,17 @@ class Rule:
         return f"Rule({self.expression!r}, reason={self.reason!r}, name={self.name!r})"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Rule) and self.get_config() == other.get_config()
+        return isinstance(other, Rule) and self.as_json() == other.as_json()
 
     def __hash__(self) -> int:
         return hash((self.expression, self.reason, self.name))
 
-    def get_config(self) -> dict[str, str]:
+    def as_json(self) -> dict[str, str]:
         """Returns the arguments, as JSON data."""
         return {"expression": self.expression, "reason": self.reason, "name": self.name}
 
     @classmethod
-    def from_config(cls, config: Mapping[str, str]) -> "Rule":
+    def from_json(cls, config: Mapping[str, str]) -> "Rule":
         """Returns the rule with these arguments."""
         return cls(**config)
 

@@ -71,7 +71,7 @@ THRESHOLDS = {("clip_score", 0.5): float(np.float32(0.28))}
 def test_expression(expression):
     rule = Rule(expression)
     assert rule.keeps(PAIRS, THRESHOLDS, LISTS).tolist() == [bool(x) for x in EXPECTED[expression]]
-    again = Rule.from_config(json.loads(json.dumps(rule.get_config())))
+    again = Rule.from_json(json.loads(json.dumps(rule.as_json())))
     assert (
         again == rule
         and again.keeps(PAIRS, THRESHOLDS, LISTS).tolist() == rule.keeps(PAIRS, THRESHOLDS, LISTS).tolist()
@@ -83,7 +83,7 @@ def test_what_a_rule_reads():
     rule = Rule("top(clip_score, 0.3) and (listed(cluster, 'a') or min(width, height) > 2)", "why", "mine")
     assert rule.columns == ("clip_score", "cluster", "width", "height")
     assert (rule.shares, rule.lists) == ((("clip_score", 0.3),), ("a",))
-    assert rule.get_config() == {"expression": rule.expression, "reason": "why", "name": "mine"}
+    assert rule.as_json() == {"expression": rule.expression, "reason": "why", "name": "mine"}
     assert Rule("words>2").name == "words > 2" and Rule("words>2").reason == "not: words > 2"
 
 
@@ -95,7 +95,7 @@ def test_composition():
     np.testing.assert_array_equal(rules.not_(few).keeps(PAIRS), ~is_few)
     # `or` inside must not take apart what `not` and `and` hold.
     assert rules.not_(large).keeps(PAIRS).tolist() == [False, False, True, False, False]
-    assert rules.all_of([large, few], "small", "s").get_config()["reason"] == "small"
+    assert rules.all_of([large, few], "small", "s").as_json()["reason"] == "small"
 
 
 REFUSED = {
