@@ -35,10 +35,10 @@ PARTS = {"tiling": "losses", "graph_tokenizer": "export"}
 INSIDE = {
     "curation": (
         (
-            "profiling",
             "duplicates",
             "scoring",
-            "rules",
+            "filters",
+            "leaks",
             "queries",
             "matching",
             "balancing",
@@ -46,6 +46,7 @@ INSIDE = {
             "writing",
             "card",
         ),
+        ("profiling", "rules", "clusters", "draws", "verdicts"),
         ("passes",),
         ("pool",),
     ),

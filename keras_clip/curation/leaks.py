@@ -1,0 +1,138 @@
+"""Finds pairs whose image is near an image of a test set (Radford et al., 2021, section 5)."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from keras_clip.curation.clusters import embedding_rows
+from keras_clip.curation.passes import ShardPass, run_pass
+from keras_clip.curation.pool import Pool, Shard
+from keras_clip.engines import Engine
+from keras_clip.similarity.hamming import near_pairs
+from keras_clip.similarity.nearest import nearest_vectors
+
+if TYPE_CHECKING:
+    import pyarrow
+
+
+class TestImages(ShardPass):
+    """The verdict on pairs that are near an image of a test set.
+
+    Columns: `reason`, "near a test image of NAME", or null; `test_set` and `test_row`, the nearest image of those that
+    are near, the first among equals; `similarity`, the cosine, or 1 - bits / 64 of perceptual hashes.
+
+    Args:
+        hashes: {name of the test set: perceptual hashes of its images, uint64 (M,)}.
+        vectors: {name of the test set: embeddings of its images, float (M, E), unit vectors}.
+        distance: int in [0, 16]. Hashes that differ in at most this number of bits are near.
+        cosine: float in (-1, 1]. Embeddings with at least this cosine are near.
+        embeddings: (pass, column) of the embeddings of the pool, by the same model as `vectors`.
+        drop: bool. Whether the pairs are rejected; otherwise they are listed, without a reason.
+        name: str, name of the pass.
+
+    Raises:
+        ValueError: no test set, or an invalid value.
+    """
+
+    # The name begins like those of pytest's classes.
+    __test__ = False
+
+    def __init__(
+        self,
+        hashes: Mapping[str, np.ndarray] | None = None,
+        vectors: Mapping[str, np.ndarray] | None = None,
+        *,
+        distance: int = 4,
+        cosine: float = 0.95,
+        embeddings: tuple[str, str] = ("score", "image_embedding"),
+        drop: bool = True,
+        name: str = "test_images",
+    ):
+        self._hashes, self._vectors = dict(sorted((hashes or {}).items())), dict(sorted((vectors or {}).items()))
+        if not self._hashes and not self._vectors:
+            raise ValueError("Hashes or embeddings of a test set must be given. Received: none.")
+        if not -1 < cosine <= 1:
+            raise ValueError(f"`cosine` must be in (-1, 1]. Received: cosine={cosine!r}.")
+        for values in self._hashes.values():
+            near_pairs(np.zeros(0, np.uint64), values, distance)
+        self.name, self._distance, self._cosine, self._embeddings, self._drop = (
+            name, distance, cosine, tuple(embeddings), drop
+        )  # fmt: skip
+        self.inputs = ("profile", embeddings[0]) if self._vectors else ("profile",)
+
+    def config(self) -> dict[str, Any]:
+        """See `ShardPass.config`."""
+        given = {"hashes": self._hashes, "vectors": self._vectors}
+        digests = {kind: {name: _digest(array) for name, array in sets.items()} for kind, sets in given.items()}
+        settings = [self._distance, self._cosine, list(self._embeddings), self._drop]
+        return {"version": 1, "test sets": digests, "settings": settings}
+
+    def run(
+        self, state: Any, shard: Shard, inputs: Mapping[str, "pyarrow.Table"]
+    ) -> tuple["pyarrow.Table", Mapping[str, int]]:
+        """Computes the table of a shard; arguments as of `ShardPass.run`."""
+        import pyarrow as pa
+
+        profile = inputs["profile"]
+        best = np.full(profile.num_rows, -np.inf, np.float32)
+        place, names = np.full(profile.num_rows, -1), np.full(profile.num_rows, None, object)
+        found = [
+            (name, *_near_hashes(profile["perceptual_hash"], index, self._distance))
+            for name, index in self._hashes.items()
+        ]
+        if self._vectors:
+            table, column = inputs[self._embeddings[0]], self._embeddings[1]
+            rows, queries = embedding_rows(table, column)
+            for name, index in self._vectors.items():
+                if len(rows):
+                    cosines, nearest = nearest_vectors(queries, index)
+                    near = cosines >= self._cosine
+                    found.append((name, rows[near], nearest[near], cosines[near]))
+        for name, rows, nearest, similarity in found:
+            better = similarity > best[rows]
+            best[rows[better]], place[rows[better]], names[rows[better]] = similarity[better], nearest[better], name
+        reasons = [name and f"near a test image of {name}" for name in names]
+        absent = place < 0
+        columns = {
+            "reason": pa.array(reasons if self._drop else [None] * len(reasons), pa.string()),
+            "test_set": pa.array(names, pa.string()),
+            "test_row": pa.array(place, pa.int64(), mask=absent),
+            "similarity": pa.array(np.where(absent, 0, best), pa.float32(), mask=absent),
+        }
+        return pa.table(columns), Counter(filter(None, reasons))
+
+
+def find_test_images(
+    pool: Pool, test_images: TestImages, engine: str | Engine = "auto", *, progress: bool = True
+) -> Counter:
+    """Looks for images of test sets in a pool that is profiled, and writes the verdict of each shard.
+
+    Args:
+        pool: the pool.
+        test_images: the pass.
+        engine: see `run_pass`.
+        progress: bool. Whether to show a progress bar.
+
+    Returns:
+        Number of pairs by reason, also if they are only listed.
+    """
+    return run_pass(pool, test_images, engine, progress=progress)
+
+
+def _near_hashes(column, index, distance) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the rows that are near, the nearest place of the index for each, and 1 - bits / 64."""
+    rows = np.flatnonzero(~np.asarray(column.is_null().combine_chunks()))
+    hashes = column.fill_null(0).to_numpy()[rows]
+    queries, places = near_pairs(hashes, index, distance)
+    bits = np.bitwise_count(hashes[queries] ^ index[places])
+    order = np.lexsort([places, bits, queries])
+    _, first = np.unique(queries[order], return_index=True)
+    chosen = order[first]
+    return rows[queries[chosen]], places[chosen], (1 - bits[chosen] / 64).astype(np.float32)
+
+
+def _digest(array) -> str:
+    return hashlib.sha256(f"{array.dtype} {array.shape} ".encode() + np.ascontiguousarray(array).tobytes()).hexdigest()
