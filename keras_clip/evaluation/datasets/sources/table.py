@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from keras_clip.data.readers.table import TableReader
 from keras_clip.evaluation.datasets.labelled_images import LabelledImages
@@ -29,7 +30,8 @@ def csv(
     Args:
         path: a .csv or .tsv file with a header, or a .jsonl file of objects. Paths are relative to it.
         class_names: K names. None: all labels, in alphabetical order.
-        separator: what parts the labels of an image of several classes, such as ";". None: one label per image.
+        separator: what parts the labels of an image of several classes, such as ";". None: one label per image. Labels
+            in a list of JSON are several with any separator.
         delimiter: what separates the columns. None: tabs in a .tsv, otherwise commas, tabs, semicolons or bars,
             whichever give the columns that are needed.
         image: the column of paths. None: `path`, or another usual name (see `image_text_pairs`).
@@ -47,15 +49,20 @@ def csv(
         ValueError: a column is missing or there twice, a row without path or label, or with more values than columns;
             see `LabelledImages`.
     """
+    if separator is not None and not separator:
+        raise ValueError(f"`separator` must be a text, or None for one label per image. Received: {separator!r}.")
     path = Path(path)
-
     reader = TableReader([str(path)], None if image is None else (image, None), captions=False, delimiter=delimiter)
     label, group = reader.column(label), reader.column(group)
 
-    def several(row: dict[str, str]) -> dict[str, int]:
-        return {name.strip(): 1 for name in row[label].split(separator) if name.strip()}
+    def several(row: dict[str, Any]) -> dict[str, int]:
+        value = row[label]
+        # In JSON the labels may be in a list, or be numbers.
+        parts = value if isinstance(value, list) else [] if value is None else str(value).split(separator)
+        return {str(part).strip(): 1 for part in parts if part is not None and str(part).strip()}
 
-    columns = Columns(
-        reader, label if separator is None else several, lambda row: row.get(group, ""), "each row of the table"
-    )
+    def group_of(row: dict[str, Any]) -> str:
+        return "" if row.get(group) is None else str(row[group])
+
+    columns = Columns(reader, label if separator is None else several, group_of, "each row of the table")
     return columns.labelled_images(class_names, name=name or path.stem, split=split, empty_classes=empty_classes)
