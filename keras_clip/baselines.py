@@ -216,7 +216,7 @@ class _CaptionPredictor(GlobalBatchTrainer):
         templates, class_names = validate_templates(templates), validate_class_names(class_names)
         prompts = [[t.replace("{}", name) for name in names for t in templates] for names in class_names]
         token_ids = self.tokenizer(list(itertools.chain.from_iterable(prompts)), length="longest")
-        owners = [(k, name) for k, names in enumerate(class_names) for name in names for _ in templates]
+        owners = [(t, k, name) for k, names in enumerate(class_names) for name in names for t in templates]
         warn_of_equal_prompts(owners, token_ids)
         features = self.image_features.predict(images, batch_size=batch_size, verbose=0)
         scores, scorer = np.empty((len(features), len(token_ids)), np.float32), _Scores(self)

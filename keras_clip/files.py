@@ -14,6 +14,8 @@ from typing import Any
 
 # Part of the temporary names, by which leftovers of killed processes are recognised.
 PART = ".part"
+# Bytes of the stem and of the extension in temporary names, of the 255 that file systems allow for all.
+_MOST_BYTES = 100
 
 
 @contextlib.contextmanager
@@ -35,8 +37,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     if mode is not None and not stat.S_ISREG(mode):
         yield path
         return
-    # Random, because process ids may repeat across hosts.
-    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{PART}{path.suffix}")
+    temporary = path.with_name(_temporary_name(path))
     try:
         yield temporary
         if mode is not None:
@@ -48,6 +49,15 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+def _temporary_name(path: Path) -> str:
+    """The name of a temporary file for a path; not longer than file systems allow, whatever the name of the path."""
+    # Writers choose a format by the extension; what is longer than this is none.
+    suffix = path.suffix if len(os.fsencode(path.suffix)) <= _MOST_BYTES else ""
+    stem = os.fsencode(path.stem)[:_MOST_BYTES].decode("utf-8", "ignore")
+    # Random, because process ids may repeat across hosts.
+    return f".{stem}.{secrets.token_hex(4)}{PART}{suffix}"
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

@@ -71,7 +71,7 @@ class Lock:
     def _create(self) -> bool:
         # A new file of another name that is linked to the name of the lock: it is never seen without its content. A
         # link fails if the name exists, on network file systems too.
-        draft = self._path.with_name(f".{self._path.name}.{self._holder['token']}")
+        draft = self._path.with_name(f".{self._holder['token']}.lock")
         try:
             draft.write_text(json.dumps(self._holder), encoding="utf-8")
             try:
@@ -119,7 +119,7 @@ class Lock:
     def _take_away(self, dead: dict[str, Any]) -> None:
         # Of several processes that find the lock dead one renames it. Whoever was late would rename the lock that the
         # first one has made meanwhile, and gives it back.
-        place = self._path.with_name(f".{self._path.name}.{secrets.token_hex(8)}")
+        place = self._path.with_name(f".{secrets.token_hex(8)}.lock")
         try:
             os.rename(self._path, place)
         except FileNotFoundError:

@@ -181,19 +181,20 @@ def validate_class_names(class_names: Sequence[str | Sequence[str]]) -> list[lis
     return [list(synonyms) for synonyms in names]
 
 
-def warn_of_equal_prompts(owners: Sequence[tuple[int, str]], token_ids: np.ndarray) -> None:
+def warn_of_equal_prompts(owners: Sequence[tuple[str, int, str]], token_ids: np.ndarray) -> None:
     """Warns of classes with prompts that the tokenizer makes equal, such as those of "Apple" and "apple".
 
-    Such classes have equal scores, so that the second one is never predicted.
+    Such classes have equal scores, so that the second one is never predicted. Prompts of different templates are not
+    compared: "a {}" of "cat" and "{}" of "a cat" are equal, but the classes are told apart by each template.
 
     Args:
-        owners: class index and name of each of P prompts.
+        owners: template, class index and name of each of P prompts.
         token_ids: ints (P, L).
     """
-    seen: dict[bytes, tuple[int, str]] = {}
+    seen: dict[tuple[str, bytes], tuple[int, str]] = {}
     equal: dict[tuple[str, str], None] = {}
-    for (index, name), row in zip(owners, np.ascontiguousarray(token_ids), strict=True):
-        other, other_name = seen.setdefault(row.tobytes(), (index, name))
+    for (template, index, name), row in zip(owners, np.ascontiguousarray(token_ids), strict=True):
+        other, other_name = seen.setdefault((template, row.tobytes()), (index, name))
         if other != index:
             equal[other_name, name] = None
     if equal:

@@ -105,7 +105,7 @@ def embed_classes(
     class_names = validate_class_names(class_names)
     prompts = [[t.replace("{}", name) for name in names for t in templates] for names in class_names]
     token_ids = tokenize_prompts(text_embedder.tokenizer, list(itertools.chain.from_iterable(prompts)))
-    owners = [(k, name) for k, names in enumerate(class_names) for name in names for _ in templates]
+    owners = [(t, k, name) for k, names in enumerate(class_names) for name in names for t in templates]
     warn_of_equal_prompts(owners, token_ids)
     token_ids, inverse = np.unique(token_ids, axis=0, return_inverse=True)
     embeddings = _embed_rows(text_embedder, token_ids)
@@ -247,7 +247,9 @@ class ZeroShotClassifier(ChecksPixelRange, CompositeModel):
         logits = self.logits(images, training)
         return logits if self.activation is None else ops.softmax(logits)
 
-    def compile(self, optimizer: keras.optimizers.Optimizer | str = "rmsprop", loss=None, **options) -> None:
+    def compile(
+        self, optimizer: keras.optimizers.Optimizer | str = "rmsprop", loss=None, *positional, **options
+    ) -> None:
         """Configures training and `evaluate` with the compiled loss, as `keras.Model.compile`.
 
         A cross-entropy that is given by name is computed from what the classifier returns: from logits with
@@ -256,15 +258,27 @@ class ZeroShotClassifier(ChecksPixelRange, CompositeModel):
         Args:
             optimizer: as of `keras.Model.compile`.
             loss: as of `keras.Model.compile`.
-            options: its other arguments.
+            positional: its other arguments in their order.
+            options: its other arguments by name.
 
         Raises:
             ValueError: a cross-entropy from logits of a classifier that returns probabilities, or the reverse.
         """
         optimizer = keras.optimizers.get(optimizer)
         check_precision(optimizer, self.trainable_variables)
-        super().compile(optimizer, self._checked_loss(loss), **options)
+        super().compile(optimizer, self._checked_loss(loss), *positional, **options)
         compat.keep_averages_apart(self.optimizer)
+
+    def compile_from_config(self, config: dict) -> None:
+        """Compiles a loaded classifier as it was saved; what `compile` warned of then is not repeated.
+
+        Args:
+            config: what `get_compile_config` returned.
+        """
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "A cross-entropy of probabilities", UserWarning)
+            self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
 
     def _checked_loss(self, loss):
         name = getattr(loss, "__name__", loss)

@@ -47,6 +47,20 @@ def test_the_file_appears_at_the_end_and_keeps_its_mode(tmp_path):
     assert path.read_text() == "newer" and path.stat().st_mode & 0o777 == 0o640
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["x" * 255, "x" * 250 + ".json", "é" * 120 + ".json", "a." + "b" * 250, ".hidden" + "y" * 240, "日" * 84 + ".a"],
+    ids=["255 bytes", "an extension", "two bytes a letter", "a long extension", "hidden", "cut within a letter"],
+)
+def test_names_as_long_as_a_file_system_allows(tmp_path, name):
+    """The name of the temporary file is not longer, and has the extension by which writers choose a format."""
+    path = tmp_path / name
+    with files.replacing(path) as temporary:
+        temporary.write_text("new")
+        assert temporary.suffix == (path.suffix if 0 < len(path.suffix) < 100 else files.PART)
+    assert path.read_text() == "new" and names(tmp_path) == [name]
+
+
 def test_links_and_devices_stay_what_they_are(tmp_path):
     target, link = tmp_path / "target", tmp_path / "link"
     target.write_text("old")

@@ -68,7 +68,7 @@ INSIDE = {
         ("run", "callback", "report"),
         ("parts",),
         ("tasks",),
-        ("classifiers",),
+        ("classifiers", "task_options"),
         ("features",),
         ("datasets",),
         ("studies",),

@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 import zipfile
 
 import keras
@@ -12,6 +13,7 @@ import keras_clip
 from keras_clip import encoders, zero_shot
 from keras_clip.data import CLIPTokenizer
 from keras_clip.evaluation import mean_per_class
+from keras_clip.evaluation.classifiers.zero_shot import PromptTable
 from keras_clip.zero_shot import embed_classes
 
 NAMES = ["cat", ["dog", "little dog"], "a boat on a very wide and very blue lake", "tree", "CAT"]
@@ -337,6 +339,24 @@ def test_names_that_differ_have_no_warning(clip, names, recwarn):
     assert not [w for w in recwarn if "Prompts of different classes" in str(w.message)]
 
 
+ACROSS = {
+    "an article": (["cat", "a cat"], ("a {}.", "{}.")),
+    "the end": (["dog", "dog food"], ("{} food.", "{}.")),
+    "both ways": (["x", "x y", "y x"], ("{}", "{} y", "y {}")),
+}
+
+
+@pytest.mark.backend_free
+@pytest.mark.parametrize(("names", "templates"), ACROSS.values(), ids=ACROSS)
+def test_equal_prompts_of_different_templates_have_no_warning(clip, names, templates, recwarn):
+    """Each template tells the classes apart."""
+    embed_classes(clip.text_embedder, names, templates)
+    PromptTable(clip, [[name] for name in names], templates)
+    assert not [w for w in recwarn if "Prompts of different classes" in str(w.message)]
+    with pytest.warns(UserWarning, match="Received: equal token ids"):
+        PromptTable(clip, [[name] for name in (*names, names[0].upper())], templates)
+
+
 @pytest.mark.parametrize("classes", [1, 2])
 def test_few_classes(classes):
     classifier = colour_classifier(["red", "green"][:classes], np.eye(3)[:classes])
@@ -411,6 +431,30 @@ def test_losses_of_probabilities_are_warned_of():
     classifier.compile("sgd", "mse")
     with pytest.raises(ValueError, match="Received: activation='sigmoid'"):
         colour_classifier(["red"], np.eye(3)[:1], activation="sigmoid")
+
+
+def test_a_compiled_classifier_loads_without_the_warning(tmp_path):
+    classifier = colour_classifier(["red", "green"], np.eye(3)[:2])
+    with pytest.warns(UserWarning, match="activation=None"):
+        # As of `keras.Model.compile`, whose further arguments may have no name either.
+        classifier.compile("adam", "sparse_categorical_crossentropy", None, ["accuracy"])
+    classifier.fit(IMAGES[:4], np.array([0, 0, 1, 1]), verbose=0)
+    classifier.save(tmp_path / "classifier.keras")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        loaded = keras.saving.load_model(tmp_path / "classifier.keras")
+    values = [
+        model.evaluate(IMAGES[:4], np.array([0, 0, 1, 1]), verbose=0, return_dict=True)
+        for model in (classifier, loaded)
+    ]
+    assert set(values[0]) == {"loss", "accuracy"} and values[0] == pytest.approx(values[1], abs=1e-5)
+    # The state of the optimizer is loaded too: both go on alike.
+    assert int(loaded.optimizer.iterations) == 1
+    for model in (classifier, loaded):
+        model.fit(IMAGES[:4], np.array([0, 0, 1, 1]), verbose=0)
+    np.testing.assert_allclose(to_numpy(loaded.weights[0]), to_numpy(classifier.weights[0]), atol=1e-6)
+    with pytest.warns(UserWarning, match="activation=None"):
+        loaded.compile("sgd", "sparse_categorical_crossentropy")
 
 
 LABELS_REFUSED = {

@@ -79,8 +79,7 @@ def check_numbers(batch_size: int, seed: int, shard: tuple[int, int], max_broken
     index, count = shard
     if not 0 <= index < count:
         raise ValueError(f"shard must be (index, count) with 0 <= index < count. Received: shard={shard}.")
-    if not 0 <= max_broken <= 1:
-        raise ValueError(f"max_broken must be a fraction of the samples. Received: max_broken={max_broken}.")
+    check_max_broken(max_broken)
 
 
 def check_size(num_samples: int, batch_size: int, training: bool, source: Any) -> None:
@@ -90,3 +89,13 @@ def check_size(num_samples: int, batch_size: int, training: bool, source: Any) -
             f"The source must have at least one batch. Received: batch_size={batch_size}, source={brief(source)} with "
             f"{num_samples} samples. Pass a smaller batch_size."
         )
+
+
+def check_max_broken(max_broken: float) -> None:
+    """Raises a ValueError unless the fraction of samples that may be broken is one.
+
+    Args:
+        max_broken: float in [0, 1].
+    """
+    if isinstance(max_broken, bool) or not isinstance(max_broken, int | float) or not 0 <= max_broken <= 1:
+        raise ValueError(f"max_broken must be a fraction of the samples. Received: max_broken={max_broken!r}.")

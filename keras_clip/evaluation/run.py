@@ -4,6 +4,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from keras_clip import flops
@@ -43,6 +44,8 @@ _PARTS = {
     )
 }
 PARTS = tuple(_PARTS)
+# Images that could not be read, and files that were passed over, which results name for each split.
+_EXAMPLES = 20
 
 
 def evaluate(
@@ -54,13 +57,14 @@ def evaluate(
     batch_size: int = 64,
     verbose: int = 1,
     out: str | os.PathLike | None = None,
+    max_broken: float | None = None,
 ) -> Results:
     """Evaluates a model on datasets by the methods of the paper's section 3; each score has a confidence interval.
 
     Images are encoded once; their features are stored in `folder`, so that a second call takes seconds.
 
-    A part that raises an error does not take the others along: it is among `Results.failures`, and there is a warning.
-    If nothing could be measured, the first error is raised.
+    A part that raises an error does not take the others along: it is among `Results.failures`, and there is a warning;
+    likewise if the files in `out` cannot be written. If nothing could be measured, the first error is raised.
 
     Args:
         clip: `CLIPModel`.
@@ -74,6 +78,8 @@ def evaluate(
         verbose: int. 0 hides the progress bars.
         out: folder in which results.json and results.csv hold, after each part, what has been measured so far. None:
             nothing is written.
+        max_broken: float in [0, 1]. The fraction of the images of a split that may be unreadable; they are left out,
+            counted and named in `Results.info["skipped"]`. None: that of each task.
 
     Returns:
         `Results`. `report.write` writes them as an HTML page.
@@ -92,35 +98,40 @@ def evaluate(
     if len(set(names)) < len(names):
         raise ValueError(f"Expected datasets with different names. Received: {names}. Pass `name` to their sources.")
     selected = [_selected(task, parts) for task in tasks]
+    if out is not None:
+        # An error now costs nothing; one after the images are encoded costs the evaluation.
+        Path(out).mkdir(parents=True, exist_ok=True)
     results, raised = Results(info=_describe(clip, model)), []
 
     def attempt(dataset: str, part: str, run: Callable[[], Any]) -> Any:
-        bar.set_postfix_str(printable(f"{dataset}: {part}"))
-        found = None
         try:
-            found = run()
+            return run()
         except Exception as error:
             logging.getLogger("keras_clip").debug("%s: %s failed", dataset, part, exc_info=error)
-            results.failures.append(Failure.of(dataset, part, error))
-            raised.append(error)
+            if (failure := Failure.of(dataset, part, error)) not in results.failures:
+                results.failures.append(failure)
+                raised.append(error)
+            return None
+
+    def step(dataset: str, part: str, run: Callable[[], Any]) -> Any:
+        bar.set_postfix_str(printable(f"{dataset}: {part}"))
+        found = attempt(dataset, part, run)
         if out is not None:
-            results.save(out)
+            attempt(dataset, "write results", lambda: results.save(out))
         bar.update()
         return found
+
+    def encoded(task: Task) -> Case:
+        case = Case(clip, task, encode(clip, task, folder, batch_size, max_broken), results, verbose)
+        _describe_images(case)
+        return case
 
     steps = sum(1 + len(of_task) for of_task in selected)
     with tqdm(total=steps, desc="Evaluating", disable=not verbose, leave=False) as bar:
         for task, of_task in zip(tasks, selected, strict=True):
-            case = attempt(
-                task.test.name,
-                "encode",
-                lambda task=task: Case(clip, task, encode(clip, task, folder, batch_size), results, verbose),
-            )
-            if case is None:
-                continue
-            _describe_images(case)
-            for part in of_task:
-                attempt(case.name, part, lambda part=part, case=case: _PARTS[part](case))
+            case = step(task.test.name, "encode", lambda task=task: encoded(task))
+            for part in of_task if case is not None else ():
+                step(case.name, part, lambda part=part, case=case: _PARTS[part](case))
     measured = [rows for name, rows in results.tables.items() if rows and name != "dropped"]
     if raised and not results.scores and not measured:
         raise raised[0]
@@ -131,11 +142,15 @@ def evaluate(
 
 
 def _describe_images(case: Case) -> None:
-    """Adds which images the scores are of, and which were left out."""
-    results = case.results
-    results.info.setdefault("images", {})[case.name] = digest_of(case.splits.test.ids)
-    if case.splits.dropped:
-        results.tables.setdefault("dropped", []).extend(map(dict, case.splits.dropped))
+    """Adds which images the scores are of, and which were left out or passed over."""
+    results, splits = case.results, case.splits
+    results.info.setdefault("images", {})[case.name] = digest_of(splits.test.ids)
+    if splits.dropped:
+        results.tables.setdefault("dropped", []).extend(map(dict, splits.dropped))
+    for store in (splits.test, splits.train, splits.validation, *splits.shifts.values()):
+        if store is not None and store.skipped.total:
+            found = {"counts": dict(store.skipped.counts), "examples": store.skipped.examples[:_EXAMPLES]}
+            results.info.setdefault("skipped", {})[f"{store.name}/{store.split}"] = found
 
 
 def _selected(task: Task, parts: Sequence[str] | None) -> list[str]:

@@ -10,18 +10,32 @@ from typing import Any
 
 import numpy as np
 
+from keras_clip.data.arguments import check_max_broken
+from keras_clip.data.skipped import MAX_BROKEN
 from keras_clip.evaluation.classifiers.few_shot import SHOTS
 from keras_clip.evaluation.datasets.catalogue import SHIFTS, DatasetRecord
 from keras_clip.evaluation.datasets.labelled_images import LabelledImages
 from keras_clip.evaluation.datasets.sources import captions_of
 from keras_clip.evaluation.features.store import FeatureStore
 from keras_clip.evaluation.metrics.classification import METRICS
+from keras_clip.evaluation.task_options import (
+    Images,
+    classes_of,
+    counts_by_name,
+    require_captions,
+    require_class_sets,
+    require_numbers,
+    require_options,
+    require_splits,
+)
 from keras_clip.model import CLIPModel
+from keras_clip.prompts import validate_templates
 
-Images = LabelledImages | FeatureStore
 # Fraction of the training split that is held out to select hyperparameters if the task has no validation split.
 VALIDATION_SHARE = 0.2
 LIMITS = ("counting", "fine_grained", "pixels", "rendered_text")
+# Longest name of a folder of a store, in bytes. File systems allow 255, and other files are named after it.
+_MOST_BYTES = 150
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +62,8 @@ class Task:
             (the classes are numbers of objects), "fine_grained" (requires `coarse`), "pixels" (logistic regression on
             raw pixels as the baseline; requires `train`) and "rendered_text". With `train`, it also measures what
             few-shot probes lose against zero-shot.
-        counts: numbers of objects of the classes, for "counting"; empty: read from the class names.
+        counts: {class name: number of objects}, for "counting"; a list has those of the classes of `test` in their
+            order. Empty: read from the class names.
         coarse: {class name: coarse class}, such as the make of a car, for "fine_grained".
         shots: numbers of images per class of the few-shot probes.
         seeds: seeds of the random few-shot subsets.
@@ -58,10 +73,15 @@ class Task:
             "error"; "drop": measure on the images of the classes that all splits have, and retrieval on the images with
             captions; the protocol and the table "dropped" of the results count what was left out. "keep": classes of
             `train` of which `test` has no image may be predicted; everything else is as for "error".
+        max_broken: float in [0, 1]. The fraction of the images of a split that may be unreadable. They are left out,
+            counted and named.
+
+    `names`, `coarse` and `counts` must have all classes that the task is evaluated on, which `missing` decides.
 
     Raises:
-        ValueError: an unknown metric, limit or choice of `missing`, a limit without its data, classes that only some
-            splits have, or images or captions without the other.
+        TypeError: splits that are neither `LabelledImages` nor `FeatureStore`.
+        ValueError: an unknown metric, limit or choice of `missing`; options that do not fit the classes, or each other;
+            images or captions without the other. Classes that only some splits have are an error of `encode`.
     """
 
     test: Images
@@ -76,35 +96,41 @@ class Task:
     class_sets: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     watched: Collection[str] = ()
     limits: Collection[str] = ()
-    counts: Sequence[float] = ()
+    counts: Mapping[str, float] | Sequence[float] = dataclasses.field(default_factory=dict)
     coarse: Mapping[str, str] = dataclasses.field(default_factory=dict)
     shots: Sequence[int] = SHOTS
     seeds: Sequence[int] = (0, 1, 2)
     published: Mapping[str, float] = dataclasses.field(default_factory=dict)
     protocol: str = ""
     missing: str = "error"
+    max_broken: float = MAX_BROKEN
 
     def __post_init__(self):
+        require_splits(self)
         if self.metric not in METRICS:
             raise ValueError(f"Expected one of the metrics {list(METRICS)}. Received: metric={self.metric!r}.")
-        if not set(self.limits) <= set(LIMITS) or isinstance(self.limits, str):
+        if isinstance(self.limits, str) or not set(self.limits) <= set(LIMITS):
             raise ValueError(f"Expected a list of limits from {list(LIMITS)}. Received: limits={self.limits!r}.")
-        names = getattr(self.test, "class_names", None) or ()
-        if "fine_grained" in self.limits and set(self.coarse) != set(names):
-            raise ValueError(
-                'The limit "fine_grained" requires the coarse class of each class in `coarse`. Received: '
-                f"{len(self.coarse)} names, none for {sorted(set(names) - set(self.coarse))[:5]}."
-            )
         if "pixels" in self.limits and self.train is None:
             raise ValueError('The limit "pixels" requires images to train on. Received: train=None.')
         if self.missing not in ("error", "drop", "keep"):
             raise ValueError(f'`missing` must be "error", "drop" or "keep". Received: missing={self.missing!r}.')
-        for name, classes in self.pooled.items():
-            if name not in self.shifts:
-                raise ValueError(f"`pooled` must be of shifts, {list(self.shifts)}. Received: pooled of {name!r}.")
-            _require_members(name, self.shifts[name], self.test, classes)
-        if self.captions and self.missing != "drop":
-            _require_captions(self.test, self.captions)
+        check_max_broken(self.max_broken)
+        validate_templates(self.templates)
+        require_numbers(self.shots, self.seeds)
+        require_class_sets(self.class_sets, self.watched)
+        captions = {i: [texts] if isinstance(texts, str) else texts for i, texts in self.captions.items()}
+        object.__setattr__(self, "captions", captions)
+        if captions and self.missing != "drop":
+            require_captions(self.test, captions)
+        object.__setattr__(self, "counts", counts_by_name(self.counts, self.test.class_names))
+        try:
+            class_names = _common_classes(self) or self.test.class_names
+        except ValueError:
+            # `encode` raises it: the splits of a task may be replaced before.
+            return
+        if class_names is not None:
+            require_options(self, class_names)
 
     @classmethod
     def from_record(
@@ -142,10 +168,11 @@ class Task:
             if name in SHIFTS:
                 scores = SHIFTS[name].published_scores(model)
                 found |= {f"{name}/{method}": score for method, score in scores.items()}
-        names = record.names_per_class(splits["test"].class_names)
+        # With `missing="keep"`, classes that only the training split has are choices too.
+        class_names = list(dict.fromkeys(name for images in splits.values() for name in images.class_names))
         defaults = {
             "templates": record.templates,
-            "names": dict(zip(splits["test"].class_names, names, strict=True)),
+            "names": dict(zip(class_names, record.names_per_class(class_names), strict=True)),
             "metric": record.metric,
             "protocol": record.protocol,
             "published": found,
@@ -155,16 +182,29 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Splits:
-    """The feature stores of a task, by split, and what was left out of them: rows of the table "dropped"."""
+    """The feature stores of a task, by split.
+
+    Args:
+        test, train, validation, shifts: as of `Task`.
+        dropped: what was left out of them, rows of the table "dropped".
+        is_held_out: whether `validation` was held out of the training split, whose name it has.
+    """
 
     test: FeatureStore
     train: FeatureStore | None
     validation: FeatureStore | None
     shifts: Mapping[str, FeatureStore]
     dropped: Sequence[Mapping[str, Any]] = ()
+    is_held_out: bool = False
 
 
-def encode(clip: CLIPModel, task: Task, folder: str | os.PathLike | None, batch_size: int = 64) -> Splits:
+def encode(
+    clip: CLIPModel,
+    task: Task,
+    folder: str | os.PathLike | None,
+    batch_size: int = 64,
+    max_broken: float | None = None,
+) -> Splits:
     """Builds or opens the feature stores of a task, and checks that their classes match.
 
     Args:
@@ -172,13 +212,17 @@ def encode(clip: CLIPModel, task: Task, folder: str | os.PathLike | None, batch_
         task: `Task`.
         folder: folder of the stores, with a subfolder for each dataset and split. Not needed if all splits are stores.
         batch_size: int. Images per step of the encoder.
+        max_broken: float in [0, 1]. The fraction of the images of a split that may be unreadable. None: that of the
+            task.
 
     Returns:
         `Splits`.
 
     Raises:
-        ValueError: a store of another model, splits with different classes, or images without a folder for their store.
+        ValueError: a store of another model, splits with different classes, too many unreadable images, images without
+            a folder for their store, or different images of one name and split.
     """
+    built: dict[str, LabelledImages] = {}
 
     def store_of(images: Images | None) -> FeatureStore | None:
         if images is None:
@@ -191,8 +235,14 @@ def encode(clip: CLIPModel, task: Task, folder: str | os.PathLike | None, batch_
                 f"Images require a folder for their feature store. Received: folder=None, images of {images.name!r}. "
                 "Pass `folder`."
             )
-        name = re.sub(r"[^\w.-]+", "_", f"{images.name}-{images.split}")
-        return FeatureStore.build(clip, images, Path(folder) / name, batch_size)
+        name = folder_name(images)
+        if built.setdefault(name, images).digest() != images.digest():
+            raise ValueError(
+                "Different images must differ in their name or split, by which their stores are found. Received: two "
+                f"sets of images, both of {images.name}/{images.split}. Pass another `name` or `split` to one source."
+            )
+        limit = task.max_broken if max_broken is None else max_broken
+        return FeatureStore.build(clip, images, Path(folder) / name, batch_size, max_broken=limit)
 
     class_names = _common_classes(task)
     dropped: list[dict[str, Any]] = []
@@ -205,6 +255,11 @@ def encode(clip: CLIPModel, task: Task, folder: str | os.PathLike | None, batch_
         if left_out := [name for name in store.class_names if name not in names]:
             counts = {"images": len(store) - len(kept), "of": len(store)}
             dropped.append({"dataset": task.test.name, "split": part, "classes": left_out, **counts})
+        if not len(kept):
+            raise ValueError(
+                f"Images of the classes that all splits have must remain. Received: {part} {store}, all of other "
+                f"classes than {list(names)[:5]}. Leave this split out, or pass other images."
+            )
         return kept
 
     test, train, validation = (
@@ -213,12 +268,38 @@ def encode(clip: CLIPModel, task: Task, folder: str | os.PathLike | None, batch_
     )
     shifts = {}
     for name, images in task.shifts.items():
-        is_whole = class_names is None or name in task.pooled
-        names = None if is_whole else [known for known in images.class_names if known in class_names]
+        names = None if class_names is None else _known_classes(images, task.pooled.get(name), class_names)
         shifts[name] = store_of_classes(images, f"shift {name}", names)
-    if train is not None and validation is None:
+    is_held_out = train is not None and validation is None
+    if is_held_out:
         train, validation = hold_out(train)
-    return Splits(test, train, validation, shifts, dropped)
+    return Splits(test, train, validation, shifts, dropped, is_held_out)
+
+
+def folder_name(images: LabelledImages) -> str:
+    """The name of the folder of a store.
+
+    Args:
+        images: the images of the store.
+
+    Returns:
+        "<name>-<split>" in letters, digits, ".", "-" and "_". Where this would not be unique, or is too long for a file
+        name, a digest of both names follows.
+    """
+    plain = f"{images.name}-{images.split}"
+    name = re.sub(r"[^\w.-]+", "_", plain)
+    if name == plain and "-" not in images.split and len(name.encode()) <= _MOST_BYTES:
+        return name
+    digest = hashlib.sha256(repr((images.name, images.split)).encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    return f"{name.encode()[: _MOST_BYTES - 9].decode(errors='ignore')}-{digest}"
+
+
+def _known_classes(
+    shift: Images, pooled: Mapping[str, Sequence[str]] | None, class_names: Collection[str]
+) -> list[str]:
+    """The classes of a shift that are evaluated: those that are, or cover, one of these classes."""
+    covered = {name: [name] for name in shift.class_names} if pooled is None else pooled
+    return [name for name in shift.class_names if any(member in class_names for member in covered[name])]
 
 
 def _common_classes(task: Task) -> tuple[str, ...] | None:
@@ -233,7 +314,7 @@ def _common_classes(task: Task) -> tuple[str, ...] | None:
         shift
         for name, shift in task.shifts.items()
         if name not in task.pooled
-        and (None in (shift.class_names, test.class_names) or not _classes(shift) <= _classes(test))
+        and (None in (shift.class_names, test.class_names) or not classes_of(shift) <= classes_of(test))
     ]
     if not unequal and not foreign:
         return None
@@ -242,7 +323,7 @@ def _common_classes(task: Task) -> tuple[str, ...] | None:
         common = tuple(name for name in test.class_names if all(name in split.class_names for split in others))
         if task.missing == "drop" and len(common) >= 2:
             return common
-        is_subset = others and all(_classes(test) <= _classes(split) for split in others)
+        is_subset = others and all(classes_of(test) <= classes_of(split) for split in others)
         if task.missing == "keep" and is_subset and not foreign and len({split.class_names for split in others}) == 1:
             return others[0].class_names
     split = (unequal or foreign)[0]
@@ -259,10 +340,6 @@ def _common_classes(task: Task) -> tuple[str, ...] | None:
     )
 
 
-def _classes(split: Images) -> set[str]:
-    return set(split.class_names or ())
-
-
 def _kind(split: Images) -> tuple:
     return split.class_names, split.multi_label
 
@@ -275,39 +352,11 @@ def _describe(split: Images) -> str:
 def _difference(split: Images, test: Images) -> str:
     """A sentence on the classes that only one of two splits has."""
     parts = [
-        f"Only {one.name}/{one.split} has {sorted(only)[:5]} ({len(only)} of {len(_classes(one))} classes)."
+        f"Only {one.name}/{one.split} has {sorted(only)[:5]} ({len(only)} of {len(classes_of(one))} classes)."
         for one, other in ((split, test), (test, split))
-        if (only := _classes(one) - _classes(other))
+        if (only := classes_of(one) - classes_of(other))
     ]
     return "".join(f"{part} " for part in parts)
-
-
-def _require_members(name: str, shift: Images, test: Images, classes: Mapping[str, Sequence[str]]) -> None:
-    """Raises a ValueError unless each class of a shift covers classes of the test split, and each of these once."""
-    members = [member for group in classes.values() for member in group]
-    unknown = sorted(set(members) - _classes(test))
-    if set(classes) != _classes(shift) or unknown or len(set(members)) < len(members) or not all(classes.values()):
-        raise ValueError(
-            f"`pooled` must give each class of the shift {name!r} classes of {test.name}, none of them twice. "
-            f"Received: {len(classes)} classes for the {len(_classes(shift))} of the shift, {len(members)} "
-            f"members, of which {len(members) - len(set(members))} occur again and {unknown[:5]} are unknown."
-        )
-
-
-def _require_captions(test: Images, captions: Mapping[str, Sequence[str]]) -> None:
-    """Raises a ValueError if images have no captions, or captions no image; broken images are no longer in a store."""
-    ids = [str(i) for i in test.ids]
-    without = [i for i in ids if not captions.get(i)]
-    known = set(ids)
-    foreign = [i for i in captions if i not in known]
-    broken = test.skipped.total if isinstance(test, FeatureStore) else 0
-    if without or len(foreign) > broken:
-        raise ValueError(
-            "Expected captions by the ids of the images, for every image. Received: "
-            f"{len(without)} of {len(ids)} images without captions {without[:3]}; captions of {len(foreign)} other "
-            f'images {foreign[:3]}. Complete them, or pass `missing="drop"` to measure on the '
-            f"{len(ids) - len(without)} images that have captions; the results count the others."
-        )
 
 
 def hold_out(store: FeatureStore, share: float = VALIDATION_SHARE) -> tuple[FeatureStore, FeatureStore]:

@@ -311,6 +311,43 @@ def test_a_dataset_that_cannot_be_encoded_leaves_the_others(clip, folder, tmp_pa
         evaluate(clip, Task(broken), folder, parts=["zero_shot"], verbose=0)
 
 
+def test_unreadable_images_are_counted_and_named(clip, tmp_path):
+    images = few(digits("test"), 40, "spoilt")
+    pixels = [b"no image" if row in (3, 9, 17) else image for row, image in enumerate(images.read(0))]
+    images.read = lambda start: iter(pixels[start:])
+    images.skipped.add("README.txt", "not an image")
+    for limit, options in ((0.05, {}), (0.01, {"max_broken": 0.01})):
+        with pytest.raises(ValueError, match=f"At most {100 * limit:g}% of the samples"):
+            evaluate(clip, Task(images), tmp_path, parts=["zero_shot"], verbose=0, **options)
+    found = evaluate(clip, Task(images, max_broken=0.1), tmp_path, parts=["zero_shot"], verbose=0)
+    assert {score.n for score in found.scores} == {37}
+    skipped = found.info["skipped"]["spoilt/test"]
+    assert skipped["counts"] == {"not an image": 1, "undecodable image": 3}
+    assert [f"{images.ids[9]}: undecodable" in text for text in skipped["examples"]] == [False, False, True, False]
+    assert Results.from_json(found.to_json()).info["skipped"] == found.info["skipped"]
+    # An argument of the call goes before that of the task.
+    again = evaluate(clip, Task(images), tmp_path, parts=["zero_shot"], verbose=0, max_broken=1)
+    assert again.scores == found.scores
+
+
+def test_numbers_that_cannot_be_written_are_returned(clip, folder, results, tmp_path, monkeypatch):
+    """A full disk costs the files, not the evaluation."""
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(FileExistsError):
+        evaluate(clip, make_task(), folder, parts=["zero_shot"], verbose=0, out=tmp_path / "file")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Results, "save", full)
+    with pytest.warns(UserWarning, match="1 parts .* write results of digits: OSError: .*No space left"):
+        found = evaluate(clip, make_task(), folder, parts=["zero_shot"], verbose=0, out=tmp_path)
+    assert [s.value for s in found.scores] == [
+        s.value for s in results.select("digits", "zero_shot") if s.metric == "accuracy"
+    ]
+    assert [(one.dataset, one.part) for one in found.failures] == [("digits", "write results")]
+
+
 def test_an_interrupted_evaluation_has_written_its_numbers(clip, folder, tmp_path, monkeypatch):
     def interrupt(case):
         raise KeyboardInterrupt

@@ -84,19 +84,15 @@ class PromptTable:
         self.templates = validate_templates(templates)
         self._names = validate_class_names(names)
         prompts = [[t.replace("{}", name) for name in of_class] for t in self.templates for of_class in self._names]
-        owners = {
-            t.replace("{}", name): (k, name)
-            for t in self.templates
-            for k, of_class in enumerate(self._names)
-            for name in of_class
-        }
-        distinct = list(owners)
+        owners = [(t, k, name) for t in self.templates for k, of_class in enumerate(self._names) for name in of_class]
+        rows = [t.replace("{}", name) for t, _, name in owners]
+        distinct = list(dict.fromkeys(rows))
+        place = {prompt: row for row, prompt in enumerate(distinct)}
         token_ids = tokenize_prompts(clip.tokenizer, distinct)
-        warn_of_equal_prompts(list(owners.values()), token_ids)
+        warn_of_equal_prompts(owners, token_ids[[place[prompt] for prompt in rows]])
         _, first, place_of = np.unique(token_ids, axis=0, return_index=True, return_inverse=True)
         embedded = embed_classes(clip.text_embedder, [distinct[row] for row in first], (BARE,))
         embeddings = embedded[place_of.reshape(-1)]
-        place = {prompt: row for row, prompt in enumerate(distinct)}
         # The embeddings of synonyms are summed, so that all prompts of a class have equal weight.
         sums = [embeddings[[place[prompt] for prompt in of_class]].sum(axis=0) for of_class in prompts]
         self._sums = np.stack(sums).reshape(len(self.templates), len(self._names), -1)

@@ -128,9 +128,9 @@ def _classes(labels: Sequence[Label], class_names: Sequence[str], empty_classes:
 def _numbers(labels: Sequence[Label], class_names: tuple[str, ...], where: str) -> np.ndarray:
     """Converts labels to class indices (N,), or to 0, 1 and `IGNORED` (N, K)."""
     require_class_names(class_names, where)
-    several = isinstance(labels[0], Mapping)
+    several = any(isinstance(label, Mapping) for label in labels)
     index = {name: number for number, name in enumerate(class_names)}
-    rows = [label if several else {label: 1} for label in labels]
+    rows = [label if isinstance(label, Mapping) else {label: 1} for label in labels]
     unknown = sorted({str(name) for row in rows for name in row if name not in index})
     if unknown:
         raise ValueError(

@@ -17,7 +17,7 @@ from keras import ops
 from keras_clip import files
 from keras_clip.data.image_files import PixelBudget
 from keras_clip.data.images import ImagePreprocessor
-from keras_clip.data.skipped import SkippedSamples
+from keras_clip.data.skipped import MAX_BROKEN, SkippedSamples
 from keras_clip.evaluation.datasets.labelled_images import LabelledImages, require_images_of_all
 from keras_clip.evaluation.features.key import Key
 from keras_clip.model import ImageEmbedder
@@ -69,16 +69,19 @@ class Draft:
         key: key of the finished store.
         images: the images to encode.
         require_held: called before anything is noted; it raises an error if another process builds the draft.
+        max_broken: float in [0, 1]. The fraction of the images that may be unreadable.
 
     Raises:
         ValueError: the draft belongs to another model or dataset.
     """
 
-    def __init__(self, folder: Path, key: Key, images: LabelledImages, require_held: Callable[[], None]):
+    def __init__(
+        self, folder: Path, key: Key, images: LabelledImages, require_held: Callable[[], None], max_broken: float
+    ):
         self._folder, self._place = folder, Path(f"{folder}{DRAFT_SUFFIX}")
         self._key, self._images, self._require_held = key, images, require_held
         self._done, self._is_broken = 0, np.zeros(len(images), bool)
-        self._skipped = SkippedSamples(f"{images.name}/{images.split}")
+        self._skipped = SkippedSamples(f"{images.name}/{images.split}", max_broken)
         self._columns: dict[str, np.ndarray] = {}
         self._place.mkdir(parents=True, exist_ok=True)
         if (self._place / _PROGRESS).exists():
@@ -215,6 +218,7 @@ class Draft:
             "class_names": images.class_names,
             "logit_scale": logit_scale,
             "skipped": self._record(),
+            "passed_over": {"counts": dict(images.skipped.counts), "examples": images.skipped.examples},
             "is_verified": True,
         }
         files.write_json(self._place / MANIFEST, manifest)
@@ -240,6 +244,26 @@ class Draft:
         compact.flush()
         os.replace(part, path)
         return compact
+
+
+def recorded(
+    source: str, record: dict, passed_over: SkippedSamples | None = None, max_broken: float = MAX_BROKEN
+) -> SkippedSamples:
+    """What was skipped, as it was written down.
+
+    Args:
+        source: what errors call the source.
+        record: {"counts": {reason: number}, "examples": texts}.
+        passed_over: what the source passed over. None: nothing.
+        max_broken: float in [0, 1], the limit.
+
+    Returns:
+        `SkippedSamples`.
+    """
+    skipped = SkippedSamples(source, max_broken, passed_over)
+    skipped.counts.update(record.get("counts", {}))
+    skipped.examples.extend(record.get("examples", ()))
+    return skipped
 
 
 def empty_row(column: np.ndarray, rows: np.ndarray | None = None) -> int | None:

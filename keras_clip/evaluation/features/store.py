@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from keras_clip.data.arguments import check_max_broken
 from keras_clip.data.image_files import PixelBudget
-from keras_clip.data.skipped import SkippedSamples
+from keras_clip.data.skipped import MAX_BROKEN
 from keras_clip.evaluation.datasets.labelled_images import LabelledImages, require_class_names, require_images_of_all
-from keras_clip.evaluation.features.draft import DRAFT_SUFFIX, MANIFEST, Draft, empty_row
+from keras_clip.evaluation.features.draft import DRAFT_SUFFIX, MANIFEST, Draft, empty_row, recorded
 from keras_clip.evaluation.features.key import Key, model_parts
 from keras_clip.evaluation.results import Examples, digest_of
 from keras_clip.lock import Lock
@@ -44,7 +45,8 @@ class FeatureStore:
         split: split of the dataset.
         logit_scale: float, log(1 / temperature), of the model; None: unknown.
         key: hex digest of everything that the numbers depend on; "" for arrays.
-        skipped: `SkippedSamples`, the images that could not be read; they are not among the N.
+        skipped: `SkippedSamples`, the images that could not be read, which are not among the N, and the files that the
+            source passed over.
     """
 
     def __init__(self, columns: dict[str, np.ndarray], manifest: dict[str, Any]):
@@ -54,9 +56,10 @@ class FeatureStore:
         self.name, self.split = manifest["name"], manifest["split"]
         self.logit_scale: float | None = manifest["logit_scale"]
         self._key = Key(manifest["key_parts"]) if manifest["key_parts"] else None
-        self.skipped = SkippedSamples(f"{self.name}/{self.split}")
-        self.skipped.counts.update(manifest["skipped"]["counts"])
-        self.skipped.examples.extend(manifest["skipped"]["examples"])
+        # Stores of earlier versions do not say what the source passed over.
+        self._broken = manifest["skipped"]
+        passed_over = recorded(self.name, manifest.get("passed_over", {}))
+        self.skipped = recorded(f"{self.name}/{self.split}", manifest["skipped"], passed_over)
 
     @property
     def key(self) -> str:
@@ -88,12 +91,13 @@ class FeatureStore:
         folder: str | os.PathLike,
         batch_size: int = 64,
         max_pixels_in_flight: int | None = None,
+        max_broken: float = MAX_BROKEN,
     ) -> "FeatureStore":
         """Encodes images, or opens the store if it exists.
 
         Every image is read once for the digest. If the process is interrupted or killed, the next call resumes. Images
-        that cannot be decoded are skipped, counted and named in `skipped`, with a warning; more than 5 % is an error.
-        PIL decodes them, with one thread per core.
+        that cannot be decoded are skipped, counted and named in `skipped`, with a warning; more than `max_broken` is an
+        error, also of a store that exists. PIL decodes them, with one thread per core.
 
         Several processes may build one store: the first one encodes, and the others wait for it, with a warning that
         names it, and open what it built. The lock of a process that died is taken over (see `keras_clip.lock`).
@@ -106,6 +110,7 @@ class FeatureStore:
             batch_size: int. Images per step; all batches have this size, so that the encoder compiles once.
             max_pixels_in_flight: int. How many pixels are decoded at the same time at most, at up to 16 bytes of memory
                 each; an image of more is decoded alone. None: a number that fits the memory of the machine.
+            max_broken: float in [0, 1]. The fraction of the images that may be unreadable.
 
         Returns:
             The store.
@@ -115,6 +120,9 @@ class FeatureStore:
                 many images, or all images of a class, are broken.
             RuntimeError: another process took the lock over, since this one was suspended.
         """
+        check_max_broken(max_broken)
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"`batch_size` must be an integer of at least 1. Received: batch_size={batch_size!r}.")
         folder, embedder = Path(folder), getattr(clip, "image_embedder", clip)
         logit_scale = _logit_scale(clip)
         dataset = {"name": images.name, "split": images.split, "images": images.digest()}
@@ -125,11 +133,14 @@ class FeatureStore:
                 # Another process may have built it meanwhile.
                 if not (folder / MANIFEST).exists():
                     _require_empty(folder)
-                    draft = Draft(folder, key, images, lock.require_held)
+                    draft = Draft(folder, key, images, lock.require_held, max_broken)
                     draft.encode(embedder, batch_size, PixelBudget(max_pixels_in_flight))
                     draft.finish(logit_scale)
         store = cls.open(folder)
         store._key.require_equal(key, folder)
+        store.skipped = recorded(f"{images.name}/{images.split}", store._broken, images.skipped, max_broken)
+        size = len(images)
+        store.skipped.check(size, size, ended=True)
         return store
 
     @classmethod
@@ -253,7 +264,7 @@ class FeatureStore:
             A store with these classes in this order.
         """
         places = {name: place for place, name in enumerate(self.class_names)}
-        columns = np.array([places.get(name, -1) for name in class_names])
+        columns = np.array([places.get(name, -1) for name in class_names], np.int64)
         if self.multi_label:
             labels = np.where(columns >= 0, np.asarray(self.labels)[:, columns], 0).astype(self.labels.dtype)
             kept = (labels == 1).any(axis=1) | ~(np.asarray(self.labels) == 1).any(axis=1)

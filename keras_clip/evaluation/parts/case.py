@@ -119,7 +119,7 @@ class Case:
             refitted: bool. Whether, after the selection of its hyperparameters, it was fitted on both splits.
         """
         train, validation = (f"{store.name}/{store.split}" for store in (self.splits.train, self.splits.validation))
-        if validation == train:  # it was held out of the training split, and has its name
+        if self.splits.is_held_out:
             validation += " (held out)"
         fitted = f"{train} and {validation} together" if refitted else f"{subset} {train}".strip()
         return f"trained on {fitted}", f"hyperparameters selected on {validation}"

@@ -9,6 +9,7 @@ from keras_clip.evaluation.datasets.labelled_images import LabelledImages
 from keras_clip.evaluation.parts.case import Case
 from keras_clip.evaluation.parts.part import Part, ReportTable, has_one_class
 from keras_clip.evaluation.studies import limits
+from keras_clip.evaluation.task_options import counts_of
 
 _PIXELS_SIDE = 28
 
@@ -19,7 +20,7 @@ def run(case: Case) -> None:
     table = case.results.tables.setdefault("limits", [])
     scores = case.zero_shot(test)
     found = {
-        "counting": lambda: limits.counting(scores, test.labels, task.counts or _numbers(test.class_names)),
+        "counting": lambda: limits.counting(scores, test.labels, counts_of(task.counts, test.class_names)),
         "fine_grained": lambda: limits.fine_grained(scores, test.labels, [task.coarse[n] for n in test.class_names]),
         "pixels": lambda: limits.against_baseline(_against_pixels(case, scores), "logistic regression on pixels"),
         "rendered_text": lambda: _zero_shot_and_probe(case, scores),
@@ -29,17 +30,6 @@ def run(case: Case) -> None:
     if case.splits.train is not None:
         rows = limits.few_shot_loss(metrics.correct(scores, test.labels), _few_shot_hits(case))
         case.results.tables.setdefault("few_shot_loss", []).extend({"dataset": case.name, **row} for row in rows)
-
-
-def _numbers(class_names):
-    words = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-    try:
-        return [words.index(name) if name in words else float(name) for name in class_names]
-    except ValueError as error:
-        raise ValueError(
-            'Expected class names that are numbers, such as "3" or "three", or `Task(counts=...)`. '
-            f"Received: {list(class_names)[:10]}."
-        ) from error
 
 
 def _against_pixels(case, scores):

@@ -86,6 +86,40 @@ def test_a_table_of_several_labels(tmp_path):
     assert images.labels.dtype == np.uint8
 
 
+LISTS = {
+    "lists": ('["cat", "dog"]', "[]", '["ant"]'),
+    "texts": ('"cat; dog"', '""', '"ant"'),
+    "lists and texts": ('["cat", " dog "]', "null", '"ant"'),
+    "null inside": ('["cat", null, "dog", ""]', '" ; "', '["ant"]'),
+}
+
+
+@pytest.mark.parametrize("labels", LISTS.values(), ids=LISTS)
+def test_lines_of_several_labels(tmp_path, labels):
+    text = "".join(f'{{"path": "{i}.png", "label": {label}, "group": null}}\n' for i, label in enumerate(labels))
+    images = sources.csv(write_table(tmp_path, text, "t.jsonl"), separator=";")
+    assert images.class_names == ("ant", "cat", "dog") and images.groups == ("", "", "")
+    assert images.labels.tolist() == [[0, 1, 1], [0, 0, 0], [1, 0, 0]]
+
+
+def test_labels_may_be_numbers(tmp_path):
+    text = "".join(f'{{"path": "{i}.png", "label": {i % 2}, "group": {i}}}\n' for i in range(3))
+    for separator in (None, ";"):
+        images = sources.csv(write_table(tmp_path, text, "t.jsonl"), separator=separator)
+        assert (images.class_names, images.groups) == (("0", "1"), ("0", "1", "2"))
+        assert images.multi_label == (separator is not None)
+
+
+def test_some_images_of_a_table_have_a_list_of_labels(tmp_path):
+    """The others are of one class: no name is taken for the letters that it consists of."""
+    for labels in (('["cat", "dog"]', '"ant"'), ('"ant"', '["cat", "dog"]')):
+        text = "".join(f'{{"path": "{i}.png", "label": {label}}}\n' for i, label in enumerate(labels))
+        images = sources.csv(write_table(tmp_path, text, "t.jsonl"))
+        assert images.multi_label and sorted(images.labels.sum(axis=1).tolist()) == [1, 2]
+    with pytest.raises(ValueError, match="`separator` must be a text"):
+        sources.csv(tmp_path / "t.jsonl", separator="")
+
+
 BAD_TABLES = {
     "a label that is no class": (
         "path,label\n0.png,cat\n1.png,dog\n2.png,unicorn\n",

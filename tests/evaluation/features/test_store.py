@@ -19,6 +19,7 @@ from PIL import Image
 from subprocesses import REPOSITORY
 
 import keras_clip
+from keras_clip.data.skipped import SkippedSamples
 from keras_clip.evaluation import FeatureStore, ladder, sources
 from keras_clip.evaluation.datasets.labelled_images import LabelledImages
 from keras_clip.evaluation.features import draft, lock
@@ -324,6 +325,7 @@ BUILD = """
 import sys
 import small_clip
 from evaluation.features.test_store import FILES, make
+from keras_clip.data.skipped import SkippedSamples
 from keras_clip.evaluation import FeatureStore
 from keras_clip.evaluation.features import draft
 
@@ -390,6 +392,50 @@ def test_broken_images_are_left_out_and_named(clip, store, tmp_path, caplog, mon
 def test_many_broken_images_are_an_error(clip, tmp_path):
     with pytest.raises(ValueError, match="At most 5% of the samples may be broken"):
         FeatureStore.build(clip, make([b"broken", b"too", *FILES[2:]]), tmp_path / "store", batch_size=8)
+
+
+def passed_over(**counts):
+    """What a source passed over."""
+    skipped = SkippedSamples("animals")
+    for reason, count in counts.items():
+        for number in range(count):
+            skipped.add(f"{reason} {number}.txt", reason)
+    return skipped
+
+
+@pytest.mark.backend_free
+def test_the_limit_of_unreadable_images_is_an_argument(clip, tmp_path):
+    """It holds for a store that exists, too: results do not depend on which call came first."""
+    images = make([b"broken", b"too", *FILES[2:]], skipped=passed_over(text=3))
+    for limit in (0, 0.05, 0.09):
+        with pytest.raises(ValueError, match=f"At most {100 * limit:g}% .*samples: undecodable.*image 0: undecodable"):
+            FeatureStore.build(clip, images, tmp_path / "store", batch_size=8, max_broken=limit)
+    built = FeatureStore.build(clip, images, tmp_path / "store", batch_size=8, max_broken=0.1)
+    for found in (built, FeatureStore.open(tmp_path / "store"), built.take(np.arange(3))):
+        assert found.skipped.counts == {"undecodable image": 2, "text": 3}
+        assert (found.skipped.broken, found.skipped.total) == (2, 5)
+        assert found.skipped.examples[0] == "text 0.txt: text" and "image 1: undecodable" in found.skipped.examples[4]
+    with pytest.raises(ValueError, match="2 of 21 samples: undecodable image 2. First: image 0"):
+        FeatureStore.build(clip, images, tmp_path / "store", batch_size=8)
+    # What the source passes over now is what counts, not what it passed over when the store was built.
+    images = make([b"broken", b"too", *FILES[2:]], skipped=passed_over(hidden=1))
+    again = FeatureStore.build(clip, images, tmp_path / "store", batch_size=8, max_broken=1)
+    assert again.skipped.counts == {"undecodable image": 2, "hidden": 1}
+    for wrong in (-0.1, 2, True, "5%", None):
+        with pytest.raises(ValueError, match="max_broken must be a fraction"):
+            FeatureStore.build(clip, images, tmp_path / "store", max_broken=wrong)
+    for wrong in (0, -4, 1.5, True):
+        with pytest.raises(ValueError, match="`batch_size` must be an integer of at least 1"):
+            FeatureStore.build(clip, images, tmp_path / "store", batch_size=wrong)
+
+
+@pytest.mark.backend_free
+def test_a_store_of_an_earlier_version_does_not_say_what_was_passed_over(store, folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "old")
+    manifest = json.loads((tmp_path / "old" / "store.json").read_text())
+    del manifest["passed_over"]
+    (tmp_path / "old" / "store.json").write_text(json.dumps(manifest))
+    assert FeatureStore.open(tmp_path / "old").skipped.total == 0
 
 
 @pytest.mark.backend_free

@@ -9,6 +9,7 @@ from keras_clip.evaluation import blaker_interval, compare_models, disparity, li
 from keras_clip.evaluation.datasets.labelled_images import LabelledImages
 from keras_clip.evaluation.parts import limits as part
 from keras_clip.evaluation.results import Results
+from keras_clip.evaluation.task_options import counts_of
 from keras_clip.evaluation.tasks import Splits, Task
 
 pytestmark = pytest.mark.backend_free
@@ -195,6 +196,6 @@ def test_pixels_are_those_of_the_images_of_a_store():
 
 
 def test_part_reads_the_counts_from_the_class_names():
-    assert part._numbers(["3", "four", "10"]) == [3, 4, 10]
+    assert counts_of({}, ["3", "four", "10"]) == [3, 4, 10]
     with pytest.raises(ValueError, match=r"Task\(counts"):
-        part._numbers(["few", "many"])
+        counts_of({}, ["few", "many"])

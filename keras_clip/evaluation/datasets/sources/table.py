@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from keras_clip.data.readers import find_files
 from keras_clip.data.readers.table import TableReader
@@ -31,7 +32,8 @@ def csv(
         path: a .csv or .tsv file with a header, or a .jsonl file of objects; a glob, braces, or a list of these. Paths
             in a table are relative to it.
         class_names: K names. None: all labels, in alphabetical order.
-        separator: what parts the labels of an image of several classes, such as ";". None: one label per image.
+        separator: what parts the labels of an image of several classes, such as ";". None: one label per image. Labels
+            in a list of JSON are several with any separator.
         delimiter: what separates the columns. None: tabs in a .tsv, otherwise commas, tabs, semicolons or bars,
             whichever give the columns that are needed.
         image: the column of paths. None: `path`, or another usual name (see `image_text_pairs`).
@@ -49,12 +51,17 @@ def csv(
         ValueError: a column is missing or there twice, a row without path or label, or with more values than columns;
             see `LabelledImages`.
     """
+    if separator is not None and not separator:
+        raise ValueError(f"`separator` must be a text, or None for one label per image. Received: {separator!r}.")
     paths = find_files(path)
     reader = TableReader(paths, None if image is None else (image, None), captions=False, delimiter=delimiter)
     label, group = reader.column(label), reader.column(group)
 
-    def several(row: dict[str, str]) -> dict[str, int]:
-        return {name.strip(): 1 for name in row[label].split(separator) if name.strip()}
+    def several(row: dict[str, Any]) -> dict[str, int]:
+        value = row[label]
+        # In JSON the labels may be in a list, or be numbers.
+        parts = value if isinstance(value, list) else [] if value is None else str(value).split(separator)
+        return {str(part).strip(): 1 for part in parts if part is not None and str(part).strip()}
 
     columns = Columns(
         reader, label if separator is None else several, lambda row: row.get(group, ""), "each row of the table"
