@@ -9,8 +9,8 @@ Each implementation runs in its own process, and the processes take turns, so th
 them equally: compare the ratios rather than the seconds. A run is written to runs/benchmark/<time>.json with the
 commit, package versions, number of threads and every repeat. `--render` generates the tables of the documentation from
 such files, and leaves the tables of other tasks unchanged. Captions come from --data (a folder of WebDataset tars) or
-from the built-in synthetic scenes. benchmark_tasks.py defines the tasks, and benchmark_scale.py those for large batches
-and accelerators.
+from the built-in synthetic scenes. benchmark_tasks.py defines the tasks, benchmark_scale.py those for large batches and
+accelerators, and benchmark_matching.py matching and balancing.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from pathlib import Path
 
 # The scripts of both folders use `terminal`, which is in examples/.
 sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
+import benchmark_matching
 import benchmark_scale
 import benchmark_tasks
 import terminal
@@ -33,12 +34,12 @@ import terminal
 REPOSITORY = Path(__file__).resolve().parents[1]
 BACKENDS = ("tensorflow", "jax", "torch")
 PACKAGES = ("keras", "tensorflow", "jax", "torch", "open-clip-torch", "tokenizers", "numpy", "pillow", "torchvision")
-TASKS = benchmark_tasks.TASKS | benchmark_scale.TASKS
+MODULES = (benchmark_tasks, benchmark_matching, benchmark_scale)
+TASKS = {task: settings for module in MODULES for task, settings in module.TASKS.items()}
 
 
 def contenders(task, arguments):
-    module = benchmark_tasks if task in benchmark_tasks.TASKS else benchmark_scale
-    return module.contenders(task, arguments)
+    return next(module for module in MODULES if task in module.TASKS).contenders(task, arguments)
 
 
 # One process per contender; the processes take turns.
