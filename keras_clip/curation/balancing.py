@@ -51,20 +51,20 @@ def balance(
     """Keeps a part of the pairs of frequent queries and all pairs of rare ones.
 
     With t, a pair is kept with the probability `1 - prod(1 - min(1, t / count))` over its queries, where `count` is the
-    number of pairs that a query matches (MetaCLIP, Xu et al., 2024, with t = 20,000 for 1.6e9 matched pairs). With a cap,
-    every query selects at most that number of pairs (CLIP, Radford et al., 2021: 20,000). Pairs without a query are
-    rejected. The draw of a pair for a query is a hash of the seed, the key, the number of its caption and the query: the
-    result depends neither on the order of shards nor on workers.
+    number of pairs that a query matches (MetaCLIP, Xu et al., 2024, with t = 20,000 for 1.6e9 matched pairs). With a
+    cap, every query selects at most that number of pairs (CLIP, Radford et al., 2021: 20,000). Pairs without a query
+    are rejected. The draw of a pair for a query is a hash of the seed, the key, the number of its caption and the
+    query: the result depends neither on the order of shards nor on workers.
 
     The results of a shard are the columns `reason` (null: kept) and `probability` (float32; of being kept, null with a
-    cap and for pairs that were rejected before). query_counts.parquet in the folder of the pool has a row for each query:
-    entry, source, the `count` of pairs that match it, and of those, how many are `kept`.
+    cap and for pairs that were rejected before). query_counts.parquet in the folder of the pool has a row for each
+    query: entry, source, the `count` of pairs that match it, and of those, how many are `kept`.
 
     Args:
         pool: the pool, with the results of `match`.
         t: float > 0. None: 20,000, if neither of the following is given.
-        tail_share: float in [0, 1). t is the largest one for which queries with fewer than t pairs have at most this share
-            of all matches, so that it grows with the pool.
+        tail_share: float in [0, 1). t is the largest one for which queries with fewer than t pairs have at most this
+            share of all matches, so that it grows with the pool.
         cap: int >= 1. The largest number of pairs that a query selects.
         seed: int in [0, 2 ** 64).
         after: names of passes with verdicts. The pairs that they or the profile reject are neither counted nor kept.

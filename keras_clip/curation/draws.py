@@ -23,7 +23,7 @@ def hash_strings(strings: Sequence[str]) -> np.ndarray:
 
 
 def mix(values: np.ndarray) -> np.ndarray:
-    """Returns the output function of SplitMix64 (Steele et al., 2014), a bijection of the numbers of 64 bits, uint64."""
+    """Returns the output function of SplitMix64 (Steele et al., 2014), a bijection of 64-bit numbers, uint64."""
     values = np.atleast_1d(np.asarray(values, np.uint64)) + _GOLDEN
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -1,10 +1,10 @@
 """Balances a pool over its queries: frequent ones keep a part of their pairs, rare ones keep all.
 
 Every query has a limit in the range of the draws, and a pair is kept if its draw for any of its queries is below the
-limit. The two ways of balancing differ in the limits only: a probability `min(1, t / count)` (MetaCLIP, Xu et al., 2024),
-or the limit below which a query has its 20,000 smallest draws, so that it selects at most 20,000 pairs (CLIP, Radford et
-al., 2021, section 2.2). A pair that a rare query selects may also match a frequent one, so of that one more pairs may be
-kept.
+limit. The two ways of balancing differ in the limits only: a probability `min(1, t / count)` (MetaCLIP, Xu et al.,
+2024), or the limit below which a query has its 20,000 smallest draws, so that it selects at most 20,000 pairs (CLIP,
+Radford et al., 2021, section 2.2). A pair that a rare query selects may also match a frequent one, so of that one more
+pairs may be kept.
 """
 
 import math
@@ -163,10 +163,10 @@ class Collected(NamedTuple):
 class CapSearch:
     """Finds the limit of each query that at most `cap` of its draws are below, without holding all draws.
 
-    The limit of a query with more pairs than `cap` is its draw of rank `cap`, from 0. Draws are uniform, so that it lies in
-    a narrow window around `cap / count`. A round over the pool counts the draws below each window and collects those
-    inside, about `12 * sqrt(cap)` for each query: 1,700 for 20,000, instead of all. Queries whose limit is outside, if
-    there are any, get a wider window in another round, so the result is exact:
+    The limit of a query with more pairs than `cap` is its draw of rank `cap`, from 0. Draws are uniform, so that it
+    lies in a narrow window around `cap / count`. A round over the pool counts the draws below each window and collects
+    those inside, about `12 * sqrt(cap)` for each query: 1,700 for 20,000, instead of all. Queries whose limit is
+    outside, if there are any, get a wider window in another round, so the result is exact:
 
         search = CapSearch(counts, cap=20_000)
         while search.is_open:

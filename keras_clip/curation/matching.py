@@ -51,7 +51,8 @@ class Matcher:
         if "" in first:
             number = first[""]
             raise ValueError(
-                f"Queries must not be blank. Received: {entries[number]!r} as entry {number} of {len(entries)}. Remove it."
+                f"Queries must not be blank. Received: {entries[number]!r} as entry {number} of {len(entries)}. "
+                "Remove it."
             )
         self._ids = np.fromiter(first.values(), np.int64, len(first))
         # On bytes, since positions in a text would have to be converted from those in bytes.
@@ -92,8 +93,8 @@ def match(
 ) -> Counter:
     """Finds the queries that occur in each caption of a pool; see `Matcher` for what occurring means.
 
-    The results of a shard are a column `entries`, list of int32: the numbers of the queries in the caption of each pair,
-    ascending, each once. The queries are stored in the folder of the pool as queries.parquet.
+    The results of a shard are a column `entries`, list of int32: the numbers of the queries in the caption of each
+    pair, ascending, each once. The queries are stored in the folder of the pool as queries.parquet.
 
     Args:
         pool: the pool, with its profile.
@@ -174,8 +175,8 @@ def read_matches(table: "pyarrow.Table", digest: str, where: str) -> tuple[np.nd
     """
     if (table.schema.metadata or {}).get(b"queries", b"").decode() != digest:
         raise ValueError(
-            f"All shards must have been matched with the queries in queries.parquet. Received: other ones for {where!r}. "
-            "Run `match` again."
+            "All shards must have been matched with the queries in queries.parquet. Received: other ones for "
+            f"{where!r}. Run `match` again."
         )
     column = table["entries"].combine_chunks()
     lengths = np.asarray(column.value_lengths(), np.int64)

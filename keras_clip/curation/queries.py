@@ -91,7 +91,8 @@ def build_queries(
         digits: bool. Whether to add the numbers "0" to "99".
         min_count: int >= 1. The smallest number of occurrences of a word or a bigram.
         min_pmi: float. The smallest score of a bigram, in bits. `math.inf`: no bigrams.
-        min_views: int. The smallest number of views of a title. Titles with a colon, which are no articles, are left out.
+        min_views: int. The smallest number of views of a title. Titles with a colon, which are no articles, are left
+            out.
         max_entries: int >= 1. The largest number of entries.
         ignore_case: bool. Whether upper and lower case are equal, here and in matching.
         stop_words: words that are no entries, in lower case; they are left out in upper case too.
@@ -183,13 +184,14 @@ def read_queries(path: str | os.PathLike, ignore_case: bool | None = None) -> Qu
     queries = Queries(table.replace_schema_metadata(None), record["ignore_case"], record["facts"])
     if queries.digest != record["digest"]:
         raise ValueError(
-            f"A list of queries must be as it was written. Received: {os.fspath(path)!r}, whose entries do not have the "
-            "digest that the file states. Build it again, or give your own list as a text file."
+            f"A list of queries must be as it was written. Received: {os.fspath(path)!r}, whose entries do not have "
+            "the digest that the file states. Build it again, or give your own list as a text file."
         )
     if ignore_case is not None and ignore_case != queries.ignore_case:
         raise ValueError(
-            f"A list of queries determines itself whether upper and lower case are equal. Received: "
-            f"ignore_case={ignore_case} for {os.fspath(path)!r}, built with ignore_case={queries.ignore_case}. Build it again."
+            "A list of queries determines itself whether upper and lower case are equal. Received: "
+            f"ignore_case={ignore_case} for {os.fspath(path)!r}, built with ignore_case={queries.ignore_case}. Build "
+            "it again."
         )
     return queries
 
@@ -197,8 +199,8 @@ def read_queries(path: str | os.PathLike, ignore_case: bool | None = None) -> Qu
 def read_titles(path: str | os.PathLike) -> dict[str, int]:
     """Reads titles and their views from lines `title<TAB>views`, which may be compressed.
 
-    Underscores become spaces, as in the titles of Wikipedia's lists. The views of a title in several lines are added, so
-    that the lists of several days can be joined. A first line without a number is taken for a header.
+    Underscores become spaces, as in the titles of Wikipedia's lists. The views of a title in several lines are added,
+    so that the lists of several days can be joined. A first line without a number is taken for a header.
 
     Returns:
         {title: views}.
@@ -320,8 +322,8 @@ def _queries(entries, ignore_case, facts) -> Queries:
 
     if not entries:
         raise ValueError(
-            "A list of queries must not be empty. Received: no entry that reaches the thresholds. Give a larger corpus, "
-            "titles or names, or lower `min_count`."
+            "A list of queries must not be empty. Received: no entry that reaches the thresholds. Give a larger "
+            "corpus, titles or names, or lower `min_count`."
         )
     types = (pa.string(), pa.string(), pa.int64(), pa.float64())
     columns = [pa.array(column, each) for column, each in zip(zip(*entries, strict=True), types, strict=True)]

@@ -49,10 +49,10 @@ def _is_variation_selector(code):
 def separated(text: str, ignore_case: bool = False) -> str:
     """Returns a text with its words and marks separated by single spaces, none at the ends.
 
-    Each character of punctuation and each symbol (Unicode categories P and S) stands by itself: `"a cat's bed."` becomes
-    `"a cat ' s bed ."`. White space and control characters become spaces; invisible ones (soft hyphens, marks of
-    direction, variation selectors) are removed. Composed and decomposed characters are equal (NFC). A change between a
-    script that is written without spaces and another one separates too.
+    Each character of punctuation and each symbol (Unicode categories P and S) stands by itself: `"a cat's bed."`
+    becomes `"a cat ' s bed ."`. White space and control characters become spaces; invisible ones (soft hyphens, marks
+    of direction, variation selectors) are removed. Composed and decomposed characters are equal (NFC). A change between
+    a script that is written without spaces and another one separates too.
 
     Args:
         text: str.

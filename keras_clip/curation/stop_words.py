@@ -1,4 +1,4 @@
-"""English words without meaning of their own, which are no queries; fragments such as the "ll" of "we'll" among them."""
+"""English words without meaning of their own, which are no queries, and fragments such as the "ll" of "we'll"."""
 
 STOP_WORDS = frozenset(
     """
