@@ -64,7 +64,7 @@ def our_matcher(arguments):
 def their_matcher(arguments):
     import ahocorasick
 
-    from keras_clip.curation.separated import pattern_of, separated
+    from keras_clip.curation.queries.separated import pattern_of, separated
 
     queries, captions = sizes(arguments)
     automaton = ahocorasick.Automaton()
@@ -83,7 +83,7 @@ def their_matcher(arguments):
 
 def plain_matcher(arguments):
     """The dictionary of n-grams that one would write without an automaton."""
-    from keras_clip.curation.separated import separated
+    from keras_clip.curation.queries.separated import separated
 
     queries, captions = sizes(arguments)
     numbers = {separated(entry): number for number, entry in enumerate(synthetic_queries(queries))}

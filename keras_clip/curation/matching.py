@@ -12,7 +12,7 @@ import numpy as np
 from keras_clip.curation.passes import ShardPass, run_pass
 from keras_clip.curation.pool import Pool, Shard
 from keras_clip.curation.queries import Queries, read_queries, write_queries
-from keras_clip.curation.separated import pattern_of, separated
+from keras_clip.curation.queries.separated import pattern_of, separated
 from keras_clip.engines import Engine
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from keras_clip.curation.balancing import BEFORE, NO_QUERY, NOT_DRAWN, balance
+from keras_clip.curation.balancing.limits import keep_probability
+from keras_clip.curation.balancing.verdicts import BEFORE, NO_QUERY, NOT_DRAWN, balance
 from keras_clip.curation.draws import draw, hash_pairs, hash_strings
-from keras_clip.curation.limits import keep_probability
 from keras_clip.curation.matching import match
 from keras_clip.curation.pool import Pool, Shard, read_table, write_table
 from keras_clip.curation.queries import given_queries
@@ -151,7 +151,7 @@ def test_order_of_shards_and_restart(tmp_path, options, monkeypatch):
     run_both(reference, **options)
     expected = digests(reference)
     shuffled = make_pool(tmp_path / "shuffled", order="ecdab")
-    monkeypatch.setattr("keras_clip.curation.balancing._GROUPS", 2)
+    monkeypatch.setattr("keras_clip.curation.balancing.verdicts._GROUPS", 2)
     run_both(shuffled, **options)
     assert digests(shuffled) == expected
     # As after a process that died: a table without marker, and one that is missing.

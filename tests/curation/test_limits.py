@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from keras_clip.curation.draws import DRAW_LIMIT, draw, hash_pairs, hash_strings, mix
-from keras_clip.curation.limits import (
+from keras_clip.curation.balancing.limits import (
     CapSearch,
     Collected,
     draws_of_matches,
@@ -15,6 +14,7 @@ from keras_clip.curation.limits import (
     t_of_tail_share,
     tail_share,
 )
+from keras_clip.curation.draws import DRAW_LIMIT, draw, hash_pairs, hash_strings, mix
 
 pytestmark = pytest.mark.backend_free
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from keras_clip.curation import matching
 from keras_clip.curation.matching import Matcher
-from keras_clip.curation.separated import pattern_of, separated
+from keras_clip.curation.queries.separated import pattern_of, separated
 
 pytestmark = pytest.mark.backend_free
 

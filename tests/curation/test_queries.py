@@ -9,8 +9,6 @@ from collections import Counter
 
 import pytest
 
-from keras_clip.curation import corpus as corpora
-from keras_clip.curation.corpus import SpillingCounter, read_texts
 from keras_clip.curation.queries import (
     build_queries,
     given_queries,
@@ -19,6 +17,8 @@ from keras_clip.curation.queries import (
     read_wordnet,
     write_queries,
 )
+from keras_clip.curation.queries import corpus as corpora
+from keras_clip.curation.queries.corpus import SpillingCounter, read_texts
 
 pytestmark = pytest.mark.backend_free
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from keras_clip.curation.separated import is_single_letter, is_word, pattern_of, separated
+from keras_clip.curation.queries.separated import is_single_letter, is_word, pattern_of, separated
 
 pytestmark = pytest.mark.backend_free
 

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from keras_clip.curation.draws import check_seed, hash_pairs, hash_strings
-from keras_clip.curation.limits import (
+from keras_clip.curation.balancing.limits import (
     CapSearch,
     Collected,
     Window,
@@ -18,6 +17,7 @@ from keras_clip.curation.limits import (
     limits_of_probability,
     t_of_tail_share,
 )
+from keras_clip.curation.draws import check_seed, hash_pairs, hash_strings
 from keras_clip.curation.matching import queries_path, read_matches
 from keras_clip.curation.passes import ShardPass, run_pass
 from keras_clip.curation.pool import Pool, Shard, read_table, write_table

@@ -1,4 +1,4 @@
-"""Balances a pool over its queries: frequent ones keep a part of their pairs, rare ones keep all.
+"""The limits of draws by which balancing keeps the pairs of a query: by probability, or a number of pairs.
 
 Every query has a limit in the range of the draws, and a pair is kept if its draw for any of its queries is below the
 limit. The two ways of balancing differ in the limits only: a probability `min(1, t / count)` (MetaCLIP, Xu et al.,

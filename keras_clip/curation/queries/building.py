@@ -11,14 +11,15 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from keras_clip.curation.corpus import SpillingCounter, open_text, read_texts
 from keras_clip.curation.pool import read_table, require_parquet, write_table
-from keras_clip.curation.separated import is_single_letter, is_word, separated
-from keras_clip.curation.stop_words import STOP_WORDS
+from keras_clip.curation.queries.corpus import SpillingCounter, open_text, read_texts
+from keras_clip.curation.queries.separated import is_single_letter, is_word, separated
 
 if TYPE_CHECKING:
     import pyarrow
 
+# English words without meaning of their own, and fragments such as the "ll" of "we'll".
+STOP_WORDS = frozenset((Path(__file__).parent / "stop_words.txt").read_text(encoding="utf-8").split())
 # Sources of entries, in the order in which they fill the list.
 SOURCES = ("word", "bigram", "title", "digits", "wordnet")
 _GIVEN = "given"
