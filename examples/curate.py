@@ -9,6 +9,7 @@ options of a command.
 """
 
 import argparse
+import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -63,6 +64,67 @@ def profile(args):
     show(curation.profile(pool, engine(args)))
 
 
+def add_queries_arguments(parser):
+    parser.add_argument("out", type=Path, help="the list, a .parquet file")
+    parser.add_argument("--corpus", type=Path, nargs="+", default=[], help="text or .jsonl files, such as of Wikipedia")
+    parser.add_argument("--field", default="text", help="member of the objects of .jsonl files (default: text)")
+    parser.add_argument("--work", type=Path, help="folder of a pool, whose captions are a corpus too")
+    parser.add_argument("--titles", type=Path, help="lines of a title, a tab and the number of its views")
+    parser.add_argument("--wordnet", type=Path, help="index.noun of WordNet, or its folder")
+    parser.add_argument("--digits", action="store_true", help="add 0 to 99")
+    parser.add_argument("--min-count", type=int, default=100, help="occurrences of a word or bigram (default: 100)")
+    parser.add_argument("--min-pmi", type=float, default=10.0, help="mutual information of a bigram in bits (10)")
+    parser.add_argument("--min-views", type=int, default=70, help="views of a title (default: 70)")
+    parser.add_argument("--max-entries", type=int, default=500_000, help="largest number of entries (default: 500000)")
+    parser.add_argument("--ignore-case", action="store_true", help="upper and lower case are equal")
+
+
+def queries(args):
+    if args.out.suffix != ".parquet":
+        raise SystemExit(f"The list must be a .parquet file. Received: {args.out}.")
+    tables = open_pool(args).tables("profile", ["caption"]) if args.work else ()
+    captions = (text for table in tables for text in table["caption"].to_pylist())
+    built = curation.build_queries(
+        itertools.chain(curation.read_texts(args.corpus, args.field), captions),
+        titles=curation.read_titles(args.titles) if args.titles else None,
+        wordnet=curation.read_wordnet(args.wordnet) if args.wordnet else (),
+        digits=args.digits,
+        min_count=args.min_count,
+        min_pmi=args.min_pmi,
+        min_views=args.min_views,
+        max_entries=args.max_entries,
+        ignore_case=args.ignore_case,
+    )
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    curation.write_queries(built, args.out)
+    for source, counts in built.facts["sources"].items():
+        show({f"{source}: {name}": count for name, count in counts.items()})
+
+
+def add_match_arguments(parser):
+    parser.add_argument("--queries", type=Path, required=True, help="list from `queries`, or a text file, one a line")
+    add_pool_arguments(parser)
+
+
+def match(args):
+    show(curation.match(open_pool(args), args.queries, engine(args)))
+
+
+def add_balance_arguments(parser):
+    limits = parser.add_mutually_exclusive_group()
+    limits.add_argument("--t", type=float, help="queries with fewer pairs keep all (default: 20000)")
+    limits.add_argument("--tail-share", type=float, help="share of the matches of queries that keep all; determines t")
+    limits.add_argument("--cap", type=int, help="instead of t: the largest number of pairs that a query selects")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws")
+    parser.add_argument("--after", nargs="*", default=[], help="verdicts whose rejected pairs do not count")
+    add_pool_arguments(parser)
+
+
+def balance(args):
+    limits = {"t": args.t, "tail_share": args.tail_share, "cap": args.cap}
+    show(curation.balance(open_pool(args), **limits, seed=args.seed, after=args.after, engine=engine(args)))
+
+
 def open_pool(args) -> "curation.Pool":
     """Opens the pool of the folder `--work`."""
     return curation.Pool.open(None, args.work)
@@ -90,6 +152,9 @@ def show(counts: Mapping[str, int]) -> None:
 # To add a command, write its function and a row.
 COMMANDS = {
     "profile": Command(add_profile_arguments, profile, "decode every image and read every caption once"),
+    "queries": Command(add_queries_arguments, queries, "build a list of queries, with which captions are matched"),
+    "match": Command(add_match_arguments, match, "find the queries in every caption"),
+    "balance": Command(add_balance_arguments, balance, "keep a part of the pairs of frequent queries"),
 }
 
 if __name__ == "__main__":

@@ -34,21 +34,11 @@ PARTS = {"tiling": "losses", "graph_tokenizer": "export"}
 # The levels inside packages, by the same rule.
 INSIDE = {
     "curation": (
-        (
-            "duplicates",
-            "scoring",
-            "filters",
-            "leaks",
-            "queries",
-            "matching",
-            "balancing",
-            "validation",
-            "writing",
-            "card",
-        ),
-        ("profiling", "rules", "clusters", "draws", "verdicts"),
+        ("duplicates", "filters", "leaks", "scoring", "balancing", "validation", "writing", "card"),
+        ("matching",),
+        ("profiling", "queries", "rules", "clusters", "verdicts"),
         ("passes",),
-        ("pool",),
+        ("pool", "draws"),
     ),
     "data": (
         ("pairs",),

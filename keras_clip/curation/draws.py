@@ -16,12 +16,14 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 def hash_strings(strings: Sequence[str]) -> np.ndarray:
     """Returns the first 64 bits of the BLAKE2b hash of each string in UTF-8, uint64 (N,)."""
-    digests = (hashlib.blake2b(each.encode("utf-8", "surrogatepass"), digest_size=8).digest() for each in strings)
-    return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
+    digests = b"".join(
+        hashlib.blake2b(each.encode("utf-8", "surrogatepass"), digest_size=8).digest() for each in strings
+    )
+    return np.frombuffer(digests, "<u8").astype(np.uint64)
 
 
 def mix(values: np.ndarray) -> np.ndarray:
-    """Returns the output function of SplitMix64 (Steele et al., 2014), a bijection of 64 bits, uint64."""
+    """Returns the output function of SplitMix64 (Steele et al., 2014), a bijection of 64-bit numbers, uint64."""
     values = np.atleast_1d(np.asarray(values, np.uint64)) + _GOLDEN
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
