@@ -3,3 +3,4 @@
 from keras_clip.curation.passes import ShardPass, run_pass
 from keras_clip.curation.pool import Pool, Shard, read_table, write_table
 from keras_clip.curation.profiling import Profile, profile, profile_schema
+from keras_clip.curation.validation import Anomaly, Validation, validate

@@ -1,13 +1,15 @@
 """Validation of a pool: features, statistics, verdicts, and the report."""
 
 import contextlib
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from keras_clip import files
-from keras_clip.curation.validation import checker, features, report, schema, statistics, tfdv
+from keras_clip.curation.validation import checker, features, report, statistics, tfdv
+from keras_clip.curation.validation import schema as schemas
 
 if TYPE_CHECKING:
     from tensorflow_metadata.proto.v0 import anomalies_pb2, statistics_pb2
@@ -56,7 +58,7 @@ def validate(
     *,
     scores: str | os.PathLike | None = None,
     previous: str | os.PathLike | None = None,
-    schema_path: str | os.PathLike | None = None,
+    schema: str | os.PathLike | None = None,
     engine: str = "auto",
     beam_options: Sequence[str] = (),
     sample_rows: int = 1_000_000,
@@ -74,7 +76,7 @@ def validate(
         scores: folder with the Parquet files of the pass `score`; by default `score` in the work folder, if it has one
             with a file for each profile.
         previous: the statistics.pb of an earlier validation, or its folder, for drift.
-        schema_path: a `.pbtxt` file; by default the shipped schema, keras_clip/curation/validation/schema.pbtxt.
+        schema: a `.pbtxt` file; by default the shipped schema, keras_clip/curation/validation/schema.pbtxt.
         engine: "tfdv", "checker", or "auto": TFDV where it is installed.
         beam_options: command-line options of Apache Beam for TFDV, such as ["--runner=FlinkRunner",
             "--flink_master=host:8081", "--temp_location=s3://bucket/folder"]. By default, one process.
@@ -94,8 +96,8 @@ def validate(
     if sample_rows < 1:
         raise ValueError(f"sample_rows must be positive. Received: {sample_rows}.")
     profile_files, score_files, work = _inputs(Path(profiles), scores)
-    the_schema = schema.load(schema_path)
-    environment = schema.environment_of(the_schema, scored=score_files is not None)
+    the_schema = schemas.load(schema)
+    environment = schemas.environment_of(the_schema, scored=score_files is not None)
     before = _statistics_path(Path(previous)) if previous is not None else None
     if engine == "auto":
         engine = "tfdv" if tfdv.find_python() else "checker"
@@ -109,7 +111,7 @@ def validate(
     earlier = read_statistics(before) if before else None
     derived = features.derive(profile_files, score_files, out / "features", sample_rows)
     if engine == "tfdv":
-        computed, found, name = _by_tfdv(derived, out, schema_path, before, environment, beam_options)
+        computed, found, name = _by_tfdv(derived, out, schema, before, environment, beam_options)
     else:
         computed = statistics.compute(derived.paths)
         with files.replacing(out / "statistics.pb") as temporary:
@@ -121,7 +123,7 @@ def validate(
         "pairs looked at": derived.rows,
         "slices": len(derived.paths),
         "engine": name,
-        "schema": str(schema_path or "shipped with keras_clip"),
+        "schema": str(schema or "shipped with keras_clip"),
         "compared with": str(before or ""),
     }
     page = report.write(out, the_schema, computed, found, anomalies, facts, earlier)
@@ -154,7 +156,18 @@ def _inputs(profiles: Path, scores: str | os.PathLike | None) -> tuple[list[Path
     if not profiles.is_dir():
         raise FileNotFoundError(f"A folder with a profile is expected. Received: {profiles}, which is none. {cure}")
     work, folder = (profiles, profiles / "profile") if (profiles / "profile").is_dir() else (profiles.parent, profiles)
-    paths = sorted(path for path in folder.glob("*.parquet") if not path.name.startswith("."))
+    record = work / "pool.json"
+    if record.is_file():
+        # The folder keeps results of shards that have left the pool.
+        paths = [folder / f"{shard}.parquet" for shard in json.loads(record.read_text(encoding="utf-8"))["shards"]]
+        missing = [path for path in paths if not path.is_file()]
+        if missing:
+            raise FileNotFoundError(
+                f"Each shard of the pool needs a profile. Received: {folder}, without {missing[0].name} "
+                f"({len(missing)} of {len(paths)} are missing). Run the pass `profile` to its end."
+            )
+    else:
+        paths = sorted(path for path in folder.glob("*.parquet") if not path.name.startswith("."))
     if not paths:
         raise FileNotFoundError(f"A folder with a profile is expected. Received: {folder}, without .parquet files. {cure}")
     given = Path(scores) if scores is not None else work / "score"
@@ -181,7 +194,7 @@ def _statistics_path(previous: Path) -> Path:
     return path
 
 
-def _by_tfdv(derived, out, schema_path, before, environment, beam_options):
+def _by_tfdv(derived, out, schema, before, environment, beam_options):
     """The statistics, the anomalies of all rows and of slices, and the name of the engine."""
     from google.protobuf import json_format
     from tensorflow_metadata.proto.v0 import anomalies_pb2
@@ -194,7 +207,7 @@ def _by_tfdv(derived, out, schema_path, before, environment, beam_options):
         before = kept
     job = {
         "features": [str(path.resolve()) for path in derived.paths],
-        "schema": str(Path(schema_path or schema.SHIPPED).resolve()),
+        "schema": str(Path(schema or schemas.SHIPPED).resolve()),
         "previous": str(before.resolve()) if before else None,
         "environment": environment,
         "slice_column": statistics.SLICE_COLUMN,
