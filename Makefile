@@ -2,12 +2,13 @@
 
 PY := .venv/bin/python
 
-.PHONY: help demo test check lint
+.PHONY: help demo test check lint validation
 
 help:
 	@echo "make demo   install, then train a small CLIP and classify with it (TensorFlow, about 5 minutes)"
 	@echo "make check  install, then the quick tests on TensorFlow, JAX and torch"
 	@echo "make test   install, then every test on TensorFlow, JAX and torch (about 45 minutes on 2 cores)"
+	@echo "make validation   install TensorFlow Data Validation in .venv-validation (3 GB, a few minutes)"
 	@echo "make lint   install, then ruff: faults and format"
 	@echo "A Python of your choice: make test PYTHON=python3.12"
 
@@ -21,7 +22,11 @@ check:
 
 test:
 	@PYTHON="$(PYTHON)" sh tools/setup.sh test
+	@PYTHON="$(PYTHON)" sh tools/setup_validation.sh
 	$(PY) tools/run_tests.py --jobs 2 --strict-skips --continue-on-collection-errors
+
+validation:
+	@PYTHON="$(PYTHON)" sh tools/setup_validation.sh
 
 lint:
 	@PYTHON="$(PYTHON)" sh tools/setup.sh test

@@ -125,6 +125,38 @@ def balance(args):
     show(curation.balance(open_pool(args), **limits, seed=args.seed, after=args.after, engine=engine(args)))
 
 
+def add_validate_arguments(parser):
+    parser.add_argument("--work", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--out", type=Path, help="folder of the report (default: validate in --work)")
+    parser.add_argument("--scores", type=Path, help="folder of scores (default: score in --work, where it is complete)")
+    parser.add_argument("--previous", type=Path, help="folder of an earlier validation, for drift")
+    parser.add_argument("--schema", type=Path, help=".pbtxt file (default: the schema of keras_clip)")
+    parser.add_argument(
+        "--checks", choices=("auto", "tfdv", "checker"), default="auto", help="auto: TFDV where it is installed"
+    )
+    parser.add_argument("--sample-rows", type=int, default=1_000_000, help="pairs that are looked at, at most about")
+    parser.add_argument("--runner", help="Apache Beam's runner for TFDV, such as DataflowRunner (default: one process)")
+    parser.add_argument("--beam", default=[], nargs=argparse.REMAINDER, help="options of Apache Beam; must be the last")
+
+
+def validate(args):
+    outcome = curation.validate(
+        args.work,
+        args.out,
+        scores=args.scores,
+        previous=args.previous,
+        schema=args.schema,
+        engine=args.checks,
+        beam_options=[*([f"--runner={args.runner}"] if args.runner else []), *args.beam],
+        sample_rows=args.sample_rows,
+    )
+    for feature, kind, description, part in outcome.anomalies:
+        print(printable(f"{feature or 'pairs'}{f' ({part})' if part else ''}: {kind}: {description}"))
+    print(f"{'valid' if outcome.valid else f'{len(outcome.anomalies)} anomalies'}: {outcome.report}")
+    if not outcome.valid:
+        raise SystemExit(1)
+
+
 def open_pool(args) -> "curation.Pool":
     """Opens the pool of the folder `--work`."""
     return curation.Pool.open(None, args.work)
@@ -155,6 +187,9 @@ COMMANDS = {
     "queries": Command(add_queries_arguments, queries, "build a list of queries, with which captions are matched"),
     "match": Command(add_match_arguments, match, "find the queries in every caption"),
     "balance": Command(add_balance_arguments, balance, "keep a part of the pairs of frequent queries"),
+    "validate": Command(
+        add_validate_arguments, validate, "check the profile; exit status 0: valid, 1: anomalies, 2: could not run"
+    ),
 }
 
 if __name__ == "__main__":
@@ -162,6 +197,7 @@ if __name__ == "__main__":
 
 from keras_clip import curation
 from keras_clip.engines import Processes, Ray
+from keras_clip.printable import printable
 
 
 def main(argv=None):

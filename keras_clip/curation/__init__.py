@@ -20,3 +20,4 @@ from keras_clip.curation.queries import (
 )
 from keras_clip.curation.rules import Rule, all_of, any_of, datacomp_basic, not_
 from keras_clip.curation.scoring import ImageEmbeddings, Score, score
+from keras_clip.curation.validation import Anomaly, Validation, validate

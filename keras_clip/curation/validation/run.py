@@ -1,0 +1,260 @@
+"""Validation of a pool: features, statistics, verdicts, and the report."""
+
+import contextlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from keras_clip import files
+from keras_clip.curation.validation import checker, features, report, statistics, tfdv
+from keras_clip.curation.validation import schema as schemas
+
+if TYPE_CHECKING:
+    from tensorflow_metadata.proto.v0 import anomalies_pb2, statistics_pb2
+
+ENGINES = ("auto", "tfdv", "checker")
+
+
+class Anomaly(NamedTuple):
+    """What breaks the schema: `feature` ("" for the data set), `kind` (TFDV's name), a description, and the slice.
+
+    `slice` is the group of shards that differs from all rows, or "".
+    """
+
+    feature: str
+    kind: str
+    description: str
+    slice: str = ""
+
+
+class Validation(NamedTuple):
+    """The outcome of `validate`.
+
+    - `anomalies`: list of `Anomaly`; empty if the pool is valid.
+    - `rows`, `total`: pairs that were looked at, and pairs of the profile.
+    - `engine`: what computed and checked the statistics.
+    - `statistics`: path of the DatasetFeatureStatisticsList, for a later comparison.
+    - `report`: path of the HTML page; the same data is beside it as JSON.
+    """
+
+    anomalies: list[Anomaly]
+    rows: int
+    total: int
+    engine: str
+    statistics: Path
+    report: Path
+
+    @property
+    def valid(self) -> bool:
+        """Whether there are no anomalies."""
+        return not self.anomalies
+
+
+def validate(
+    profiles: str | os.PathLike,
+    out: str | os.PathLike | None = None,
+    *,
+    scores: str | os.PathLike | None = None,
+    previous: str | os.PathLike | None = None,
+    schema: str | os.PathLike | None = None,
+    engine: str = "auto",
+    beam_options: Sequence[str] = (),
+    sample_rows: int = 1_000_000,
+) -> Validation:
+    """Checks the profile of a pool against a schema: broken images, captions, sizes, duplicates, scores, drift, skew.
+
+    Statistics are those of TensorFlow Data Validation (TFDV), which runs in an environment of its own, or of the checker
+    in this package, which gives the same verdicts for schemas made of the parts of the shipped one. Slices are groups
+    of consecutive shards, at most 64, each of which is compared with all rows.
+
+    Args:
+        profiles: the work folder of a curation, or a folder with the Parquet files of the pass `profile`.
+        out: output folder; by default `validate` in the work folder. Gets report.html, validation.json, statistics.pb
+            and the features.
+        scores: folder with the Parquet files of the pass `score`; by default `score` in the work folder, if it has one
+            with a file for each profile.
+        previous: the statistics.pb of an earlier validation, or its folder, for drift.
+        schema: a `.pbtxt` file; by default the shipped schema, keras_clip/curation/validation/schema.pbtxt.
+        engine: "tfdv", "checker", or "auto": TFDV where it is installed.
+        beam_options: command-line options of Apache Beam for TFDV, such as ["--runner=FlinkRunner",
+            "--flink_master=host:8081", "--temp_location=s3://bucket/folder"]. By default, one process.
+        sample_rows: int. Above this number of pairs, about that many are looked at, chosen by a hash of shard and key.
+
+    Returns:
+        `Validation`.
+
+    Raises:
+        FileNotFoundError: no such folder or file.
+        ValueError: a profile, the scores, the schema or the earlier statistics are something else; invalid arguments.
+        ImportError: TFDV is requested but not installed, or the extra `curation` is missing.
+        RuntimeError: TFDV failed.
+    """
+    if engine not in ENGINES:
+        raise ValueError(f"engine must be one of {', '.join(ENGINES)}. Received: {engine!r}.")
+    if sample_rows < 1:
+        raise ValueError(f"sample_rows must be positive. Received: {sample_rows}.")
+    profile_files, score_files, work = _inputs(Path(profiles), scores)
+    the_schema = schemas.load(schema)
+    environment = schemas.environment_of(the_schema, scored=score_files is not None)
+    before = _statistics_path(Path(previous)) if previous is not None else None
+    if engine == "auto":
+        engine = "tfdv" if tfdv.find_python() else "checker"
+    if beam_options and engine == "checker":
+        raise ValueError(
+            f"Options of Apache Beam go with TFDV. Received: engine='checker', beam_options={list(beam_options)}. "
+            "Install TFDV by `make validation`, or leave the options out."
+        )
+    out = Path(out) if out is not None else work / "validate"
+    out.mkdir(parents=True, exist_ok=True)
+    earlier = read_statistics(before) if before else None
+    derived = features.derive(profile_files, score_files, out / "features", sample_rows)
+    if engine == "tfdv":
+        computed, found, name = _by_tfdv(derived, out, schema, before, environment, beam_options)
+    else:
+        computed = statistics.compute(derived.paths)
+        with files.replacing(out / "statistics.pb") as temporary:
+            temporary.write_bytes(computed.SerializeToString(deterministic=True))
+        found, name = _by_checker(computed, the_schema, environment, earlier), "checker"
+    anomalies = [Anomaly(*reason) for reason in _reasons(found)]
+    facts = {
+        "pairs": derived.total,
+        "pairs looked at": derived.rows,
+        "slices": len(derived.paths),
+        "engine": name,
+        "schema": str(schema or "shipped with keras_clip"),
+        "compared with": str(before or ""),
+    }
+    page = report.write(out, the_schema, computed, found, anomalies, facts, earlier)
+    return Validation(anomalies, derived.rows, derived.total, name, out / "statistics.pb", page)
+
+
+def read_statistics(path: Path) -> "statistics_pb2.DatasetFeatureStatisticsList":
+    """Reads statistics that `validate` wrote.
+
+    Raises:
+        ValueError: the file is something else.
+    """
+    from google.protobuf.message import DecodeError
+    from tensorflow_metadata.proto.v0 import statistics_pb2
+
+    found = statistics_pb2.DatasetFeatureStatisticsList()
+    with contextlib.suppress(DecodeError):
+        found.ParseFromString(path.read_bytes())
+    if not found.datasets or found.datasets[0].name != statistics.ALL_ROWS:
+        raise ValueError(
+            f"The statistics of an earlier validation are expected. Received: {path}. Pass the statistics.pb, or the "
+            "folder, that `validate` wrote."
+        )
+    return found
+
+
+def _inputs(profiles: Path, scores: str | os.PathLike | None) -> tuple[list[Path], list[Path] | None, Path]:
+    """The files of the profile and of the scores in the same order, and the work folder."""
+    cure = "Make one by `python examples/curate.py profile`."
+    if not profiles.is_dir():
+        raise FileNotFoundError(f"A folder with a profile is expected. Received: {profiles}, which is none. {cure}")
+    work, folder = (profiles, profiles / "profile") if (profiles / "profile").is_dir() else (profiles.parent, profiles)
+    record = work / "pool.json"
+    if record.is_file():
+        # The folder keeps results of shards that have left the pool.
+        paths = [folder / f"{shard}.parquet" for shard in json.loads(record.read_text(encoding="utf-8"))["shards"]]
+        missing = [path for path in paths if not path.is_file()]
+        if missing:
+            raise FileNotFoundError(
+                f"Each shard of the pool needs a profile. Received: {folder}, without {missing[0].name} "
+                f"({len(missing)} of {len(paths)} are missing). Run the pass `profile` to its end."
+            )
+    else:
+        paths = sorted(path for path in folder.glob("*.parquet") if not path.name.startswith("."))
+    if not paths:
+        raise FileNotFoundError(
+            f"A folder with a profile is expected. Received: {folder}, without .parquet files. {cure}"
+        )
+    given = Path(scores) if scores is not None else work / "score"
+    expected = [given / path.name for path in paths]
+    missing = [path for path in expected if not path.is_file()]
+    if scores is None and missing:
+        return paths, None, work
+    if missing:
+        raise FileNotFoundError(
+            f"Each file of the profile needs one of the scores with the same name. Received: {given}, without "
+            f"{missing[0].name} ({len(missing)} of {len(paths)} are missing). Run the pass `score` to its end."
+        )
+    return paths, expected, work
+
+
+def _statistics_path(previous: Path) -> Path:
+    path = previous / "statistics.pb" if previous.is_dir() else previous
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"The statistics of an earlier validation are expected. Received: {path}, which does not exist. Pass the "
+            "statistics.pb, or the folder, that `validate` wrote."
+        )
+    # A run into the same folder replaces it; TFDV reads this one after that.
+    return path
+
+
+def _by_tfdv(derived, out, schema, before, environment, beam_options):
+    """The statistics, the anomalies of all rows and of slices, and the name of the engine."""
+    from google.protobuf import json_format
+    from tensorflow_metadata.proto.v0 import anomalies_pb2
+
+    if before:
+        # The output may replace the file that it is compared with.
+        kept = out / "previous.pb"
+        with files.replacing(kept) as temporary:
+            temporary.write_bytes(before.read_bytes())
+        before = kept
+    job = {
+        "features": [str(path.resolve()) for path in derived.paths],
+        "schema": str(Path(schema or schemas.SHIPPED).resolve()),
+        "previous": str(before.resolve()) if before else None,
+        "environment": environment,
+        "slice_column": statistics.SLICE_COLUMN,
+    }
+    (verdicts,) = tfdv.run([job], out.resolve(), beam_options)
+    computed = read_statistics(out / "statistics.pb")
+    if computed.datasets[0].num_examples != derived.rows:
+        raise RuntimeError(
+            f"The statistics must be those of all rows. Received: {computed.datasets[0].num_examples} of {derived.rows} "
+            f"rows. Beam's runner has lost some: try another one than {list(beam_options) or 'the default'}."
+        )
+
+    def parse(found):
+        return json_format.ParseDict(found, anomalies_pb2.Anomalies(), ignore_unknown_fields=True)
+
+    found = {"": parse(verdicts["anomalies"])}
+    found |= {_slice_name(name): parse(each) for name, each in verdicts["slices"].items()}
+    return computed, found, f"TFDV {verdicts['tfdv']}, Apache Beam {verdicts['beam']}"
+
+
+def _by_checker(computed, the_schema, environment, earlier) -> "dict[str, anomalies_pb2.Anomalies]":
+    """The anomalies of all rows ("") and of slices."""
+    all_rows, *slices = computed.datasets
+    before = earlier.datasets[0] if earlier else None
+    found = {"": checker.check(all_rows, the_schema, environment, previous=before)}
+    for each in slices:
+        found[_slice_name(each.name)] = checker.check(all_rows, the_schema, environment, other=each)
+    return found
+
+
+def _slice_name(name: str) -> str:
+    return name.removeprefix(f"{statistics.SLICE_COLUMN}_")
+
+
+def _reasons(found):
+    """(feature, kind, description, slice) of each anomaly. Of a slice, only what compares it with all rows counts."""
+    for reason in found[""].dataset_anomaly_info.reason:
+        yield "", _kind(reason), reason.description, ""
+    for name in sorted(found):
+        for feature, info in sorted(found[name].anomaly_info.items()):
+            for reason in info.reason:
+                kind = _kind(reason)
+                if not name or kind.startswith("COMPARATOR_"):
+                    yield ".".join(info.path.step) or feature, kind, reason.description, name
+
+
+def _kind(reason) -> str:
+    return type(reason).DESCRIPTOR.fields_by_name["type"].enum_type.values_by_number[reason.type].name
