@@ -17,6 +17,7 @@ from keras_clip.data.readers.dataset import (
 )
 from keras_clip.data.readers.folder import FolderReader
 from keras_clip.data.readers.joined import JoinedReader
+from keras_clip.data.readers.manifest import check_manifests
 from keras_clip.data.readers.mapping import Mapping, check_mapping
 from keras_clip.data.readers.parquet import ParquetReader
 from keras_clip.data.readers.paths import find_files
@@ -119,6 +120,8 @@ def open_reader(
         raise ValueError(f"Only tables have a delimiter. Received: delimiter={delimiter!r}, source={brief(source)}.")
     readers = []
     for form, part, _ in parts:
+        if form.is_sharded:
+            check_manifests(part)
         options = {"delimiter": delimiter} if delimiter is not None and form.name == "table" else {}
         # A user's reader takes no mapping, also if sources joined with it need one.
         is_own = form.name == "reader" and len(parts) > 1
