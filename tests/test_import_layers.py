@@ -36,7 +36,7 @@ INSIDE = {
     "curation": (
         ("duplicates", "filters", "leaks", "scoring", "balancing", "validation", "writing", "card"),
         ("matching",),
-        ("profiling", "queries", "rules", "clusters", "verdicts"),
+        ("profiling", "queries", "rules", "clusters", "verdicts", "keeping"),
         ("passes",),
         ("pool", "draws"),
     ),
@@ -88,6 +88,7 @@ BACKEND_AWARE = (
     "data",
     "distribution",
     "tiling",
+    "curation.writing",
     "layers.input_shapes",
     "layers.projection",
     "layers.pure_call",

@@ -3,6 +3,7 @@
 from keras_clip.curation.balancing import balance, keep_probability, t_of_tail_share, tail_share
 from keras_clip.curation.duplicates import DuplicateSettings, find_duplicates
 from keras_clip.curation.filters import filter_pairs
+from keras_clip.curation.keeping import KeepList, keep, verdicts_of
 from keras_clip.curation.leaks import TestImages, find_test_images
 from keras_clip.curation.matching import Matcher, match
 from keras_clip.curation.passes import ShardPass, run_pass
@@ -21,3 +22,4 @@ from keras_clip.curation.queries import (
 from keras_clip.curation.rules import Rule, all_of, any_of, datacomp_basic, not_
 from keras_clip.curation.scoring import ImageEmbeddings, Score, score
 from keras_clip.curation.validation import Anomaly, Validation, validate
+from keras_clip.curation.writing import WriteSettings, write, write_stream

@@ -378,7 +378,8 @@ def _require_random_access(reader: Any, source: Any) -> Reader:
     if not hasattr(reader, "read"):
         raise TypeError(
             "A pool is read by index, and more than once. "
-            f"Received: source={brief(source)}, a stream. Store it as tar shards first."
+            f"Received: source={brief(source)}, a stream. Store it as tars first: "
+            "`curation.write_stream(source, folder, mapping=...)`."
         )
     return reader
 

@@ -102,5 +102,5 @@ def test_what_is_no_pool_is_refused(tmp_path):
     import tensorflow as tf
 
     stream = tf.data.Dataset.from_tensors(np.zeros(3))
-    with pytest.raises(TypeError, match="a stream. Store it as tar shards first"):
+    with pytest.raises(TypeError, match="a stream. Store it as tars first: `curation.write_stream"):
         Pool.open(stream, tmp_path / "work", mapping=lambda element: (element, element))

@@ -12,6 +12,7 @@ from keras_clip.data.readers.folder import FolderReader
 from keras_clip.data.readers.joined import JoinedReader
 from keras_clip.data.readers.parquet import ParquetReader
 from keras_clip.data.readers.reader import Reader, Stream, is_reader
+from keras_clip.data.readers.storage.manifest import check_manifests
 from keras_clip.data.readers.storage.paths import find_files
 from keras_clip.data.readers.stream import DatasetStream, is_iterable, is_tf_dataset
 from keras_clip.data.readers.table import TableReader
@@ -116,6 +117,8 @@ def open_reader(
         raise ValueError(f"Only tables have a delimiter. Received: delimiter={delimiter!r}, source={brief(source)}.")
     readers = []
     for form, part, _ in parts:
+        if form.is_sharded:
+            check_manifests(part)
         options = {"delimiter": delimiter} if delimiter is not None and form.name == "table" else {}
         # A user's reader takes no mapping, also if sources joined with it need one.
         is_own = form.name == "reader" and len(parts) > 1
