@@ -87,6 +87,7 @@ BACKEND_AWARE = (
     "custom_gradient",
     "data",
     "distribution",
+    "engines.cluster",
     "tiling",
     "curation.writing",
     "layers.input_shapes",

@@ -8,8 +8,8 @@ from typing import Any
 
 from keras_clip import files
 from keras_clip.curation.writing.formats import FORMATS
-from keras_clip.data.readers.paths import INDEX_SUFFIX
 from keras_clip.data.readers.storage.manifest import KIND, MANIFEST, read_manifest
+from keras_clip.data.readers.storage.paths import INDEX_SUFFIX
 
 _VERSION = 1
 

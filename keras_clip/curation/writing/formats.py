@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from keras_clip import files
-from keras_clip.data.readers.image_formats import IMAGE_EXTENSIONS
+from keras_clip.data.readers.elements.image_formats import IMAGE_EXTENSIONS
 
 # The usual extensions of Pillow's formats.
 EXTENSIONS = {

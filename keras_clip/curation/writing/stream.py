@@ -11,7 +11,7 @@ from keras_clip.curation.writing.formats import EXTENSIONS, StoredSample, check_
 from keras_clip.data.image_files import MAX_PIXELS, open_header
 from keras_clip.data.readers import open_reader
 from keras_clip.data.readers.brief import brief
-from keras_clip.data.readers.dataset import Stream
+from keras_clip.data.readers.reader import Stream
 
 _PARALLEL = 2
 
