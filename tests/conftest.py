@@ -21,6 +21,15 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # Several frameworks share the accelerator, if there is one: none may take all of its memory.
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+# On JAX, most of the time of the tests goes to compiling programs that run once, so XLA optimizes less. Level 0 is not
+# usable: with jaxlib 0.10.2, the loss of a small convolution becomes NaN.
+if os.environ["KERAS_BACKEND"] == "jax":
+    os.environ.setdefault(
+        "XLA_FLAGS",
+        "--xla_backend_optimization_level=1"
+        " --xla_backend_extra_options=xla_cpu_disable_slp_vectorizer,xla_cpu_disable_loop_unrolling"
+        " --xla_cpu_use_fusion_emitters=false",
+    )
 
 if importlib.util.find_spec("torch"):
     import torch  # noqa: F401  (the process can crash when TensorFlow comes first)

@@ -75,8 +75,13 @@ def run_distributed(source: str, devices: int = 2, **options) -> str:
     source = textwrap.dedent(source)
     if backend == "tensorflow":
         source = LOGICAL_DEVICES.format(devices=devices) + source
-    env.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count={devices}")
+    env.setdefault("XLA_FLAGS", xla_flags(f"--xla_force_host_platform_device_count={devices}"))
     return run_python(source, env=env, **options)
+
+
+def xla_flags(*flags):
+    """Returns the value of XLA_FLAGS for a process that has `flags` beside those of this process."""
+    return " ".join([os.environ.get("XLA_FLAGS", ""), *flags]).strip()
 
 
 def free_ports(count):

@@ -13,7 +13,7 @@ import keras
 import pytest
 from PIL import Image
 from scripts import load_script
-from subprocesses import free_ports
+from subprocesses import free_ports, xla_flags
 
 from keras_clip.data import synthetic
 
@@ -88,7 +88,7 @@ def test_two_processes(shard, alone, tmp_path):
 def test_one_process(shard, alone, tmp_path):
     strategy = {"tensorflow": "mirrored", "jax": "jax_data_parallel"}[BACKEND]
     flags = ["--strategy", strategy, "--microbatch-size", "8"]
-    finish(start(shard, tmp_path, *flags, XLA_FLAGS="--xla_force_host_platform_device_count=2"))
+    finish(start(shard, tmp_path, *flags, XLA_FLAGS=xla_flags("--xla_force_host_platform_device_count=2")))
     assert losses(tmp_path) == pytest.approx(alone, rel=1e-4)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import keras
 import pytest
 import replicas
-from subprocesses import free_ports
+from subprocesses import free_ports, xla_flags
 
 BACKEND = keras.backend.backend()
 TESTS = Path(__file__).resolve().parents[1]
@@ -129,7 +129,7 @@ def train(processes, runs, file):
     devices = max(int(run.split("/")[1]) for run in runs)
     # By default, XLA aborts when a device is 40 s late, which happens on a busy machine.
     flags = f"--xla_force_host_platform_device_count={devices}", f"--{XLA_PATIENCE}=400"
-    env = {"DEVICES": str(devices), "XLA_FLAGS": " ".join(flags)}
+    env = {"DEVICES": str(devices), "XLA_FLAGS": xla_flags(*flags)}
     env |= {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(processes))}
     running = [start([file, *runs], environment(**env, RANK=str(rank))) for rank in range(processes)]
     results = []
