@@ -349,7 +349,7 @@ ACROSS = {
 @pytest.mark.backend_free
 @pytest.mark.parametrize(("names", "templates"), ACROSS.values(), ids=ACROSS)
 def test_equal_prompts_of_different_templates_have_no_warning(clip, names, templates, recwarn):
-    """Each template tells the classes apart."""
+    """The classes differ in each template."""
     embed_classes(clip.text_embedder, names, templates)
     PromptTable(clip, [[name] for name in names], templates)
     assert not [w for w in recwarn if "Prompts of different classes" in str(w.message)]
