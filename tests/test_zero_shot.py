@@ -469,6 +469,9 @@ LABELS_REFUSED = {
     "none in a dataset": (lambda: ([{"images": IMAGES}],), r"\(images, labels\)"),
     "no images": (lambda: (IMAGES[:0], []), "at least one"),
     "an empty dataset": (lambda: ([],), "at least one"),
+    "paths": (lambda: (["a.png", "b.png"], [0, 1]), "image_preprocessor"),
+    "paths in batches": (lambda: ([(["a.png", "b.png"], [0, 1])],), "image_preprocessor"),
+    "images of two sizes": (lambda: ([IMAGES[0], IMAGES[1][:2]], [0, 1]), "image_preprocessor"),
 }
 
 

@@ -52,6 +52,9 @@ class _InFlight:
 
 
 _IN_FLIGHT = _InFlight()
+if hasattr(os, "register_at_fork"):
+    # The threads of the parent, and what they hold, are not in the child.
+    os.register_at_fork(after_in_child=_IN_FLIGHT.__init__)
 
 
 class PixelBudget:

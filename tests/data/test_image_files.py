@@ -4,6 +4,7 @@ import ast
 import io
 import os
 import resource
+import signal
 import struct
 import threading
 import time
@@ -345,6 +346,24 @@ def test_two_pipelines_have_the_memory_of_one(monkeypatch):
 
 
 class TestPixelBudget:
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+    def test_a_forked_process_does_not_wait_for_threads_of_its_parent(self):
+        """As the workers of a torch `DataLoader`."""
+        budget = PixelBudget(100)
+        with budget.hold(90):
+            child = os.fork()
+            if not child:
+                with budget.hold(50):
+                    os._exit(0)
+            end, ended = time.monotonic() + 5, (0, 0)
+            while time.monotonic() < end and ended == (0, 0):
+                time.sleep(0.01)
+                ended = os.waitpid(child, os.WNOHANG)
+            if ended == (0, 0):
+                os.kill(child, signal.SIGKILL)
+            assert ended == (child, 0)
+
     def test_the_smaller_budget_bounds_what_all_decode(self):
         small, large = PixelBudget(100), PixelBudget(1000)
         with large.hold(90):

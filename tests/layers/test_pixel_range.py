@@ -82,64 +82,93 @@ SOURCES = {
 }
 
 
-@pytest.fixture(scope="module")
-def clip():
-    clip = small_clip.build()
-    clip.compile("sgd")
-    return clip
+METHODS = ["fit", "evaluate", "predict"]
 
 
-@pytest.fixture(scope="module")
-def data():
-    """Images of 0 to 255 as floats, and token ids."""
-    pairs = small_clip.pairs(4)
-    return {**pairs, "images": np.random.default_rng(0).uniform(0, 255, pairs["images"].shape).astype("float32")}
+class Reader:
+    """Stands for `keras.Model`: it reads what it is given, once."""
+
+    def __init__(self):
+        self.read = []
+
+    def fit(self, x=None, *args, **kwargs):
+        if isinstance(x, keras.utils.PyDataset):
+            x.on_epoch_begin()
+            x = [x[i] for i in range(x.num_batches)]
+        batches = [x] if isinstance(x, np.ndarray | dict) else x
+        self.read = [np.array(pixel_range._images_of(batch)) for batch in batches]
+
+    evaluate = predict = train_on_batch = test_on_batch = predict_on_batch = fit
 
 
+class Model(pixel_range.ChecksPixelRange, Reader):
+    pass
+
+
+@pytest.mark.backend_free
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("make", SOURCES.values(), ids=SOURCES)
-def test_sources_of_batches(clip, data, make):
-    """Each is read once: what `predict` returns is that of the arrays."""
-    images = data["images"]
+def test_sources_of_batches(make, method, monkeypatch):
+    """Only the first batch is looked at, and each is read once."""
+    monkeypatch.setattr(pixel_range.distribution, "strategy_of", lambda _: None)
+    wide, normalised, model = WIDE, WIDE / 64 - 2, Model()
     with pytest.warns(UserWarning, match="normalised"):
-        found = clip.image_embedder.predict(make([images, images[:2]]), verbose=0)
-    expected = clip.image_embedder.predict(np.concatenate([images, images[:2]]), batch_size=4, verbose=0)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+        getattr(model, method)(make([wide, wide[:1]]))
+    assert [len(images) for images in model.read] == [2, 1]
     pixel_range._warn.cache_clear()
+    for quiet in ([normalised, wide], [wide.astype("uint8")] * 2):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "Float images", UserWarning)
+            getattr(model, method)(make(quiet))
+        for images, expected in zip(model.read, quiet, strict=True):
+            np.testing.assert_array_equal(images.reshape(expected.shape), expected)
+
+
+@pytest.mark.backend_free
+def test_a_dataset_of_bytes_is_the_one_that_was_given():
+    source = dataset([WIDE.astype("uint8")])
+    assert pixel_range._watched(source, keras.Model()) is source
+
+
+@pytest.mark.backend_free
+def test_a_dataset_of_images_and_labels():
+    """As a `ZeroShotClassifier` is fine-tuned on."""
+    for images in (WIDE, {"images": WIDE}):
+        pixel_range._warn.cache_clear()
+        with pytest.warns(UserWarning, match="normalised"):
+            ((found, labels),) = pixel_range._watched_dataset(dataset([(images, np.arange(2))]))
+        assert type(found) is dict or found.shape == WIDE.shape
+        assert labels.numpy().tolist() == [0, 1]
+
+
+@pytest.mark.backend_free
+@pytest.mark.parametrize("method", [*METHODS, "train_on_batch", "test_on_batch", "predict_on_batch"])
+@pytest.mark.parametrize("x", [WIDE, {"images": WIDE}], ids=["array", "dict"])
+def test_arrays(method, x):
     with pytest.warns(UserWarning, match="normalised"):
-        clip.fit(make([data, data]), epochs=1, verbose=0)
-    pixel_range._warn.cache_clear()
+        getattr(Model(), method)(x)
+
+
+@pytest.mark.backend_free
+def test_epochs_of_a_dataset_are_told():
+    batches = Batches([WIDE])
+    watched = pixel_range._WatchedPyDataset(batches)
+    watched.on_epoch_begin()
+    assert (batches.begun, len(watched), watched.num_batches) == (1, 1, 1)
+
+
+def test_a_compiled_model_on_a_dataset():
+    """What `predict` returns is that of the arrays."""
+    embedder = small_clip.build().image_embedder
+    images = np.random.default_rng(0).uniform(0, 255, (6, *embedder.image_preprocessor.sides, 3)).astype("float32")
     with pytest.warns(UserWarning, match="normalised"):
-        clip.evaluate(make([data, data]), verbose=0)
-    pixel_range._warn.cache_clear()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", "Float images", UserWarning)
-        source = make([{**data, "images": data["images"].astype("uint8")}] * 2)
-        clip.evaluate(source, verbose=0)
-    # A source of bytes is not changed.
-    assert pixel_range._watched(source, clip) is source or not hasattr(source, "element_spec")
+        found = embedder.predict(dataset([images[:4], images[4:]]), verbose=0)
+    np.testing.assert_allclose(found, embedder.predict(images, batch_size=4, verbose=0), atol=1e-5)
 
 
-def test_a_dataset_of_images_and_labels(data):
-    """As a `ZeroShotClassifier` is fine-tuned on; only the first batch is looked at."""
-    labelled = [(data["images"] / 64 - 2, np.arange(4)), (data["images"], np.arange(4))]
-    seen = []
-    for images, _ in pixel_range._watched(dataset(labelled), keras.Model()):
-        seen.append(np.array(images))
-    assert not pixel_range._has_warned() and len(seen) == 2
+def test_predict_of_a_compiled_model():
+    clip = small_clip.build()
+    size = clip.image_preprocessor.sides
+    images = np.full((2, *size, 3), 200.0, "float32")
     with pytest.warns(UserWarning, match="normalised"):
-        list(pixel_range._watched(dataset(labelled[::-1]), keras.Model()))
-
-
-@pytest.mark.parametrize("method", ["predict", "predict_on_batch", "evaluate", "train_on_batch", "test_on_batch"])
-def test_arrays(clip, data, method):
-    model, x = (clip.image_embedder, data["images"]) if method.startswith("predict") else (clip, data)
-    model._has_seen_images = False
-    with pytest.warns(UserWarning, match="normalised"):
-        getattr(model, method)(x)
-
-
-def test_epochs_of_a_dataset_are_told(clip, data):
-    batches = Batches([data, data])
-    with pytest.warns(UserWarning, match="normalised"):
-        clip.fit(batches, epochs=2, verbose=0)
-    assert batches.begun == 2
+        clip.image_embedder.predict(images, verbose=0)
