@@ -1,12 +1,12 @@
 """Measures the limits of a CLIP that the paper names: counting, digits, rendered text, fine classes, people's labels.
 
     python examples/limits.py --model runs/demo/clip.keras --out runs/limits
-    python examples/limits.py --model vit_b32 --clevr --fine-grained "grocery/val/*.tar" --people fairface.csv
+    python examples/limits.py --model vit_b32 --clevr --fine-grained "grocery/val/*.tar"
+    python examples/limits.py --model vit_b32 --people fairface_label_val.csv --people-label race --group age
 
 Without further arguments it draws scenes to count in and words to read, and takes the digits of scikit-learn. The bias
-probe (section 7.1) takes people from tars or from a table with the columns path, label and group, such as one of
-FairFace; `--group` is the key of the group in tars. Prints the measurements, and writes report.html and results.json
-into `--out`. Needs the extra `evaluation`.
+probe (section 7.1) takes people from tars or from a table, such as that of FairFace. Prints the measurements, and
+writes report.html and results.json into `--out`. Needs the extra `evaluation`.
 """
 
 from pathlib import Path
@@ -25,8 +25,10 @@ def parse_args(argv=None):
     parser.add_argument("--label", default="name", help="key of the fine class in the .json of tars")
     parser.add_argument("--coarse", default="coarse", help="key of the coarse class")
     parser.add_argument("--people", help="tars or a table of people, for the probe of section 7.1")
-    parser.add_argument("--people-label", default="label", help="key of a class of people in the .json of tars")
-    parser.add_argument("--group", default="group", help="key of the group in the .json of tars")
+    parser.add_argument(
+        "--people-label", default="label", help="column, or key of the .json of tars, of a class of people"
+    )
+    parser.add_argument("--group", default="group", help="column, or key of the .json of tars, of the group")
     parser.add_argument("--out", type=Path, default=Path("runs/limits"))
     return parser.parse_args(argv)
 

@@ -185,7 +185,7 @@ def warn_of_equal_prompts(owners: Sequence[tuple[str, int, str]], token_ids: np.
     """Warns of classes with prompts that the tokenizer makes equal, such as those of "Apple" and "apple".
 
     Such classes have equal scores, so that the second one is never predicted. Prompts of different templates are not
-    compared: "a {}" of "cat" and "{}" of "a cat" are equal, but the classes are told apart by each template.
+    compared: "a {}" of "cat" and "{}" of "a cat" are equal, but the classes differ in each template.
 
     Args:
         owners: template, class index and name of each of P prompts.

@@ -3,6 +3,7 @@
 import itertools
 import math
 import os
+import reprlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -455,12 +456,26 @@ def _to_numpy(x) -> np.ndarray:
     return ops.convert_to_numpy(x) if ops.is_tensor(x) else np.asarray(x)
 
 
+def _pixels(images) -> np.ndarray:
+    """Images as an array; an error for paths, and for images that are not of one size."""
+    try:
+        array = _to_numpy(images)
+    except ValueError:  # Of arrays that differ in their shapes.
+        array = np.empty(0, object)
+    if array.dtype.kind in "OSU":
+        raise ValueError(
+            "Images must be an array (B, H, W, 3) of uint8 or normalised floats. Received: "
+            f"{reprlib.repr(images)}. Pass what `image_preprocessor` returns for files, or images of several sizes."
+        )
+    return array
+
+
 def _labelled_batches(x, y, batch_size: int) -> Iterator[tuple]:
     """Yields batches (images, labels)."""
     if y is None and isinstance(x, tuple) and len(x) == 2:
         x, y = x
     if y is not None:
-        images, labels = _to_numpy(x), _to_numpy(y)
+        images, labels = _pixels(x), _to_numpy(y)
         if len(images) != len(labels):
             raise ValueError(
                 f"There must be one label per image. Received: {len(images)} images and {len(labels)} labels."
@@ -479,7 +494,7 @@ def _labelled_batches(x, y, batch_size: int) -> Iterator[tuple]:
         images, labels = batch
         if isinstance(images, dict):
             images = images["images"]
-        yield _to_numpy(images), labels
+        yield _pixels(images), labels
 
 
 def _ranks(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -91,6 +91,7 @@ BACKEND_AWARE = (
     "tiling",
     "curation.writing",
     "layers.input_shapes",
+    "layers.pixel_range",
     "layers.projection",
     "layers.pure_call",
     "step",

@@ -349,7 +349,7 @@ ACROSS = {
 @pytest.mark.backend_free
 @pytest.mark.parametrize(("names", "templates"), ACROSS.values(), ids=ACROSS)
 def test_equal_prompts_of_different_templates_have_no_warning(clip, names, templates, recwarn):
-    """Each template tells the classes apart."""
+    """The classes differ in each template."""
     embed_classes(clip.text_embedder, names, templates)
     PromptTable(clip, [[name] for name in names], templates)
     assert not [w for w in recwarn if "Prompts of different classes" in str(w.message)]
@@ -469,6 +469,9 @@ LABELS_REFUSED = {
     "none in a dataset": (lambda: ([{"images": IMAGES}],), r"\(images, labels\)"),
     "no images": (lambda: (IMAGES[:0], []), "at least one"),
     "an empty dataset": (lambda: ([],), "at least one"),
+    "paths": (lambda: (["a.png", "b.png"], [0, 1]), "image_preprocessor"),
+    "paths in batches": (lambda: ([(["a.png", "b.png"], [0, 1])],), "image_preprocessor"),
+    "images of two sizes": (lambda: ([IMAGES[0], IMAGES[1][:2]], [0, 1]), "image_preprocessor"),
 }
 
 

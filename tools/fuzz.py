@@ -3,19 +3,24 @@
     python tools/fuzz.py                     # 100,000 mutations, about 20 minutes on 2 cores
     python tools/fuzz.py --count 5000 --kinds images tars
 
-Kinds: images, tars, tfrecords, csvs, checkpoints (safetensors and torch files), keras (`.keras` files) and stores. Each
-mutation cuts, changes, removes, inserts, repeats or joins bytes of a whole file. A reader may return what the file
-holds, or raise an error of Python that says what is wrong. Counted as faults are: any other exception, the end of the
-process by a signal, more than `--seconds` for one file, more than `--megabytes` of resident memory above the start, and
-a container that yields fewer samples than its own length says ("silent shrink"). Prints a row for each kind; the
+Kinds: images, tars, tfrecords, csvs, jsonl, parquet, compressed (tars, tables and TFRecords packed by gzip, bzip2 and
+xz), checkpoints (safetensors and torch files), keras (`.keras` files) and stores. Each mutation cuts, changes, removes,
+inserts, repeats or joins bytes of a whole file. A reader may return what the file holds, or raise an error of Python
+that says what is wrong. Counted as faults are: any other exception, the end of the process by a signal, more than
+`--seconds` for one file, more than `--megabytes` of resident memory above the start, and a container that yields fewer
+samples than its own length says ("silent shrink"). Prints a row for each kind; the
 status is 1 if there is a fault, and each one is written to `--out` with its seed, so that it can be repeated.
 """
 
 import argparse
+import bz2
+import contextlib
 import csv
 import faulthandler
+import gzip
 import io
 import json
+import lzma
 import os
 import resource
 import signal
@@ -35,7 +40,18 @@ import terminal
 
 # What a reader may raise of a file that is not as it should be: an error that says what is wrong.
 REFUSALS = (ValueError, FileNotFoundError)
-SHARES = {"images": 44, "tars": 20, "tfrecords": 12, "csvs": 10, "checkpoints": 8, "keras": 1, "stores": 5}
+SHARES = {
+    "images": 38,
+    "tars": 16,
+    "tfrecords": 10,
+    "csvs": 7,
+    "jsonl": 7,
+    "parquet": 6,
+    "compressed": 6,
+    "checkpoints": 5,
+    "keras": 1,
+    "stores": 4,
+}
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -158,6 +174,11 @@ def image_files() -> list[bytes]:
     return files
 
 
+def _copies() -> list[Path]:
+    """The copies that readers made in the cache: decompressed, or in another format."""
+    return [path for path in Path(os.environ["XDG_CACHE_HOME"]).rglob("*") if path.is_file()]
+
+
 class Container:
     """A file of samples, which its reader indexes and then reads by number."""
 
@@ -184,7 +205,8 @@ class Container:
             images, captions = reader.read(ids)
             names = [reader.name(index) for index in ids.tolist()]
         finally:
-            for left in self._folder.glob(f"{path.name}*"):
+            # The file with its index, and copies of it.
+            for left in (*self._folder.glob(f"{path.name}*"), *_copies()):
                 left.unlink()
         # The first call is with the whole file. A file cut between two records of a format without an end is whole.
         self._count = self._count or len(ids)
@@ -244,6 +266,60 @@ class Csvs(Container):
             (self._folder / f"{key}.img").write_bytes(image)
             writer.writerow([f"{key}.img", f'{caption.decode()}, "quoted"\nin lines, é'])
         return text.getvalue().encode()
+
+
+class Jsonl(Container):
+    """Lines of JSON; a line that is gone leaves no trace, as in a table."""
+
+    suffix = ".jsonl"
+    is_checked = False
+
+    def whole(self) -> bytes:
+        lines = []
+        for key, image, caption in pairs():
+            (self._folder / f"{key}.img").write_bytes(image)
+            captions = [caption.decode(), 'é "quoted"'] if key == "0001" else caption.decode()
+            lines.append(json.dumps({"path": f"{key}.img", "caption": captions, "number": 1.5, "more": {"a": [None]}}))
+        return "\n".join(lines).encode()
+
+
+class Parquet(Container):
+    """Files of img2dataset, compressed as it does; pyarrow reads them, in native code."""
+
+    suffix = ".parquet"
+
+    def whole(self) -> bytes:
+        import pyarrow
+        import pyarrow.parquet
+
+        keys, images, captions = zip(*pairs(), strict=True)
+        table = pyarrow.table({"key": keys, "jpg": images, "txt": [caption.decode() for caption in captions]})
+        file = io.BytesIO()
+        pyarrow.parquet.write_table(table, file, row_group_size=2)
+        return file.getvalue()
+
+
+class Compressed:
+    """Compressed files of samples, which are decompressed to the cache and then read as the others."""
+
+    def __init__(self, folder: Path):
+        self._kinds = []
+        for number, (suffix, pack, container) in enumerate(
+            (("gz", gzip.compress, Tars), ("xz", lzma.compress, Tars), ("bz2", bz2.compress, Csvs))
+            + (("gz", gzip.compress, Jsonl), ("gz", gzip.compress, TFRecords))
+        ):
+            (folder / str(number)).mkdir()
+            target = container(folder / str(number))
+            target.suffix += f".{suffix}"
+            target.files = [pack(target.files[0])]
+            self._kinds.append(target)
+        # The first byte says which reader it is for.
+        self.files = [bytes([number]) + target.files[0] for number, target in enumerate(self._kinds)]
+
+    def read(self, data: bytes) -> str | None:
+        if not data or data[0] >= len(self._kinds):
+            raise ValueError("refused")
+        return self._kinds[data[0]].read(data[1:])
 
 
 def small_clip():
@@ -353,6 +429,9 @@ KINDS = {
     "tars": Tars,
     "tfrecords": TFRecords,
     "csvs": Csvs,
+    "jsonl": Jsonl,
+    "parquet": Parquet,
+    "compressed": Compressed,
     "checkpoints": Checkpoints,
     "keras": Keras,
     "stores": Stores,
@@ -369,6 +448,19 @@ def resident() -> float:
         return int(file.read().split()[1]) * resource.getpagesize() / 2**20
 
 
+@contextlib.contextmanager
+def in_cache(folder: Path):
+    """Lets readers make their copies in this folder."""
+    before = os.environ.get("XDG_CACHE_HOME")
+    os.environ["XDG_CACHE_HOME"] = str(folder)
+    try:
+        yield
+    finally:
+        del os.environ["XDG_CACHE_HOME"]
+        if before is not None:
+            os.environ["XDG_CACHE_HOME"] = before
+
+
 def run_kind(name: str, count: int, args: argparse.Namespace) -> tuple[Counter, list[str]]:
     """Counts of outcomes and descriptions of faults of `count` mutations of one kind."""
     warnings.simplefilter("ignore")
@@ -378,7 +470,7 @@ def run_kind(name: str, count: int, args: argparse.Namespace) -> tuple[Counter, 
         raise Hang
 
     signal.signal(signal.SIGALRM, alarm)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, in_cache(Path(folder) / "cache"):
         target = KINDS[name](Path(folder))
         # Four times, so that what is imported and compiled is no growth.
         for data in target.files * 4:

@@ -25,6 +25,8 @@ from keras_clip.types import Tensor
 
 # Smallest and largest aspect ratio (width / height) of the region of a random resized crop.
 CROP_RATIO = (3 / 4, 4 / 3)
+# Pipelines whose images TensorFlow decodes at the same time: of training and of validation.
+_PIPELINES = 2
 # Bytes of a JPEG that may turn it: a tag of EXIF's orientation, in either byte order, of another type than a short or
 # with a value from 2 to 8; and XMP's. Where the pattern occurs by chance, PIL decodes the file.
 _MAY_TURN = (
@@ -52,12 +54,14 @@ def decode_view(
         data: scalar string tensor, the bytes of a file of one of `image_files.FORMATS`.
         seed: int tensor (2,), for `view_of`.
         size: int or (height, width), pixels.
-        view_of: graph function (shape int32 (2,), sides, seed) -> int32 (8,), the fields of a `View`.
+        view_of: graph function (shape int64 (2,), sides, seed) -> int64 (8,), the fields of a `View`.
         max_pixels: int. Images with more pixels are rejected before decoding: see `image_files.open_header`.
         shortest: pixels or None. A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if its shorter side keeps at least
             this length; this is much faster, as high frequencies are skipped. None: at full size.
-        budget: `PixelBudget`, one half for TensorFlow's decoder, the other for PIL's. None: that of the process.
-        parallel: int. How many images are decoded at the same time.
+        budget: `PixelBudget`. None: that of the process. One half is for PIL's decoder, whose images wait for each
+            other in the whole process. The other is for TensorFlow's, which cannot wait: it is divided by `parallel`
+            and by two pipelines, of training and validation. PIL decodes a JPEG that takes more than such a part.
+        parallel: int. How many images the pipeline decodes at the same time.
         dtype: arithmetic of the resizing after TensorFlow's decoder: see `graph_resize.resize`.
 
     Returns:
@@ -81,10 +85,10 @@ def decode_view(
     )
 
     def natively(data, seed):
-        pixels = _try_jpeg(data, max_pixels, shortest, half // parallel)
+        pixels = _try_jpeg(data, max_pixels, shortest, half // (_PIPELINES * parallel))
 
         def cut(data, seed, pixels):
-            return take_view_in_graph(pixels, view_of(tf.shape(pixels)[:2], sides, seed), sides, dtype)
+            return take_view_in_graph(pixels, view_of(tf.shape(pixels, tf.int64)[:2], sides, seed), sides, dtype)
 
         failed = tf.cast(tf.size(pixels) == 0, tf.int32)
         return _switch(failed, [cut, lambda data, seed, pixels: by_pil(data, seed)], data, seed, pixels)
@@ -162,7 +166,7 @@ class _PilFiles:
     def sides(self, data: bytes) -> np.ndarray:
         header = open_header(data, "an image", *self._options)
         with self._budget.hold(header.width * header.height):
-            return np.array(upright_sides(header), np.int32)
+            return np.array(upright_sides(header), np.int64)
 
     def pixels(self, data: bytes, view: np.ndarray) -> np.ndarray:
         header = open_header(data, "an image", *self._options)
@@ -173,7 +177,7 @@ class _PilFiles:
 def _decode_by_pil(data, seed, sides, view_of, files):
     import tensorflow as tf
 
-    shape = tf.ensure_shape(tf.numpy_function(files.sides, [data], tf.int32), (2,))
+    shape = tf.ensure_shape(tf.numpy_function(files.sides, [data], tf.int64), (2,))
     pixels = tf.numpy_function(files.pixels, [data, view_of(shape, sides, seed)], tf.uint8)
     return tf.ensure_shape(pixels, (*sides, 3))
 
@@ -183,7 +187,7 @@ def take_view_in_graph(image: Tensor, view: Tensor, sides: tuple[int, int], dtyp
 
     Args:
         image: uint8 tensor (H, W, 3).
-        view: int32 tensor (8,), the fields of a `View`.
+        view: int32 or int64 tensor (8,), the fields of a `View`.
         sides: height and width of the result, pixels.
         dtype: see `graph_resize.resize`.
 
@@ -218,34 +222,37 @@ def centered_view_in_graph(
     """`images.centered_view` in graph, of the mode "shortest".
 
     Args:
-        shape: int32 tensor (2,), height and width of the image.
+        shape: int32 or int64 tensor (2,), height and width of the image. A side of an extreme aspect may be beyond
+            int32 once it is resized.
         sides: height and width of the crop.
         seed: unused.
         resize_sides: height and width, at least `sides`, that the shorter side is resized to; None: `sides`.
         crop_rounding: "even" or "down", as of `ImagePreprocessor`.
 
     Returns:
-        int32 tensor (8,), the fields of a `View`.
+        Tensor (8,) of the dtype of `shape`, the fields of a `View`.
     """
     import tensorflow as tf
 
     full = _resized_sides(shape, resize_sides or sides)
     # As `images.crop_offset`. `tf.round` rounds half to even, as Python does.
     halved = tf.floor if crop_rounding == "down" else tf.round
-    offset = tf.cast(halved(tf.cast(full - sides, tf.float64) / 2), tf.int32)
+    offset = tf.cast(halved(tf.cast(full - sides, tf.float64) / 2), shape.dtype)
     return tf.concat([[0, 0], shape, full, offset], axis=0)
 
 
 def _resized_sides(shape, target):
-    """`images.resized_sides` in graph, of the mode "shortest": int32 (2,)."""
+    """`images.resized_sides` in graph, of the mode "shortest": (2,) of the dtype of `shape`."""
     import tensorflow as tf
 
     rounded = tf.floor if target[0] == target[1] else tf.round
     height, width = shape[0], shape[1]
     by_height = tf.cast(height, tf.int64) * target[1] <= tf.cast(width, tf.int64) * target[0]
     height_, width_ = tf.cast(height, tf.float64), tf.cast(width, tf.float64)
-    full_height = tf.where(by_height, target[0], tf.cast(rounded(target[1] * height_ / width_), tf.int32))
-    full_width = tf.where(by_height, tf.cast(rounded(target[0] * width_ / height_), tf.int32), target[1])
+    by_ratio = tf.cast(rounded(target[1] * height_ / width_), shape.dtype)
+    full_height = tf.where(by_height, tf.cast(target[0], shape.dtype), by_ratio)
+    by_ratio = tf.cast(rounded(target[0] * width_ / height_), shape.dtype)
+    full_width = tf.where(by_height, by_ratio, tf.cast(target[1], shape.dtype))
     return tf.stack([full_height, full_width])
 
 
@@ -255,20 +262,24 @@ def random_crop_view(shape: Tensor, sides: tuple[int, int], seed: Tensor) -> Ten
     All offsets have the same probability. An image with the aspect ratio of `sides` has only one crop, the whole.
 
     Args:
-        shape: int32 tensor (2,), height and width of the image.
+        shape: int32 or int64 tensor (2,), height and width of the image. A side of an extreme aspect may be beyond
+            int32 once it is resized.
         sides: height and width of the crop, pixels.
         seed: int tensor (2,). Equal seeds produce equal views.
 
     Returns:
-        int32 tensor (8,), the fields of a `View`.
+        Tensor (8,) of the dtype of `shape`, the fields of a `View`.
     """
     import tensorflow as tf
 
     full = _resized_sides(shape, sides)
     room = full - sides
     # One side fits, so that only the other has room.
-    offset = tf.random.stateless_uniform((), seed, 0, tf.reduce_sum(room) + 1, tf.int32)
-    return tf.concat([[0, 0], shape, full, tf.minimum(offset, room)], axis=0)
+    count, most = tf.cast(tf.reduce_sum(room), tf.int64) + 1, tf.int32.max
+    offset = tf.random.stateless_uniform((), seed, 0, tf.cast(tf.minimum(count, most), tf.int32), tf.int32)
+    # An image that is longer than int32 is cropped at one of 2 ** 31 places, evenly spaced.
+    offset = tf.cast(offset, tf.int64) * tf.maximum(count // most, 1)
+    return tf.concat([[0, 0], shape, full, tf.minimum(tf.cast(offset, shape.dtype), room)], axis=0)
 
 
 def random_resized_view(
@@ -281,18 +292,19 @@ def random_resized_view(
     """The view of a random region that is resized to `sides`, which changes its aspect ratio, as open_clip does.
 
     Args:
-        shape: int32 tensor (2,), height and width of the image.
+        shape: int32 or int64 tensor (2,), height and width of the image. A side of an extreme aspect may be beyond
+            int32 once it is resized.
         sides: height and width of the result, pixels.
         seed: int tensor (2,). Equal seeds produce equal views.
         scale: smallest and largest fraction of the image's area.
         ratio: smallest and largest aspect ratio (width / height) of the region.
 
     Returns:
-        int32 tensor (8,), the fields of a `View`.
+        Tensor (8,) of the dtype of `shape`, the fields of a `View`.
     """
     import tensorflow as tf
 
-    shape = tf.cast(shape, tf.float32)
+    shape, integer = tf.cast(shape, tf.float32), shape.dtype
     tries = 10
     draws = tf.random.stateless_uniform((4, tries), seed)
     area = shape[0] * shape[1] * (scale[0] + (scale[1] - scale[0]) * draws[0])
@@ -307,4 +319,4 @@ def random_resized_view(
     top = tf.cast(tf.floor(draws[2, chosen] * (shape[0] - height + 1)), tf.int32)
     left = tf.cast(tf.floor(draws[3, chosen] * (shape[1] - width + 1)), tf.int32)
     region = [top, left, tf.cast(height, tf.int32), tf.cast(width, tf.int32)]
-    return tf.stack([*region, *sides, 0, 0])
+    return tf.cast(tf.stack([*region, *sides, 0, 0]), integer)

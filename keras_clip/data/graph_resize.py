@@ -104,7 +104,7 @@ def _blocks(length, read, full, offset, count, dtype):
     blocks = -(-count // _BLOCK)
     scale = tf.cast(length, tf.float64) / tf.cast(full, tf.float64)
     filter_scale = tf.maximum(scale, 1.0)
-    centers = (tf.cast(offset + tf.range(count), tf.float64) + 0.5) * scale
+    centers = (tf.cast(offset, tf.float64) + tf.cast(tf.range(count), tf.float64) + 0.5) * scale
     # The filter reaches from two scales before the first center to two after the last; each rounding adds one input.
     needed = tf.cast(tf.math.ceil((_BLOCK - 1) * scale + 4.0 * filter_scale), tf.int32) + 2
     # The last block may be shorter, and then it does not need all of these.

@@ -42,8 +42,26 @@ _ORIENTATION, _TILE = 0x0112, (322, 323)
 _PNG_METADATA = (b"eXIf", b"iTXt", b"zTXt", b"tEXtRaw profile", b"tEXtXML:com", b"tEXtexif")
 
 
+class _InFlight:
+    """The pixels that all threads of this process decode now."""
+
+    def __init__(self):
+        self.pixels, self.changed = 0, threading.Condition()
+        # The waiting image holds this lock, so that smaller images cannot overtake it indefinitely.
+        self.next = threading.Lock()
+
+
+_IN_FLIGHT = _InFlight()
+if hasattr(os, "register_at_fork"):
+    # The threads of the parent, and what they hold, are not in the child.
+    os.register_at_fork(after_in_child=_IN_FLIGHT.__init__)
+
+
 class PixelBudget:
-    """Bounds how many pixels are decoded at the same time by the threads of this process.
+    """Bounds how many pixels the threads of this process decode at the same time.
+
+    All budgets of a process count the same pixels: those of a training and a validation pipeline, of feature stores and
+    of preprocessors. What is decoded waits until all of them together leave room in its own budget.
 
     Args:
         pixels: int >= 1, or None: one for each 128 bytes of the machine's memory, or of the limit of its container. An
@@ -60,22 +78,19 @@ class PixelBudget:
                 f"Received: max_pixels_in_flight={pixels!r}."
             )
         self.pixels = pixels or max(_UNSUSPICIOUS_PIXELS, memory_bytes() // _MEMORY_PER_PIXEL)
-        self._in_flight, self._changed = 0, threading.Condition()
-        # The waiting image holds this lock, so that smaller images cannot overtake it indefinitely.
-        self._next = threading.Lock()
 
     @contextlib.contextmanager
     def hold(self, pixels: int) -> Iterator[None]:
         """Waits until the budget has room for this number of pixels, and reserves it until the end of the block."""
-        with self._next, self._changed:
-            self._changed.wait_for(lambda: not self._in_flight or self._in_flight + pixels <= self.pixels)
-            self._in_flight += pixels
+        with _IN_FLIGHT.next, _IN_FLIGHT.changed:
+            _IN_FLIGHT.changed.wait_for(lambda: not _IN_FLIGHT.pixels or _IN_FLIGHT.pixels + pixels <= self.pixels)
+            _IN_FLIGHT.pixels += pixels
         try:
             yield
         finally:
-            with self._changed:
-                self._in_flight -= pixels
-                self._changed.notify_all()
+            with _IN_FLIGHT.changed:
+                _IN_FLIGHT.pixels -= pixels
+                _IN_FLIGHT.changed.notify_all()
 
 
 def memory_bytes() -> int:
@@ -172,8 +187,9 @@ def reduce_jpeg(image, shortest: float) -> None:
 
 def _file_bytes(path: Path, name: str) -> bytes:
     # A device or a pipe may have no end.
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        raise ValueError(f"An image must be a regular file. Received: {name}.")
+    if path.exists() and not path.is_file():
+        what = ", a folder" if path.is_dir() else ""
+        raise ValueError(f"An image must be a regular file. Received: {name}{what}.")
     return path.read_bytes()
 
 

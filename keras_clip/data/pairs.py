@@ -369,7 +369,9 @@ class _Decoder:
             shortest = max(sides) / math.sqrt(self._scale[0] * graph_images.CROP_RATIO[0])
             view_of = functools.partial(graph_images.random_resized_view, scale=self._scale)
         if image.dtype != "string":
-            return graph_images.take_view_in_graph(image, view_of(tf.shape(image)[:2], sides, seed), sides, dtype)
+            return graph_images.take_view_in_graph(
+                image, view_of(tf.shape(image, tf.int64)[:2], sides, seed), sides, dtype
+            )
         return graph_images.decode_view(
             image,
             seed,

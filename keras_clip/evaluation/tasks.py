@@ -258,7 +258,7 @@ def encode(
         if not len(kept):
             raise ValueError(
                 f"Images of the classes that all splits have must remain. Received: {part} {store}, all of other "
-                f"classes than {list(names)[:5]}. Leave this split out, or pass other images."
+                f"classes than {list(class_names[:5])}. Leave this split out, or pass other images."
             )
         return kept
 

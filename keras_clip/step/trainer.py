@@ -6,6 +6,7 @@ encoded in micro-batches.
 """
 
 import contextlib
+import math
 import os
 from typing import Any, NamedTuple
 
@@ -305,6 +306,8 @@ class GlobalBatchTrainer(CompositeModel, compat.FitHooks):
         # A step that is compiled sees the shape of a batch only when it is traced, and on TensorFlow not of arrays.
         batch_size = options.get("batch_size", args[1] if len(args) > 1 else None)
         compile_checks.warn_of_data_of_single_pairs(self, x, batch_size)
+        if isinstance(callbacks := options.get("callbacks"), list | tuple):
+            options["callbacks"] = [*callbacks, _ForgetsNaN(callbacks)]
         return super().fit(x, *args, **options)
 
     def evaluate(self, *args, **options) -> dict[str, float] | list[float]:
@@ -331,3 +334,21 @@ class GlobalBatchTrainer(CompositeModel, compat.FitHooks):
     def test_step(self, *args):
         """Runs a step of `evaluate`; the arguments are (state, data) on JAX, and data on other backends."""
         return backend_steps.TEST[keras.backend.backend()](self, *args)
+
+
+class _ForgetsNaN(keras.callbacks.Callback):
+    """Lets the callbacks of a best value forget one that is NaN.
+
+    `ModelCheckpoint`, `EarlyStopping` and `ReduceLROnPlateau` take the first value for the best. The loss of an epoch
+    in which every step was skipped is NaN, and no later value would be better.
+    """
+
+    def __init__(self, callbacks):
+        super().__init__()
+        self._callbacks = callbacks
+
+    def on_epoch_end(self, epoch, logs=None):
+        for callback in self._callbacks:
+            best = getattr(callback, "best", None)
+            if isinstance(best, float) and math.isnan(best):
+                callback.best = None

@@ -4,6 +4,7 @@ import ast
 import io
 import os
 import resource
+import signal
 import struct
 import threading
 import time
@@ -275,7 +276,104 @@ class TestExtremeAspects:
         assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < 100
 
 
+VIEWS = {
+    "centre": graph_images.centered_view_in_graph,
+    "the paper's crop": graph_images.random_crop_view,
+    "random resized crop": graph_images.random_resized_view,
+}
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("view_of", VIEWS.values(), ids=VIEWS)
+def test_sides_beyond_32_bits_once_they_are_resized(view_of):
+    """One row of 12 million pixels, whose longer side is resized to 2,688 million; as a file and as an array."""
+    import tensorflow as tf
+
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 12_000_000, 3), "uint8")
+    data = encode(Image.fromarray(pixels), "PNG", compress_level=1)
+    seed = tf.constant([1, 2], tf.int64)
+
+    @tf.function
+    def of_file(data):
+        return graph_images.decode_view(data, seed, 224, view_of)
+
+    @tf.function
+    def of_array(pixels):
+        view = view_of(tf.shape(pixels, tf.int64)[:2], (224, 224), seed)
+        return graph_images.take_view_in_graph(pixels, view, (224, 224))
+
+    found = of_file(tf.constant(data)).numpy()
+    np.testing.assert_array_equal(found, of_array(tf.constant(pixels)))
+    if view_of is graph_images.centered_view_in_graph:
+        np.testing.assert_array_equal(found, ImagePreprocessor(224).to_uint8(data)[0])
+
+
+def test_two_pipelines_have_the_memory_of_one(monkeypatch):
+    """Training and validation count the same pixels, whichever budgets they have."""
+    import tensorflow as tf
+
+    lock, now, most = threading.Lock(), [0], [0]
+
+    def slowly(image, name):
+        with lock:
+            now[0] += image.width * image.height
+            most[0] = max(most[0], now[0])
+        time.sleep(0.005)
+        with lock:
+            now[0] -= image.width * image.height
+        return image.convert("RGB")
+
+    monkeypatch.setattr(graph_images, "decode", slowly)
+    data = encode(Image.new("RGB", (20, 10)), "PNG")
+
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = 8
+
+    def pipeline(budget):
+        def decoded(data):
+            view_of = graph_images.centered_view_in_graph
+            return graph_images.decode_view(data, tf.zeros(2, tf.int64), 8, view_of, budget=budget)
+
+        images = tf.data.Dataset.from_tensors(data).repeat(30).map(decoded, num_parallel_calls=8)
+        return iter(images.prefetch(30).with_options(options))
+
+    # A half of each budget is for PIL: five images of 200 pixels.
+    both = [pipeline(PixelBudget(2000)), pipeline(PixelBudget(2000))]
+    for images in both:
+        next(images)
+    assert sum(len(list(images)) for images in both) == 58
+    assert 200 <= most[0] <= 1000
+
+
 class TestPixelBudget:
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+    def test_a_forked_process_does_not_wait_for_threads_of_its_parent(self):
+        """As the workers of a torch `DataLoader`."""
+        budget = PixelBudget(100)
+        with budget.hold(90):
+            child = os.fork()
+            if not child:
+                with budget.hold(50):
+                    os._exit(0)
+            end, ended = time.monotonic() + 5, (0, 0)
+            while time.monotonic() < end and ended == (0, 0):
+                time.sleep(0.01)
+                ended = os.waitpid(child, os.WNOHANG)
+            if ended == (0, 0):
+                os.kill(child, signal.SIGKILL)
+            assert ended == (child, 0)
+
+    def test_the_smaller_budget_bounds_what_all_decode(self):
+        small, large = PixelBudget(100), PixelBudget(1000)
+        with large.hold(90):
+            waiting = threading.Thread(target=lambda: small.hold(20).__enter__(), daemon=True)
+            waiting.start()
+            waiting.join(0.05)
+            assert waiting.is_alive()
+        waiting.join(5)
+        assert not waiting.is_alive()
+
     def test_bounds_what_is_in_flight(self):
         budget, lock = PixelBudget(100), threading.Lock()
         now, most = [0], [0]

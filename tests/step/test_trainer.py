@@ -121,6 +121,26 @@ def test_numbers_of_an_epoch_without_a_usable_step(tmp_path):
     assert np.isnan(logs["loss"][0]) and logs["skipped_steps"] == [2]
 
 
+def test_a_first_epoch_of_nan_is_not_the_best(tmp_path):
+    clip, data = build("convolution"), pairs(24)
+    clip.compile(keras.optimizers.SGD(0.01))
+    path = tmp_path / "best.weights.h5"
+    callbacks = (
+        keras.callbacks.ModelCheckpoint(path, "loss", save_best_only=True, save_weights_only=True),
+        keras.callbacks.EarlyStopping("loss", patience=1),
+        keras.callbacks.ReduceLROnPlateau("loss", patience=1),
+    )
+
+    def batches():
+        for scale in (np.nan, 1.0, 1.0):
+            yield ({**data, "images": scale * data["images"]},)
+
+    losses = clip.fit(batches(), steps_per_epoch=1, epochs=3, verbose=0, callbacks=callbacks).history["loss"]
+    # Without a best value the second epoch is better than nothing; compared with NaN it would be the last.
+    assert np.isnan(losses[0]) and len(losses) == 3
+    assert {float(callback.best) for callback in callbacks} == {min(losses[1:])} and path.exists()
+
+
 def test_an_overflow_of_the_loss_scale_is_a_skipped_step():
     clip, data = build("convolution"), pairs(24)
     optimizer = keras.optimizers.LossScaleOptimizer(SGD(0.1), initial_scale=2.0**127)

@@ -1,6 +1,7 @@
 """Images with labels, ids and groups from any source: the input of a feature store."""
 
 import hashlib
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -76,7 +77,7 @@ class LabelledImages:
         self.ids = tuple(ids)
         self.groups = ("",) * len(self.ids) if groups is None else tuple(groups)
         _require_columns(self, len(labels))
-        self.labels = np.asarray(labels, np.int64) if class_names is None else _numbers(labels, self.class_names, name)
+        self.labels = _indices(labels, name) if class_names is None else _numbers(labels, self.class_names, name)
         if class_names is not None and empty_classes == "refuse":
             require_images_of_all(self.labels, self.class_names, name)
 
@@ -125,6 +126,18 @@ def _classes(labels: Sequence[Label], class_names: Sequence[str], empty_classes:
     return tuple(name for name in class_names if name in occurring)
 
 
+def _indices(labels: Sequence[int], where: str) -> np.ndarray:
+    """Labels (N,), or 0, 1 and `IGNORED` (N, K), of classes without names."""
+    numbers = np.asarray(labels)
+    if numbers.ndim not in (1, 2) or numbers.dtype.kind not in "iub" or numbers.min() < 0:
+        raise ValueError(
+            "Labels of classes without names must be integers from 0 on. Received: "
+            f"{where!r} with class_names=None and labels of dtype {numbers.dtype} and shape {numbers.shape}, such as "
+            f"{list(labels[:5])}. Pass `class_names` for labels that are names."
+        )
+    return numbers.astype(np.int64)
+
+
 def _numbers(labels: Sequence[Label], class_names: tuple[str, ...], where: str) -> np.ndarray:
     """Converts labels to class indices (N,), or to 0, 1 and `IGNORED` (N, K)."""
     require_class_names(class_names, where)
@@ -135,7 +148,7 @@ def _numbers(labels: Sequence[Label], class_names: tuple[str, ...], where: str) 
     if unknown:
         raise ValueError(
             f"Every label must be a name of a class. Received: {where!r} with the labels {unknown[:5]}, which are not "
-            f"among its {len(class_names)} classes: {list(class_names[:5])}, ..."
+            f"among its {len(class_names)} classes: {list(class_names[:5])}, ...{_lookalikes(unknown, class_names)}"
         )
     if wrong := {value for row in rows for value in row.values()} - {1, IGNORED}:
         raise ValueError(f"Classes of an image must have the value 1 or {IGNORED}. Received: {where!r} with {wrong}.")
@@ -149,8 +162,21 @@ def _numbers(labels: Sequence[Label], class_names: tuple[str, ...], where: str) 
     return table if several else numbers
 
 
+def _lookalikes(unknown: Sequence[str], class_names: Sequence[str]) -> str:
+    """A sentence on labels that look like a class name, but have other characters; file systems may write so."""
+
+    def plain(name: str) -> str:
+        return unicodedata.normalize("NFKC", name).casefold().strip()
+
+    known = {plain(str(name)): str(name) for name in class_names}
+    pairs = [f"{ascii(name)} and {ascii(known[plain(name)])}" for name in unknown if plain(name) in known]
+    return f" Alike, but not equal, are {'; '.join(pairs[:3])}." if pairs else ""
+
+
 def require_class_names(class_names: Sequence[str], where: str) -> None:
-    """Raises a ValueError unless there are at least two names, all distinct and not empty."""
+    """Raises an error unless there are at least two names, all distinct texts and not empty."""
+    if isinstance(class_names, str) or not all(isinstance(name, str) for name in class_names):
+        raise TypeError(f"`class_names` must be a list of texts. Received: {where!r} with class_names={class_names!r}.")
     if len(class_names) < 2 or len(set(class_names)) < len(class_names) or not all(map(str.strip, class_names)):
         raise ValueError(
             "There must be at least two classes, with names that differ and are not empty. "
@@ -190,3 +216,6 @@ def image_digest(image: Image) -> bytes:
             return hashlib.file_digest(file, "sha256").digest()
     except FileNotFoundError:
         return b"no such file"
+    except (IsADirectoryError, PermissionError) as error:
+        # The store counts it among its broken images.
+        return type(error).__name__.encode()

@@ -298,6 +298,8 @@ def _decoded(images: Iterator, preprocessor: ImagePreprocessor, batch_size: int,
             return preprocessor.to_uint8(image, budget)[0]
         except FileNotFoundError:
             return "no image", ""
+        except PermissionError as error:
+            return "unreadable image", str(error)
         except ValueError as error:
             return "image too large" if "max_pixels" in str(error) else "undecodable image", str(error)
 

@@ -15,6 +15,7 @@ from keras_clip.data.skipped import MAX_BROKEN
 from keras_clip.evaluation.datasets.labelled_images import LabelledImages, require_class_names, require_images_of_all
 from keras_clip.evaluation.features.draft import DRAFT_SUFFIX, MANIFEST, Draft, empty_row, recorded
 from keras_clip.evaluation.features.key import Key, model_parts
+from keras_clip.evaluation.metrics.classification import IGNORED
 from keras_clip.evaluation.results import Examples, digest_of
 from keras_clip.lock import Lock
 from keras_clip.model import CLIPModel, ImageEmbedder
@@ -329,10 +330,14 @@ def _check_values(columns: dict[str, np.ndarray], class_names: Sequence[str] | N
         )
     if len(set(columns["ids"].tolist())) < len(columns["ids"]):
         raise ValueError(f"No two images may have the same id. Received: {where!r} with some ids twice.")
+    labels = columns["labels"]
+    if labels.ndim == 1 and labels.min() < 0:
+        raise ValueError(f"Labels must be integers from 0 on. Received: {where!r} with {labels.min()}.")
+    if labels.ndim == 2 and (wrong := set(np.unique(labels).tolist()) - {0, 1, IGNORED}):
+        raise ValueError(f"Labels (N, K) must be 0, 1 or {IGNORED}. Received: {where!r} with {sorted(wrong)[:5]}.")
     if class_names is None:
         return
     require_class_names(class_names, where)
-    labels = columns["labels"]
     if labels.ndim == 1 and not 0 <= labels.min() <= labels.max() < len(class_names):
         raise ValueError(
             f"Labels must be numbers of the {len(class_names)} class names. "

@@ -7,6 +7,7 @@ similarity as the correct item rank before it, so that a model with constant emb
 """
 
 import dataclasses
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -103,7 +104,7 @@ class RetrievalRanks:
         return METRICS["median_rank"](self._ranks(direction), self._images(direction))
 
     def recall_interval(
-        self, direction: str, k: int, confidence: float = 0.95, resamples: int = 1000, seed: int = 0
+        self, direction: str, k: int, confidence: float = 0.95, resamples: int | None = None, seed: int | None = None
     ) -> tuple[float, float]:
         """Returns the interval of `recall`, with images as the sampled units (`clustered_interval`).
 
@@ -114,28 +115,30 @@ class RetrievalRanks:
             direction: "image_to_text" or "text_to_image".
             k: int >= 1.
             confidence: float in (0, 1).
-            resamples: not used, since the interval needs no bootstrap any more.
-            seed: not used.
+            resamples: no longer an option: the interval needs no bootstrap. A number has no effect, with a warning.
+            seed: likewise.
 
         Returns:
             Lower and upper bound in [0, 1].
         """
+        _warn_of_bootstrap(resamples, seed)
         return recall_at(k).interval(self._ranks(direction), self._images(direction), confidence, resamples, seed)
 
     def median_rank_interval(
-        self, direction: str, confidence: float = 0.95, resamples: int = 1000, seed: int = 0
+        self, direction: str, confidence: float = 0.95, resamples: int | None = None, seed: int | None = None
     ) -> tuple[float, float]:
         """Returns the interval of `median_rank`, over images as in `recall_interval` (`clustered_quantile_interval`).
 
         Args:
             direction: "image_to_text" or "text_to_image".
             confidence: float in (0, 1).
-            resamples: not used, since the interval needs no bootstrap any more.
-            seed: not used.
+            resamples: no longer an option: the interval needs no bootstrap. A number has no effect, with a warning.
+            seed: likewise.
 
         Returns:
             Lower and upper bound.
         """
+        _warn_of_bootstrap(resamples, seed)
         ranks, images = self._ranks(direction), self._images(direction)
         return METRICS["median_rank"].interval(ranks, images, confidence, resamples, seed)
 
@@ -146,7 +149,7 @@ class RetrievalRanks:
         self,
         dataset: str,
         protocol: str,
-        seed: int = 0,
+        seed: int | None = None,
         examples: Examples | None = None,
         details: Mapping[str, Any] | None = None,
     ) -> list[Score]:
@@ -155,13 +158,14 @@ class RetrievalRanks:
         Args:
             dataset: str. Name of the dataset.
             protocol: str. Description of the split and the captions.
-            seed: not used.
+            seed: no longer an option, as of `recall_interval`.
             examples: `Examples` of the images and captions together, without labels and groups. None: unknown.
             details: further details of the scores.
 
         Returns:
             List of eight `Score`, methods "retrieval/image_to_text" and "retrieval/text_to_image".
         """
+        _warn_of_bootstrap(None, seed)
         counts = {"images": len(self.image_to_text), "texts": len(self.text_to_image), "ties": self.ties}
         scores = []
         for direction in DIRECTIONS:
@@ -184,6 +188,16 @@ class RetrievalRanks:
         if direction not in DIRECTIONS:
             raise ValueError(f"Expected one of the directions {DIRECTIONS}. Received: direction={direction!r}.")
         return getattr(self, direction)
+
+
+def _warn_of_bootstrap(resamples: int | None, seed: int | None) -> None:
+    if resamples is not None or seed is not None:
+        warnings.warn(
+            "Intervals of retrieval need no bootstrap, so that its options have no effect. Received: "
+            f"resamples={resamples}, seed={seed}. Leave them out.",
+            DeprecationWarning,
+            stacklevel=3,
+        )
 
 
 def retrieval_ranks(

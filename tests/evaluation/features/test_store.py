@@ -559,3 +559,47 @@ def test_the_compiled_function_is_shared_and_uses_the_current_weights(tmp_path):
     del clip, weight
     gc.collect()
     assert len(draft._COMPILED) < held
+
+
+@pytest.mark.backend_free
+def test_paths_that_are_no_images_are_counted(clip, tmp_path):
+    """A folder, a file of no bytes, and one that is gone, of images that are given by their paths."""
+    paths = []
+    for number, file in enumerate(FILES):
+        paths.append(str(tmp_path / f"{number}.png"))
+        (tmp_path / f"{number}.png").write_bytes(file if number != 4 else b"")
+    (tmp_path / "folder.png").mkdir()
+    paths[6], paths[8] = str(tmp_path / "folder.png"), str(tmp_path / "gone.png")
+    found = FeatureStore.build(clip, make(paths), tmp_path / "store", batch_size=8, max_broken=0.2)
+    assert found.skipped.counts == {"undecodable image": 2, "no image": 1}
+    assert all(any(what in text for text in found.skipped.examples) for what in ("0 bytes", "a folder", "image 8"))
+
+
+LABELS = {
+    "fractions": ([0.5, 1.7], None, "integers from 0 on.*float64"),
+    "negative": ([-1, 1], None, "integers from 0 on"),
+    "names without classes": (["a", "b"], None, "Pass `class_names`"),
+    "composed and decomposed": (
+        ["cafe\u0301", "b"],
+        ["caf\u00e9", "b"],
+        r"Alike, but not equal, are 'cafe\\u0301' and",
+    ),
+    "case": (["Cat", "b"], ["cat", "b"], "Alike, but not equal, are 'Cat' and 'cat'"),
+}
+
+
+@pytest.mark.backend_free
+@pytest.mark.parametrize(("labels", "class_names", "message"), LABELS.values(), ids=LABELS)
+def test_labels_that_are_no_classes(labels, class_names, message):
+    with pytest.raises(ValueError, match=message):
+        LabelledImages(lambda start: iter(FILES[start:2]), labels, ["0", "1"], class_names)
+    with pytest.raises(TypeError, match="must be a list of texts"):
+        LabelledImages(lambda start: iter(FILES[start:2]), ["a", "b"], ["0", "1"], "ab")
+
+
+@pytest.mark.backend_free
+@pytest.mark.parametrize("labels", [[-1, 1], [[0, 2], [1, 0]], [[0, 1], [1, 254]]], ids=str)
+def test_arrays_with_labels_out_of_range(labels):
+    for names in (None, ["a", "b"]):
+        with pytest.raises(ValueError, match="Labels"):
+            FeatureStore.from_arrays(np.eye(2), np.eye(2), labels, names)

@@ -97,7 +97,23 @@ def test_interval_counts_images_and_not_captions(rng):
     low, high = ranks.recall_interval("text_to_image", 1)
     expected = blaker_interval(int(found.sum()), 100)
     assert (high - low) == pytest.approx(expected[1] - expected[0], rel=0.1)
-    assert ranks.recall_interval("image_to_text", 1, resamples=3000, seed=1) == expected
+    assert ranks.recall_interval("image_to_text", 1) == expected
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda ranks, **options: ranks.recall_interval("image_to_text", 1, **options),
+        lambda ranks, **options: ranks.median_rank_interval("image_to_text", **options),
+        lambda ranks, **options: ranks.scores("flowers", "test", seed=options["seed"]),
+    ],
+    ids=["recall", "median", "scores"],
+)
+def test_options_of_the_former_bootstrap_say_that_they_have_no_effect(call, rng):
+    ranks = ranks_of(rng.geometric(0.2, 40), rng.geometric(0.2, 40), np.arange(40))
+    with pytest.warns(DeprecationWarning, match="no effect.*seed=1"):
+        found = call(ranks, resamples=3000, seed=1)
+    assert found == call(ranks, **{"seed": None})
 
 
 def test_interval_where_all_are_found():

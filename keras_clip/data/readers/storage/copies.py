@@ -109,7 +109,7 @@ def copy_of(path: str, suffix: str, write: Callable[[BinaryIO], None]) -> str:
         The path of the copy, in the user's cache folder.
     """
     stat = os.stat(path)
-    place = in_cache("copies", path, f"-{stat.st_size}-{stat.st_mtime_ns}-{os.path.basename(path)}{suffix}")
+    place = in_cache("copies", path, f"-{stat.st_size}-{stat.st_mtime_ns}-{os.path.basename(path)[-40:]}{suffix}")
     if not os.path.exists(place):
         for old in glob.glob(glob.escape(in_cache("copies", path, "-")) + "*"):
             with contextlib.suppress(OSError):
