@@ -20,7 +20,8 @@ from subprocesses import REPOSITORY
 
 import keras_clip
 from keras_clip.data.skipped import SkippedSamples
-from keras_clip.evaluation import FeatureStore, ladder, sources
+from keras_clip.evaluation import FeatureStore, sources
+from keras_clip.evaluation.classifiers import zero_shot
 from keras_clip.evaluation.datasets.labelled_images import LabelledImages
 from keras_clip.evaluation.features import draft, lock
 from keras_clip.evaluation.features.key import model_parts
@@ -534,8 +535,8 @@ def test_digits_end_to_end(tmp_path):
     store = FeatureStore.build(clip, images, tmp_path / "digits", batch_size=64)
     pixels = clip.image_preprocessor([sample.image for sample in images][-64:])
     classifier = keras_clip.ZeroShotClassifier(clip, list("0123456789"), ("a photo of a {}.",))
-    rung = ladder.ladder(clip, store, ("a photo of a {}.",))["zero_shot/family"]
-    scores = ladder.zero_shot_scores(store, rung.class_embeddings)
+    head = zero_shot.zero_shot_heads(clip, store, ("a photo of a {}.",))["zero_shot/family"]
+    scores = zero_shot.zero_shot_scores(store, head.class_embeddings)
     expected = keras.ops.convert_to_numpy(classifier.logits(pixels))
     np.testing.assert_allclose(scores[-64:], expected, atol=1e-4)
     assert scores.shape == (597, 10)
