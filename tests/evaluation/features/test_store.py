@@ -19,11 +19,12 @@ from PIL import Image
 from subprocesses import REPOSITORY
 
 import keras_clip
+from keras_clip import lock
 from keras_clip.data.skipped import SkippedSamples
 from keras_clip.evaluation import FeatureStore, sources
 from keras_clip.evaluation.classifiers import zero_shot
 from keras_clip.evaluation.datasets.labelled_images import LabelledImages
-from keras_clip.evaluation.features import draft, lock
+from keras_clip.evaluation.features import draft
 from keras_clip.evaluation.features.key import model_parts
 
 SIZE = 21
@@ -326,6 +327,7 @@ BUILD = """
 import sys
 import small_clip
 from evaluation.features.test_store import FILES, make
+from keras_clip import lock
 from keras_clip.data.skipped import SkippedSamples
 from keras_clip.evaluation import FeatureStore
 from keras_clip.evaluation.features import draft
