@@ -76,7 +76,8 @@ def _embed_rows(text_embedder: TextEmbedder, token_ids: np.ndarray) -> np.ndarra
     return embeddings
 
 
-def _unit_length(x: np.ndarray) -> np.ndarray:
+def unit_length(x: np.ndarray) -> np.ndarray:
+    """Returns vectors (..., E) divided by their length; a zero vector remains zero."""
     return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-6)
 
 
@@ -112,7 +113,7 @@ def embed_classes(
     embeddings = _embed_rows(text_embedder, token_ids)
     ends = np.cumsum([len(class_prompts) for class_prompts in prompts])
     means = [embeddings[rows].mean(axis=0) for rows in np.split(inverse.reshape(-1), ends[:-1])]
-    return _unit_length(np.stack(means))
+    return unit_length(np.stack(means))
 
 
 def tokenize_prompts(tokenizer: Callable, prompts: list[str]) -> np.ndarray:

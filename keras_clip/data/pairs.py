@@ -7,22 +7,19 @@ time.
 
 import functools
 import math
-import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from keras_clip.data.arguments import check_numbers, check_size, component, increasing_lengths, region_scale
-from keras_clip.data.epochs import IndexedEpochs, StreamedEpochs
+from keras_clip.data.epochs import make_epochs
+from keras_clip.data.epochs.base import parallel_images
 from keras_clip.data.image_files import PixelBudget
-from keras_clip.data.readers import Stream, open_reader
+from keras_clip.data.readers import open_reader
 from keras_clip.data.readers.brief import brief
 from keras_clip.data.skipped import MAX_BROKEN, STRAY, SkippedSamples
 
 if TYPE_CHECKING:
     import tensorflow as tf
-
-_BLOCK = 64
-_STREAM_BUFFER = 1024
 
 
 def image_text_pairs(
@@ -140,13 +137,9 @@ def image_text_pairs(
         reader = open_reader(source, mapping, delimiter=delimiter)
         skipped = SkippedSamples(brief(source), max_broken, getattr(reader, "skipped", None), STRAY)
         options = skipped, seed, shard, batch_size, image_preprocessor
-        if isinstance(reader, Stream):
-            stream = reader.part(shard, training)
-            epochs = StreamedEpochs(stream, *options)
-            good = _stream(epochs, stream, decode, training)
-        else:
-            epochs = IndexedEpochs(reader, training, *options)
-            good = _indexed(epochs, decode, training)
+        epochs = make_epochs(reader, training, *options)
+        # A mapping that does not fit is an error before the number of samples is one.
+        good = epochs.samples(decode)
         check_size(epochs.num_samples, batch_size, training, source)
         epochs.options = {
             "crop": crop,
@@ -191,125 +184,6 @@ def _with_length(batches: "tf.data.Dataset", length: int) -> "tf.data.Dataset":
 
     nothing = tf.data.Dataset.range(1).filter(lambda _: False).map(like_batch).repeat()
     return batches.concatenate(nothing).take(length)
-
-
-def _indexed(epochs: IndexedEpochs, decode: Callable, training: bool) -> "tf.data.Dataset":
-    """Returns (place, pixels, caption) of the samples of a source that is read by index, without broken samples.
-
-    `ignore_errors` drops samples that cannot be decoded. A gap in the remaining positions shows which sample was
-    dropped, and only then does Python determine the reason. Every block ends with a marker, so that a gap is noticed
-    early.
-    """
-    import tensorflow as tf
-
-    def starts(place):
-        first, size = place[2], epochs.num_samples
-        numbers = tf.data.Dataset.range(first, size, _BLOCK)
-        numbers = numbers.concatenate(tf.data.Dataset.from_tensors(tf.constant(-1, tf.int64)))
-        if training:
-            # Broken samples are replaced by those at the beginning of the epoch.
-            numbers = numbers.concatenate(tf.data.Dataset.range(tf.maximum(first, size), 2 * size, _BLOCK))
-        return tf.data.Dataset.zip((tf.data.Dataset.from_tensors(place).repeat(), numbers))
-
-    def read(place, start):
-        dtypes = (tf.int64, tf.bool, tf.int64, tf.string, tf.string)
-        columns = tf.numpy_function(lambda *at: epochs.read(*map(int, at), _BLOCK), (place[0], start), dtypes)
-        for column, shape in zip(columns, ([None], [None], [None, 2], [None], [None]), strict=True):
-            column.set_shape(shape)
-        return tf.tile(place[None], [tf.size(columns[0]), 1]), *columns
-
-    def attempt(place, position, is_mark, seed, image, caption):
-        pixels = tf.cond(is_mark, lambda: decode.nothing, lambda: decode(image, seed, caption))
-        return place, position, is_mark, pixels, caption
-
-    def compare(expected, sample):
-        place, position, is_mark, pixels, caption = sample
-        expected = tf.maximum(expected, place[2])
-        is_told = (position > expected) | (is_mark & (position == epochs.num_samples))
-        gap = (place[0], expected, position)
-        told = tf.cond(is_told, lambda: _scalar(epochs.missed, gap, tf.bool), lambda: False)
-        expected = tf.maximum(expected, position + tf.cast(~is_mark, tf.int64))
-        return expected, (place, pixels, caption, told | ~is_mark)
-
-    # Two blocks are read at a time, which is enough to hide the latency of a disk behind the decoding.
-    samples = _begin(epochs).flat_map(starts).map(read, num_parallel_calls=2, deterministic=True).unbatch()
-    tried = samples.map(attempt, num_parallel_calls=_parallel_images(), deterministic=True).ignore_errors()
-    compared = tried.scan(tf.constant(0, tf.int64), compare)
-    good = compared.filter(lambda place, pixels, caption, is_good: is_good)
-    return good.map(lambda place, pixels, caption, _: (place, pixels, caption))
-
-
-def _begin(epochs: Any) -> "tf.data.Dataset":
-    """Returns a dataset of one element, the place where this pass begins: int64 (epoch, step, position)."""
-    import tensorflow as tf
-
-    def begin(_):
-        place = tf.numpy_function(epochs.begin, (), tf.int64)
-        return tf.ensure_shape(place, (3,))
-
-    return tf.data.Dataset.from_tensors(0).map(begin)
-
-
-def _stream(epochs: StreamedEpochs, stream: Stream, decode: Callable, training: bool) -> "tf.data.Dataset":
-    """Returns (place, pixels, caption) of the samples of a stream, mapped in a graph, without broken samples.
-
-    Errors of the stream itself must be raised, so each sample is tried separately.
-    """
-    import tensorflow as tf
-
-    def number(place, position, pair):
-        image, captions = pair
-        seed = tf.stack([epochs.stream_seed(place[0]), position])
-        count = tf.size(captions)
-        choice = tf.random.stateless_uniform((), seed, 0, tf.maximum(count, 1), tf.int32) if training else 0
-        caption = tf.cond(count > 0, lambda: captions[choice], lambda: tf.constant(b""))
-        return place, False, seed, image, caption
-
-    pairs = stream.pairs(_parallel_images())
-    is_array = pairs.element_spec[0].dtype == tf.uint8
-    no_image = tf.zeros((0, 0, 3), tf.uint8) if is_array else tf.constant(b"")
-
-    # The end of a pass is also an element.
-    def elements_before(place):
-        size = epochs.num_samples
-        return place[2] if size is None else place[2] + tf.cast(place[2] > size, tf.int64)
-
-    def pass_over(place):
-        # Sets the seed of this graph only. A global seed would change the order, and a global seed of 0 would break
-        # seeds in the graph.
-        tf.compat.v1.set_random_seed(1)
-        shuffled = pairs.shuffle(_STREAM_BUFFER, seed=epochs.stream_seed(place[0])) if training else pairs
-        samples = shuffled.enumerate().map(lambda position, pair: number(place, position, pair))
-        end = (place, True, tf.zeros(2, tf.int64), no_image, tf.constant(b""))
-        once = samples.concatenate(tf.data.Dataset.from_tensors(end))
-        # As for indexed sources, a second pass replaces broken samples. Earlier samples are read and shuffled again,
-        # but not decoded.
-        twice = once.concatenate(samples) if training and epochs.num_samples else once
-        return twice.skip(elements_before(place))
-
-    failure = tf.data.Dataset.from_tensors((decode.nothing, False))
-
-    def attempt(place, is_end, seed, image, caption):
-        # Graphs have no `try`: this dataset has the decoded sample, unless decoding fails, and then the failure.
-        trial = tf.data.Dataset.from_tensors((image, seed, caption)).map(lambda *sample: (decode(*sample), True))
-        pixels, is_good = trial.ignore_errors().concatenate(failure).take(1).get_single_element()
-        return place, pixels, is_good, is_end, image, caption
-
-    def is_good(count, sample):
-        place, _, good, is_end, image, caption = sample
-
-        def report():
-            at = (place[0], count + elements_before(place))
-            return tf.cond(
-                is_end,
-                lambda: _scalar(epochs.end, at, tf.bool),
-                lambda: _scalar(epochs.skip, (*at, image, caption), tf.bool),
-            )
-
-        return tf.cond(good, lambda: True, report)
-
-    tried = _begin(epochs).flat_map(pass_over).map(attempt, num_parallel_calls=_parallel_images(), deterministic=True)
-    return tried.enumerate().filter(is_good).map(lambda _, sample: (sample[0], sample[1], sample[-1]))
 
 
 class _Decoder:
@@ -380,7 +254,7 @@ class _Decoder:
             max_pixels=self._preprocessor.max_pixels,
             shortest=shortest,
             budget=self._budget,
-            parallel=_parallel_images(),
+            parallel=parallel_images(),
             dtype=dtype,
         )
 
@@ -403,20 +277,6 @@ def _tokenize_with(tokenizer: Callable, lengths: tuple[int, ...]) -> Callable:
         return place, {"images": images, "token_ids": token_ids}
 
     return to_batch
-
-
-def _scalar(function: Callable, inputs: Sequence, dtype: Any) -> Any:
-    import tensorflow as tf
-
-    output = tf.numpy_function(function, inputs, dtype)
-    output.set_shape(())
-    return output
-
-
-def _parallel_images() -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    # Results keep their order: with one image per core, the cores would wait for a large image.
-    return 2 * cores
 
 
 def _require_tensorflow() -> Any:

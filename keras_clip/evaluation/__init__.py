@@ -16,6 +16,7 @@ from keras_clip.evaluation.classifiers.ridge import RidgeProbe
 from keras_clip.evaluation.classifiers.tip_adapter import TipAdapter, tune_tip_adapter
 from keras_clip.evaluation.classifiers.tuning import Tuned
 from keras_clip.evaluation.classifiers.wise_ft import WiseFT, tune_wise_ft
+from keras_clip.evaluation.classifiers.zero_shot import ZeroShotHead, zero_shot_heads, zero_shot_scores
 from keras_clip.evaluation.datasets import catalogue, sources
 from keras_clip.evaluation.datasets import catalogue as suites
 from keras_clip.evaluation.datasets.labelled_images import LabelledImages, Sample

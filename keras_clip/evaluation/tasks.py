@@ -144,7 +144,7 @@ class Task:
         """A task of the paper's, with all splits, prompts, the metric and the protocol of its record.
 
         Args:
-            record: of `suites.record`.
+            record: of `catalogue.record`.
             shifts: records of shifts, or {name: images}.
             model: a preset, whose scores in the paper the report shows beside those measured; None: no scores.
             data_dir: where tensorflow-datasets keeps its files. None: its default.

@@ -7,7 +7,7 @@ import pytest
 
 import keras_clip
 from keras_clip.evaluation import Failure, FeatureStore, Results, Task, compare, evaluate, metrics, report, run
-from keras_clip.evaluation.classifiers.zero_shot import ladder, zero_shot_scores
+from keras_clip.evaluation.classifiers.zero_shot import zero_shot_heads, zero_shot_scores
 from keras_clip.evaluation.datasets.labelled_images import LabelledImages
 from keras_clip.evaluation.datasets.sources import digits
 from keras_clip.evaluation.tasks import encode, hold_out
@@ -90,8 +90,8 @@ def results(clip, folder):
 def test_every_part_has_its_scores(results):
     methods = {score.method.partition("/")[0] for score in results.scores}
     assert methods == {"zero_shot", "linear_probe", "few_shot", "knn", "tip_adapter", "wise_ft", "shift", "retrieval"}
-    rungs = ["bare_name", "one_template", "family", "selected"]
-    assert [s.method for s in results.select("digits", "zero_shot", "accuracy")] == [f"zero_shot/{r}" for r in rungs]
+    heads = ["bare_name", "one_template", "family", "selected"]
+    assert [s.method for s in results.select("digits", "zero_shot", "accuracy")] == [f"zero_shot/{r}" for r in heads]
     assert [s.method for s in results.select("digits", "few_shot")] == ["few_shot/2", "few_shot/8", "few_shot/all"]
     assert len(results.select(method="shift")) == 2 * (1 + 2 + 1)
     tables = {"calibration", "reliability", "robustness", "shots_to_match", "templates", "class_set_disparity"}
@@ -168,7 +168,7 @@ def test_a_shift_may_have_coarser_classes(clip, folder, results):
     )
     groups = [[8, 9], [2, 3, 7], [0, 6]]
     shift, test = FeatureStore.open(folder / "round-test"), FeatureStore.open(folder / "digits-test")
-    classes = ladder(clip, test, TEMPLATES, make_task().names)["zero_shot/family"].class_embeddings
+    classes = zero_shot_heads(clip, test, TEMPLATES, make_task().names)["zero_shot/family"].class_embeddings
 
     def predicted(store):
         logits = zero_shot_scores(store, classes)

@@ -14,7 +14,7 @@ from keras_clip.evaluation.features.store import FeatureStore
 from keras_clip.evaluation.metrics.classification import accuracy
 from keras_clip.model import CLIPModel
 from keras_clip.prompts import validate_class_names, validate_templates, warn_of_equal_prompts
-from keras_clip.zero_shot import embed_classes, tokenize_prompts
+from keras_clip.zero_shot import embed_classes, tokenize_prompts, unit_length
 
 BARE = "{}"
 # Images per product with the class embeddings.
@@ -24,7 +24,7 @@ _MAX_SCORES = 1 << 28
 
 
 @dataclass(frozen=True)
-class Rung:
+class ZeroShotHead:
     """A zero-shot classifier and the templates it was made with.
 
     Attributes:
@@ -115,17 +115,17 @@ class PromptTable:
         """
         if missing := sorted(set(templates) - set(self.templates)):
             raise ValueError(f"The templates must be among the table's. Received: {missing[:3]}, which are not.")
-        return _unit_length(sum(self.sums(template) for template in templates))
+        return unit_length(sum(self.sums(template) for template in templates))
 
 
-def ladder(
+def zero_shot_heads(
     clip: CLIPModel,
     store: FeatureStore,
     templates: Sequence[str],
     names: Mapping[str, str | Sequence[str]] | None = None,
     training: FeatureStore | None = None,
     metric: Callable[[np.ndarray, np.ndarray], float] = accuracy,
-) -> dict[str, Rung]:
+) -> dict[str, ZeroShotHead]:
     """Returns the zero-shot classifiers of a dataset, from bare names to selected templates.
 
     Args:
@@ -137,7 +137,7 @@ def ladder(
         metric: function of scores (N, K) and labels, maximised on `training`.
 
     Returns:
-        {method: `Rung`}; the methods as in `Rung.method`, in that order.
+        {method: `ZeroShotHead`}; the methods as in `ZeroShotHead.method`, in that order.
 
     Raises:
         ValueError: a store of another model; class names that do not match; `training` holds the images of `store`,
@@ -153,7 +153,7 @@ def ladder(
         _require_training(training, store)
         chosen["selected"] = select_templates(table, training, templates, metric)
     return {
-        f"zero_shot/{name}": Rung(f"zero_shot/{name}", tuple(used), table.class_embeddings(used))
+        f"zero_shot/{name}": ZeroShotHead(f"zero_shot/{name}", tuple(used), table.class_embeddings(used))
         for name, used in chosen.items()
     }
 
@@ -214,10 +214,6 @@ def _draw(store: FeatureStore, count: int) -> np.ndarray:
     return np.sort(drawn[: max(count, len(store.class_names))])
 
 
-def _unit_length(x: np.ndarray) -> np.ndarray:
-    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-6)
-
-
 def _require_training(training: FeatureStore, store: FeatureStore) -> None:
     same = training.split == store.split and training.name == store.name
     shared = np.intersect1d(training.ids, store.ids).size if training.name == store.name else 0
@@ -232,3 +228,7 @@ def _require_training(training: FeatureStore, store: FeatureStore) -> None:
             "The training split must have the same classes in the same order. "
             f"Received: {training} with {training.class_names[:3]}, ..., {store} with {store.class_names[:3]}, ..."
         )
+
+
+# Former names, which users' code may still import.
+Rung, ladder = ZeroShotHead, zero_shot_heads

@@ -8,7 +8,7 @@ import numpy as np
 from keras_clip.evaluation import metrics
 from keras_clip.evaluation.classifiers.few_shot import FewShotScore, few_shot_scores
 from keras_clip.evaluation.classifiers.linear_probe import CSearch, search_C
-from keras_clip.evaluation.classifiers.zero_shot import Rung, ladder, zero_shot_scores
+from keras_clip.evaluation.classifiers.zero_shot import ZeroShotHead, zero_shot_heads, zero_shot_scores
 from keras_clip.evaluation.features.store import FeatureStore
 from keras_clip.evaluation.results import Results, Score
 from keras_clip.evaluation.tasks import Splits, Task
@@ -39,11 +39,11 @@ class Case:
         return self.splits.test.name
 
     @cached_property
-    def rungs(self) -> dict[str, Rung]:
+    def zero_shot_heads(self) -> dict[str, ZeroShotHead]:
         """The zero-shot classifiers by method; templates are selected on the validation split."""
         splits = self.splits
         # The validation split may have the name of the training split that it was held out of; it has no test image.
-        return ladder(
+        return zero_shot_heads(
             self.clip,
             splits.test,
             self.task.templates,
@@ -98,7 +98,7 @@ class Case:
 
     def zero_shot(self, store: FeatureStore, method: str = "zero_shot/family") -> np.ndarray:
         """Returns the logits (N, K) of a store by one zero-shot method."""
-        return zero_shot_scores(store, self.rungs[method].class_embeddings)
+        return zero_shot_scores(store, self.zero_shot_heads[method].class_embeddings)
 
     def protocol(self, *more: str) -> str:
         """Returns the protocol of a score on the test split: split, image size and further conditions."""

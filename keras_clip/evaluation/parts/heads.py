@@ -14,7 +14,7 @@ def run(case: Case) -> None:
     train, validation, test = case.splits.train, case.splits.validation, case.splits.test
     metric, protocol = metrics.METRICS[case.task.metric], case.protocol(*case.training())
     parts = [(store.embeddings, store.labels) for store in (train, validation)]
-    class_embeddings = case.rungs["zero_shot/family"].class_embeddings
+    class_embeddings = case.zero_shot_heads["zero_shot/family"].class_embeddings
     num_classes, logit_scale = len(class_embeddings), test.logit_scale
     probe = search_C(*parts, metric, num_classes, refit=False, verbose=0).probe
     tuned = {

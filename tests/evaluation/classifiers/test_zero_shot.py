@@ -1,11 +1,12 @@
-"""The zero-shot ladder equals `embed_classes` and the classifier, embeds each prompt once, selects on training data."""
+"""The zero-shot heads equal `embed_classes` and the classifier, embeds each prompt once, selects on training data."""
 
 import keras
 import numpy as np
 import pytest
 
 import keras_clip
-from keras_clip.evaluation import FeatureStore, ladder
+from keras_clip.evaluation import FeatureStore
+from keras_clip.evaluation.classifiers import zero_shot
 from keras_clip.evaluation.classifiers.zero_shot import PromptTable, select_templates, zero_shot_scores
 from keras_clip.evaluation.datasets.names import align_names
 from keras_clip.zero_shot import ZeroShotClassifier, embed_classes
@@ -34,15 +35,15 @@ def random_store(name="zoo", split="test", rows=12, seed=0, **changes):
     return FeatureStore.from_arrays(embeddings, embeddings, labels, **{**whole, **changes})
 
 
-def test_rungs_are_what_embed_classes_makes(clip):
-    rungs = ladder.ladder(clip, random_store(), TEMPLATES, NAMES)
-    assert list(rungs) == ["zero_shot/bare_name", "zero_shot/one_template", "zero_shot/family"]
+def test_heads_are_what_embed_classes_makes(clip):
+    heads = zero_shot.zero_shot_heads(clip, random_store(), TEMPLATES, NAMES)
+    assert list(heads) == ["zero_shot/bare_name", "zero_shot/one_template", "zero_shot/family"]
     names = [NAMES[name] for name in CLASSES]
-    for method, templates in zip(rungs, (("{}",), TEMPLATES[:1], TEMPLATES), strict=True):
-        rung = rungs[method]
-        assert (rung.method, rung.templates) == (method, templates)
+    for method, templates in zip(heads, (("{}",), TEMPLATES[:1], TEMPLATES), strict=True):
+        head = heads[method]
+        assert (head.method, head.templates) == (method, templates)
         np.testing.assert_allclose(
-            rung.class_embeddings, embed_classes(clip.text_embedder, names, templates), atol=2e-6
+            head.class_embeddings, embed_classes(clip.text_embedder, names, templates), atol=2e-6
         )
 
 
@@ -50,11 +51,11 @@ def test_scores_are_the_classifier_s_logits(clip):
     images = np.random.default_rng(0).normal(size=(5, 16, 16, 3)).astype("float32")
     embeddings = keras.ops.convert_to_numpy(clip.encode_image(images))
     store = FeatureStore.from_arrays(embeddings, embeddings, [0, 1, 2, 0, 1], CLASSES)
-    rung = ladder.ladder(clip, store, TEMPLATES, NAMES)["zero_shot/family"]
+    head = zero_shot.zero_shot_heads(clip, store, TEMPLATES, NAMES)["zero_shot/family"]
     classifier = ZeroShotClassifier(clip, [NAMES[name] for name in CLASSES], TEMPLATES)
     expected = keras.ops.convert_to_numpy(classifier.logits(images))
     scale = float(keras.ops.convert_to_numpy(keras.ops.convert_to_tensor(clip.logit_scale)))
-    np.testing.assert_allclose(zero_shot_scores(store, rung.class_embeddings, scale), expected, atol=1e-4)
+    np.testing.assert_allclose(zero_shot_scores(store, head.class_embeddings, scale), expected, atol=1e-4)
 
 
 @pytest.mark.backend_free
@@ -65,8 +66,8 @@ def test_every_prompt_is_embedded_once(clip, monkeypatch):
         seen.extend(template.replace("{}", name) for name in names for template in templates)
         return embed_classes(embedder, names, templates)
 
-    monkeypatch.setattr(ladder, "embed_classes", count)
-    ladder.ladder(clip, random_store(), TEMPLATES, NAMES, training=random_store(split="train"))
+    monkeypatch.setattr(zero_shot, "embed_classes", count)
+    zero_shot.zero_shot_heads(clip, random_store(), TEMPLATES, NAMES, training=random_store(split="train"))
     assert len(seen) == len(set(seen)) == 6 * 5  # six names, four templates and the bare name
 
 
@@ -79,12 +80,12 @@ def test_names_that_the_tokenizer_makes_equal(clip):
     np.testing.assert_allclose(table.class_embeddings(TEMPLATES), expected, atol=2e-6)
     names |= {"dog": "dog", "ant": ["emmet", "Dog"]}
     with pytest.warns(UserWarning, match=r"equal token ids of 'dog' and 'Dog' \(1 pair of names\)"):
-        ladder.ladder(clip, store, TEMPLATES, names)
+        zero_shot.zero_shot_heads(clip, store, TEMPLATES, names)
 
 
 @pytest.mark.backend_free
 def test_scores_by_hand(monkeypatch):
-    monkeypatch.setattr(ladder, "_ROWS", 2)  # so that several blocks of rows are multiplied
+    monkeypatch.setattr(zero_shot, "_ROWS", 2)  # so that several blocks of rows are multiplied
     store = FeatureStore.from_arrays(np.eye(3), np.eye(3), [0, 1, 1], ["a", "b"], logit_scale=np.log(10.0))
     scores = zero_shot_scores(store, [[0.6, 0.8, 0.0], [0.0, 0.0, 1.0]])
     np.testing.assert_allclose(scores, [[6, 0], [8, 0], [0, 10]], rtol=1e-6)
@@ -140,12 +141,12 @@ def test_many_images_are_drawn_evenly():
     labels = np.repeat([0, 1, 2], [40, 3, 17])
     store = random_store(rows=60)
     store.labels = labels
-    rows = ladder._draw(store, 12)
+    rows = zero_shot._draw(store, 12)
     assert np.bincount(labels[rows]).tolist() == [5, 3, 4]
-    assert ladder._draw(store, 1).size == 3  # at least one of each class
-    assert ladder._draw(store, 60).tolist() == list(range(60))
+    assert zero_shot._draw(store, 1).size == 3  # at least one of each class
+    assert zero_shot._draw(store, 60).tolist() == list(range(60))
     reordered = store.take(np.arange(60)[::-1])
-    assert set(reordered.ids[ladder._draw(reordered, 12)]) == set(store.ids[rows])
+    assert set(reordered.ids[zero_shot._draw(reordered, 12)]) == set(store.ids[rows])
 
 
 REFUSED = {
@@ -155,15 +156,17 @@ REFUSED = {
     ),
     "classes of another model": (lambda clip: zero_shot_scores(random_store(), np.zeros((3, 7))), "with E = 8"),
     "selection on the same store": (
-        lambda clip: ladder.ladder(clip, random_store(), TEMPLATES, NAMES, training=random_store()),
+        lambda clip: zero_shot.zero_shot_heads(clip, random_store(), TEMPLATES, NAMES, training=random_store()),
         "selected on a training split",
     ),
     "selection on another set's test split": (
-        lambda clip: ladder.ladder(clip, random_store(), TEMPLATES, NAMES, training=random_store("farm", "test[:9]")),
+        lambda clip: zero_shot.zero_shot_heads(
+            clip, random_store(), TEMPLATES, NAMES, training=random_store("farm", "test[:9]")
+        ),
         "selected on a training split",
     ),
     "selection on images of both splits": (
-        lambda clip: ladder.ladder(
+        lambda clip: zero_shot.zero_shot_heads(
             clip,
             random_store(),
             TEMPLATES,
@@ -173,7 +176,7 @@ REFUSED = {
         "with 1 ids in both",
     ),
     "selection on other classes": (
-        lambda clip: ladder.ladder(
+        lambda clip: zero_shot.zero_shot_heads(
             clip, random_store(), TEMPLATES, NAMES, training=random_store(split="train", class_names=CLASSES[::-1])
         ),
         "same classes in the same order",

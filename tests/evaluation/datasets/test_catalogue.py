@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_clip.evaluation import published, suites
+from keras_clip.evaluation import catalogue, published
 from keras_clip.evaluation.datasets.catalogue import PAPER, SHIFTS
 from keras_clip.evaluation.metrics.classification import IGNORED, METRICS
 from keras_clip.prompts import FAMILIES, validate_class_names
@@ -129,7 +129,7 @@ def test_difficult_objects_are_ignored(fakes):
 
 
 def test_a_video_is_its_middle_frame(fakes, tfds):
-    record = suites.record("UCF101")
+    record = catalogue.record("UCF101")
     frames = np.arange(5)[:, None, None, None] * np.ones((1, 2, 2, 3))
     assert (record.image({"video": frames}) == 2).all()
 
@@ -153,18 +153,18 @@ def test_records_are_complete(name):
     assert record.builder or record.manual
     if record.names is not None:
         validate_class_names(list(record.names.values()))
-    assert suites.record(name) is record
+    assert catalogue.record(name) is record
     with pytest.raises(ValueError, match="has the splits"):
         record.images("middle")
 
 
 def test_scores_to_compare_with():
-    food = suites.record("Food101")
+    food = catalogue.record("Food101")
     scores = food.published_scores("vit_l14_336")
     assert scores == {"zero_shot/family": pytest.approx(0.938), "linear_probe": pytest.approx(0.959)}
     assert food.published_scores("resnet50").keys() == {"linear_probe"}
     assert food.published_scores("my_own") == {}
-    shift = suites.record("ImageNet-A")
+    shift = catalogue.record("ImageNet-A")
     assert shift.published_scores("vit_l14_336") == {
         "zero_shot/family": pytest.approx(0.772),
         "linear_probe": pytest.approx(0.753),
@@ -175,7 +175,7 @@ def test_scores_to_compare_with():
 def test_protocols_differ():
     protocols = {record.protocol for record in RECORDS.values()}
     assert len(protocols) == len(RECORDS) == 34
-    assert suites.record("Food101").protocol == (
+    assert catalogue.record("Food101").protocol == (
         "Food101/tfds:food101[validation]/food/accuracy/1, differs from the paper: prompt templates of keras_clip; "
         "class names of keras_clip"
     )
@@ -199,7 +199,7 @@ OTHER_IMAGES = {
 
 @pytest.mark.parametrize("name", RECORDS)
 def test_records_say_what_differs_from_the_paper(name):
-    record = suites.record(name)
+    record = catalogue.record(name)
     differences = list(record.differences)
     assert differences[0] == "prompt templates of keras_clip" and all(text in record.protocol for text in differences)
     assert (differences[1:2] == ["class names of keras_clip"]) == (record.names is not None)
@@ -224,7 +224,7 @@ def test_imagenet_names_are_those_of_the_wnids(tfds):
 
 
 def test_by_hand(tmp_path):
-    faces = suites.record("FER2013")
+    faces = catalogue.record("FER2013")
     with pytest.raises(ValueError, match="downloaded manually: get fer2013.csv"):
         faces.images("test")
     for label in faces.names:
@@ -239,10 +239,10 @@ def test_by_hand(tmp_path):
 
 
 def test_names_without_a_table(tmp_path):
-    birds = suites.record("Birdsnap")
+    birds = catalogue.record("Birdsnap")
     assert birds.names_per_class(["Acadian_Flycatcher", "Barn_Owl"]) == [["Acadian Flycatcher"], ["Barn Owl"]]
 
 
 def test_an_unknown_name():
     with pytest.raises(ValueError, match="Received: name='Food102'"):
-        suites.record("Food102")
+        catalogue.record("Food102")

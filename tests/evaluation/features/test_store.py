@@ -19,10 +19,12 @@ from PIL import Image
 from subprocesses import REPOSITORY
 
 import keras_clip
+from keras_clip import lock
 from keras_clip.data.skipped import SkippedSamples
-from keras_clip.evaluation import FeatureStore, ladder, sources
+from keras_clip.evaluation import FeatureStore, sources
+from keras_clip.evaluation.classifiers import zero_shot
 from keras_clip.evaluation.datasets.labelled_images import LabelledImages
-from keras_clip.evaluation.features import draft, lock
+from keras_clip.evaluation.features import draft
 from keras_clip.evaluation.features.key import model_parts
 
 SIZE = 21
@@ -325,6 +327,7 @@ BUILD = """
 import sys
 import small_clip
 from evaluation.features.test_store import FILES, make
+from keras_clip import lock
 from keras_clip.data.skipped import SkippedSamples
 from keras_clip.evaluation import FeatureStore
 from keras_clip.evaluation.features import draft
@@ -534,8 +537,8 @@ def test_digits_end_to_end(tmp_path):
     store = FeatureStore.build(clip, images, tmp_path / "digits", batch_size=64)
     pixels = clip.image_preprocessor([sample.image for sample in images][-64:])
     classifier = keras_clip.ZeroShotClassifier(clip, list("0123456789"), ("a photo of a {}.",))
-    rung = ladder.ladder(clip, store, ("a photo of a {}.",))["zero_shot/family"]
-    scores = ladder.zero_shot_scores(store, rung.class_embeddings)
+    head = zero_shot.zero_shot_heads(clip, store, ("a photo of a {}.",))["zero_shot/family"]
+    scores = zero_shot.zero_shot_scores(store, head.class_embeddings)
     expected = keras.ops.convert_to_numpy(classifier.logits(pixels))
     np.testing.assert_allclose(scores[-64:], expected, atol=1e-4)
     assert scores.shape == (597, 10)
