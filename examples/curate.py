@@ -116,7 +116,7 @@ def add_balance_arguments(parser):
     limits.add_argument("--tail-share", type=float, help="share of the matches of queries that keep all; determines t")
     limits.add_argument("--cap", type=int, help="instead of t: the largest number of pairs that a query selects")
     parser.add_argument("--seed", type=int, default=0, help="of the draws")
-    parser.add_argument("--after", nargs="*", default=[], help="verdicts whose rejected pairs do not count")
+    parser.add_argument("--after", nargs="*", help="verdicts whose rejected pairs do not count (default: all)")
     add_pool_arguments(parser)
 
 

@@ -18,6 +18,7 @@ PAIRS_OF_SHARD = 10_000
 PLAIN, PEER = "plain loops over n-grams", "pyahocorasick"
 
 
+@functools.cache
 def synthetic_words(count):
     """Returns different words of 2 to 10 letters, and their probabilities, which follow Zipf's law."""
     rng = np.random.default_rng(0)
@@ -30,10 +31,14 @@ def synthetic_words(count):
 
 @functools.cache
 def synthetic_queries(count):
-    """Returns `count` entries, of which half are words and the others bigrams."""
+    """Returns `count` entries, of which half are words and the others have two to five, as titles have."""
     words, probability = synthetic_words(count // 2)
-    pairs = np.random.default_rng(1).choice(words, (3 * count, 2), p=probability)
-    return list(dict.fromkeys([*words, *map(" ".join, pairs)]))[:count]
+    rng = np.random.default_rng(1)
+    drawn = rng.choice(words, (3 * count, 5), p=probability)
+    # Few long ones.
+    lengths = rng.choice([2, 3, 4, 5], 3 * count, p=[0.7, 0.15, 0.1, 0.05])
+    entries = (" ".join(row[:length]) for row, length in zip(drawn, lengths, strict=True))
+    return list(dict.fromkeys([*words, *entries]))[:count]
 
 
 def synthetic_captions(num_queries, count, seed=2):
@@ -124,6 +129,8 @@ def our_pool(pairs, arguments):
             "caption_number": pa.array(np.zeros(count, np.int16)),
             "caption": synthetic_captions(num_queries, count, seed=number),
             "reason": pa.nulls(count, pa.string()),
+            "utf8_ok": np.ones(count, bool),
+            "blank": np.zeros(count, bool),
         }
         output = write_table(pool.path("profile", shard), pa.table(columns))
         marker = {"key": "", "output": output, "rows": count, "counts": {}}

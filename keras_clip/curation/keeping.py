@@ -45,7 +45,7 @@ class KeepList(ShardPass):
         from pyarrow import compute
 
         profile = inputs["profile"]
-        reason = _unusable(profile)
+        reason = unusable_reasons(profile)
         rejected_by = compute.if_else(compute.is_valid(reason), "profile", pa.scalar(None, pa.string()))
         for name in self.inputs[1:]:
             if "reason" not in inputs[name].column_names:
@@ -114,7 +114,7 @@ def _gives_verdicts(pool: Pool, name: str) -> bool:
     return path.exists() and "reason" in require_parquet().read_schema(path).names
 
 
-def _unusable(profile: "pyarrow.Table") -> Any:
+def unusable_reasons(profile: "pyarrow.Table") -> Any:
     """Returns the reasons for which `image_text_pairs` skips a pair, by its names of them."""
     from pyarrow import compute
 

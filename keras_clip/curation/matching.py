@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 # Captions that are searched in one call, as one text.
-_BATCH = 2048
+_BATCH = 512
 
 
 class Matcher:
@@ -85,7 +85,10 @@ class Matcher:
         found = np.fromiter(itertools.chain.from_iterable(found), np.int64, 3 * len(found)).reshape(-1, 3)
         ends = np.cumsum([len(text) + 1 for text in padded])
         rows = np.searchsorted(ends, found[:, 1], side="right")
-        return np.divmod(np.unique(rows * self.num_entries + self._ids[found[:, 0]]), self.num_entries)
+        keys = np.sort(rows * self.num_entries + self._ids[found[:, 0]])
+        # Faster than np.unique.
+        is_first = np.diff(keys, prepend=-1) > 0
+        return np.divmod(keys[is_first], self.num_entries)
 
 
 def match(

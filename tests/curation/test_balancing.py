@@ -1,19 +1,21 @@
 """The passes `match` and `balance` over a pool: results by hand, restarts, engines, order, and what they refuse."""
 
 import hashlib
+import pickle
 import random
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from PIL import Image
+from scripts import load_script
 
 from keras_clip.curation.balancing.limits import keep_probability
-from keras_clip.curation.balancing.verdicts import BEFORE, NO_QUERY, NOT_DRAWN, balance
+from keras_clip.curation.balancing.selection import BEFORE, NO_QUERY, NOT_DRAWN, balance
 from keras_clip.curation.draws import draw, hash_pairs, hash_strings
 from keras_clip.curation.matching import match
 from keras_clip.curation.pool import Pool, Shard, read_table, write_table
 from keras_clip.curation.queries import given_queries
-from keras_clip.engines import Processes
 from keras_clip.files import write_json
 
 pytestmark = pytest.mark.backend_free
@@ -43,6 +45,8 @@ def profile_of(shard, count):
         "key": [f"{shard}{i // 2:05d}" for i in range(count)],
         "caption_number": pa.array([i % 2 for i in range(count)], pa.int16()),
         "caption": pa.array(captions, pa.string()),
+        "utf8_ok": [i % 50 != 3 for i in range(count)],
+        "blank": [not caption for caption in captions],
         "reason": pa.array(["no image" if i % 10 == 9 else None for i in range(count)], pa.string()),
     }
     return pa.table(columns)
@@ -81,6 +85,7 @@ def by_hand(pool, after=("profile",)):
     """Returns the queries of each pair and the counts of the queries, by loops."""
     rows = rows_of(pool, "profile")
     left = [all(row["reason"] is None for row in pair) for pair in zip(*(rows_of(pool, n) for n in after), strict=True)]
+    left = [ok and row["utf8_ok"] and not row["blank"] for ok, row in zip(left, rows, strict=True)]
     queries = []
     for row in rows:
         words = f" {row['caption'].replace(',', ' , ')} "
@@ -151,7 +156,7 @@ def test_order_of_shards_and_restart(tmp_path, options, monkeypatch):
     run_both(reference, **options)
     expected = digests(reference)
     shuffled = make_pool(tmp_path / "shuffled", order="ecdab")
-    monkeypatch.setattr("keras_clip.curation.balancing.verdicts._GROUPS", 2)
+    monkeypatch.setattr("keras_clip.curation.balancing.selection._GROUPS", 2)
     run_both(shuffled, **options)
     assert digests(shuffled) == expected
     # As after a process that died: a table without marker, and one that is missing.
@@ -162,18 +167,40 @@ def test_order_of_shards_and_restart(tmp_path, options, monkeypatch):
     assert digests(reference) == expected
 
 
-def test_processes_give_the_same(tmp_path):
-    pools = [make_pool(tmp_path / name) for name in ("serial", "processes")]
-    match(pools[1], given_queries(ENTRIES), "serial", progress=False)
-    match(pools[0], given_queries(ENTRIES), "serial", progress=False)
-    for pool, engine in zip(pools, ["serial", Processes(2)], strict=True):
-        balance(pool, cap=10, engine=engine, progress=False)
+class Sending:
+    """An engine that sends what processes and clusters send: tasks, items and results, the items in another order."""
+
+    def map(self, task, items):
+        task = pickle.loads(pickle.dumps(task))
+        state = task.start()
+        for number in reversed(range(len(items))):
+            item = pickle.loads(pickle.dumps(items[number]))
+            yield number, pickle.loads(pickle.dumps(task.run(state, item)))
+
+
+@pytest.mark.parametrize("options", [{"t": 10}, {"cap": 10}], ids=str)
+def test_other_engines_give_the_same(tmp_path, options):
+    pools = [make_pool(tmp_path / name) for name in ("serial", "sending")]
+    for pool, engine in zip(pools, ["serial", Sending()], strict=True):
+        run_both(pool, engine, **options)
     assert digests(pools[0]) == digests(pools[1])
+
+
+def test_all_verdicts_that_are_complete_come_before(pool):
+    run_both(pool, t=10)
+    by_default = digests(pool)
+    balance(pool, t=10, engine="serial", progress=False)  # with its own verdict, which does not count
+    assert digests(pool) == by_default
+    balance(pool, t=10, after=["basic"], engine="serial", progress=False)
+    assert digests(pool) == by_default
+    balance(pool, t=10, after=[], engine="serial", progress=False)
+    assert digests(pool) != by_default
 
 
 def test_share_of_the_tail(pool):
     run_both(pool, tail_share=0.1)
     counts = read_table(pool.folder / "query_counts.parquet")["count"].to_pylist()
+    assert 0 < min(filter(None, counts)) < max(counts)
     t = max(c for c in counts if sum(each for each in counts if each < c) <= 0.1 * sum(counts))
     by_share = digests(pool)
     run_both(pool, t=t)
@@ -226,6 +253,28 @@ def test_balance_before_match(pool):
 def test_match_without_a_profile(tmp_path):
     with pytest.raises(ValueError, match="The pass 'profile' must be complete"):
         match(Pool([Shard("a", None)], tmp_path), given_queries(["cat"]), progress=False)
+
+
+def test_commands(tmp_path, capsys):
+    """The three commands of examples/curate.py, from a corpus to verdicts."""
+    curate = load_script("examples/curate.py")
+    source, work, queries = tmp_path / "source.csv", tmp_path / "work", tmp_path / "lists" / "queries.parquet"
+    for number in range(12):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    captions = ["a cat", "a dog, a dog", "a cat and a dog", "nothing"] * 3
+    rows = [f"{tmp_path / str(number)}.png\t{caption}" for number, caption in enumerate(captions)]
+    source.write_text("filepath\ttitle\n" + "\n".join(rows) + "\n")
+    (tmp_path / "corpus.txt").write_text("cat dog\n" * 3)
+    curate.main(["profile", str(source), "--work", str(work), "--engine", "serial"])
+    command = ["queries", str(queries), "--corpus", str(tmp_path / "corpus.txt"), "--work", str(work), "--digits"]
+    curate.main([*command, "--min-count", "5", "--min-pmi", "9"])
+    # 3 in the corpus and 6 or 9 in the captions; "cat dog" and "nothing" have 3.
+    assert read_table(queries)["entry"].to_pylist()[:3] == ["dog", "cat", "0"]
+    curate.main(["match", "--queries", str(queries), "--work", str(work), "--engine", "serial"])
+    capsys.readouterr()
+    curate.main(["balance", "--t", "1", "--work", str(work), "--engine", "serial"])
+    assert {"12  pairs", f"3  {NO_QUERY}"} <= {line.strip() for line in capsys.readouterr().out.splitlines()}
+    assert read_table(work / "query_counts.parquet")["count"].to_pylist()[:3] == [6, 6, 0]
 
 
 def test_queries_from_a_file(pool, tmp_path):

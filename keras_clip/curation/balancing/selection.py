@@ -18,10 +18,12 @@ from keras_clip.curation.balancing.limits import (
     t_of_tail_share,
 )
 from keras_clip.curation.draws import check_seed, hash_pairs, hash_strings
+from keras_clip.curation.keeping import unusable_reasons, verdicts_of
 from keras_clip.curation.matching import queries_path, read_matches
 from keras_clip.curation.passes import ShardPass, run_pass
 from keras_clip.curation.pool import Pool, Shard, read_table, write_table
 from keras_clip.curation.queries import read_queries
+from keras_clip.curation.verdicts import alive_rows
 from keras_clip.engines import Engine, engine_named
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ def balance(
     tail_share: float | None = None,
     cap: int | None = None,
     seed: int = 0,
-    after: Sequence[str] = (),
+    after: Sequence[str] | None = None,
     engine: str | Engine = "auto",
     progress: bool = True,
 ) -> Counter:
@@ -68,6 +70,7 @@ def balance(
         cap: int >= 1. The largest number of pairs that a query selects.
         seed: int in [0, 2 ** 64).
         after: names of passes with verdicts. The pairs that they or the profile reject are neither counted nor kept.
+            None: all that are complete.
         engine: see `run_pass`.
         progress: bool. Whether to show progress bars.
 
@@ -81,7 +84,9 @@ def balance(
     given = {name: value for name, value in (("t", t), ("tail_share", tail_share), ("cap", cap)) if value is not None}
     if len(given) > 1:
         raise ValueError(f"At most one of `t`, `tail_share` and `cap` must be given. Received: {given}.")
-    if "balance" in after:
+    if after is None:
+        after = [name for name in verdicts_of(pool) if name != Balance.name]
+    elif Balance.name in after:
         raise ValueError(f"Balancing cannot come after itself. Received: after={list(after)}. Leave it out.")
     check_seed(seed)
     matches = _Matches.of(pool, after)
@@ -100,7 +105,7 @@ def balance(
     digest = _write_limits(path, counts, limits)
     verdict = Balance(matches, path.absolute(), digest, seed, t)
     result = run_pass(pool, verdict, engine, progress=progress)
-    kept = matches._replace(after=(*matches.after, "balance")).count(pool, engine, progress)
+    kept = matches._replace(after=(*matches.after, Balance.name)).count(pool, engine, progress)
     _write_counts(pool, counts, kept)
     return result
 
@@ -144,11 +149,9 @@ class _Matches(NamedTuple):
 
     def read(self, tables: Mapping[str, "pyarrow.Table"], where: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns which pairs were not rejected, bool (N,), and their offsets and queries; others have none."""
-        import pyarrow.compute as pc
-
-        is_left = np.ones(tables["match"].num_rows, bool)
-        for name in self.after:
-            is_left &= np.asarray(pc.is_null(tables[name]["reason"]).combine_chunks())
+        is_left = np.zeros(tables["match"].num_rows, bool)
+        is_left[alive_rows(tables, self.after)] = True
+        is_left &= np.asarray(unusable_reasons(tables["profile"]).is_null().combine_chunks())
         offsets, entries = read_matches(tables["match"], self.digest, where)
         lengths = np.diff(offsets)
         entries = entries[np.repeat(is_left, lengths)]
@@ -157,8 +160,9 @@ class _Matches(NamedTuple):
     def read_shard(self, shard: Shard, columns: Sequence[str] = ()) -> tuple[Any, np.ndarray, np.ndarray]:
         """Returns the profile of a shard, and its offsets and queries."""
         pool = Pool([], self.folder)
-        tables = {name: pool.table(name, shard, ["reason"]) for name in self.after if name != "profile"}
-        tables |= {"match": pool.table("match", shard), "profile": pool.table("profile", shard, ["reason", *columns])}
+        tables = {name: pool.table(name, shard, ["reason"]) for name in self.after}
+        tables["profile"] = pool.table("profile", shard, ["reason", "utf8_ok", "blank", *columns])
+        tables["match"] = pool.table("match", shard)
         return tables["profile"], *self.read(tables, shard.name)[1:]
 
 
