@@ -9,7 +9,9 @@ options of a command.
 """
 
 import argparse
+import functools
 import itertools
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -157,6 +159,151 @@ def validate(args):
         raise SystemExit(1)
 
 
+def add_duplicates_arguments(parser):
+    methods = ("exact", "perceptual", "embedding")
+    parser.add_argument("--method", nargs="+", choices=methods, default=methods[:2], help="in the order of application")
+    parser.add_argument(
+        "--same", choices=("image", "pair"), default="image", help="compare images alone, or with equal captions"
+    )
+    parser.add_argument("--distance", type=int, default=4, help="bits in which perceptual hashes may differ")
+    parser.add_argument("--cosine", type=float, default=0.95, help="embeddings with a larger cosine are duplicates")
+    parser.add_argument("--clusters", type=int, help="clusters of embeddings (default: one for 8,000 images)")
+    parser.add_argument("--prefer", metavar="PASS.COLUMN", help="of duplicates the largest stays, as profile.pixels")
+    parser.add_argument("--after", nargs="+", default=[], metavar="PASS", help="passes whose rejects take no part")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--memory", type=float, default=2, help="GB for merging and for embeddings, about")
+    parser.add_argument(
+        "--test-set", action="append", default=[], metavar="NAME=PATH", help="images that may not be in the pool"
+    )
+    parser.add_argument("--test-distance", type=int, default=4, help="as --distance, for the images of test sets")
+    parser.add_argument("--test-cosine", type=float, default=0.95, help="as --cosine, for the images of test sets")
+    compared = parser.add_mutually_exclusive_group()
+    compared.add_argument("--test-model", help="the model of `score`, to compare test sets by its embeddings too")
+    compared.add_argument("--detector", type=Path, help="detector.keras of train_duplicate_detector.py, instead")
+    parser.add_argument("--list-only", action="store_true", help="list pairs near test images without rejecting them")
+    terminal.add_source_arguments(parser)
+    add_pool_arguments(parser)
+
+
+def duplicates(args):
+    pool = open_pool(args)
+    prefer = tuple(args.prefer.partition(".")[::2]) if args.prefer else None
+    if prefer and not prefer[1]:
+        raise SystemExit(f"--prefer is PASS.COLUMN, such as profile.pixels. Received: --prefer {args.prefer}.")
+    settings = curation.DuplicateSettings(
+        methods=tuple(args.method),
+        same=args.same,
+        distance=args.distance,
+        cosine=args.cosine,
+        clusters=args.clusters,
+        prefer=prefer,
+        after=tuple(args.after),
+        seed=args.seed,
+    )
+    show(curation.find_duplicates(pool, engine(args), settings=settings, memory=int(args.memory * 2**30)))
+    if args.test_set:
+        show(find_test_sets(args, pool))
+
+
+def find_test_sets(args, pool):
+    """Compares the pool with the images of test sets; returns the number of pairs that are near one."""
+    pairs = [named.partition("=") for named in args.test_set]
+    if not all(name and path for name, _, path in pairs):
+        raise SystemExit(f"--test-set is NAME=PATH. Received: --test-set {' '.join(args.test_set)}.")
+    options = terminal.source_options(args)
+    delimiter = {"delimiter": options["delimiter"]} if "delimiter" in options else {}
+    readers = {name: open_reader(path, options.get("mapping"), captions=False, **delimiter) for name, _, path in pairs}
+    vectors, embeddings = {}, ("score", "image_embedding")
+    embedder = None
+    if args.detector:
+        load = functools.partial(load_detector, str(args.detector.absolute()))
+        digest = curation.model_digest(args.detector)
+        curation.run_pass(pool, curation.ImageEmbeddings(load, digest, "detector"), engine(args))
+        embedder, embeddings = load(), ("detector", "image_embedding")
+    elif args.test_model:
+        embedder = presets.load(args.test_model, encoder="image")
+        embedder = getattr(embedder, "image_embedder", embedder)
+    if embedder is not None:
+        for name, reader in readers.items():
+            is_embedded, found = curation.embed_images(embedder, reader, np.arange(len(reader)))
+            vectors[name] = found[is_embedded]
+    test_images = curation.TestImages(
+        {name: curation.hash_images(reader) for name, reader in readers.items()},
+        vectors,
+        distance=args.test_distance,
+        cosine=args.test_cosine,
+        embeddings=embeddings,
+        drop=not args.list_only,
+    )
+    return curation.find_test_images(pool, test_images, engine(args))
+
+
+def load_detector(path):
+    """Loads a duplicate detector, in a worker too; returns its `ImageEmbedder`."""
+    import keras
+
+    from keras_clip.evaluation import duplicate_detector  # noqa: F401  (registers the class)
+
+    return keras.saving.load_model(path).embedder
+
+
+def add_score_arguments(parser):
+    parser.add_argument("--model", required=True, help="a .keras file, a preset, a folder or hf://organisation/name")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--dtype", help="dtype policy of the model, such as bfloat16")
+    parser.add_argument("--name", default="score", help="name of the pass, for the scores of several models")
+    add_pool_arguments(parser)
+
+
+def score(args):
+    pool = open_pool(args)
+    # Each worker would load the model, and on one machine one encoder uses all cores.
+    chosen = "serial" if args.engine == "auto" and args.workers is None else engine(args)
+    options = {"batch_size": args.batch_size, "dtype": args.dtype, "name": args.name}
+    show(curation.score(pool, args.model, chosen, **options))
+
+
+def add_filter_arguments(parser):
+    parser.add_argument("--basic", action="store_true", help="the basic filter of DataComp")
+    parser.add_argument("--language", default="en", help="language of --basic, ISO 639-1")
+    parser.add_argument(
+        "--rule",
+        action="append",
+        default=[],
+        metavar="RULE",
+        help="such as 'clip_score >= 0.28'",
+    )
+    parser.add_argument("--rules", type=Path, help="JSON list of {expression, reason, name}")
+    parser.add_argument(
+        "--list", action="append", default=[], metavar="NAME=FILE", help="a list for rules, one value a line"
+    )
+    parser.add_argument("--column", action="append", default=[], metavar="COLUMN=PASS", help="the pass of a column")
+    parser.add_argument(
+        "--after", nargs="+", default=[], metavar="PASS", help="shares are those of pairs that these keep"
+    )
+    parser.add_argument("--name", default="filter", help="name of the pass, for several filters")
+    add_pool_arguments(parser)
+
+
+def filter_pairs(args):
+    rules = [*curation.datacomp_basic(args.language)] if args.basic else []
+    if args.rules:
+        rules += [curation.Rule.from_json(rule) for rule in json.loads(args.rules.read_text(encoding="utf-8"))]
+    rules += map(curation.Rule, args.rule)
+    if not rules:
+        raise SystemExit("A filter needs rules. Received: none of --basic, --rule and --rules.")
+    lists = {name: list_values(path) for name, _, path in (each.partition("=") for each in args.list)}
+    places = dict(each.split("=", 1) for each in args.column if "=" in each)
+    options = {"name": args.name, "after": args.after, "lists": lists, "places": places}
+    show(curation.filter_pairs(open_pool(args), rules, engine(args), **options))
+
+
+def list_values(path):
+    """Returns the lines of a file; as numbers if all of them are."""
+    lines = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [int(line) for line in lines] if lines and all(line.strip().isdecimal() for line in lines) else lines
+
+
 def open_pool(args) -> "curation.Pool":
     """Opens the pool of the folder `--work`."""
     return curation.Pool.open(None, args.work)
@@ -190,12 +337,18 @@ COMMANDS = {
     "validate": Command(
         add_validate_arguments, validate, "check the profile; exit status 0: valid, 1: anomalies, 2: could not run"
     ),
+    "duplicates": Command(add_duplicates_arguments, duplicates, "find pairs that occur twice, and images of test sets"),
+    "score": Command(add_score_arguments, score, "compute the CLIP score of every pair"),
+    "filter": Command(add_filter_arguments, filter_pairs, "reject pairs by rules on the profile and the scores"),
 }
 
 if __name__ == "__main__":
     terminal.start(parse_args)
 
-from keras_clip import curation
+import numpy as np
+
+from keras_clip import curation, presets
+from keras_clip.data.readers import open_reader
 from keras_clip.engines import Processes, Ray
 from keras_clip.printable import printable
 
