@@ -10,6 +10,7 @@ options of a command.
 
 import argparse
 import itertools
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -157,6 +158,59 @@ def validate(args):
         raise SystemExit(1)
 
 
+def add_write_arguments(parser):
+    parser.add_argument("out", type=Path, help="folder of the new shards")
+    add_verdict_arguments(parser)
+    parser.add_argument("--format", choices=("tar", "tfrecord"), default="tar", help="WebDataset tars or TFRecords")
+    parser.add_argument("--max-samples", type=int, default=10_000, help="samples of a shard (default: 10000)")
+    parser.add_argument("--max-bytes", type=int, default=2**30, help="bytes of a shard, about (default: 2 ** 30)")
+    parser.add_argument("--columns", nargs="+", metavar="PASS.COLUMN", help="values that are stored with each sample")
+    parser.add_argument("--seed", type=int, default=0, help="of the order of the samples")
+    add_pool_arguments(parser)
+
+
+def add_verdict_arguments(parser):
+    parser.add_argument(
+        "--verdicts", nargs="+", metavar="PASS", help="passes that reject, in this order (default: all that have run)"
+    )
+
+
+def write(args):
+    names = ("format", "max_samples", "max_bytes", "columns", "seed")
+    settings = curation.WriteSettings(**{name: getattr(args, name) for name in names})
+    show(curation.write(open_pool(args), args.out, args.verdicts, settings=settings, engine=engine(args)))
+
+
+def add_card_arguments(parser):
+    parser.add_argument("out", type=Path, help="folder of card.html and card.md, such as that of the new shards")
+    add_verdict_arguments(parser)
+    add_card_texts(parser)
+    add_pool_arguments(parser)
+
+
+def add_card_texts(parser):
+    parser.add_argument("--title", default="Data card")
+    parser.add_argument("--licence", "--license", default="", help="licence of the new shards")
+    parser.add_argument("--description", default="", help="where the pool is from, and what it is for")
+
+
+def card(args):
+    settings = curation.CardSettings(title=args.title, licence=args.licence, description=args.description)
+    print(curation.write_card(open_pool(args), args.out, args.verdicts, settings=settings, engine=engine(args)))
+
+
+def add_check_arguments(parser):
+    parser.add_argument("source", nargs="+", help="new shards; the manifest is in their folder")
+
+
+def check(args):
+    paths = find_files(args.source)
+    checked = check_manifests(paths, digests=True)
+    if checked < len(paths):
+        raise SystemExit(f"Shards to check need a manifest.json beside them. Received: {len(paths) - checked} without.")
+    print(f"{checked:,} shards have the sizes and digests of their manifest.")
+
+
 def open_pool(args) -> "curation.Pool":
     """Opens the pool of the folder `--work`."""
     return curation.Pool.open(None, args.work)
@@ -190,12 +244,17 @@ COMMANDS = {
     "validate": Command(
         add_validate_arguments, validate, "check the profile; exit status 0: valid, 1: anomalies, 2: could not run"
     ),
+    "write": Command(add_write_arguments, write, "write the pairs that no pass rejects as new shards"),
+    "card": Command(add_card_arguments, card, "write the data card, as HTML and Markdown"),
+    "check": Command(add_check_arguments, check, "compare new shards with the digests of their manifest"),
 }
 
 if __name__ == "__main__":
     terminal.start(parse_args)
 
 from keras_clip import curation
+from keras_clip.data import check_manifests
+from keras_clip.data.readers import find_files
 from keras_clip.engines import Processes, Ray
 from keras_clip.printable import printable
 
@@ -203,6 +262,9 @@ from keras_clip.printable import printable
 def main(argv=None):
     args = parse_args(argv)
     COMMANDS[args.command].run(args)
+    if getattr(args, "work", None):
+        # The data card names the commands that made it.
+        curation.record_command(args.work, ["python", *(sys.argv if argv is None else ["examples/curate.py", *argv])])
 
 
 if __name__ == "__main__":
