@@ -2,15 +2,19 @@
 
     python examples/curate.py profile "raw/*.tar" --work work/
     python examples/curate.py COMMAND --work work/
+    python examples/curate.py all "raw/*.tar" --work work/ --out curated/
 
-`profile` reads the source, which may have any form that `image_text_pairs` reads; the other commands go on from its
+`all` runs the passes one after the other. `profile` reads the source, which may have any form that `image_text_pairs` reads; the other commands go on from its
 results in the folder `--work`. A command that was interrupted goes on where it stopped. `COMMAND --help` describes the
 options of a command.
 """
 
 import argparse
+import functools
 import itertools
+import json
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -158,6 +162,163 @@ def validate(args):
         raise SystemExit(1)
 
 
+def add_duplicates_arguments(parser):
+    methods = ("exact", "perceptual", "embedding")
+    parser.add_argument("--method", nargs="+", choices=methods, default=methods[:2], help="in the order of application")
+    parser.add_argument(
+        "--same", choices=("image", "pair"), default="image", help="compare images alone, or with equal captions"
+    )
+    parser.add_argument("--distance", type=int, default=4, help="bits in which perceptual hashes may differ")
+    parser.add_argument("--cosine", type=float, default=0.95, help="embeddings with a larger cosine are duplicates")
+    parser.add_argument("--clusters", type=int, help="clusters of embeddings (default: one for 8,000 images)")
+    parser.add_argument("--prefer", metavar="PASS.COLUMN", help="of duplicates the largest stays, as profile.pixels")
+    parser.add_argument("--after", nargs="+", default=[], metavar="PASS", help="passes whose rejects take no part")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--memory", type=float, default=2, help="GB for merging and for embeddings, about")
+    parser.add_argument(
+        "--test-set", action="append", default=[], metavar="NAME=PATH", help="images that may not be in the pool"
+    )
+    parser.add_argument("--test-distance", type=int, default=4, help="as --distance, for the images of test sets")
+    parser.add_argument("--test-cosine", type=float, default=0.95, help="as --cosine, for the images of test sets")
+    compared = parser.add_mutually_exclusive_group()
+    compared.add_argument("--test-model", help="the model of `score`, to compare test sets by its embeddings too")
+    compared.add_argument("--detector", type=Path, help="detector.keras of train_duplicate_detector.py, instead")
+    parser.add_argument("--list-only", action="store_true", help="list pairs near test images without rejecting them")
+    terminal.add_source_arguments(parser)
+    add_pool_arguments(parser)
+
+
+def duplicates(args):
+    pool = open_pool(args)
+    prefer = tuple(args.prefer.partition(".")[::2]) if args.prefer else None
+    if prefer and not prefer[1]:
+        raise SystemExit(f"--prefer is PASS.COLUMN, such as profile.pixels. Received: --prefer {args.prefer}.")
+    settings = curation.DuplicateSettings(
+        methods=tuple(args.method),
+        same=args.same,
+        distance=args.distance,
+        cosine=args.cosine,
+        clusters=args.clusters,
+        prefer=prefer,
+        after=tuple(args.after),
+        seed=args.seed,
+    )
+    show(curation.find_duplicates(pool, engine(args), settings=settings, memory=int(args.memory * 2**30)))
+    if args.test_set:
+        show(find_test_sets(args, pool))
+
+
+def find_test_sets(args, pool):
+    """Compares the pool with the images of test sets; returns the number of pairs that are near one."""
+    pairs = [named.partition("=") for named in args.test_set]
+    if not all(name and path for name, _, path in pairs):
+        raise SystemExit(f"--test-set is NAME=PATH. Received: --test-set {' '.join(args.test_set)}.")
+    options = terminal.source_options(args)
+    delimiter = {"delimiter": options["delimiter"]} if "delimiter" in options else {}
+    readers = {name: open_reader(path, options.get("mapping"), captions=False, **delimiter) for name, _, path in pairs}
+    vectors, embeddings = {}, ("score", "image_embedding")
+    embedder = None
+    if args.detector:
+        load = functools.partial(load_detector, str(args.detector.absolute()))
+        digest = curation.model_digest(args.detector)
+        curation.run_pass(pool, curation.ImageEmbeddings(load, digest, "detector"), engine(args))
+        embedder, embeddings = load(), ("detector", "image_embedding")
+    elif args.test_model:
+        embedder = presets.load(args.test_model, encoder="image")
+        embedder = getattr(embedder, "image_embedder", embedder)
+    if embedder is not None:
+        for name, reader in readers.items():
+            is_embedded, found = curation.embed_images(embedder, reader, np.arange(len(reader)))
+            vectors[name] = found[is_embedded]
+    test_images = curation.TestImages(
+        {name: curation.hash_images(reader) for name, reader in readers.items()},
+        vectors,
+        distance=args.test_distance,
+        cosine=args.test_cosine,
+        embeddings=embeddings,
+        drop=not args.list_only,
+    )
+    return curation.find_test_images(pool, test_images, engine(args))
+
+
+def load_detector(path):
+    """Loads a duplicate detector, in a worker too; returns its `ImageEmbedder`."""
+    import keras
+
+    from keras_clip.evaluation import duplicate_detector  # noqa: F401  (registers the class)
+
+    return keras.saving.load_model(path).embedder
+
+
+def add_score_arguments(parser):
+    parser.add_argument("--model", required=True, help="a .keras file, a preset, a folder or hf://organisation/name")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--dtype", help="dtype policy of the model, such as bfloat16")
+    parser.add_argument("--name", default="score", help="name of the pass, for the scores of several models")
+    add_pool_arguments(parser)
+
+
+def score(args):
+    pool = open_pool(args)
+    # Each worker would load the model, and on one machine one encoder uses all cores.
+    chosen = "serial" if args.engine == "auto" and args.workers is None else engine(args)
+    options = {"batch_size": args.batch_size, "dtype": args.dtype, "name": args.name}
+    show(curation.score(pool, args.model, chosen, **options))
+
+
+def add_filter_arguments(parser):
+    parser.add_argument("--basic", action="store_true", help="the basic filter of DataComp")
+    parser.add_argument(
+        "--lenient", action="store_true", help="no file names as captions, a side of 64 pixels, an aspect of at most 3"
+    )
+    parser.add_argument("--language", default="en", help="language of --basic, ISO 639-1")
+    parser.add_argument(
+        "--rule",
+        action="append",
+        default=[],
+        metavar="RULE",
+        help="such as 'clip_score >= 0.28'",
+    )
+    parser.add_argument("--rules", type=Path, help="JSON list of {expression, reason, name}")
+    parser.add_argument(
+        "--list", action="append", default=[], metavar="NAME=FILE", help="a list for rules, one value a line"
+    )
+    parser.add_argument("--column", action="append", default=[], metavar="COLUMN=PASS", help="the pass of a column")
+    parser.add_argument(
+        "--after", nargs="+", default=[], metavar="PASS", help="shares are those of pairs that these keep"
+    )
+    parser.add_argument("--name", default="filter", help="name of the pass, for several filters")
+    add_pool_arguments(parser)
+
+
+def filter_pairs(args):
+    rules = [*curation.datacomp_basic(args.language)] if args.basic else []
+    rules += [curation.Rule(*rule) for rule in LENIENT] if args.lenient else []
+    if args.rules:
+        rules += [curation.Rule.from_json(rule) for rule in json.loads(args.rules.read_text(encoding="utf-8"))]
+    rules += map(curation.Rule, args.rule)
+    if not rules:
+        raise SystemExit("A filter needs rules. Received: none of --basic, --lenient, --rule and --rules.")
+    lists = {name: list_values(path) for name, _, path in (each.partition("=") for each in args.list)}
+    places = dict(each.split("=", 1) for each in args.column if "=" in each)
+    options = {"name": args.name, "after": args.after, "lists": lists, "places": places}
+    show(curation.filter_pairs(open_pool(args), rules, engine(args), **options))
+
+
+# Expressions and reasons of `filter --lenient`.
+LENIENT = (
+    ("not file_name_like", "a file name as caption"),
+    ("min(width, height) >= 64", "a side of less than 64 pixels"),
+    ("aspect <= 3", "an aspect of more than 3"),
+)
+
+
+def list_values(path):
+    """Returns the lines of a file; as numbers if all of them are."""
+    lines = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [int(line) for line in lines] if lines and all(line.strip().isdecimal() for line in lines) else lines
+
+
 def add_write_arguments(parser):
     parser.add_argument("out", type=Path, help="folder of the new shards")
     add_verdict_arguments(parser)
@@ -211,6 +372,88 @@ def check(args):
     print(f"{checked:,} shards have the sizes and digests of their manifest.")
 
 
+def add_all_arguments(parser):
+    parser.add_argument("source", nargs="+", help="tars, TFRecords, Parquet files, tables or folders")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the new shards and their data card")
+    parser.add_argument("--basic", action="store_true", help="filter as DataComp does (default: as filter --lenient)")
+    parser.add_argument("--model", help="score the pairs by this model; see `score`")
+    parser.add_argument("--min-score", type=float, help="reject pairs with a lower CLIP score; needs --model")
+    parser.add_argument("--test-set", action="append", default=[], metavar="NAME=PATH", help="see `duplicates`")
+    parser.add_argument("--queries", type=Path, help="balance the pairs over these queries; see `match`")
+    parser.add_argument("--t", type=float, help="see `balance`")
+    parser.add_argument("--format", choices=("tar", "tfrecord"), default="tar", help="WebDataset tars or TFRecords")
+    parser.add_argument("--seed", type=int, default=0, help="of all draws")
+    add_card_texts(parser)
+    terminal.add_source_arguments(parser)
+    add_pool_arguments(parser)
+
+
+def run_all(args):
+    for name, value, other in (("--min-score", args.min_score, args.model), ("--t", args.t, args.queries)):
+        if value is not None and other is None:
+            needed = "--model" if name == "--min-score" else "--queries"
+            raise SystemExit(f"{name} needs {needed}. Received: {name} {value} without it.")
+    seconds, verdicts = {}, ["profile"]
+    for command, *options in steps(args):
+        options = [*options, *(["--verdicts", *verdicts] if command in ("write", "card") else [])]
+        start = time.monotonic()
+        try:
+            print(f"\n{command}")
+            main([command, *map(str, options), *pool_options(args, command)])
+        except (ImportError, SystemExit) as error:
+            # What a validation finds, or that it cannot run here, does not keep the other passes from their work.
+            if command != "validate":
+                raise
+            print("not valid" if isinstance(error, SystemExit) else f"not run: {error}")
+        seconds[command] = time.monotonic() - start
+        verdicts += ["test_images"] if command == "duplicates" and args.test_set else []
+        verdicts += [command] if command in ("filter", "duplicates", "balance") else []
+    show_results(curation.keep(open_pool(args), verdicts, engine(args)), verdicts, seconds)
+
+
+def steps(args):
+    """Yields the commands of `all` with their options, except those of the pool."""
+    options = {"--image": args.image, "--caption": args.caption, "--delimiter": args.delimiter}
+    yield "profile", *args.source, *given(options)
+    yield ("validate",)
+    if args.model:
+        yield "score", "--model", args.model
+    scores = ["--rule", f"clip_score >= {args.min_score}"] if args.min_score is not None else []
+    yield "filter", "--basic" if args.basic else "--lenient", *scores
+    tests = [option for named in args.test_set for option in ("--test-set", named)]
+    yield "duplicates", "--after", "filter", "--seed", args.seed, *tests
+    if args.queries:
+        yield "match", "--queries", args.queries
+        after = ["filter", *(["test_images"] if args.test_set else []), "duplicates"]
+        yield "balance", "--after", *after, "--seed", args.seed, *given({"--t": args.t})
+    yield "write", args.out, "--format", args.format, "--seed", args.seed
+    texts = {"--title": args.title, "--licence": args.licence, "--description": args.description}
+    yield "card", args.out, *given(texts)
+
+
+def given(options):
+    """Returns the options that have a value, as arguments."""
+    return [part for name, value in options.items() if value not in (None, "") for part in (name, value)]
+
+
+def pool_options(args, command):
+    """Returns the options of the pool as arguments."""
+    engines = {"--engine": args.engine, "--workers": args.workers, "--address": args.address}
+    return ["--work", str(args.work), *map(str, given({} if command == "validate" else engines))]
+
+
+def show_results(counts, verdicts, seconds):
+    """Prints what each pass rejected, what is left, and how long it took."""
+    print(f"\n{'pass':<12}{'rejected':>12}{'left':>12}{'seconds':>10}")
+    left = counts["pairs"]
+    for name in dict.fromkeys([*verdicts, *seconds]):
+        rejected = sum(count for key, count in counts.items() if key.startswith(f"{name}: "))
+        left -= rejected
+        took = f"{seconds[name]:.1f}" if name in seconds else ""
+        numbers = (f"{rejected:,}", f"{left:,}") if name in verdicts else ("", "")
+        print(f"{name:<12}{numbers[0]:>12}{numbers[1]:>12}{took:>10}")
+
+
 def open_pool(args) -> "curation.Pool":
     """Opens the pool of the folder `--work`."""
     return curation.Pool.open(None, args.work)
@@ -244,27 +487,37 @@ COMMANDS = {
     "validate": Command(
         add_validate_arguments, validate, "check the profile; exit status 0: valid, 1: anomalies, 2: could not run"
     ),
+    "duplicates": Command(add_duplicates_arguments, duplicates, "find pairs that occur twice, and images of test sets"),
+    "score": Command(add_score_arguments, score, "compute the CLIP score of every pair"),
+    "filter": Command(add_filter_arguments, filter_pairs, "reject pairs by rules on the profile and the scores"),
     "write": Command(add_write_arguments, write, "write the pairs that no pass rejects as new shards"),
     "card": Command(add_card_arguments, card, "write the data card, as HTML and Markdown"),
+    "all": Command(add_all_arguments, run_all, "run all of these passes, and go on where they stopped"),
     "check": Command(add_check_arguments, check, "compare new shards with the digests of their manifest"),
 }
 
 if __name__ == "__main__":
     terminal.start(parse_args)
 
-from keras_clip import curation
+import numpy as np
+
+from keras_clip import curation, presets
 from keras_clip.data import check_manifests
-from keras_clip.data.readers import find_files
+from keras_clip.data.readers import find_files, open_reader
 from keras_clip.engines import Processes, Ray
 from keras_clip.printable import printable
 
 
 def main(argv=None):
     args = parse_args(argv)
+    # The data card names the commands that made it: those that have succeeded, and itself. `all` consists of others.
+    line = ["python", *(sys.argv if argv is None else ["examples/curate.py", *argv])]
+    is_recorded = args.command != "all" and getattr(args, "work", None) is not None
+    if is_recorded and args.command == "card":
+        curation.record_command(args.work, line)
     COMMANDS[args.command].run(args)
-    if getattr(args, "work", None):
-        # The data card names the commands that made it.
-        curation.record_command(args.work, ["python", *(sys.argv if argv is None else ["examples/curate.py", *argv])])
+    if is_recorded and args.command != "card":
+        curation.record_command(args.work, line)
 
 
 if __name__ == "__main__":

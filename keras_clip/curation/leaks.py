@@ -10,12 +10,17 @@ import numpy as np
 from keras_clip.curation.clusters import embedding_rows
 from keras_clip.curation.passes import ShardPass, run_pass
 from keras_clip.curation.pool import Pool, Shard
+from keras_clip.data.image_files import MAX_PIXELS
+from keras_clip.data.readers import Reader
 from keras_clip.engines import Engine
+from keras_clip.similarity.fingerprints import HASH_SHORTEST, perceptual_hash
 from keras_clip.similarity.hamming import near_pairs
 from keras_clip.similarity.nearest import nearest_vectors
 
 if TYPE_CHECKING:
     import pyarrow
+
+_READ = 64
 
 
 class TestImages(ShardPass):
@@ -120,6 +125,26 @@ def find_test_images(
         Number of pairs by reason, also if they are only listed.
     """
     return run_pass(pool, test_images, engine, progress=progress)
+
+
+def hash_images(reader: Reader, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Returns the perceptual hashes of the images of a test set, as the profile computes them.
+
+    Args:
+        reader: `Reader` of the test set.
+        max_pixels: int. Larger images are left out.
+
+    Returns:
+        uint64 (M,), of the images that can be decoded.
+    """
+    hashes = []
+    for start in range(0, len(reader), _READ):
+        for image in reader.read(np.arange(start, min(start + _READ, len(reader))))[0]:
+            try:
+                hashes.append(perceptual_hash(image, max_pixels, HASH_SHORTEST))
+            except ValueError:
+                continue
+    return np.array(hashes, np.uint8).reshape(-1, 8).view(">u8").reshape(-1).astype(np.uint64)
 
 
 def _near_hashes(column, index, distance) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -18,6 +18,7 @@ import numpy as np
 from keras_clip import presets
 from keras_clip.curation.passes import ShardPass, run_pass
 from keras_clip.curation.pool import Pool, Shard
+from keras_clip.data.readers import Reader
 from keras_clip.engines import Engine
 from keras_clip.model import CLIPModel, ImageEmbedder
 
@@ -195,6 +196,34 @@ def embed_captions(text_embedder: Any, captions: Sequence[str], batch_size: int 
     return _unit(vectors, "captions")[inverse.reshape(-1)]
 
 
+def embed_images(embedder: Any, reader: Reader, ids: np.ndarray, batch_size: int = 64) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the embeddings of images, which are decoded while the encoder works on the batch before.
+
+    Args:
+        embedder: `ImageEmbedder`.
+        reader: `Reader` of the images.
+        ids: int64 (N,), their indices.
+        batch_size: int >= 1.
+
+    Returns:
+        Whether each image was decoded, bool (N,), and float32 (N, E), unit vectors, zero for images that were not.
+
+    Raises:
+        ValueError: the model returns NaN.
+    """
+    vectors, is_embedded = np.zeros((len(ids), embedder.embed_dim), np.float32), np.zeros(len(ids), bool)
+    for start, pixels in _decoded(reader, ids, embedder.image_preprocessor, batch_size):
+        good = [i for i, each in enumerate(pixels) if each is not None]
+        if not good:
+            continue
+        # An incomplete batch is filled with its own images.
+        filled = np.stack([pixels[i] for i in np.resize(good, batch_size)])
+        batch = np.asarray(embedder.predict_on_batch(filled), np.float32)[: len(good)]
+        vectors[start + np.array(good)] = _unit(batch, "images")
+        is_embedded[start + np.array(good)] = True
+    return is_embedded, vectors
+
+
 def model_digest(model: str | Path | keras.Model) -> str:
     """Returns what identifies the weights of a model: a digest of its files or of its weights, or its name.
 
@@ -244,17 +273,7 @@ def _embedded_images(embedder, shard, profile, batch_size) -> tuple[np.ndarray, 
     wanted = np.flatnonzero(ok[first])
     place = np.full(len(samples), -1)
     place[wanted] = np.arange(len(wanted))
-    vectors, is_embedded = np.zeros((len(wanted), embedder.embed_dim), np.float32), np.zeros(len(wanted), bool)
-    reader, _ = shard.open()
-    for start, pixels in _decoded(reader, samples[wanted], embedder.image_preprocessor, batch_size):
-        good = [i for i, each in enumerate(pixels) if each is not None]
-        if not good:
-            continue
-        # An incomplete batch is filled with its own images.
-        filled = np.stack([pixels[i] for i in np.resize(good, batch_size)])
-        batch = np.asarray(embedder.predict_on_batch(filled), np.float32)[: len(good)]
-        vectors[start + np.array(good)] = _unit(batch, "images")
-        is_embedded[start + np.array(good)] = True
+    is_embedded, vectors = embed_images(embedder, shard.open()[0], samples[wanted], batch_size)
     places = place[inverse.reshape(-1)]
     rows = np.flatnonzero((places >= 0) & is_embedded[places] if len(wanted) else np.zeros(len(places), bool))
     return rows, places, vectors
