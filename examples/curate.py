@@ -2,8 +2,9 @@
 
     python examples/curate.py profile "raw/*.tar" --work work/
     python examples/curate.py COMMAND --work work/
+    python examples/curate.py all "raw/*.tar" --work work/ --out curated/
 
-`profile` reads the source, which may have any form that `image_text_pairs` reads; the other commands go on from its
+`all` runs the passes one after the other. `profile` reads the source, which may have any form that `image_text_pairs` reads; the other commands go on from its
 results in the folder `--work`. A command that was interrupted goes on where it stopped. `COMMAND --help` describes the
 options of a command.
 """
@@ -12,6 +13,8 @@ import argparse
 import functools
 import itertools
 import json
+import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -265,6 +268,9 @@ def score(args):
 
 def add_filter_arguments(parser):
     parser.add_argument("--basic", action="store_true", help="the basic filter of DataComp")
+    parser.add_argument(
+        "--lenient", action="store_true", help="no file names as captions, a side of 64 pixels, an aspect of at most 3"
+    )
     parser.add_argument("--language", default="en", help="language of --basic, ISO 639-1")
     parser.add_argument(
         "--rule",
@@ -287,21 +293,165 @@ def add_filter_arguments(parser):
 
 def filter_pairs(args):
     rules = [*curation.datacomp_basic(args.language)] if args.basic else []
+    rules += [curation.Rule(*rule) for rule in LENIENT] if args.lenient else []
     if args.rules:
         rules += [curation.Rule.from_json(rule) for rule in json.loads(args.rules.read_text(encoding="utf-8"))]
     rules += map(curation.Rule, args.rule)
     if not rules:
-        raise SystemExit("A filter needs rules. Received: none of --basic, --rule and --rules.")
+        raise SystemExit("A filter needs rules. Received: none of --basic, --lenient, --rule and --rules.")
     lists = {name: list_values(path) for name, _, path in (each.partition("=") for each in args.list)}
     places = dict(each.split("=", 1) for each in args.column if "=" in each)
     options = {"name": args.name, "after": args.after, "lists": lists, "places": places}
     show(curation.filter_pairs(open_pool(args), rules, engine(args), **options))
 
 
+# Expressions and reasons of `filter --lenient`.
+LENIENT = (
+    ("not file_name_like", "a file name as caption"),
+    ("min(width, height) >= 64", "a side of less than 64 pixels"),
+    ("aspect <= 3", "an aspect of more than 3"),
+)
+
+
 def list_values(path):
     """Returns the lines of a file; as numbers if all of them are."""
     lines = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
     return [int(line) for line in lines] if lines and all(line.strip().isdecimal() for line in lines) else lines
+
+
+def add_write_arguments(parser):
+    parser.add_argument("out", type=Path, help="folder of the new shards")
+    add_verdict_arguments(parser)
+    parser.add_argument("--format", choices=("tar", "tfrecord"), default="tar", help="WebDataset tars or TFRecords")
+    parser.add_argument("--max-samples", type=int, default=10_000, help="samples of a shard (default: 10000)")
+    parser.add_argument("--max-bytes", type=int, default=2**30, help="bytes of a shard, about (default: 2 ** 30)")
+    parser.add_argument("--columns", nargs="+", metavar="PASS.COLUMN", help="values that are stored with each sample")
+    parser.add_argument("--seed", type=int, default=0, help="of the order of the samples")
+    add_pool_arguments(parser)
+
+
+def add_verdict_arguments(parser):
+    parser.add_argument(
+        "--verdicts", nargs="+", metavar="PASS", help="passes that reject, in this order (default: all that have run)"
+    )
+
+
+def write(args):
+    names = ("format", "max_samples", "max_bytes", "columns", "seed")
+    settings = curation.WriteSettings(**{name: getattr(args, name) for name in names})
+    show(curation.write(open_pool(args), args.out, args.verdicts, settings=settings, engine=engine(args)))
+
+
+def add_card_arguments(parser):
+    parser.add_argument("out", type=Path, help="folder of card.html and card.md, such as that of the new shards")
+    add_verdict_arguments(parser)
+    add_card_texts(parser)
+    add_pool_arguments(parser)
+
+
+def add_card_texts(parser):
+    parser.add_argument("--title", default="Data card")
+    parser.add_argument("--licence", "--license", default="", help="licence of the new shards")
+    parser.add_argument("--description", default="", help="where the pool is from, and what it is for")
+
+
+def card(args):
+    settings = curation.CardSettings(title=args.title, licence=args.licence, description=args.description)
+    print(curation.write_card(open_pool(args), args.out, args.verdicts, settings=settings, engine=engine(args)))
+
+
+def add_check_arguments(parser):
+    parser.add_argument("source", nargs="+", help="new shards; the manifest is in their folder")
+
+
+def check(args):
+    paths = find_files(args.source)
+    checked = check_manifests(paths, digests=True)
+    if checked < len(paths):
+        raise SystemExit(f"Shards to check need a manifest.json beside them. Received: {len(paths) - checked} without.")
+    print(f"{checked:,} shards have the sizes and digests of their manifest.")
+
+
+def add_all_arguments(parser):
+    parser.add_argument("source", nargs="+", help="tars, TFRecords, Parquet files, tables or folders")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the new shards and their data card")
+    parser.add_argument("--basic", action="store_true", help="filter as DataComp does (default: as filter --lenient)")
+    parser.add_argument("--model", help="score the pairs by this model; see `score`")
+    parser.add_argument("--min-score", type=float, help="reject pairs with a lower CLIP score; needs --model")
+    parser.add_argument("--test-set", action="append", default=[], metavar="NAME=PATH", help="see `duplicates`")
+    parser.add_argument("--queries", type=Path, help="balance the pairs over these queries; see `match`")
+    parser.add_argument("--t", type=float, help="see `balance`")
+    parser.add_argument("--format", choices=("tar", "tfrecord"), default="tar", help="WebDataset tars or TFRecords")
+    parser.add_argument("--seed", type=int, default=0, help="of all draws")
+    add_card_texts(parser)
+    terminal.add_source_arguments(parser)
+    add_pool_arguments(parser)
+
+
+def run_all(args):
+    for name, value, other in (("--min-score", args.min_score, args.model), ("--t", args.t, args.queries)):
+        if value is not None and other is None:
+            needed = "--model" if name == "--min-score" else "--queries"
+            raise SystemExit(f"{name} needs {needed}. Received: {name} {value} without it.")
+    seconds, verdicts = {}, ["profile"]
+    for command, *options in steps(args):
+        options = [*options, *(["--verdicts", *verdicts] if command in ("write", "card") else [])]
+        start = time.monotonic()
+        try:
+            print(f"\n{command}")
+            main([command, *map(str, options), *pool_options(args, command)])
+        except (ImportError, SystemExit) as error:
+            # What a validation finds, or that it cannot run here, does not keep the other passes from their work.
+            if command != "validate":
+                raise
+            print("not valid" if isinstance(error, SystemExit) else f"not run: {error}")
+        seconds[command] = time.monotonic() - start
+        verdicts += ["test_images"] if command == "duplicates" and args.test_set else []
+        verdicts += [command] if command in ("filter", "duplicates", "balance") else []
+    show_results(curation.keep(open_pool(args), verdicts, engine(args)), verdicts, seconds)
+
+
+def steps(args):
+    """Yields the commands of `all` with their options, except those of the pool."""
+    options = {"--image": args.image, "--caption": args.caption, "--delimiter": args.delimiter}
+    yield "profile", *args.source, *given(options)
+    yield ("validate",)
+    if args.model:
+        yield "score", "--model", args.model
+    scores = ["--rule", f"clip_score >= {args.min_score}"] if args.min_score is not None else []
+    yield "filter", "--basic" if args.basic else "--lenient", *scores
+    tests = [option for named in args.test_set for option in ("--test-set", named)]
+    yield "duplicates", "--after", "filter", "--seed", args.seed, *tests
+    if args.queries:
+        yield "match", "--queries", args.queries
+        after = ["filter", *(["test_images"] if args.test_set else []), "duplicates"]
+        yield "balance", "--after", *after, "--seed", args.seed, *given({"--t": args.t})
+    yield "write", args.out, "--format", args.format, "--seed", args.seed
+    texts = {"--title": args.title, "--licence": args.licence, "--description": args.description}
+    yield "card", args.out, *given(texts)
+
+
+def given(options):
+    """Returns the options that have a value, as arguments."""
+    return [part for name, value in options.items() if value not in (None, "") for part in (name, value)]
+
+
+def pool_options(args, command):
+    """Returns the options of the pool as arguments."""
+    engines = {"--engine": args.engine, "--workers": args.workers, "--address": args.address}
+    return ["--work", str(args.work), *map(str, given({} if command == "validate" else engines))]
+
+
+def show_results(counts, verdicts, seconds):
+    """Prints what each pass rejected, what is left, and how long it took."""
+    print(f"\n{'pass':<12}{'rejected':>12}{'left':>12}{'seconds':>10}")
+    left = counts["pairs"]
+    for name in dict.fromkeys([*verdicts, *seconds]):
+        rejected = sum(count for key, count in counts.items() if key.startswith(f"{name}: "))
+        left -= rejected
+        took = f"{seconds[name]:.1f}" if name in seconds else ""
+        numbers = (f"{rejected:,}", f"{left:,}") if name in verdicts else ("", "")
+        print(f"{name:<12}{numbers[0]:>12}{numbers[1]:>12}{took:>10}")
 
 
 def open_pool(args) -> "curation.Pool":
@@ -340,6 +490,10 @@ COMMANDS = {
     "duplicates": Command(add_duplicates_arguments, duplicates, "find pairs that occur twice, and images of test sets"),
     "score": Command(add_score_arguments, score, "compute the CLIP score of every pair"),
     "filter": Command(add_filter_arguments, filter_pairs, "reject pairs by rules on the profile and the scores"),
+    "write": Command(add_write_arguments, write, "write the pairs that no pass rejects as new shards"),
+    "card": Command(add_card_arguments, card, "write the data card, as HTML and Markdown"),
+    "all": Command(add_all_arguments, run_all, "run all of these passes, and go on where they stopped"),
+    "check": Command(add_check_arguments, check, "compare new shards with the digests of their manifest"),
 }
 
 if __name__ == "__main__":
@@ -348,14 +502,22 @@ if __name__ == "__main__":
 import numpy as np
 
 from keras_clip import curation, presets
-from keras_clip.data.readers import open_reader
+from keras_clip.data import check_manifests
+from keras_clip.data.readers import find_files, open_reader
 from keras_clip.engines import Processes, Ray
 from keras_clip.printable import printable
 
 
 def main(argv=None):
     args = parse_args(argv)
+    # The data card names the commands that made it: those that have succeeded, and itself. `all` consists of others.
+    line = ["python", *(sys.argv if argv is None else ["examples/curate.py", *argv])]
+    is_recorded = args.command != "all" and getattr(args, "work", None) is not None
+    if is_recorded and args.command == "card":
+        curation.record_command(args.work, line)
     COMMANDS[args.command].run(args)
+    if is_recorded and args.command != "card":
+        curation.record_command(args.work, line)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Turns a raw pool of pairs into a training set, in passes over its shards (Radford et al., 2021, section 2.2)."""
 
 from keras_clip.curation.balancing import balance, keep_probability, t_of_tail_share, tail_share
+from keras_clip.curation.card import CardSettings, record_command, write_card
 from keras_clip.curation.duplicates import DuplicateSettings, find_duplicates
 from keras_clip.curation.filters import filter_pairs
 from keras_clip.curation.keeping import KeepList, keep, verdicts_of
