@@ -67,7 +67,7 @@ def _sigmoid_product(features, signs, weights, bias, d_weights, d_bias):
 
 
 def _probabilities(features, labels, weights, bias):
-    """Returns the probabilities, and one minus each; without loss to rounding where the true class is nearly certain."""
+    """Returns the probabilities, and one minus each, which is exact where the true class is nearly certain."""
     logits = features @ weights + bias
     own = ops.cast(labels[:, None] == ops.arange(ops.shape(weights)[1], dtype="int32"), weights.dtype)
     probabilities = ops.exp(logits - ops.max(logits, axis=1)[:, None])

@@ -24,7 +24,7 @@ ROUNDING = 1e-10
 MOST_BEFORE_RENEWAL = 100
 # The largest number of parameters whose second derivatives are formed, 128 MiB in float64, and the number of parameters
 # for which forming and factorising them costs as much as one more product.
-LARGEST_HESSIAN, PARAMETERS_PER_PRODUCT = 4096, 32
+LARGEST_HESSIAN, PARAMETERS_PER_PRODUCT = 4096, 16
 
 
 @dataclass(frozen=True)
