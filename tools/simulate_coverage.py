@@ -1,15 +1,18 @@
 """Measures the coverage of every interval of the evaluation on simulated test sets whose true values are known.
 
-    python tools/simulate_coverage.py --out runs/coverage.md
+    python tools/simulate_coverage.py --write docs/evaluation.md
     python tools/simulate_coverage.py --only calibration disparity --repetitions 200
 
 Prints one row per interval and setting: the percentage of simulated test sets whose 95 % interval (99.5 % for the data
-overlap) encloses the true value, at 100, 300 and 1,000 images, and how many intervals exclude their own estimate. An
-interval is in the library under the name of its row: the list is complete, and a new interval gets rows here.
+overlap) encloses the true value, at 100, 300 and 1,000 images, and how many intervals exclude their own estimate. The
+measurements are appended to `--out` one by one, and those that are there already are not repeated; `--write` replaces
+the table of a Markdown file. An interval is in the library under the name of its row: the list is complete, and a new
+interval gets rows here.
 """
 
 import argparse
 import functools
+import json
 import os
 import sys
 from pathlib import Path
@@ -22,9 +25,10 @@ import terminal
 
 def parse_args(argv=None) -> argparse.Namespace:
     parser = terminal.Parser(__doc__)
-    parser.add_argument("--repetitions", type=int, default=4000, help="test sets; a quarter for slow intervals")
+    parser.add_argument("--repetitions", type=int, default=1000, help="test sets of each number")
     parser.add_argument("--only", nargs="+", default=[], help="words of the names of intervals")
-    parser.add_argument("--out", type=Path, help="file for the table, Markdown")
+    parser.add_argument("--out", type=Path, default=Path("runs/coverage.jsonl"), help="file of the measurements")
+    parser.add_argument("--write", type=Path, help="Markdown file whose table of coverage is replaced")
     return parser.parse_args(argv)
 
 
@@ -37,8 +41,9 @@ from keras_clip.evaluation.metrics import calibration, classification, compariso
 from keras_clip.evaluation.studies import class_design, overlap, robustness, scaling
 
 SIZES = (100, 300, 1000)
-# Resamples of the intervals that simulate or resample: fewer than their default of 1,000, to save time.
-RESAMPLES = 300
+# Resamples of the intervals that simulate or resample, and of the variance of `map_11pt`: fewer than their default of
+# 1,000, to save time.
+RESAMPLES, VARIANCE_RESAMPLES = 300, 100
 blaker = functools.cache(intervals.blaker_interval)
 clopper_pearson = functools.cache(intervals.clopper_pearson_interval)
 
@@ -113,12 +118,12 @@ def average_precision(classes, share, distance):
     @functools.cache
     def expected(size):
         generator = np.random.default_rng(99)
-        return np.mean([classification.map_11pt(*draw(generator, size)) for _ in range(2000)])
+        return np.mean([classification.map_11pt(*draw(generator, size)) for _ in range(1000)])
 
     def simulate(generator, size):
         data = draw(generator, size)
         seed = int(generator.integers(2**31))
-        bounds = classification.interval("map_11pt", *data, resamples=RESAMPLES, seed=seed)
+        bounds = classification.interval("map_11pt", *data, resamples=VARIANCE_RESAMPLES, seed=seed)
         return expected(size), classification.map_11pt(*data), *bounds
 
     return simulate
@@ -173,32 +178,32 @@ def disparity(rates, shares):
     return simulate
 
 
-def recall(direction, noise, captions=5, dimension=16, k=1, median=False):
-    """Images and captions with a shared vector each; the true value is the mean over 400 simulated test sets."""
+@functools.lru_cache(1200)
+def ranks_of(noise, size, seed, captions=5, dimension=16):
+    """Ranks of images and captions with a shared vector each; settings of equal noise share the test sets."""
+    generator = np.random.default_rng(seed)
+    images = generator.normal(size=(size, dimension))
+    own = images + 0.5 * noise * generator.normal(size=images.shape)
+    image_of_text = np.repeat(np.arange(size), captions)
+    texts = own[image_of_text] + noise * generator.normal(size=(len(image_of_text), dimension))
+    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (images, texts)]
+    return retrieval.retrieval_ranks(*unit, image_of_text)
 
-    def draw(generator, size):
-        images = generator.normal(size=(size, dimension))
-        own = images + 0.5 * noise * generator.normal(size=images.shape)
-        image_of_text = np.repeat(np.arange(size), captions)
-        texts = own[image_of_text] + noise * generator.normal(size=(len(image_of_text), dimension))
-        unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (images, texts)]
-        return retrieval.retrieval_ranks(*unit, image_of_text)
+
+def recall(direction, noise, k=1, median=False):
+    """The true value is the mean (or median) over simulated test sets."""
 
     @functools.cache
     def expected(size):
-        generator = np.random.default_rng(97)
-        sets = [draw(generator, size) for _ in range(400 if size < 1000 else 60)]
+        sets = [ranks_of(noise, size, (97, i)) for i in range(400 if size < 1000 else 60)]
+        if median:
+            return np.median(np.concatenate([getattr(ranks, direction) for ranks in sets]))
         return np.mean([ranks.recall(direction, k) for ranks in sets])
 
-    @functools.cache
-    def expected_median(size):
-        generator = np.random.default_rng(97)
-        return np.median(np.concatenate([getattr(draw(generator, size), direction) for _ in range(40)]))
-
     def simulate(generator, size):
-        ranks = draw(generator, size)
+        ranks = ranks_of(noise, size, int(generator.integers(2**31)))
         if median:
-            return expected_median(size), ranks.median_rank(direction), *ranks.median_rank_interval(direction)
+            return expected(size), ranks.median_rank(direction), *ranks.median_rank_interval(direction)
         return expected(size), ranks.recall(direction, k), *ranks.recall_interval(direction, k)
 
     return simulate
@@ -287,7 +292,7 @@ def bootstrap(statistic, truth, draw):
     def simulate(generator, size):
         x = draw(generator, size)
         bounds = resampling.bootstrap_interval(
-            lambda weights: statistic(x, weights), size, resamples=400, seed=int(generator.integers(2**31))
+            lambda weights: statistic(x, weights), size, resamples=RESAMPLES, seed=int(generator.integers(2**31))
         )
         return truth, statistic(x, np.ones(size, int)), *bounds
 
@@ -332,8 +337,8 @@ SETTINGS = {
     ("`roc_auc`", "0.9, five positive images"): auc(0.9, positives=5),
     ("`roc_auc`", "truth 1"): auc(1.0),
     ("`map_11pt`", "5 classes, 30 % positive, 0.6"): average_precision(5, 0.3, 1.0),
-    ("`map_11pt`", "20 classes, 5 % positive, 0.4"): average_precision(20, 0.05, 1.5),
-    ("`map_11pt`", "20 classes, 5 % positive, 0.85"): average_precision(20, 0.05, 3.0),
+    ("`map_11pt`", "10 classes, 5 % positive, 0.4"): average_precision(10, 0.05, 1.5),
+    ("`map_11pt`", "10 classes, 5 % positive, 0.85"): average_precision(10, 0.05, 3.0),
     ("`calibration_error_interval`", "uniform confidence, truth 0"): calibration_error("uniform", lambda c: c),
     ("`calibration_error_interval`", "uniform confidence, truth 0.03"): calibration_error(
         "uniform", lambda c: c - 0.03
@@ -356,11 +361,11 @@ SETTINGS = {
         [0.01, 0.02, 0.02, 0.02, 0.03, 0.03, 0.06], [1 / 7] * 7
     ),
     ("`disparity`", "9 groups, truth 0.4"): disparity(np.linspace(0.3, 0.7, 9), [1 / 9] * 9),
-    ("retrieval, R@1 image to text", "5 captions, R@1 about 0.6"): recall("image_to_text", 1.3),
-    ("retrieval, R@1 text to image", "5 captions, R@1 about 0.5"): recall("text_to_image", 0.8),
-    ("retrieval, R@10 text to image", "5 captions, R@10 about 0.97"): recall("text_to_image", 0.8, k=10),
-    ("retrieval, median rank", "text to image, 5 captions"): recall("text_to_image", 1.6, median=True),
-    ("retrieval, median rank", "image to text"): recall("image_to_text", 3.0, median=True),
+    ("retrieval, R@1 text to image", "5 captions, weak noise"): recall("text_to_image", 0.8),
+    ("retrieval, R@10 text to image", "5 captions, weak noise"): recall("text_to_image", 0.8, k=10),
+    ("retrieval, R@1 image to text", "5 captions, strong noise"): recall("image_to_text", 1.6),
+    ("retrieval, median rank", "text to image, 5 captions, strong noise"): recall("text_to_image", 1.6, median=True),
+    ("retrieval, median rank", "image to text, very strong noise"): recall("image_to_text", 3.0, median=True),
     ("copies and captions (`clustered_interval`)", "0.6, correlation 0.1"): clustered(0.6, 0.1),
     ("copies and captions (`clustered_interval`)", "0.6, correlation 0.9"): clustered(0.6, 0.9),
     ("copies and captions (`clustered_interval`)", "0.97, correlation 0.5"): clustered(0.97, 0.5),
@@ -387,8 +392,7 @@ SETTINGS = {
         weighted_mean, 1.0, lambda g, n: g.exponential(size=n)
     ),
 }
-# Those that simulate or resample inside take much longer.
-SLOW = ("calibration", "disparity", "map_11pt", "bootstrap", "mean_per_class", "retrieval")
+HEADER = ["| interval | setting | n = 100 | 300 | 1,000 | excludes its estimate |", "|---|---|---|---|---|---|"]
 
 
 def measure(simulate, size, repetitions, seed=0):
@@ -402,27 +406,56 @@ def measure(simulate, size, repetitions, seed=0):
     return held / repetitions, excluded
 
 
-def rows(only, repetitions):
-    """Yields (interval, setting, {size: coverage}, number of excluded estimates)."""
+def read(path):
+    """Returns {(interval, setting, size, repetitions): (coverage, number of excluded estimates)} of earlier runs."""
+    if not path.exists():
+        return {}
+    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return {(r["interval"], r["setting"], r["size"], r["repetitions"]): (r["held"], r["excluded"]) for r in rows}
+
+
+def lines(only, repetitions, out):
+    """Yields the rows of the table; measures what is not in the file, and appends it there."""
+    found = read(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
     for (name, setting), simulate in SETTINGS.items():
         if only and not any(word in name for word in only):
             continue
-        count = repetitions // 4 if any(word in name for word in SLOW) else repetitions
-        measured = {size: measure(simulate, size, count) for size in SIZES}
-        yield name, setting, {size: held for size, (held, _) in measured.items()}, sum(e for _, e in measured.values())
+        measured = []
+        for size in SIZES:
+            key = name, setting, size, repetitions
+            if key not in found:
+                held, excluded = found[key] = measure(simulate, size, repetitions)
+                row = dict(zip(("interval", "setting", "size", "repetitions"), key, strict=True))
+                with out.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(row | {"held": held, "excluded": excluded}) + "\n")
+            measured.append(found[key])
+        cells = " | ".join(f"{100 * held:.1f} %" for held, _ in measured)
+        yield f"| {name} | {setting} | {cells} | {sum(excluded for _, excluded in measured)} |"
+
+
+def write_table(path, table):
+    """Replaces the rows below the header of the table in a Markdown file."""
+    before = path.read_text(encoding="utf-8").splitlines()
+    if HEADER[0] not in before:
+        raise SystemExit(f"Expected the header of the table. Received: {path} without the line {HEADER[0]!r}.")
+    start = end = before.index(HEADER[0])
+    while end < len(before) and before[end].startswith("|"):
+        end += 1
+    path.write_text("\n".join([*before[:start], *table, *before[end:]]) + "\n", encoding="utf-8")
 
 
 def main(argv=None):
     args = parse_args(argv)
-    lines = ["| interval | setting | n = 100 | 300 | 1,000 | excludes its estimate |", "|---|---|---|---|---|---|"]
-    print("\n".join(lines), flush=True)
-    for name, setting, coverage, excluded in rows(args.only, args.repetitions):
-        cells = " | ".join(f"{100 * coverage[size]:.1f} %" for size in SIZES)
-        lines.append(f"| {name} | {setting} | {cells} | {excluded} |")
-        print(lines[-1], flush=True)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    if args.write and args.only:
+        raise SystemExit("Expected all intervals for `--write`. Received: --only. Run again without --only.")
+    table = list(HEADER)
+    print("\n".join(table), flush=True)
+    for line in lines(args.only, args.repetitions, args.out):
+        table.append(line)
+        print(line, flush=True)
+    if args.write:
+        write_table(args.write, table)
 
 
 if __name__ == "__main__":

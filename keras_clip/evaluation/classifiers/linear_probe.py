@@ -3,10 +3,7 @@
 It minimises the objective of scikit-learn's `LogisticRegression`, mean loss + |W|^2 / (2 C n) with an unpenalised bias,
 until no element of the gradient exceeds 1e-4 / n, which is what `tol=1e-4` meant when the paper was written, and the
 objective is within 1e-7 of its minimum: with a weak penalty, a gradient of that size can be far from the minimum.
-
-The method is Newton's. Its linear systems are solved by conjugate gradients, with float32 products while these suffice;
-objective and gradient are float64. The preconditioner has the curvature of the loss, equal for all classes. It is
-renewed during the fit: with a weak penalty, only the few images near a boundary still have curvature.
+`newton` has the method.
 """
 
 import math
@@ -17,174 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from keras_clip.evaluation.classifiers.inputs import check_features, check_labels, check_split
-from keras_clip.evaluation.classifiers.logistic_loss import LogisticLoss
 from keras_clip.evaluation.classifiers.matmul import multiply
+from keras_clip.evaluation.classifiers.newton import Problem
 from keras_clip.evaluation.metrics.classification import accuracy, map_11pt
 
-GRADIENT_TOLERANCE = 1e-4
-# Allowed excess of the objective over its minimum, relative to it.
-GAP_TOLERANCE = 1e-7
-# Allowed residual of a linear system, relative to the gradient, in the norm of the preconditioner.
-RESIDUAL_TOLERANCE = 0.1
-# The least gain of a step relative to the gain that the gradient promises, and the number of lengths to try.
-LEAST_GAIN, LINE_SEARCH = 1e-4, 40
-# Relative gains below this are lost to the rounding of the objective.
-ROUNDING = 1e-10
-MOST_BEFORE_RENEWAL = 100
 # C is 10 ** (step / 8): from 1e-6 to 1e6, first in steps of two decades.
 STEPS_PER_DECADE, LAST_STEP, FIRST_INTERVAL = 8, 48, 16
-
-
-@dataclass(frozen=True)
-class _Solution:
-    """The parameters of the optimisation: `weights` (D, columns) and `bias` (columns,), float64."""
-
-    weights: np.ndarray
-    bias: np.ndarray
-    objective: float
-    iterations: int
-    converged: bool
-    gradient: float
-
-
-class _Problem:
-    """The optimisation problem of one training set, which can be solved for any C."""
-
-    def __init__(self, features, labels, num_classes):
-        self.loss = LogisticLoss(features, labels, num_classes)
-        # At zero, where every fit without another start begins.
-        self.preconditioner = _Preconditioner(self.loss.curvature(*self.zero()))
-
-    def zero(self):
-        return np.zeros((self.loss.width, self.loss.columns)), np.zeros(self.loss.columns)
-
-    def minimise(self, C: float, max_iter: int, start: _Solution | None = None) -> _Solution:
-        """Returns the parameters that minimise the objective for this C."""
-        try:
-            from threadpoolctl import threadpool_limits
-        except ImportError as error:
-            raise ImportError('The linear probe needs threadpoolctl: pip install "keras_clip[evaluation]".') from error
-        # NumPy computes only small products here. Its threads would wait actively and block the cores for the threads
-        # of the backend, which made a small search on torch 14 times slower.
-        with threadpool_limits(1, "blas"):
-            newton = _Newton(self, C, (start.weights, start.bias) if start else self.zero())
-            newton.run(max_iter)
-        bias = newton.bias
-        if self.loss.softmax:  # the logits are determined up to a constant
-            bias = bias - bias.mean()
-        return _Solution(
-            newton.weights, bias, newton.value, newton.iterations, newton.converged, newton.largest_gradient()
-        )
-
-
-class _Preconditioner:
-    """The inverse of an approximation of the second derivatives, in which all columns have the same curvature."""
-
-    def __init__(self, curvature):
-        self.by_bias, self.mean, matrix = curvature
-        values, self.vectors = np.linalg.eigh(matrix)
-        self.values = np.maximum(values, 1e-15 * values.max())
-
-    def __call__(self, d_weights, d_bias, penalty):
-        centred = self.vectors.T @ (d_weights - np.outer(self.mean, d_bias))
-        weights = self.vectors @ (centred / (self.values + penalty)[:, None])
-        return weights, d_bias / self.by_bias - self.mean @ weights
-
-
-class _Newton:
-    """Newton's method for one C, whose linear systems are solved by preconditioned conjugate gradients."""
-
-    def __init__(self, problem, C, start):
-        self.loss, (self.weights, self.bias) = problem.loss, start
-        self.penalty = 1 / (C * problem.loss.rows)
-        self.preconditioner = problem.preconditioner
-        # A new preconditioner costs about as much as this number of iterations: its moments and eigenvectors.
-        width, columns, rows = self.loss.width, self.loss.columns, self.loss.rows
-        self.renewal = int(np.clip(width / columns * (1 + 4 * width / rows), 5, MOST_BEFORE_RENEWAL))
-        self.since_renewal, self.stale = 0, bool(np.any(self.weights))
-        self.dtype, self.iterations, self.converged = "float32", 0, False
-        self.value, *self.gradient = self.evaluate(self.weights, self.bias)
-
-    def evaluate(self, weights, bias):
-        value, d_weights, d_bias = self.loss(weights, bias, "float64")
-        return value + self.penalty / 2 * np.sum(weights * weights), d_weights + self.penalty * weights, d_bias
-
-    def largest_gradient(self):
-        return _largest(self.gradient)
-
-    def is_flat(self):
-        """Returns whether the gradient is within scikit-learn's tolerance."""
-        return self.largest_gradient() <= GRADIENT_TOLERANCE / self.loss.rows
-
-    def run(self, max_iter):
-        while True:
-            step, decrement, solved = self.solve(max_iter - self.iterations)
-            # Half the decrement estimates how far the objective is above its minimum.
-            self.converged = solved and self.is_flat() and decrement / 2 <= GAP_TOLERANCE * self.value
-            if self.converged or not self.advance(step, decrement) or self.iterations >= max_iter:
-                return
-
-    def solve(self, limit):
-        """Returns Newton's step, its decrement (gradient times step), and whether the residual is small."""
-        if self.since_renewal >= self.renewal:
-            self.preconditioner = _Preconditioner(self.loss.curvature(self.weights, self.bias))
-            self.since_renewal, self.stale = 0, False
-        if self.stale:  # rather renew it than continue with it
-            limit = min(limit, self.renewal)
-        elif self.dtype == "float32":
-            limit = min(limit, MOST_BEFORE_RENEWAL)
-        residual = [-x for x in self.gradient]
-        step = [np.zeros_like(x) for x in residual]
-        direction = scaled = self.preconditioner(*residual, self.penalty)
-        first = size = _dot(residual, scaled)
-        for _ in range(limit):
-            if size <= RESIDUAL_TOLERANCE**2 * first:
-                break
-            product = self.loss.hessian_product(self.weights, self.bias, *direction, self.dtype)
-            product = [product[0] + self.penalty * direction[0], product[1]]
-            self.iterations += 1
-            self.since_renewal += 1
-            curvature = _dot(direction, product)
-            if not curvature > self.penalty / 2 * np.sum(direction[0] ** 2):  # rounding
-                self.dtype = "float64"
-                break
-            step = [x + size / curvature * d for x, d in zip(step, direction, strict=True)]
-            residual = [r - size / curvature * p for r, p in zip(residual, product, strict=True)]
-            scaled = self.preconditioner(*residual, self.penalty)
-            before, size = size, _dot(residual, scaled)
-            direction = [z + size / before * d for z, d in zip(scaled, direction, strict=True)]
-        solved = size <= RESIDUAL_TOLERANCE**2 * first
-        if not (solved or self.stale):  # the rounding of float32 may be larger than the residual
-            self.dtype = "float64"
-        return step, -_dot(self.gradient, step), solved
-
-    def advance(self, step, decrement):
-        """Takes the step, halved until it lowers the objective; returns False if no length does."""
-        for length in 0.5 ** np.arange(LINE_SEARCH):
-            weights, bias = self.weights + length * step[0], self.bias + length * step[1]
-            value, *gradient = self.evaluate(weights, bias)
-            if value < self.value and value <= self.value - LEAST_GAIN * length * decrement:
-                break
-            # Where rounding hides the gain, a smaller gradient shows that the point is better.
-            if decrement <= ROUNDING * self.value and _largest(gradient) < self.largest_gradient():
-                break
-        else:
-            # The products of a step from float32 were too inaccurate, or the objective has no lower float64 value.
-            again, self.dtype = self.dtype == "float32", "float64"
-            return again
-        # Close to the minimum a step gains half its decrement, unless float32 was too inaccurate.
-        if decrement < 1e-2 * self.value and self.value - value < decrement / 4:
-            self.dtype = "float64"
-        self.weights, self.bias, self.value, self.gradient, self.stale = weights, bias, value, gradient, True
-        return True
-
-
-def _largest(gradient):
-    return max(float(np.abs(x).max()) for x in gradient)
-
-
-def _dot(left, right):
-    return sum(float(np.sum(x * y)) for x, y in zip(left, right, strict=True))
 
 
 class LinearProbe:
@@ -236,7 +71,7 @@ class LinearProbe:
         """
         features = check_features(features)
         labels, num_classes = check_labels(labels, len(features), num_classes)
-        problem = _Problem(features, labels, num_classes)
+        problem = Problem(features, labels, num_classes)
         solution = problem.minimise(self.C, self.max_iter, start and start._solution)
         return self._take(solution, labels.ndim == 2)
 
@@ -332,7 +167,7 @@ def search_C(
     features, (labels, num_classes) = check_features(train[0]), check_labels(train[1], len(train[0]), num_classes)
     held_out = check_split(*validation, features.shape[1], num_classes)
     metric = metric or (map_11pt if labels.ndim == 2 else accuracy)
-    problem, found, scores = _Problem(features, labels, num_classes), {}, {}
+    problem, found, scores = Problem(features, labels, num_classes), {}, {}
 
     with tqdm(total=15 + refit, desc="Searching C", disable=not verbose, leave=False) as bar:
         for step in _Steps(scores):

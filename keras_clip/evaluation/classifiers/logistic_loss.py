@@ -11,6 +11,9 @@ from keras import ops
 from keras_clip.evaluation.classifiers.matmul import compiled, full_precision, on_device, tiles, weighted_moments
 from keras_clip.evaluation.metrics.classification import IGNORED
 
+# Elements of the widest array of a part of a tile when the second derivatives are formed (32 MiB of float64).
+HESSIAN_AREA = 2**22
+
 
 def _softmax_step(features, labels, weights, bias):
     """Computes one tile: per row, the sum of the other exponentials and the margin of the highest; and gradients."""
@@ -63,15 +66,20 @@ def _sigmoid_product(features, signs, weights, bias, d_weights, d_bias):
     return ops.transpose(features) @ change, ops.sum(change, axis=0)
 
 
-def _softmax_curvature(features, labels, weights, bias):
-    """Computes one tile: moments of its rows, weighted by the curvature of their loss, which is a mean over classes."""
-    features = ops.cast(features, weights.dtype)
+def _probabilities(features, labels, weights, bias):
+    """Returns the probabilities, and one minus each, which is exact where the true class is nearly certain."""
     logits = features @ weights + bias
     own = ops.cast(labels[:, None] == ops.arange(ops.shape(weights)[1], dtype="int32"), weights.dtype)
     probabilities = ops.exp(logits - ops.max(logits, axis=1)[:, None])
     probabilities = probabilities / ops.sum(probabilities, axis=1)[:, None]
     others = probabilities * (1 - own)
-    one_minus = 1 - own - others + own * ops.sum(others, axis=1)[:, None]
+    return probabilities, 1 - own - others + own * ops.sum(others, axis=1)[:, None]
+
+
+def _softmax_curvature(features, labels, weights, bias):
+    """Computes one tile: moments of its rows, weighted by the curvature of their loss, which is a mean over classes."""
+    features = ops.cast(features, weights.dtype)
+    probabilities, one_minus = _probabilities(features, labels, weights, bias)
     return weighted_moments(features, ops.mean(probabilities * one_minus, axis=1))
 
 
@@ -80,6 +88,31 @@ def _sigmoid_curvature(features, signs, weights, bias):
     margins = features @ weights + bias
     curvature = ops.abs(signs) * ops.sigmoid(margins) * ops.sigmoid(-margins)
     return weighted_moments(features, ops.mean(curvature, axis=1))
+
+
+def _softmax_hessian(features, labels, weights, bias):
+    """Computes one tile: the second derivatives by all pairs of parameters, as two products of one factor per class."""
+    features = ops.cast(features, weights.dtype)
+    probabilities, one_minus = _probabilities(features, labels, weights, bias)
+    by_class = _times_features(probabilities, features)
+    return ops.transpose(by_class) @ by_class, _own_blocks(probabilities * one_minus, features)
+
+
+def _sigmoid_hessian(features, signs, weights, bias):
+    features, signs = ops.cast(features, weights.dtype), ops.cast(signs, weights.dtype)
+    margins = features @ weights + bias
+    return (_own_blocks(ops.abs(signs) * ops.sigmoid(margins) * ops.sigmoid(-margins), features),)
+
+
+def _own_blocks(curvature, features):
+    """Returns the second derivatives by parameters of the same column, (columns * (D + 1), D + 1)."""
+    return ops.transpose(_times_features(curvature, features)) @ _times_features(curvature[:, :1] * 0 + 1, features)
+
+
+def _times_features(factors, features):
+    """Returns the products (n, columns * (D + 1)) of a factor per column with the features and a 1 for the bias."""
+    with_bias = ops.concatenate([features, features[:, :1] * 0 + 1], axis=1)
+    return ops.reshape(factors[:, :, None] * with_bias[:, None, :], (ops.shape(features)[0], -1))
 
 
 class LogisticLoss:
@@ -111,11 +144,11 @@ class LogisticLoss:
                 for tile in tiles(self.rows, max(self.width, self.columns))
             ]
         functions = (
-            (_softmax_step, _softmax_product, _softmax_curvature)
+            (_softmax_step, _softmax_product, _softmax_curvature, _softmax_hessian)
             if self.softmax
-            else (_sigmoid_step, _sigmoid_product, _sigmoid_curvature)
+            else (_sigmoid_step, _sigmoid_product, _sigmoid_curvature, _sigmoid_hessian)
         )
-        self._step, self._product, self._curvature = map(compiled, functions)
+        self._step, self._product, self._curvature, self._hessian = map(compiled, functions)
 
     def curvature(self, weights: np.ndarray, bias: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
         """Returns the curvature of the mean loss, which is that of a column in the mean over the columns.
@@ -134,6 +167,28 @@ class LogisticLoss:
         total = max(float(total), np.finfo(float).tiny)
         mean = sums / total
         return total / self.rows, mean, (squares - total * np.outer(mean, mean)) / self.rows
+
+    def hessian(self, weights: np.ndarray, bias: np.ndarray) -> np.ndarray:
+        """Returns the second derivatives of the mean loss.
+
+        Args:
+            weights: float64 (D, columns).
+            bias: float64 (columns,).
+
+        Returns:
+            float64 (columns, D + 1, columns, D + 1); the last of D + 1 is the bias. The array is of size
+            (columns (D + 1))^2, which suits small problems only.
+        """
+        size, width = self.columns * (self.width + 1), self.width + 1
+        cross, own = np.zeros((size, size)), np.zeros((size, width))
+        for *by_pair, by_column in self._over_tiles(self._hessian, "float64", weights, bias, rows=HESSIAN_AREA // size):
+            own += by_column
+            for part in by_pair:
+                cross -= part
+        blocks = cross.reshape(self.columns, width, self.columns, width)
+        # Those of the same column are p (1 - p), which p - p * p would lose to rounding.
+        blocks[range(self.columns), :, range(self.columns), :] = own.reshape(self.columns, width, width)
+        return blocks / self.rows
 
     def hessian_product(
         self, weights: np.ndarray, bias: np.ndarray, d_weights: np.ndarray, d_bias: np.ndarray, dtype: str
@@ -176,13 +231,16 @@ class LogisticLoss:
             d_bias += tile_bias
         return loss / self.rows, d_weights / self.rows, d_bias / self.rows
 
-    def _over_tiles(self, function, dtype, *parameters):
-        """Yields the outputs of a function of one tile and the parameters, float64."""
+    def _over_tiles(self, function, dtype, *parameters, rows=None):
+        """Yields the outputs of a function of one tile (or of its parts of some rows) and the parameters, float64."""
         with full_precision():
             parameters = [on_device(array, dtype) for array in parameters]
             for features, labels in self._tiles:
-                outputs = function(features, labels, *parameters)
-                yield [np.asarray(ops.convert_to_numpy(x), "float64") for x in outputs]
+                size = max(1, rows or len(features))
+                for start in range(0, len(features), size):
+                    part = slice(start, start + size)
+                    outputs = function(features[part], labels[part], *parameters)
+                    yield [np.asarray(ops.convert_to_numpy(x), "float64") for x in outputs]
 
     def _sum(self, losses, lead=None):
         if self.softmax:

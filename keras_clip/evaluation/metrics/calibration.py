@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from keras_clip.evaluation.metrics.correctness import correct, single
-from keras_clip.evaluation.metrics.intervals import inverted_interval, shrunk_values
+from keras_clip.evaluation.metrics.intervals import inverted_interval, shift_to_mean, shrunk_values
 from keras_clip.evaluation.metrics.metric import Metric, Statistic
 from keras_clip.evaluation.results import Score
 
@@ -172,27 +172,25 @@ def _inverted(probabilities, labels, bins, confidence, resamples, seed):
     share = counts / images
     # The accuracy of a bin, with one image added that is as accurate as it is confident.
     smoothed = mean_confidence - gap * counts / (counts + 1)
-    variance = np.maximum(smoothed * (1 - smoothed), 1e-9) / counts
+    variance = np.maximum(smoothed * (1 - smoothed), 1e-6) / counts
     step = share * variance
     # The observed gaps are scattered by chance too; what is left of their mean is a common over- or underconfidence.
     gap = shrunk_values(gap, variance, float(share @ gap))
-    sign = np.where(gap < 0, -1, 1)
+    # Where the range on the observed side is the narrower one and all within chance, as that above a confidence of
+    # 0.9999, the side is not known: the true gap may be a large one on the other side.
+    room = np.where(gap < 0, 1 - mean_confidence, mean_confidence)
+    within_chance = room < np.minimum(0.5, 2 * np.sqrt(mean_confidence * (1 - mean_confidence) / counts))
+    sign = np.where((gap < 0) != within_chance, -1, 1)
     largest = np.where(sign > 0, mean_confidence, 1 - mean_confidence)
 
-    def gaps_at(error):
-        """Returns the gaps nearest to the shrunk ones, in units of their variance, whose weighted mean is `error`."""
-        low, high = -1 / step.min(), 1 / step.min()
-        for _ in range(60):
-            middle = (low + high) / 2
-            below = share @ np.clip(abs(gap) + middle * step, 0, largest) < error
-            low, high = (middle, high) if below else (low, middle)
-        return sign * np.clip(abs(gap) + high * step, 0, largest)
+    gaps_at = shift_to_mean(sign * gap, step, largest, share)
+    drawn = np.random.default_rng(seed).multinomial(images, share, size=resamples)
+    confidences = drawn * mean_confidence
 
     def draws(error):
-        generator = np.random.default_rng(seed)
-        drawn = generator.multinomial(images, share, size=resamples)
-        accuracy = np.clip(mean_confidence - gaps_at(error), 0, 1)
-        return abs(drawn * mean_confidence - generator.binomial(drawn, accuracy)).sum(1) / images
+        accuracy = np.clip(mean_confidence - sign * gaps_at(error), 0, 1)
+        hits = np.random.default_rng(seed).binomial(drawn, accuracy)
+        return abs(confidences - hits).sum(1) / images
 
     observed = _error(predicted - hits, bin_index, bins)
     return inverted_interval(observed, draws, float(share @ largest), confidence)

@@ -13,7 +13,7 @@ import numpy as np
 from keras_clip.evaluation.metrics.bootstrap import resampled_variance
 from keras_clip.evaluation.metrics.correctness import IGNORED, correct, single  # noqa: F401
 from keras_clip.evaluation.metrics.curves import binary_curve, class_curves
-from keras_clip.evaluation.metrics.intervals import blaker_interval, mean_interval, student_quantile
+from keras_clip.evaluation.metrics.intervals import blaker_interval, mean_interval, shift_to_mean, student_quantile
 from keras_clip.evaluation.metrics.metric import MEAN, Metric, Statistic
 
 
@@ -168,25 +168,15 @@ def _class_counts_interval(hits, counts, confidence):
     # This makes the variance unbiased if all classes have the same rate: few images look alike by chance.
     unbiased = (counts + 1) ** 2 / ((counts + 1) ** 2 - counts)
 
+    # The maximum-likelihood rates under another mean: rare classes are shifted most.
+    rates_at = shift_to_mean(rates, 1 / counts, 1.0, np.full(classes, 1 / classes))
+
     def count(mean):
-        at_mean = _shifted(rates, counts, mean)
+        at_mean = rates_at(mean)
         variance = (at_mean * (1 - at_mean) * unbiased / counts).sum() / classes**2
         return _effective(mean, variance, classes**2 / (1 / counts).sum())
 
     return mean_interval(value, count, confidence)
-
-
-def _shifted(rates, counts, mean):
-    """Returns the maximum-likelihood rates of the classes under another mean: rare classes are shifted most."""
-    shifted = rates + (mean - rates.mean()) / (1 / counts).mean() / counts
-    if shifted.min() >= 0 and shifted.max() <= 1:
-        return shifted
-    # Some rates are at 0 or 1; the others are shifted further.
-    low, high = -float(counts.max()), float(counts.max())
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (middle, high) if np.clip(rates + middle / counts, 0, 1).mean() < mean else (low, middle)
-    return np.clip(rates + high / counts, 0, 1)
 
 
 def _map_11pt_interval(scores, labels, confidence, resamples, seed):

@@ -7,6 +7,7 @@ biased, such as a sum of absolute differences. `tools/simulate_coverage.py` meas
 Clopper and Pearson's interval, `mean_interval`, the exact tests and regression use SciPy.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -257,17 +258,27 @@ def inverted_interval(
     if not 0 < confidence < 1:
         raise ValueError(f"Expected 0 < confidence < 1. Received: confidence={confidence}.")
 
+    @functools.cache
     def share_below(true):
         values = draws(true)
         # A tie counts one half, as in a mid-p test; sums in another order differ by rounding.
-        return ((values < observed - 1e-9).mean() + (values <= observed + 1e-9).mean()) / 2
+        return ((values < observed - 1e-9).mean() + (values <= observed + 1e-9).mean()) / 2, 0.5 / len(values)
 
     def where(share):
-        return 0.0 if share_below(0.0) < share else _first(lambda true: share_below(true) < share, 0.0, highest, 16)
+        if share_below(0.0)[0] < share:
+            return 0.0
+        low, high = 0.0, highest
+        for _ in range(16):
+            middle = (low + high) / 2
+            found, resolution = share_below(middle)
+            if abs(found - share) <= resolution:
+                return middle
+            low, high = (low, middle) if found < share else (middle, high)
+        return high
 
     alpha = 1 - confidence
     high = max(where(alpha / 2), observed)
-    low = where(1 - alpha + min(alpha / 2, share_below(high)))
+    low = where(1 - alpha + min(alpha / 2, share_below(high)[0]))
     median = where(0.5)
     return min(low, observed), high, min(max(median, low), high)
 
@@ -292,6 +303,31 @@ def shrunk_values(values: np.ndarray, variances: np.ndarray, mean: float) -> np.
     excess = (weight * (values - (weight * values).sum() / weight.sum()) ** 2).sum() - (len(values) - 1)
     between = max(0.0, excess) / (weight.sum() - (weight**2).sum() / weight.sum())
     return mean + between / (between + variances) * (values - mean)
+
+
+def shift_to_mean(
+    values: np.ndarray, steps: np.ndarray, highest: np.ndarray | float, weights: np.ndarray
+) -> Callable[[float], np.ndarray]:
+    """Returns a function that moves values within their ranges until their weighted mean is the one it is called with.
+
+    Each value moves in proportion to its step, and stops at the ends of its range. With steps in proportion to weight
+    times variance, the result is nearest to the values in units of their variances.
+
+    Args:
+        values: floats (G,).
+        steps: floats (G,) > 0. How far each value moves per unit.
+        highest: floats (G,) or a float >= 0. The ranges are [0, `highest`].
+        weights: floats (G,) > 0 that sum to 1.
+
+    Returns:
+        A function of a mean in [0, the weighted mean of `highest`], which returns float64 (G,).
+    """
+    # The mean is linear between the moves at which a value leaves 0 or reaches the other end of its range.
+    ends = np.concatenate([-values / steps, (highest - values) / steps])
+    order = np.argsort(ends, kind="stable")
+    moves, slopes = ends[order], np.cumsum(np.concatenate([weights * steps, -weights * steps])[order])
+    means = np.concatenate([[0.0], np.cumsum(np.maximum(slopes[:-1], 0) * np.diff(moves))])
+    return lambda mean: np.clip(values + np.interp(mean, means, moves) * steps, 0, highest)
 
 
 def clopper_pearson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:

@@ -155,20 +155,18 @@ def disparity(
         )
     counts = np.bincount(members)
 
-    def rates(outcomes):
-        return np.bincount(members, outcomes, len(names)) / counts
-
     def draws(difference):
         at_difference = _rates_at(_shrunk(observed, counts), counts, difference)
         drawn = np.random.default_rng(seed).binomial(counts, at_difference, (resamples, len(names)))
         return np.ptp(drawn / counts, axis=1)
 
-    observed = rates(hits)
+    observed = np.bincount(members, hits, len(names)) / counts
     top, bottom = int(observed.argmax()), int(observed.argmin())
     low, high, debiased = inverted_interval(float(np.ptp(observed)), draws, 1.0, confidence)
     generator = np.random.default_rng(seed)
-    permuted = np.array([np.ptp(rates(generator.permutation(hits))) for _ in range(resamples)])
-    as_large = int((permuted >= np.ptp(observed) - 1e-12).sum())
+    # The outcomes of the groups after a permutation of the images.
+    permuted = generator.multivariate_hypergeometric(counts, int(hits.sum()), size=resamples) / counts
+    as_large = int((np.ptp(permuted, axis=1) >= np.ptp(observed) - 1e-12).sum())
     ratio = 1.0 if not observed[top] else np.inf if not observed[bottom] else observed[top] / observed[bottom]
     return Disparity(
         highest=str(names[top]),

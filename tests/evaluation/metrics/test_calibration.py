@@ -73,6 +73,16 @@ def test_interval_holds_the_error(rng):
     assert debiased_calibration_error(np.eye(3), np.arange(3), resamples=200) < 0.3
 
 
+@pytest.mark.parametrize("confidence", [0.9999, 0.99, 1 - 1e-9])
+def test_no_error_among_sure_images_does_not_exclude_some(confidence):
+    """If 2 % of such images are wrong, 13 % of the test sets of 100 images have no error.
+
+    The exact bound of their rate is 3.6 %. At a confidence of 0.99, two errors are the same calibration error as none.
+    """
+    low, high = calibration_error_interval(np.tile([confidence, 1 - confidence], (100, 1)), np.zeros(100, int))
+    assert low <= 0.01 and 0.025 < high < 0.06
+
+
 # The true error is a constant overconfidence.
 @pytest.mark.parametrize("truth", [0.0, 0.03, 0.2])
 def test_interval_encloses_the_true_error_and_the_estimate(truth, rng):

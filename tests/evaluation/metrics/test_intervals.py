@@ -22,7 +22,7 @@ from keras_clip.evaluation import (
     resampled_variance,
     wilson_interval,
 )
-from keras_clip.evaluation.metrics.intervals import student_quantile
+from keras_clip.evaluation.metrics.intervals import shift_to_mean, student_quantile
 
 pytestmark = pytest.mark.backend_free
 # {(correct, total, confidence): interval}, from Newcombe (1998), table I, method 3.
@@ -162,6 +162,24 @@ def test_quantile_interval_is_that_of_order_statistics():
     # Of 10 independent values, ranks 2 to 9 hold the median in 97.9 %, and 3 to 8 in 89 %.
     assert clustered_quantile_interval(np.arange(10), np.arange(10)) == (1, 8)
     assert clustered_quantile_interval(np.array([10, 1]), [0, 1], confidence=0.01) == (1, 10)
+
+
+def test_shift_to_mean_by_hand():
+    at = shift_to_mean(np.array([0.2, 0.5]), np.array([1.0, 3.0]), np.array([1.0, 0.6]), np.array([0.5, 0.5]))
+    np.testing.assert_allclose(at(0.35), [0.2, 0.5])
+    np.testing.assert_allclose(at(0.15), [0.1, 0.2], atol=1e-12)
+    np.testing.assert_allclose(at(0.7), [0.8, 0.6])  # the second is at the end of its range
+    np.testing.assert_allclose([at(0), at(0.8)], [[0, 0], [1, 0.6]])
+
+
+@pytest.mark.parametrize("size", [1, 7, 2000])
+def test_shift_to_mean_reaches_every_mean(size, rng):
+    weights, highest = rng.dirichlet(np.ones(size)), rng.random(size)
+    at = shift_to_mean(rng.normal(size=size), weights * 10.0 ** rng.uniform(-4, 0, size), highest, weights)
+    for share in (0, 0.01, 0.5, 0.99, 1):
+        values = at(share * weights @ highest)
+        assert (values >= 0).all() and (values <= highest).all()
+        assert weights @ values == pytest.approx(share * weights @ highest, abs=1e-9)
 
 
 def test_inverted_interval_of_a_shift_is_students(rng):
