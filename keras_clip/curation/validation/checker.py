@@ -83,7 +83,7 @@ def check(
 
 
 def accepted_values(feature: "schema_pb2.Feature", schema: "schema_pb2.Schema") -> tuple[list[str], float] | None:
-    """Returns the values that a string may have, and the share of the rows that must have one; None if there is no domain.
+    """Returns the values that a string may have, and the least share of them; None if there is no domain.
 
     Args:
         feature: Feature of `schema`.
@@ -115,7 +115,9 @@ def _refuse_unknown(schema: "schema_pb2.Schema") -> None:
         for comparator in ("drift_comparator", "skew_comparator"):
             parts.append((f"{place}{comparator}.", getattr(feature, comparator), _COMPARATOR_FIELDS))
         is_number = feature.HasField("int_domain") or feature.HasField("float_domain")
-        if (is_number or feature.type in (2, 3)) and (feature.HasField("drift_comparator") or feature.HasField("skew_comparator")):
+        if (is_number or feature.type in (2, 3)) and (
+            feature.HasField("drift_comparator") or feature.HasField("skew_comparator")
+        ):
             raise _unknown(f"{place}a comparator of numbers")
         if feature.int_domain.is_categorical:
             raise _unknown(f"{place}int_domain.is_categorical")
@@ -169,7 +171,9 @@ def _is_checked(feature) -> bool:
     return not feature.deprecated and stages[feature.lifecycle_stage].name not in _UNCHECKED_STAGES
 
 
-def _of_features(features: Mapping[str, Any], schema, environment: str, rows: int) -> Iterator[tuple[str, list[Reason]]]:
+def _of_features(
+    features: Mapping[str, Any], schema, environment: str, rows: int
+) -> Iterator[tuple[str, list[Reason]]]:
     """The names of features that break the schema, and why."""
     known = {feature.name: feature for feature in schema.feature}
     for name in features.keys() - known.keys():
@@ -228,7 +232,10 @@ def _of_feature(statistics, feature, schema, rows: int) -> Iterator[Reason]:
 def _of_presence(common, feature, rows: int) -> Iterator[Reason]:
     present, presence = common.num_non_missing, feature.presence
     if presence.HasField("min_fraction") and rows and present / rows < presence.min_fraction:
-        yield "FEATURE_TYPE_LOW_FRACTION_PRESENT", f"{present / rows:.2%} have a value, not {presence.min_fraction:.2%}."
+        yield (
+            "FEATURE_TYPE_LOW_FRACTION_PRESENT",
+            f"{present / rows:.2%} have a value, not {presence.min_fraction:.2%}.",
+        )
     if presence.HasField("min_count") and present < presence.min_count:
         yield "FEATURE_TYPE_LOW_NUMBER_PRESENT", f"{present} have a value, fewer than {presence.min_count}."
     if feature.value_count.HasField("min") and common.min_num_values < feature.value_count.min:
@@ -265,7 +272,9 @@ def _counts(statistics: "statistics_pb2.StringStatistics") -> dict[str, float]:
     return {bucket.label: bucket.sample_count for bucket in statistics.rank_histogram.buckets}
 
 
-def _compare(result, features: Mapping[str, Any], controls: Mapping[str, Any], schema, environment: str, kind: str) -> None:
+def _compare(
+    result, features: Mapping[str, Any], controls: Mapping[str, Any], schema, environment: str, kind: str
+) -> None:
     """Adds the distances between two data sets, and the anomalies of those above their thresholds."""
     for feature in schema.feature:
         comparator = getattr(feature, f"{kind}_comparator")
@@ -295,7 +304,9 @@ def _compare(result, features: Mapping[str, Any], controls: Mapping[str, Any], s
                 info.path.step.append(feature.name)
             getattr(info, f"{kind}_measurements").add(type=name, value=value, threshold=threshold)
             if value > threshold:
-                description = f"The distance is {value:.3g}, above {threshold:.3g}; the largest difference is that of {worst}."
+                description = (
+                    f"The distance is {value:.3g}, above {threshold:.3g}; the largest difference is that of {worst}."
+                )
                 reason = (f"COMPARATOR_{name}_HIGH", description)
                 _add(result.anomaly_info[feature.name], feature.name, [reason])
 
@@ -313,7 +324,7 @@ def infinity_norm(one: Mapping[str, float], two: Mapping[str, float]) -> tuple[f
 
 
 def jensen_shannon_divergence(one: Mapping[str, float], two: Mapping[str, float]) -> tuple[float, str]:
-    """Returns the Jensen-Shannon divergence in bits, in [0, 1], and the value that adds most to it; as `infinity_norm`."""
+    """Returns the Jensen-Shannon divergence in bits, and the value that adds most to it; as `infinity_norm`."""
     parts = {}
     for value, first, second in _shares(one, two):
         middle = (first + second) / 2

@@ -109,20 +109,19 @@ def derive(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     written, rows = [], 0
-    for number, group in enumerate(_groups(lengths)):
+    for number, group in enumerate(_groups(lengths, keep)):
         path = folder / f"{number:05d}.parquet"
         names = [profiles[index].stem for index in group]
         shards = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
-        tables = (
-            _features(_read(profiles[index], _PROFILE), scores and scores[index], profiles[index], shards, repeated, keep)
-            for index in group
-        )
+        tables = (_features(profiles[index], scores and scores[index], shards, repeated, keep) for index in group)
         count = _write(path, tables)
         if count:
             written.append(path)
         rows += count
     if not rows:
-        raise ValueError(f"No pair was sampled. Received: sample_rows={sample_rows} of {total} rows. Raise sample_rows.")
+        raise ValueError(
+            f"No pair was sampled. Received: sample_rows={sample_rows} of {total} rows. Raise sample_rows."
+        )
     return Derived(written, rows, total)
 
 
@@ -147,7 +146,9 @@ def _length(path: Path, columns: dict[str, str], pass_name: str) -> int:
         for name, kind in columns.items():
             if name not in schema.names:
                 received = ", ".join(schema.names[:6]) + (", ..." if len(schema.names) > 6 else "")
-                raise ValueError(f"{path} is not a {pass_name}: it has no column {name!r}. Received: {received}. {again}")
+                raise ValueError(
+                    f"{path} is not a {pass_name}: it has no column {name!r}. Received: {received}. {again}"
+                )
             if not checks[kind](schema.field(name).type):
                 raise ValueError(
                     f"{path} is not a {pass_name}: the column {name!r} must be {kind}. "
@@ -164,9 +165,9 @@ def _read(path: Path, columns) -> "pyarrow.Table":
         return file.read(columns=list(columns))
 
 
-def _groups(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Indices of consecutive shards, in at most `MAX_SLICES` groups of at least `SLICE_ROWS` rows."""
-    wanted = max(SLICE_ROWS, -(-sum(lengths) // MAX_SLICES))
+def _groups(lengths: Sequence[int], keep: float = 1.0) -> Iterator[list[int]]:
+    """Indices of consecutive shards, in at most `MAX_SLICES` groups of about `SLICE_ROWS` sampled rows or more."""
+    wanted = max(SLICE_ROWS / keep, sum(lengths) / MAX_SLICES)
     group, rows, left = [], 0, sum(lengths)
     for index, length in enumerate(lengths):
         group.append(index)
@@ -181,7 +182,7 @@ def _groups(lengths: Sequence[int]) -> Iterator[list[int]]:
 
 
 def _write(path: Path, tables: Iterator["pyarrow.Table"]) -> int:
-    """Writes tables as row groups of moderate size; returns the number of rows, and writes no file if there are none."""
+    """Writes tables as row groups of moderate size, or no file if they are empty; returns the number of rows."""
     import pyarrow as pa
     import pyarrow.parquet
 
@@ -205,9 +206,8 @@ def _write(path: Path, tables: Iterator["pyarrow.Table"]) -> int:
 
 
 def _features(
-    profile: "pyarrow.Table",
-    scores: Path | None,
     path: Path,
+    scores: Path | None,
     shards: str,
     repeated: dict[str, "_Repeated"],
     keep: float,
@@ -216,6 +216,7 @@ def _features(
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    profile = _read(path, _PROFILE)
     score = _read(scores, _SCORES)["clip_score"].cast(pa.float32()) if scores else None
     if keep < 1:
         chosen = pa.array(_sampled(profile, path, keep))
@@ -306,6 +307,8 @@ class _Repeated:
             chosen = table.filter(_sampled(table, path, keep)) if keep < 1 else table
             sampled.append(np.unique(_digest(chosen[column])))
         self._values = np.unique(np.concatenate(sampled))
+        if not len(self._values):
+            return
         occurrences = np.zeros(len(self._values), np.int64)
         for path in profiles:
             table = _read(path, columns)
@@ -335,4 +338,10 @@ def _digest(values: "pyarrow.ChunkedArray") -> np.ndarray:
         pc.fill_null(pc.utf8_slice_codeunits(values, 0, 16), "0").to_numpy(zero_copy_only=False).astype("U16"),
         return_inverse=True,
     )
-    return np.array([int(text, 16) for text in distinct.tolist()], np.uint64)[index]
+    try:
+        return np.array([int(text, 16) for text in distinct.tolist()], np.uint64)[index]
+    except ValueError as error:
+        raise ValueError(
+            f"The digests of a profile must be hexadecimal. Received: {error}. Make it again: "
+            "python examples/curate.py profile."
+        ) from error

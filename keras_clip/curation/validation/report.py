@@ -105,7 +105,9 @@ def write(
         folder / "validation.json",
         {
             "valid": not anomalies,
-            "anomalies": [dict(zip(("feature", "kind", "description", "slice"), each, strict=True)) for each in anomalies],
+            "anomalies": [
+                dict(zip(("feature", "kind", "description", "slice"), each, strict=True)) for each in anomalies
+            ],
             **facts,
             "shares": [{**each._asdict(), "others": dict(each.others), "holds": each.holds} for each in shares],
             "drift": [{**each._asdict(), "holds": each.holds} for each in distances["drift"]],
@@ -242,7 +244,9 @@ def _card(feature, before, accepted: Mapping[str, Mapping[str, float]], bad: set
         else [],
         "nans": sum(histogram.num_nan for histogram in standard),
         "heights": [bucket.sample_count / highest for bucket in buckets] if highest else [],
-        "range": f"{name}: ten intervals from {buckets[0].low_value:g} to {buckets[-1].high_value:g}" if buckets else "",
+        "range": f"{name}: ten intervals from {buckets[0].low_value:g} to {buckets[-1].high_value:g}"
+        if buckets
+        else "",
     }
 
 
@@ -265,7 +269,11 @@ def _bars(feature, before, others: Mapping[str, float]) -> dict[str, Any]:
         }
         for value in shown
     ]
-    return {"bars": bars, "hidden": len(hidden), "hidden_share": sum(counts.get(value, 0) for value in hidden) / (total or 1)}
+    return {
+        "bars": bars,
+        "hidden": len(hidden),
+        "hidden_share": sum(counts.get(value, 0) for value in hidden) / (total or 1),
+    }
 
 
 def _order(label: str) -> tuple[float, bool]:

@@ -115,9 +115,13 @@ def _add_numbers(dataset, name: str, values: np.ndarray, rows: int) -> None:
         standard.buckets.add(low_value=low, high_value=low, sample_count=int((numbers == low).sum()))
     if len(finite):
         spread = finite[0] != finite[-1]
-        heights, edges = np.histogram(finite, np.linspace(finite[0], finite[-1], _BUCKETS + 1)) if spread else (
-            np.array([len(finite)]),
-            np.array([finite[0], finite[0]]),
+        heights, edges = (
+            np.histogram(finite, np.linspace(finite[0], finite[-1], _BUCKETS + 1))
+            if spread
+            else (
+                np.array([len(finite)]),
+                np.array([finite[0], finite[0]]),
+            )
         )
         for low, high, height in zip(edges, edges[1:], heights, strict=False):
             standard.buckets.add(low_value=low, high_value=high, sample_count=height)
