@@ -213,6 +213,10 @@ REFUSED = {
         "'width' must be integer. Received: string",
     ),
     "a cut file": (write_file("profile/00000.parquet", b"PAR1"), "not a complete Parquet file"),
+    "digests that are none": (
+        edit_profile(lambda table: table.set_column(13, "sha256", table["key"])),
+        "must be hexadecimal. Received",
+    ),
     "no pairs": (edit_profile(lambda table: table.slice(0, 0)), "another number|at least one pair"),
     "scores of another profile": (edit_profile(lambda table: table.slice(1)), "another number of rows.*pass `score`"),
     "an unfinished profile": (

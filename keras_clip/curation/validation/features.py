@@ -52,6 +52,10 @@ _PROFILE = {
 }
 _SCORES = {"clip_score": "floating"}
 _ROW_GROUP = 10_000
+# The value of each character as a hexadecimal digit; above 15 if it is none.
+_HEXADECIMAL = np.full(256, 255, np.uint8)
+_HEXADECIMAL[list(b"0123456789abcdef")] = range(16)
+_HEXADECIMAL[list(b"ABCDEF")] = range(10, 16)
 
 
 class Derived(NamedTuple):
@@ -313,9 +317,13 @@ class _Repeated:
         for path in profiles:
             table = _read(path, columns)
             # A sample with several captions has a row for each of them.
-            rows = np.unique(np.stack([table["sample"].to_numpy().astype(np.uint64), _digest(table[column])]), axis=1)
-            index = np.searchsorted(self._values, rows[1])
-            index = index[self._values[np.minimum(index, len(self._values) - 1)] == rows[1]]
+            samples, digests = table["sample"].to_numpy(), _digest(table[column])
+            order = np.lexsort((samples, digests))
+            samples, digests = samples[order], digests[order]
+            is_first = np.append(True, (np.diff(samples) != 0) | (digests[1:] != digests[:-1]))[: len(samples)]
+            digests = digests[is_first]
+            index = np.searchsorted(self._values, digests)
+            index = index[self._values[np.minimum(index, len(self._values) - 1)] == digests]
             occurrences += np.bincount(index, minlength=len(self._values))
         self._repeated = occurrences > 1
 
@@ -332,16 +340,16 @@ class _Repeated:
 
 def _digest(values: "pyarrow.ChunkedArray") -> np.ndarray:
     """The first 64 bits of hexadecimal digests, uint64 (N,); 0 for null."""
+    import pyarrow as pa
     import pyarrow.compute as pc
 
-    distinct, index = np.unique(
-        pc.fill_null(pc.utf8_slice_codeunits(values, 0, 16), "0").to_numpy(zero_copy_only=False).astype("U16"),
-        return_inverse=True,
-    )
-    try:
-        return np.array([int(text, 16) for text in distinct.tolist()], np.uint64)[index]
-    except ValueError as error:
+    texts = pc.utf8_lpad(pc.fill_null(pc.utf8_slice_codeunits(values.cast(pa.string()), 0, 16), ""), 16, "0")
+    letters = np.frombuffer("".join(texts.to_pylist()).encode(), np.uint8)
+    digits = _HEXADECIMAL[letters]
+    if (digits > 15).any():
         raise ValueError(
-            f"The digests of a profile must be hexadecimal. Received: {error}. Make it again: "
+            f"The digests of a profile must be hexadecimal. Received: {values.to_pylist()[:2]}. Make it again: "
             "python examples/curate.py profile."
-        ) from error
+        )
+    digits = digits.reshape(-1, 16)
+    return (digits[:, ::2] << 4 | digits[:, 1::2]).copy().view(">u8")[:, 0].astype(np.uint64)
