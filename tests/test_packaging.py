@@ -17,8 +17,9 @@ pytestmark = pytest.mark.backend_free
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 PIN_LINES = [line for line in (REPOSITORY / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
 PINS = {canonicalize_name(name): version for name, version in (line.split("==") for line in PIN_LINES)}
-# No target installs this extra, because its wheels exist for few systems.
+# `make validation` installs this one in an environment of its own, since it needs other versions of what we use.
 RESERVED = {"validation"}
+VALIDATION_PINS = {version: REPOSITORY / f"constraints-validation-{version}.txt" for version in ("1.16", "1.21")}
 
 
 def test_pins_are_versions_and_nothing_else():
@@ -34,6 +35,23 @@ def test_every_dependency_is_pinned_within_its_bounds():
         version = PINS.get(canonicalize_name(requirement.name))
         assert version is not None, f"{requirement.name} is not in constraints.txt"
         assert requirement.specifier.contains(version), f"{requirement} does not allow the pinned {version}"
+
+
+@pytest.mark.parametrize("version", VALIDATION_PINS)
+def test_pins_of_validation_name_every_package_once(version):
+    lines = [line for line in VALIDATION_PINS[version].read_text().splitlines() if not line.startswith("#")]
+    # pip installs them without resolving; packages that some Python versions need have a marker.
+    pattern = r'[A-Za-z0-9._-]+==[0-9][0-9a-z.]*(; python_version (<|>=|==) "3\.1[1-4]")?'
+    assert [line for line in lines if not re.fullmatch(pattern, line)] == []
+    for python in ("3.11",) if version == "1.16" else ("3.11", "3.12", "3.13"):
+        wanted = [Requirement(line) for line in lines]
+        wanted = [each for each in wanted if each.marker is None or each.marker.evaluate({"python_version": python})]
+        pins = {canonicalize_name(each.name): str(each.specifier).removeprefix("==") for each in wanted}
+        assert len(pins) == len(wanted)
+        assert pins["tensorflow-data-validation"].startswith(f"{version}.")
+        assert {"apache-beam", "dill", "pyarrow", "tensorflow", "tensorflow-metadata", "tfx-bsl"} <= pins.keys()
+    script = (REPOSITORY / "tools" / "setup_validation.sh").read_text()
+    assert f"version={version} " in script
 
 
 @pytest.mark.parametrize("target, absent", [("demo", {"torch", "jax", "reference", "dev"}), ("test", RESERVED)])
@@ -62,9 +80,10 @@ def test_wheel(tmp_path):
     names = set(zipfile.ZipFile(wheel).namelist())
     modules = {str(path.relative_to(source)) for path in (source / "keras_clip").rglob("*.py")}
     merges = list((source / "keras_clip" / "data").glob("*.gz"))
-    published = [path for kind in ("*.json", "*.j2") for path in (source / "keras_clip" / "evaluation").rglob(kind)]
-    assert merges and published
-    tables = {str(path.relative_to(source)) for path in merges + published}
+    kinds = ("*.json", "*.j2", "*.pbtxt")
+    others = [path for kind in kinds for path in (source / "keras_clip").rglob(kind)]
+    assert merges and {path.suffix for path in others} == {".json", ".j2", ".pbtxt"}
+    tables = {str(path.relative_to(source)) for path in merges + others}
     others = names - modules - tables
     assert modules | tables <= names
     assert all(name.startswith("keras_clip-0.1.0.dist-info/") for name in others), others

@@ -1,4 +1,4 @@
-"""Validation of a pool by TensorFlow Data Validation, or by a checker of the same schema: statistics, verdicts, report."""
+"""Validation of a pool by TensorFlow Data Validation, or by a checker of the same schema."""
 
 from keras_clip.curation.validation.run import Anomaly as Anomaly
 from keras_clip.curation.validation.run import Validation as Validation

@@ -83,7 +83,7 @@ def check(
 
 
 def accepted_values(feature: "schema_pb2.Feature", schema: "schema_pb2.Schema") -> tuple[list[str], float] | None:
-    """Returns the values that a string may have, and the share of the rows that must have one; None if there is no domain.
+    """Returns the values that a string may have, and the least share of them; None if there is no domain.
 
     Args:
         feature: Feature of `schema`.
@@ -324,7 +324,7 @@ def infinity_norm(one: Mapping[str, float], two: Mapping[str, float]) -> tuple[f
 
 
 def jensen_shannon_divergence(one: Mapping[str, float], two: Mapping[str, float]) -> tuple[float, str]:
-    """Returns the Jensen-Shannon divergence in bits, in [0, 1], and the value that adds most to it; as `infinity_norm`."""
+    """Returns the Jensen-Shannon divergence in bits, and the value that adds most to it; as `infinity_norm`."""
     parts = {}
     for value, first, second in _shares(one, two):
         middle = (first + second) / 2

@@ -52,6 +52,10 @@ _PROFILE = {
 }
 _SCORES = {"clip_score": "floating"}
 _ROW_GROUP = 10_000
+# The value of each character as a hexadecimal digit; above 15 if it is none.
+_HEXADECIMAL = np.full(256, 255, np.uint8)
+_HEXADECIMAL[list(b"0123456789abcdef")] = range(16)
+_HEXADECIMAL[list(b"ABCDEF")] = range(10, 16)
 
 
 class Derived(NamedTuple):
@@ -109,16 +113,11 @@ def derive(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     written, rows = [], 0
-    for number, group in enumerate(_groups(lengths)):
+    for number, group in enumerate(_groups(lengths, keep)):
         path = folder / f"{number:05d}.parquet"
         names = [profiles[index].stem for index in group]
         shards = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
-        tables = (
-            _features(
-                _read(profiles[index], _PROFILE), scores and scores[index], profiles[index], shards, repeated, keep
-            )
-            for index in group
-        )
+        tables = (_features(profiles[index], scores and scores[index], shards, repeated, keep) for index in group)
         count = _write(path, tables)
         if count:
             written.append(path)
@@ -170,9 +169,9 @@ def _read(path: Path, columns) -> "pyarrow.Table":
         return file.read(columns=list(columns))
 
 
-def _groups(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Indices of consecutive shards, in at most `MAX_SLICES` groups of at least `SLICE_ROWS` rows."""
-    wanted = max(SLICE_ROWS, -(-sum(lengths) // MAX_SLICES))
+def _groups(lengths: Sequence[int], keep: float = 1.0) -> Iterator[list[int]]:
+    """Indices of consecutive shards, in at most `MAX_SLICES` groups of about `SLICE_ROWS` sampled rows or more."""
+    wanted = max(SLICE_ROWS / keep, sum(lengths) / MAX_SLICES)
     group, rows, left = [], 0, sum(lengths)
     for index, length in enumerate(lengths):
         group.append(index)
@@ -187,7 +186,7 @@ def _groups(lengths: Sequence[int]) -> Iterator[list[int]]:
 
 
 def _write(path: Path, tables: Iterator["pyarrow.Table"]) -> int:
-    """Writes tables as row groups of moderate size; returns the number of rows, and writes no file if there are none."""
+    """Writes tables as row groups of moderate size, or no file if they are empty; returns the number of rows."""
     import pyarrow as pa
     import pyarrow.parquet
 
@@ -211,9 +210,8 @@ def _write(path: Path, tables: Iterator["pyarrow.Table"]) -> int:
 
 
 def _features(
-    profile: "pyarrow.Table",
-    scores: Path | None,
     path: Path,
+    scores: Path | None,
     shards: str,
     repeated: dict[str, "_Repeated"],
     keep: float,
@@ -222,6 +220,7 @@ def _features(
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    profile = _read(path, _PROFILE)
     score = _read(scores, _SCORES)["clip_score"].cast(pa.float32()) if scores else None
     if keep < 1:
         chosen = pa.array(_sampled(profile, path, keep))
@@ -312,13 +311,19 @@ class _Repeated:
             chosen = table.filter(_sampled(table, path, keep)) if keep < 1 else table
             sampled.append(np.unique(_digest(chosen[column])))
         self._values = np.unique(np.concatenate(sampled))
+        if not len(self._values):
+            return
         occurrences = np.zeros(len(self._values), np.int64)
         for path in profiles:
             table = _read(path, columns)
             # A sample with several captions has a row for each of them.
-            rows = np.unique(np.stack([table["sample"].to_numpy().astype(np.uint64), _digest(table[column])]), axis=1)
-            index = np.searchsorted(self._values, rows[1])
-            index = index[self._values[np.minimum(index, len(self._values) - 1)] == rows[1]]
+            samples, digests = table["sample"].to_numpy(), _digest(table[column])
+            order = np.lexsort((samples, digests))
+            samples, digests = samples[order], digests[order]
+            is_first = np.append(True, (np.diff(samples) != 0) | (digests[1:] != digests[:-1]))[: len(samples)]
+            digests = digests[is_first]
+            index = np.searchsorted(self._values, digests)
+            index = index[self._values[np.minimum(index, len(self._values) - 1)] == digests]
             occurrences += np.bincount(index, minlength=len(self._values))
         self._repeated = occurrences > 1
 
@@ -335,10 +340,16 @@ class _Repeated:
 
 def _digest(values: "pyarrow.ChunkedArray") -> np.ndarray:
     """The first 64 bits of hexadecimal digests, uint64 (N,); 0 for null."""
+    import pyarrow as pa
     import pyarrow.compute as pc
 
-    distinct, index = np.unique(
-        pc.fill_null(pc.utf8_slice_codeunits(values, 0, 16), "0").to_numpy(zero_copy_only=False).astype("U16"),
-        return_inverse=True,
-    )
-    return np.array([int(text, 16) for text in distinct.tolist()], np.uint64)[index]
+    texts = pc.utf8_lpad(pc.fill_null(pc.utf8_slice_codeunits(values.cast(pa.string()), 0, 16), ""), 16, "0")
+    letters = np.frombuffer("".join(texts.to_pylist()).encode(), np.uint8)
+    digits = _HEXADECIMAL[letters]
+    if (digits > 15).any():
+        raise ValueError(
+            f"The digests of a profile must be hexadecimal. Received: {values.to_pylist()[:2]}. Make it again: "
+            "python examples/curate.py profile."
+        )
+    digits = digits.reshape(-1, 16)
+    return (digits[:, ::2] << 4 | digits[:, 1::2]).copy().view(">u8")[:, 0].astype(np.uint64)

@@ -3,16 +3,16 @@
 import contextlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from keras_clip import files
 from keras_clip.curation.validation import checker, features, report, statistics, tfdv
 from keras_clip.curation.validation import schema as schemas
 
 if TYPE_CHECKING:
-    from tensorflow_metadata.proto.v0 import anomalies_pb2, statistics_pb2
+    from tensorflow_metadata.proto.v0 import anomalies_pb2, schema_pb2, statistics_pb2
 
 ENGINES = ("auto", "tfdv", "checker")
 
@@ -65,9 +65,9 @@ def validate(
 ) -> Validation:
     """Checks the profile of a pool against a schema: broken images, captions, sizes, duplicates, scores, drift, skew.
 
-    Statistics are those of TensorFlow Data Validation (TFDV), which runs in an environment of its own, or of the checker
-    in this package, which gives the same verdicts for schemas made of the parts of the shipped one. Slices are groups
-    of consecutive shards, at most 64, each of which is compared with all rows.
+    TensorFlow Data Validation (TFDV) runs in an environment of its own. Where it is not installed, the checker of this
+    package gives the same verdicts, for schemas made of the parts of the shipped one. Slices are groups of consecutive
+    shards, at most 64, each of which is compared with all rows.
 
     Args:
         profiles: the work folder of a curation, or a folder with the Parquet files of the pass `profile`.
@@ -116,8 +116,8 @@ def validate(
         computed = statistics.compute(derived.paths)
         with files.replacing(out / "statistics.pb") as temporary:
             temporary.write_bytes(computed.SerializeToString(deterministic=True))
-        found, name = _by_checker(computed, the_schema, environment, earlier), "checker"
-    anomalies = [Anomaly(*reason) for reason in _reasons(found)]
+        found, name = check_all(computed, the_schema, environment, earlier), "checker"
+    anomalies = [Anomaly(*reason) for reason in reasons_of(found)]
     facts = {
         "pairs": derived.total,
         "pairs looked at": derived.rows,
@@ -196,42 +196,62 @@ def _statistics_path(previous: Path) -> Path:
     return path
 
 
-def _by_tfdv(derived, out, schema, before, environment, beam_options):
-    """The statistics, the anomalies of all rows and of slices, and the name of the engine."""
+def job_of(derived: features.Derived, schema: Path, previous: Path | None, environment: str) -> dict[str, Any]:
+    """Returns a job for `tfdv.run`.
+
+    Args:
+        derived: the features.
+        schema: a `.pbtxt` file.
+        previous: earlier statistics, or None.
+        environment: one of the schema's, or "".
+    """
+    return {
+        "features": [str(path.resolve()) for path in derived.paths],
+        "schema": str(schema.resolve()),
+        "previous": str(previous.resolve()) if previous else None,
+        "environment": environment,
+        "slice_column": statistics.SLICE_COLUMN,
+    }
+
+
+def anomalies_of(verdicts: Mapping[str, Any]) -> "dict[str, anomalies_pb2.Anomalies]":
+    """Returns the anomalies of all rows ("") and of each slice, from what `tfdv.run` returns for a job."""
     from google.protobuf import json_format
     from tensorflow_metadata.proto.v0 import anomalies_pb2
 
+    named = {"": verdicts["anomalies"]} | {_slice_name(name): each for name, each in verdicts["slices"].items()}
+    return {
+        name: json_format.ParseDict(each, anomalies_pb2.Anomalies(), ignore_unknown_fields=True)
+        for name, each in named.items()
+    }
+
+
+def _by_tfdv(derived, out, schema, before, environment, beam_options):
+    """The statistics, the anomalies of all rows and of slices, and the name of the engine."""
     if before:
         # The output may replace the file that it is compared with.
         kept = out / "previous.pb"
         with files.replacing(kept) as temporary:
             temporary.write_bytes(before.read_bytes())
         before = kept
-    job = {
-        "features": [str(path.resolve()) for path in derived.paths],
-        "schema": str(Path(schema or schemas.SHIPPED).resolve()),
-        "previous": str(before.resolve()) if before else None,
-        "environment": environment,
-        "slice_column": statistics.SLICE_COLUMN,
-    }
+    job = job_of(derived, Path(schema or schemas.SHIPPED), before, environment)
     (verdicts,) = tfdv.run([job], out.resolve(), beam_options)
     computed = read_statistics(out / "statistics.pb")
     if computed.datasets[0].num_examples != derived.rows:
         raise RuntimeError(
-            f"The statistics must be those of all rows. Received: {computed.datasets[0].num_examples} of {derived.rows} "
-            f"rows. Beam's runner has lost some: try another one than {list(beam_options) or 'the default'}."
+            f"All rows must be in the statistics. Received: {computed.datasets[0].num_examples} of {derived.rows}. "
+            f"Beam's runner has lost some: try another one than {list(beam_options) or 'the default'}."
         )
-
-    def parse(found):
-        return json_format.ParseDict(found, anomalies_pb2.Anomalies(), ignore_unknown_fields=True)
-
-    found = {"": parse(verdicts["anomalies"])}
-    found |= {_slice_name(name): parse(each) for name, each in verdicts["slices"].items()}
-    return computed, found, f"TFDV {verdicts['tfdv']}, Apache Beam {verdicts['beam']}"
+    return computed, anomalies_of(verdicts), f"TFDV {verdicts['tfdv']}, Apache Beam {verdicts['beam']}"
 
 
-def _by_checker(computed, the_schema, environment, earlier) -> "dict[str, anomalies_pb2.Anomalies]":
-    """The anomalies of all rows ("") and of slices."""
+def check_all(
+    computed: "statistics_pb2.DatasetFeatureStatisticsList",
+    the_schema: "schema_pb2.Schema",
+    environment: str,
+    earlier: "statistics_pb2.DatasetFeatureStatisticsList | None" = None,
+) -> "dict[str, anomalies_pb2.Anomalies]":
+    """Returns the checker's anomalies of all rows ("") and of each slice; arguments as of `checker.check`."""
     all_rows, *slices = computed.datasets
     before = earlier.datasets[0] if earlier else None
     found = {"": checker.check(all_rows, the_schema, environment, previous=before)}
@@ -244,8 +264,12 @@ def _slice_name(name: str) -> str:
     return name.removeprefix(f"{statistics.SLICE_COLUMN}_")
 
 
-def _reasons(found):
-    """(feature, kind, description, slice) of each anomaly. Of a slice, only what compares it with all rows counts."""
+def reasons_of(found: "Mapping[str, anomalies_pb2.Anomalies]") -> Iterator[tuple[str, str, str, str]]:
+    """Yields (feature, kind, description, slice) of each anomaly; of a slice, only what compares it with all rows.
+
+    Args:
+        found: the anomalies of all rows (""), and of each slice.
+    """
     for reason in found[""].dataset_anomaly_info.reason:
         yield "", _kind(reason), reason.description, ""
     for name in sorted(found):

@@ -1,4 +1,4 @@
-"""The schema of the features: a file in the text form of tensorflow_metadata's Schema, with the version it was made for."""
+"""The schema of the features: a text proto of tensorflow_metadata's Schema, for one version of the features."""
 
 import os
 import re

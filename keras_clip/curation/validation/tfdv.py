@@ -21,7 +21,7 @@ _REPOSITORY = Path(__file__).parents[3]
 def find_python() -> Path | None:
     """Returns a Python interpreter that has TFDV, or None.
 
-    That is the one which the environment variable `KERAS_CLIP_VALIDATION_PYTHON` names, the one that runs, or the one of
+    That is the one which the environment variable `KERAS_CLIP_VALIDATION_PYTHON` names, the one that runs, or that of
     `.venv-validation` in the current folder or the repository.
 
     Raises:
@@ -81,6 +81,6 @@ def run(jobs: Sequence[Mapping[str, Any]], folder: Path, beam_options: Sequence[
     if done.returncode:
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         raise RuntimeError(
-            f"TFDV failed with status {done.returncode}: {lines[-1] if lines else 'no output'} All of its output is in {log}."
+            f"TFDV failed with status {done.returncode}: {lines[-1] if lines else 'no output'}. Its output is in {log}."
         )
     return [json.loads(Path(job["verdicts"]).read_text(encoding="utf-8")) for job in jobs]

@@ -1,11 +1,12 @@
-"""Runs TFDV. This file is executed in an environment of TFDV, by its path; the rest of keras_clip is not importable there.
+"""Runs TFDV. This file is executed by its path in an environment of TFDV, where keras_clip cannot be imported.
 
     python -I tfdv_process.py jobs.json [Beam's options]
 
 `jobs.json` is a list of jobs, each with the paths "features" (Parquet files), "schema" (text proto), "previous"
 (statistics to compare with, or null), the "environment" of the schema (or ""), the "slice_column", and the outputs
-"statistics" and "verdicts". With --temp_location, the files go there first, where the workers of a cluster can read them. Statistics are a binary DatasetFeatureStatisticsList. Verdicts are JSON: {"anomalies": the Anomalies of all
-rows, "slices": {name: the Anomalies of the slice's distribution compared with that of all rows}}.
+"statistics" and "verdicts". Statistics are a binary DatasetFeatureStatisticsList. Verdicts are JSON: {"anomalies": the
+Anomalies of all rows, "slices": {name: the Anomalies of the slice's distribution compared with that of all rows}}.
+With --temp_location, features and statistics go through that folder, which the workers of a cluster must reach.
 
 Works with TFDV 1.16 (Python 3.11 and older) and 1.21 alike.
 """
