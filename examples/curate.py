@@ -4,9 +4,9 @@
     python examples/curate.py COMMAND --work work/
     python examples/curate.py all "raw/*.tar" --work work/ --out curated/
 
-`all` runs the passes one after the other. `profile` reads the source, which may have any form that `image_text_pairs` reads; the other commands go on from its
-results in the folder `--work`. A command that was interrupted goes on where it stopped. `COMMAND --help` describes the
-options of a command.
+`all` runs the passes one after the other. `profile` reads the source, which may have any form that `image_text_pairs`
+reads; the other commands go on from its results in the folder `--work`. A command that was interrupted goes on where it
+stopped. `COMMAND --help` describes the options of a command.
 """
 
 import argparse

@@ -51,8 +51,8 @@ def is_self(node):
 
 
 def is_private(name):
-    # Methods of named tuples, which Python documents.
-    if name in ("_asdict", "_replace"):
+    # Names of named tuples, which Python documents.
+    if name in ("_asdict", "_fields", "_replace"):
         return False
     is_protocol = name.startswith("__") and name.endswith("__") and name != "__internal__"
     return name.startswith("_") and not is_protocol

@@ -18,7 +18,7 @@ from keras_clip.curation.card.summary import SIDES, WORDS, Pick, Summary, bars, 
 from keras_clip.curation.keeping import KeepList, keep, verdicts_of
 from keras_clip.curation.pool import Pool, read_table
 from keras_clip.data.image_files import MAX_PIXELS, open_image
-from keras_clip.data.readers.manifest import read_manifest
+from keras_clip.data.readers.storage.manifest import read_manifest
 from keras_clip.engines import Engine
 from keras_clip.printable import printable
 
