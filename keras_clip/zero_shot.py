@@ -77,7 +77,14 @@ def _embed_rows(text_embedder: TextEmbedder, token_ids: np.ndarray) -> np.ndarra
 
 
 def unit_length(x: np.ndarray) -> np.ndarray:
-    """Returns vectors (..., E) divided by their length; a zero vector remains zero."""
+    """Returns vectors divided by their length; a zero vector remains zero.
+
+    Args:
+        x: floats (..., E).
+
+    Returns:
+        Floats (..., E) of unit length.
+    """
     return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-6)
 
 

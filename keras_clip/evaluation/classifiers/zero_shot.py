@@ -27,7 +27,7 @@ _MAX_SCORES = 1 << 28
 class ZeroShotHead:
     """A zero-shot classifier and the templates it was made with.
 
-    Attributes:
+    Args:
         method: "zero_shot/bare_name", "zero_shot/one_template", "zero_shot/family" or "zero_shot/selected".
         templates: the prompt templates.
         class_embeddings: float32 (K, E) of unit length, in the order of the store's classes.
