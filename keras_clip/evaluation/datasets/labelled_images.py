@@ -1,6 +1,7 @@
 """Images with labels, ids and groups from any source: the input of a feature store."""
 
 import hashlib
+import os
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -119,6 +120,8 @@ def _require_columns(images: LabelledImages, labels: int) -> None:
 def _classes(labels: Sequence[Label], class_names: Sequence[str], empty_classes: str) -> tuple[str, ...]:
     if empty_classes not in ("refuse", "keep", "drop"):
         raise ValueError(f"`empty_classes` must be 'refuse', 'keep' or 'drop'. Received: {empty_classes!r}.")
+    if isinstance(class_names, str):
+        raise TypeError(f"`class_names` must be a list of texts. Received: class_names={class_names!r}.")
     if empty_classes != "drop":
         return tuple(class_names)
     rows = [label if isinstance(label, Mapping) else {label: 1} for label in labels]
@@ -211,6 +214,11 @@ def image_digest(image: Image) -> bytes:
         return digest.digest()
     if isinstance(image, bytes):
         return hashlib.sha256(image).digest()
+    if not isinstance(image, str | os.PathLike):
+        raise TypeError(
+            "An image must be a path, the bytes of a file, or a uint8 array. Received: an image of type "
+            f"{type(image).__name__}. Convert PIL images by `np.asarray`."
+        )
     try:
         with open(image, "rb") as file:
             return hashlib.file_digest(file, "sha256").digest()

@@ -88,7 +88,12 @@ class Draft:
             self._resume()
 
     def _resume(self) -> None:
-        note = json.loads((self._place / _PROGRESS).read_text(encoding="utf-8"))
+        try:
+            note = json.loads((self._place / _PROGRESS).read_text(encoding="utf-8"))
+        except ValueError:
+            # Of a disk that was full or not written to the end: what it was of is not known.
+            logging.getLogger("keras_clip").warning("%s is damaged; all images are encoded again.", self._place)
+            return
         Key(note["key_parts"]).require_equal(self._key, self._place)
         self._is_broken[note["broken"]] = True
         for name in ("features", "embeddings"):

@@ -606,3 +606,16 @@ def test_arrays_with_labels_out_of_range(labels):
     for names in (None, ["a", "b"]):
         with pytest.raises(ValueError, match="Labels"):
             FeatureStore.from_arrays(np.eye(2), np.eye(2), labels, names)
+
+
+@pytest.mark.backend_free
+def test_a_damaged_draft_begins_anew(clip, store, tmp_path, caplog):
+    (tmp_path / "store.building").mkdir()
+    (tmp_path / "store.building" / "progress.json").write_text("")
+    with caplog.at_level(logging.WARNING, "keras_clip"):
+        again = FeatureStore.build(clip, make(), tmp_path / "store", batch_size=8)
+    np.testing.assert_array_equal(again.embeddings, store.embeddings)
+    assert "is damaged; all images are encoded again" in caplog.text
+    for wrong in (None, 3, Image.new("RGB", (8, 8))):
+        with pytest.raises(TypeError, match=f"of type {type(wrong).__name__}"):
+            make([wrong, *FILES[1:]]).digest()
