@@ -107,8 +107,6 @@ BACKEND_AWARE = (
     "training.telemetry",
 )
 BACKENDS = frozenset({"tensorflow", "tensorflow_text", "torch", "jax", "jaxlib", "keras_hub"})
-# Files that are run by their path in an environment of another package, and that no module imports.
-SCRIPTS = ("curation.validation.tfdv_process",)
 # Packages that are slow to import, or that the core dependencies do not include.
 LAZY = BACKENDS | {
     "matplotlib",
@@ -234,7 +232,7 @@ def module_faults(module, tree):
     early = set(executed_at_import(tree))
     for names, node in imported(tree, module, ()):
         top = names[0].split(".")[0]
-        if top in LAZY and node in early and not within(module, SCRIPTS):
+        if top in LAZY and node in early:
             yield f"{module}:{node.lineno} imports {top} at module level"
         elif top in BACKENDS and not aware:
             yield f"{module}:{node.lineno} imports {top}, but is not in BACKEND_AWARE"

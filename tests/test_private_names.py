@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_import_layers import SCRIPTS, within
 
 pytestmark = pytest.mark.backend_free
 
@@ -139,8 +138,6 @@ def package_classes():
         if path in (ALLOWED, PACKAGE / "__init__.py"):
             continue
         name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
-        if within(name, SCRIPTS):
-            continue
         module = importlib.import_module(name)
         for value in vars(module).values():
             if inspect.isclass(value) and value.__module__ == name:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import keras
 import pytest
-from test_import_layers import SCRIPTS, within
 
 pytestmark = pytest.mark.backend_free
 
@@ -139,7 +138,6 @@ def test_exports_are_explicit(path):
 def hidden_modules(package):
     """Returns modules of a package that another object hides, such as a function with the name of its file."""
     names = [module.name for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")]
-    names = [name for name in names if not within(name, SCRIPTS)]
     modules = {name: importlib.import_module(name) for name in names}
     parents = {name: importlib.import_module(name.rpartition(".")[0]) for name in names}
     return [name for name in names if getattr(parents[name], name.rpartition(".")[2]) is not modules[name]]

@@ -238,6 +238,10 @@ REFUSED = {
     "no earlier validation": (lambda folder: {"previous": folder / "none"}, "which does not exist"),
     "a foreign earlier validation": (lambda folder: {"previous": folder / "profile/00000.parquet"}, "statistics.pb"),
     "Beam's options without TFDV": (lambda folder: {"beam_options": ["--runner=FlinkRunner"]}, "make validation"),
+    "a runner that loses rows": (
+        lambda folder: {"engine": "tfdv", "beam_options": ["--direct_running_mode", "multi_processing"]},
+        "loses rows.*Received: multi_processing",
+    ),
     "an unknown engine": (lambda folder: {"engine": "spark"}, "auto, tfdv, checker. Received: 'spark'"),
 }
 

@@ -1,10 +1,11 @@
 """The report of a validation: one HTML page that loads nothing else and has no script, and the same data as JSON."""
 
+import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from keras_clip import files
 from keras_clip.curation.validation import checker
@@ -41,7 +42,8 @@ _LABELS = {
 }
 
 
-class Share(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Share:
     """The share of the rows that have an accepted value, and the least one that the schema allows."""
 
     feature: str
@@ -54,7 +56,8 @@ class Share(NamedTuple):
         return not self.others or self.share >= self.minimum
 
 
-class Distance(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Distance:
     """The distance of a feature's distribution to another one, and the largest one that the schema allows."""
 
     feature: str
@@ -109,9 +112,11 @@ def write(
                 dict(zip(("feature", "kind", "description", "slice"), each, strict=True)) for each in anomalies
             ],
             **facts,
-            "shares": [{**each._asdict(), "others": dict(each.others), "holds": each.holds} for each in shares],
-            "drift": [{**each._asdict(), "holds": each.holds} for each in distances["drift"]],
-            "skew": [{**each._asdict(), "holds": each.holds} for each in distances["skew"]],
+            "shares": [
+                {**dataclasses.asdict(each), "others": dict(each.others), "holds": each.holds} for each in shares
+            ],
+            "drift": [{**dataclasses.asdict(each), "holds": each.holds} for each in distances["drift"]],
+            "skew": [{**dataclasses.asdict(each), "holds": each.holds} for each in distances["skew"]],
         },
     )
     page = folder / "report.html"

@@ -120,11 +120,11 @@ def validate(
     anomalies = [Anomaly(*reason) for reason in reasons_of(found)]
     facts = {
         "pairs": derived.total,
-        "pairs looked at": derived.rows,
+        "pairs_looked_at": derived.rows,
         "slices": len(derived.paths),
         "engine": name,
         "schema": str(schema or "shipped with keras_clip"),
-        "compared with": str(before or ""),
+        "compared_with": str(before or ""),
     }
     page = report.write(out, the_schema, computed, found, anomalies, facts, earlier)
     return Validation(anomalies, derived.rows, derived.total, name, out / "statistics.pb", page)

@@ -1,5 +1,6 @@
 """Runs TFDV in an environment of its own, whose pinned versions differ from ours; files go between the two."""
 
+import argparse
 import importlib.util
 import json
 import os
@@ -52,9 +53,18 @@ def run(jobs: Sequence[Mapping[str, Any]], folder: Path, beam_options: Sequence[
         What `tfdv_process.py` writes for each job: "anomalies", "slices", "tfdv", "beam".
 
     Raises:
+        ValueError: options with which Beam loses rows.
         ImportError: no interpreter has TFDV.
         RuntimeError: TFDV failed.
     """
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--direct_running_mode", default="in_memory")
+    mode = parser.parse_known_args(list(beam_options))[0].direct_running_mode
+    if mode != "in_memory":
+        raise ValueError(
+            "Beam's local runner loses rows in any --direct_running_mode but in_memory. "
+            f"Received: {mode}. Leave the option out, or name a --runner."
+        )
     python = find_python()
     if python is None:
         raise ImportError(

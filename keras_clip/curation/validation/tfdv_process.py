@@ -11,20 +11,11 @@ With --temp_location, features and statistics go through that folder, which the 
 Works with TFDV 1.16 (Python 3.11 and older) and 1.21 alike.
 """
 
-import copy
+# Imports stand in functions: Beam sends functions to workers, which import what they need.
 import json
 import os
 import shutil
 import sys
-
-import apache_beam as beam
-import pyarrow as pa
-import pyarrow.parquet
-import tensorflow_data_validation as tfdv
-from apache_beam.io.filesystems import FileSystems
-from apache_beam.options.pipeline_options import DirectOptions, GoogleCloudOptions, PipelineOptions, StandardOptions
-from google.protobuf import json_format
-from tensorflow_metadata.proto.v0 import statistics_pb2
 
 ALL_ROWS = "All Examples"
 # The runner of one process. "DirectRunner" would look for a program called Prism on the network first.
@@ -36,6 +27,10 @@ TOP_VALUES = 1000
 
 def read_batches(path):
     """Yields the rows of a Parquet file as RecordBatches whose columns are lists of one value, or null."""
+    import pyarrow as pa
+    import pyarrow.parquet
+    from apache_beam.io.filesystems import FileSystems
+
     with FileSystems.open(path) as file:
         for batch in pyarrow.parquet.ParquetFile(file).iter_batches(BATCH_ROWS):
             columns = []
@@ -49,23 +44,16 @@ def read_batches(path):
             yield pa.RecordBatch.from_arrays(columns, batch.schema.names)
 
 
-def options_of(arguments):
-    """Beam's options; the runner of one process unless another one is named."""
-    options = PipelineOptions(arguments, save_main_session=False)
-    standard = options.view_as(StandardOptions)
-    if standard.runner in (None, "DirectRunner", "FnApiRunner"):
-        standard.runner = IN_PROCESS
-    if options.view_as(DirectOptions).direct_running_mode != "in_memory":
-        raise SystemExit(
-            "Beam's local runner loses rows with --direct_running_mode other than in_memory. "
-            f"Received: {options.view_as(DirectOptions).direct_running_mode}. Leave the option out, or name a --runner."
-        )
-    return options
-
-
 def generate(job, arguments):
     """Runs the pipeline of a job, and returns its statistics."""
-    options = options_of(arguments)
+    import apache_beam as beam
+    import tensorflow_data_validation as tfdv
+    from apache_beam.io.filesystems import FileSystems
+    from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions, StandardOptions
+
+    options = PipelineOptions(arguments)
+    if options.view_as(StandardOptions).runner in (None, "DirectRunner"):
+        options.view_as(StandardOptions).runner = IN_PROCESS
     temporary = options.view_as(GoogleCloudOptions).temp_location
     features, statistics = job["features"], job["statistics"]
     if temporary:
@@ -86,6 +74,9 @@ def generate(job, arguments):
             | "Write" >> tfdv.WriteStatisticsToBinaryFile(statistics)
         )
     result = read_statistics(statistics)
+    if len(result.datasets) == 1:
+        # Without slices, TFDV gives no name.
+        result.datasets[0].name = ALL_ROWS
     with open(job["statistics"], "wb") as file:
         file.write(result.SerializeToString(deterministic=True))
     return result
@@ -93,6 +84,8 @@ def generate(job, arguments):
 
 def copy_to(folder, path):
     """Copies a local file to a folder of any file system that Beam knows; returns the new path."""
+    from apache_beam.io.filesystems import FileSystems
+
     copied = FileSystems.join(folder, os.path.basename(path))
     with open(path, "rb") as source, FileSystems.create(copied, "application/octet-stream") as target:
         shutil.copyfileobj(source, target)
@@ -100,19 +93,27 @@ def copy_to(folder, path):
 
 
 def read_statistics(path):
+    from apache_beam.io.filesystems import FileSystems
+    from tensorflow_metadata.proto.v0 import statistics_pb2
+
     with FileSystems.open(path) as file:
         return statistics_pb2.DatasetFeatureStatisticsList.FromString(file.read())
 
 
 def single(dataset):
     """A list of the statistics of one slice, named as all rows, which is how TFDV recognises what to validate."""
-    dataset = copy.deepcopy(dataset)
-    dataset.name = ALL_ROWS
-    return statistics_pb2.DatasetFeatureStatisticsList(datasets=[dataset])
+    from tensorflow_metadata.proto.v0 import statistics_pb2
+
+    result = statistics_pb2.DatasetFeatureStatisticsList(datasets=[dataset])
+    result.datasets[0].name = ALL_ROWS
+    return result
 
 
 def validate(job, statistics):
     """Compares statistics with the schema, with earlier statistics, and each slice with all rows."""
+    import tensorflow_data_validation as tfdv
+    from google.protobuf import json_format
+
     schema = tfdv.load_schema_text(job["schema"])
     environment = job["environment"] or None
     all_rows, *slices = statistics.datasets
@@ -132,6 +133,9 @@ def validate(job, statistics):
 
 
 def main(arguments):
+    import apache_beam as beam
+    import tensorflow_data_validation as tfdv
+
     with open(arguments[0], encoding="utf-8") as file:
         jobs = json.load(file)
     for job in jobs:
