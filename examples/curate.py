@@ -378,7 +378,10 @@ def add_all_arguments(parser):
     parser.add_argument("--basic", action="store_true", help="filter as DataComp does (default: as filter --lenient)")
     parser.add_argument("--model", help="score the pairs by this model; see `score`")
     parser.add_argument("--min-score", type=float, help="reject pairs with a lower CLIP score; needs --model")
+    parser.add_argument("--same", choices=("image", "pair"), default="image", help="see `duplicates`")
+    parser.add_argument("--distance", type=int, default=4, help="bits in which hashes of duplicates may differ")
     parser.add_argument("--test-set", action="append", default=[], metavar="NAME=PATH", help="see `duplicates`")
+    parser.add_argument("--test-distance", type=int, default=4, help="as --distance, for the images of test sets")
     parser.add_argument("--queries", type=Path, help="balance the pairs over these queries; see `match`")
     parser.add_argument("--t", type=float, help="see `balance`")
     parser.add_argument("--format", choices=("tar", "tfrecord"), default="tar", help="WebDataset tars or TFRecords")
@@ -421,7 +424,8 @@ def steps(args):
     scores = ["--rule", f"clip_score >= {args.min_score}"] if args.min_score is not None else []
     yield "filter", "--basic" if args.basic else "--lenient", *scores
     tests = [option for named in args.test_set for option in ("--test-set", named)]
-    yield "duplicates", "--after", "filter", "--seed", args.seed, *tests
+    limits = ("--same", args.same, "--distance", args.distance, "--test-distance", args.test_distance)
+    yield "duplicates", "--after", "filter", "--seed", args.seed, *limits, *tests
     if args.queries:
         yield "match", "--queries", args.queries
         after = ["filter", *(["test_images"] if args.test_set else []), "duplicates"]

@@ -103,7 +103,9 @@ def make(args):
         args.folder / "test" / "00000.tar",
         [(f"{number:05d}.png", png(synthetic.draw(scene, args.image_size))) for number, scene in enumerate(tests)],
     )
-    (args.folder / "queries.txt").write_text("".join(f"{query}\n" for query in queries(clean)), encoding="utf-8")
+    # The words and bigrams of the clean captions.
+    queries = curation.build_queries((pair.caption for pair in clean), min_count=5, min_pmi=5, ignore_case=True)
+    curation.write_queries(queries, args.folder / "queries.parquet")
     for kind, count in Counter(pair.kind for pair in pairs).items():
         print(f"{count:>8,}  {kind}")
 
@@ -195,15 +197,6 @@ def copies(clean, each, rng) -> Iterator[Pair]:
     for number in itertools.islice(originals, each):
         image = as_file(cropped(opened(clean[number].image), rng))
         yield clean[number]._replace(image=image, kind="cropped duplicate", original=number)
-
-
-def queries(pairs) -> list[str]:
-    """The words and the pairs of words that occur in five captions or more."""
-    counts = Counter()
-    for pair in pairs:
-        words = pair.caption.lower().replace(",", " ").replace(".", " ").split()
-        counts.update({*words, *map(" ".join, itertools.pairwise(words))})
-    return sorted(query for query, count in counts.items() if count >= 5 and len(query) > 2)
 
 
 def opened(image) -> Image.Image:

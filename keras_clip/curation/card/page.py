@@ -221,15 +221,13 @@ def _plot(counts: np.ndarray, kept: np.ndarray) -> str:
     ranks = np.unique(np.geomspace(1, max(1, len(counts)), _POINTS).astype(int))[: len(counts)]
     figure = Figure(figsize=(7.2, 3.2), layout="constrained")
     axes = figure.subplots()
-    axes.loglog(ranks, counts[ranks - 1], color="#b8b8b8", linewidth=2)
     after = np.sort(kept)[::-1]
-    axes.loglog(ranks, np.maximum(after[ranks - 1], 0.5), color="#1f5fa8", linewidth=2)
+    axes.loglog(ranks, counts[ranks - 1], color="#b0b0b0", linewidth=3, label="before balancing")
+    axes.loglog(ranks, np.maximum(after[ranks - 1], 0.5), color="#1f5fa8", linewidth=1.5, label="kept")
     axes.set_xlabel("rank of the query", loc="right")
     axes.set_ylabel("pairs", loc="top")
     axes.set_ylim(bottom=0.8)
-    for values, label, color in ((counts, "in the pool", "#8a8a8a"), (after, "kept", "#1f5fa8")):
-        if len(values):
-            axes.annotate(label, (1, max(values[0], 0.8)), (8, 4), textcoords="offset points", color=color, fontsize=10)
+    axes.legend(frameon=False, loc="upper right")
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=9, color="#999")
     file = io.BytesIO()
@@ -349,7 +347,7 @@ def markdown(facts: Mapping[str, Any]) -> str:
         lines += ["## Queries", "", f"{queries.number:,} queries, of which {queries.unmatched:,} match no pair.", ""]
         for heading, part in (("most pairs", queries.head), ("fewest pairs", queries.tail)):
             rows = [[_escaped(entry), f"{count:,}", f"{kept:,}"] for entry, count, kept in part]
-            lines += _table([f"queries with {heading}", "in the pool", "kept"], rows) if rows else []
+            lines += _table([f"queries with {heading}", "before balancing", "kept"], rows) if rows else []
     lines += ["## The kept pairs", ""]
     for heading, rows in facts["distributions"].items():
         lines += _table([heading.lower(), "pairs"], [[_escaped(row.name), f"{row.count:,}"] for row in rows])

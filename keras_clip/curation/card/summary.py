@@ -143,6 +143,7 @@ def grouped(counts: Mapping[int, int], bounds: Sequence[int]) -> list[tuple[str,
             name = f"over {bounds[-1]:,}"
         else:
             name = f"up to {bounds[0]:,}" if not group else f"{low:,}–{bounds[group]:,}"
-        name = f"{bounds[group]:,}" if group < len(bounds) and low == bounds[group] else name
+        if group < len(bounds) and max(1, low) == bounds[group]:
+            name = f"{bounds[group]:,}"
         rows.append((name, counts.get(group, 0)))
     return rows
