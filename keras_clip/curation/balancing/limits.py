@@ -26,6 +26,9 @@ def tail_share(counts: np.ndarray, t: float) -> float:
     Args:
         counts: int (K,), the number of pairs that each query matches.
         t: float, a number of pairs.
+
+    Returns:
+        float in [0, 1].
     """
     counts = np.asarray(counts, np.int64)
     return float(counts[counts < t].sum() / max(1, counts.sum()))
@@ -39,6 +42,9 @@ def t_of_tail_share(counts: np.ndarray, share: float) -> int:
     Args:
         counts: int (K,), the number of pairs that each query matches.
         share: float in [0, 1).
+
+    Returns:
+        int, a number of pairs.
 
     Raises:
         ValueError: an invalid share, or no matches.

@@ -150,7 +150,12 @@ def given_queries(entries: Iterable[str], ignore_case: bool = False) -> Queries:
 
 
 def write_queries(queries: Queries, path: str | os.PathLike) -> None:
-    """Writes a list of queries to a Parquet file, with its digest. Equal lists give equal bytes."""
+    """Writes a list of queries to a Parquet file, with its digest. Equal lists give equal bytes.
+
+    Args:
+        queries: the list.
+        path: the file. Its folder must exist.
+    """
     record = {"ignore_case": queries.ignore_case, "facts": queries.facts, "digest": queries.digest}
     write_table(path, queries.table.replace_schema_metadata({"keras_clip.queries": json.dumps(record, sort_keys=True)}))
 
@@ -203,6 +208,9 @@ def read_titles(path: str | os.PathLike) -> dict[str, int]:
     Underscores become spaces, as in the titles of Wikipedia's lists. The views of a title in several lines are added,
     so that the lists of several days can be joined. A first line without a number is taken for a header.
 
+    Args:
+        path: the file.
+
     Returns:
         {title: views}.
 
@@ -234,6 +242,9 @@ def read_wordnet(path: str | os.PathLike) -> Iterator[str]:
 
     Args:
         path: the file, which comes with WordNet (https://wordnet.princeton.edu), or a folder with index.noun.
+
+    Returns:
+        Iterator of str.
 
     Raises:
         FileNotFoundError: no such file.
@@ -326,6 +337,7 @@ def _queries(entries, ignore_case, facts) -> Queries:
             "A list of queries must not be empty. Received: no entry that reaches the thresholds. Give a larger "
             "corpus, titles or names, or lower `min_count`."
         )
-    types = (pa.string(), pa.string(), pa.int64(), pa.float64())
-    columns = [pa.array(column, each) for column, each in zip(zip(*entries, strict=True), types, strict=True)]
-    return Queries(pa.table(dict(zip(_Entry._fields, columns, strict=True))), ignore_case, facts)
+    columns = zip(*entries, strict=True)
+    types = {"entry": pa.string(), "source": pa.string(), "count": pa.int64(), "score": pa.float64()}
+    arrays = {name: pa.array(column, types[name]) for name, column in zip(types, columns, strict=True)}
+    return Queries(pa.table(arrays), ignore_case, facts)

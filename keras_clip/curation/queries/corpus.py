@@ -33,8 +33,8 @@ def read_texts(paths: str | os.PathLike | Sequence[str | os.PathLike], field: st
             be compressed (.gz, .bz2, .xz). Bytes that are not UTF-8 are replaced by U+FFFD.
         field: str. The member of a JSON object with its text.
 
-    Yields:
-        str. Lines above one megabyte are cut at white space.
+    Returns:
+        Iterator of str. Lines above one megabyte are cut at white space.
 
     Raises:
         FileNotFoundError: no such file.

@@ -86,7 +86,7 @@ def pattern_of(entry: str, ignore_case: bool = False) -> str:
         ignore_case: bool. See `separated`.
 
     Returns:
-        str. Empty if the entry has no words.
+        str. Empty if the entry is blank.
     """
     pattern = separated(entry, ignore_case)
     if not pattern:
