@@ -225,10 +225,13 @@ def embed_images(embedder: Any, reader: Reader, ids: np.ndarray, batch_size: int
 
 
 def model_digest(model: str | Path | keras.Model) -> str:
-    """Returns what identifies the weights of a model: a digest of its files or of its weights, or its name.
+    """Identifies the weights of a model.
 
     Args:
         model: see `Score`.
+
+    Returns:
+        str: a digest of its files or of its weights, or its name.
     """
     whole = hashlib.sha256()
     if isinstance(model, keras.Model):
