@@ -104,7 +104,7 @@ def make(args):
         [(f"{number:05d}.png", png(synthetic.draw(scene, args.image_size))) for number, scene in enumerate(tests)],
     )
     # The words and bigrams of the clean captions.
-    queries = curation.build_queries((pair.caption for pair in clean), min_count=5, min_pmi=5, ignore_case=True)
+    queries = curation.build_queries((pair.caption for pair in clean), min_count=1, min_pmi=5, ignore_case=True)
     curation.write_queries(queries, args.folder / "queries.parquet")
     for kind, count in Counter(pair.kind for pair in pairs).items():
         print(f"{count:>8,}  {kind}")
