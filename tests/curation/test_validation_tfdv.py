@@ -97,10 +97,12 @@ def compare(ours, theirs):
     if kind == "string_stats":
         assert ours == theirs
         return
-    for name in ("num_zeros", "min", "max", "mean", "std_dev"):
-        assert getattr(ours, name) == pytest.approx(getattr(theirs, name), rel=1e-9, nan_ok=True), name
+    # With infinite values, TFDV's mean depends on how it has merged its batches.
+    is_finite = np.isfinite(theirs.min) and np.isfinite(theirs.max)
+    for name in ("num_zeros", "min", "max", *(("mean", "std_dev") if is_finite else ())):
+        assert getattr(ours, name) == pytest.approx(getattr(theirs, name), rel=1e-9), name
     assert sum(each.num_nan for each in ours.histograms) == sum(each.num_nan for each in theirs.histograms)
-    if np.isfinite(theirs.min):
+    if is_finite and theirs.histograms:
         assert abs(ours.median - theirs.median) <= 0.02 * (theirs.max - theirs.min)
         ours, theirs = ([bucket.sample_count for bucket in each.histograms[0].buckets] for each in (ours, theirs))
         # TFDV interpolates between quantiles, so single bars of small whole numbers differ.
