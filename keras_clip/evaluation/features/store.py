@@ -331,7 +331,7 @@ def _check_values(columns: dict[str, np.ndarray], class_names: Sequence[str] | N
     if len(set(columns["ids"].tolist())) < len(columns["ids"]):
         raise ValueError(f"No two images may have the same id. Received: {where!r} with some ids twice.")
     labels = columns["labels"]
-    if labels.ndim == 1 and labels.min() < 0:
+    if class_names is None and labels.ndim == 1 and labels.min() < 0:
         raise ValueError(f"Labels must be integers from 0 on. Received: {where!r} with {labels.min()}.")
     if labels.ndim == 2 and (wrong := set(np.unique(labels).tolist()) - {0, 1, IGNORED}):
         raise ValueError(f"Labels (N, K) must be 0, 1 or {IGNORED}. Received: {where!r} with {sorted(wrong)[:5]}.")
