@@ -156,7 +156,7 @@ def render(
             for feature, kind, description, part in anomalies
         ],
         shares=sorted(shares, key=lambda share: share.holds),
-        distances={kind: sorted(rows, key=lambda row: row.holds) for kind, rows in distances.items()},
+        distances={kind: sorted(rows, key=lambda row: -row.relative) for kind, rows in distances.items()},
         facts={name: value for name, value in facts.items() if value != ""},
         histograms=[card for card in cards if card["bars"]],
         numbers=[card for card in cards if card["numbers"]],
