@@ -103,7 +103,7 @@ def test_images_of_each_verdict_are_shown(card):
     _, _, page, _ = card
     headings = re.findall(r"<h3>(.*?) <span>(\w+), ([\d,]+)</span>", page)
     assert headings == [("undecodable image", "profile", "1"), (REASON_IN_HTML, "filter", "2")]
-    assert page.count("<figcaption") == 11 + 1 + 2
+    assert page.count("<figcaption") == 11 + 2 and "<li>a dog with number 5</li>" in page
     thumbnails = re.findall(r'data:image/jpeg;base64,(.*?)"', page)
     assert len(thumbnails) == 13, "the broken one has none"
     sizes = [Image.open(io.BytesIO(base64.b64decode(each))).size for each in thumbnails]
@@ -146,7 +146,7 @@ def test_without_queries_shards_and_source(raw, tmp_path):
     # An open file can still be read.
     _open_path.cache_clear()
     page, text = write_card(pool, tmp_path / "card", num_kept=3, num_rejected=0)
-    assert "data:image" not in page and page.count("<figcaption") == 3
+    assert "data:image" not in page and page.count("<li>") == 3
     assert "Queries" not in page + text and "How it was made" not in page + text and "not stated" in page
 
 
@@ -192,4 +192,4 @@ def test_a_manifest_that_is_not_complete_is_not_shown(raw, tmp_path):
     manifest = {"kind": "keras_clip shards", "complete": False, "shards": {"00000.tar": None}}
     (tmp_path / "new" / "manifest.json").write_text(json.dumps(manifest))
     page, _ = write_card(pool, tmp_path / "new", num_kept=0, num_rejected=0)
-    assert "shard" not in page and "<figure" not in page
+    assert "shard" not in page and "<figure" not in page and "<li>" not in page

@@ -159,6 +159,8 @@ def test_engines_orders_and_interruptions_give_the_same_bytes(written, raw, tmp_
     with pytest.raises(ValueError, match="Shards must be complete. Received: .*new, where writing was interrupted"):
         open_reader(str(tmp_path / "new" / "*.tar"))
     first = (tmp_path / "new" / "00000.tar").stat()
+    # What a writer that is killed leaves.
+    (tmp_path / "new" / ".00001.1234abcd.part.tar").write_bytes(b"unfinished")
     assert write(other, tmp_path / "new", Processes(2)) == counts
     assert (tmp_path / "new" / "00000.tar").stat().st_mtime_ns == first.st_mtime_ns, "it was not written again"
     assert content(tmp_path / "new") == content(folder)

@@ -46,7 +46,7 @@ class ShardFolder:
         self._write({"complete": False, "shards": dict.fromkeys(self._former)})
 
     def finish(self, entries: Mapping[str, Mapping[str, Any]], facts: Mapping[str, Any] | None = None) -> Counter:
-        """Removes shards of earlier calls and completes the manifest.
+        """Removes shards of earlier calls and unfinished files, and completes the manifest.
 
         Args:
             entries: what the manifest has of each shard, by name.
@@ -58,6 +58,9 @@ class ShardFolder:
         for name in set(self._former) - set(entries):
             for path in (self.path / name, self.path / f"{name}{INDEX_SUFFIX}"):
                 path.unlink(missing_ok=True)
+        # Of writers that were killed.
+        for path in self.path.glob(f".*{files.PART}.*"):
+            path.unlink(missing_ok=True)
         totals = {name: sum(entry[name] for entry in entries.values()) for name in ("samples", "pairs", "bytes")}
         self._write({"complete": True, **totals, **(facts or {}), "shards": dict(entries)})
         return Counter({"shards": len(entries)} | totals)
