@@ -2,19 +2,23 @@
 
     python tools/benchmark_probe.py ours theirs_float64 theirs_float32
     python tools/benchmark_probe.py --rows 4000 --classes 20 ours theirs_float64
+    python tools/benchmark_probe.py --rows 40000 --width 2048 --C 1 10 ours theirs_float64
     python tools/benchmark_probe.py --digits
 
 Each contender runs in its own process, one after the other, and makes the same search: 15 fits, then one on training
-and validation split together. scikit-learn starts every fit from zero, with `tol=1e-4 / n`. Prints, and writes to
---out, the seconds (on a shared machine, compare the CPU seconds), the selected C, and for each C the difference of the
-float64 objective from scikit-learn's and the fraction of test images with the same prediction. Environment variables
-that restrict OpenBLAS to slower kernels are unset. `--digits` instead prints the table "Objectives" of
-docs/linear_probe.md: single fits on the digits of scikit-learn, which a weak penalty makes difficult.
+and validation split together. `--C` makes only fits of these C on the training split, each of ours from the solution
+before. scikit-learn starts every fit from zero, with `tol=1e-4 / n`. Prints, and writes to --out, the seconds of each
+fit (on a shared machine, compare the CPU seconds), the memory at the start of the fits and at most, the selected C, and
+for each C the difference of the float64 objective from scikit-learn's and the fraction of test images with the same
+prediction. Environment variables that restrict OpenBLAS to slower kernels are unset. `--digits` instead prints the
+table "Objectives" of docs/linear_probe.md: single fits on the digits of scikit-learn, which a weak penalty makes
+difficult.
 """
 
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -55,50 +59,102 @@ def steps(scores):
         yield from (step for step in (best - interval, best + interval) if abs(step) <= 48)
 
 
-def search_by_scikit_learn(train, validation, dtype):
+class Stopwatch:
+    """Measures the wall and CPU seconds of each fit, and prints them."""
+
+    def __init__(self):
+        self.seconds = []
+
+    def measure(self, fit, C):
+        begin = time.perf_counter(), time.process_time()
+        probe = fit()
+        self.seconds.append((time.perf_counter() - begin[0], time.process_time() - begin[1]))
+        iterations = probe.n_iter_[0] if hasattr(probe, "n_iter_") else probe.iterations
+        wall, cpu = self.seconds[-1]
+        print(f"  C={C:.3g}: {iterations} iterations, {wall:.1f} s, {cpu:.1f} s of all cores together", flush=True)
+        return probe
+
+
+def fits_by_scikit_learn(train, validation, dtype, only):
     from sklearn.linear_model import LogisticRegression
 
     def fit(features, labels, step):
         probe = LogisticRegression(C=10 ** (step / 8), tol=1e-4 / len(labels), max_iter=1000)
-        begin = time.perf_counter()
-        probe.fit(features, labels)
-        print(f"  C=1e{step / 8:+.3f}: {probe.n_iter_[0]} iterations, {time.perf_counter() - begin:.1f} s", flush=True)
-        return probe
+        return stopwatch.measure(lambda: probe.fit(features, labels), probe.C)
 
+    stopwatch = Stopwatch()
     train, validation = ((features.astype(dtype), labels) for features, labels in (train, validation))
     scores, probes = {}, {}
-    for step in steps(scores):
+    for step in only or steps(scores):
         probes[step] = fit(*train, step)
         scores[step] = probes[step].score(*validation)
-    best = max(sorted(scores), key=scores.get)
-    both = [np.concatenate(parts) for parts in zip(train, validation, strict=True)]
-    return scores, {**probes, "refit": fit(*both, best)}
+    if not only:
+        best = max(sorted(scores), key=scores.get)
+        both = [np.concatenate(parts) for parts in zip(train, validation, strict=True)]
+        probes["refit"] = fit(*both, best)
+    return scores, {key: (probe.coef_, probe.intercept_, probe.n_iter_[0]) for key, probe in probes.items()}
 
 
-def search_by_us(train, validation):
+def fits_by_us(train, validation, only):
+    from keras_clip.evaluation import accuracy
     from keras_clip.evaluation.classifiers import linear_probe
 
-    probes, take = [], linear_probe.LinearProbe._take
+    stopwatch, probes, take = Stopwatch(), [], linear_probe.LinearProbe._take
+    minimise = linear_probe.Problem.minimise
+    linear_probe.Problem.minimise = lambda self, C, *a: stopwatch.measure(lambda: minimise(self, C, *a), C)
     linear_probe.LinearProbe._take = lambda self, *a: probes.append(self) or take(self, *a)
-    found = linear_probe.search_C(train, validation)
-    scores = {round(8 * np.log10(C)): score for C, score in found.scores.items()}
-    return scores, {round(8 * np.log10(probe.C)): probe for probe in probes[:-1]} | {"refit": found.probe}
+    if only:
+        problem, solution = linear_probe.Problem(*train, int(train[1].max()) + 1), None
+        for step in only:
+            solution = problem.minimise(10 ** (step / 8), 1000, solution)
+            linear_probe.LinearProbe(10 ** (step / 8))._take(solution, False)
+        found = dict(zip(only, probes, strict=True))
+        scores = {
+            step: accuracy(probe.decision_function(validation[0]), validation[1]) for step, probe in found.items()
+        }
+    else:
+        search = linear_probe.search_C(train, validation, verbose=0)
+        scores = {round(8 * np.log10(C)): score for C, score in search.scores.items()}
+        found = {round(8 * np.log10(probe.C)): probe for probe in probes[:-1]} | {"refit": search.probe}
+    return scores, {key: (probe.coef, probe.intercept, probe.iterations) for key, probe in found.items()}
 
 
 def contend(arguments):
-    """Runs one contender, and writes its scores and parameters to --out."""
+    """Runs one contender on the splits of the folder `arguments.one`, and writes its scores and parameters there."""
     warnings.simplefilter("ignore")
-    train, validation, _ = make_splits(arguments)
-    begin, cpu_begin = time.perf_counter(), time.process_time()
-    if arguments.contenders == ["ours"]:
-        scores, probes = search_by_us(train, validation)
-        parameters = {step: (probe.coef, probe.intercept, probe.iterations) for step, probe in probes.items()}
+    folder, name = Path(arguments.one), arguments.contenders[0]
+    train, validation = ([np.load(folder / f"{split}_{i}.npy") for i in (0, 1)] for split in (0, 1))
+    only = [round(8 * np.log10(C)) for C in arguments.C]
+    if name == "ours":
+        from keras_clip.evaluation.classifiers import matmul
+
+        matmul.multiply(train[0][:1], train[0][:1])  # starts the backend
     else:
-        scores, probes = search_by_scikit_learn(train, validation, arguments.contenders[0].removeprefix("theirs_"))
-        parameters = {step: (probe.coef_, probe.intercept_, probe.n_iter_[0]) for step, probe in probes.items()}
-    seconds = time.perf_counter() - begin, time.process_time() - cpu_begin
+        from sklearn.linear_model import LogisticRegression  # noqa: F401
+    memory = [peak_memory()]
+    begin = time.perf_counter(), time.process_time()
+    scores, parameters = (
+        fits_by_us(train, validation, only)
+        if name == "ours"
+        else fits_by_scikit_learn(train, validation, name.removeprefix("theirs_"), only)
+    )
+    seconds = time.perf_counter() - begin[0], time.process_time() - begin[1]
+    memory.append(peak_memory())
     arrays = {f"{step}/{i}": x for step, values in parameters.items() for i, x in enumerate(values)}
-    np.savez(arguments.one, seconds=seconds, steps=sorted(scores), scores=[scores[s] for s in sorted(scores)], **arrays)
+    steps_ = sorted(scores)
+    np.savez(
+        folder / f"{name}.npz",
+        seconds=seconds,
+        memory=memory,
+        steps=steps_,
+        scores=[scores[step] for step in steps_],
+        **arrays,
+    )
+
+
+def peak_memory():
+    """Returns the largest resident memory of the process so far, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def environment():
@@ -167,6 +223,7 @@ def parse_args(argv):
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--classes", type=int, default=100)
     parser.add_argument("--spread", type=float, default=0.15, help="spread of the clusters")
+    parser.add_argument("--C", type=float, nargs="+", default=[], help="only these fits, powers of 10 ** (1 / 8)")
     parser.add_argument("--out", default="runs/benchmark/probe.json")
     parser.add_argument("--digits", action="store_true", help="print the table of objectives on digits instead")
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -182,22 +239,26 @@ def main(argv=None):
         for row in digits_table():
             print(row, flush=True)
         return None
-    results = {}
+    results, splits = {}, make_splits(arguments)
     with tempfile.TemporaryDirectory() as folder:
+        for split, arrays in enumerate(splits[:2]):
+            for i, array in enumerate(arrays):
+                np.save(Path(folder) / f"{split}_{i}.npy", array)
         for name in arguments.contenders:
-            sizes = [f"--{key}={getattr(arguments, key)}" for key in ("rows", "width", "classes", "spread")]
-            path = Path(folder) / f"{name}.npz"
-            command = [sys.executable, __file__, name, *sizes, "--one", str(path)]
-            subprocess.run(command, check=True, env=environment())
-            results[name] = dict(np.load(path))
+            command = [sys.executable, __file__, name, "--one", folder, "--C", *map(str, arguments.C)]
+            subprocess.run(command[: None if arguments.C else -1], check=True, env=environment())
+            results[name] = dict(np.load(Path(folder) / f"{name}.npz"))
             best = results[name]["steps"][results[name]["scores"].argmax()]
             seconds, cpu_seconds = results[name]["seconds"]
+            before, most = results[name]["memory"]
             print(
-                f"{name}: {seconds:.1f} s, {cpu_seconds:.1f} s of all cores together, C=1e{best / 8:+.3f}", flush=True
+                f"{name}: {seconds:.1f} s, {cpu_seconds:.1f} s of all cores together, C=1e{best / 8:+.3f}, "
+                f"memory {before:.0f} MiB before and {most:.0f} MiB at most",
+                flush=True,
             )
-    report = {"seconds": {name: result["seconds"].tolist() for name, result in results.items()}}
+    report = {key: {name: result[key].tolist() for name, result in results.items()} for key in ("seconds", "memory")}
     if "theirs_float64" in results:
-        report["fits"] = compare(results, make_splits(arguments))
+        report["fits"] = compare(results, splits)
     Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
     from keras_clip import files
 

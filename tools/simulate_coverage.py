@@ -16,6 +16,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from statistics import NormalDist
 
 # The scripts of both folders use `terminal`, which is in examples/.
 sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
@@ -100,7 +101,7 @@ def auc(truth, spread=1.0, positives=0.5):
     """Binormal scores; the standard deviation of the positive images is `spread`."""
 
     def simulate(generator, size):
-        distance = 40.0 if truth == 1 else intervals.NormalDist().inv_cdf(truth) * np.sqrt(1 + spread**2)
+        distance = 40.0 if truth == 1 else NormalDist().inv_cdf(truth) * np.sqrt(1 + spread**2)
         labels = (np.arange(size) < (positives if positives >= 1 else positives * size)).astype(int)
         scores = generator.normal(size=size) * np.where(labels, spread, 1) + distance * labels
         return truth, classification.roc_auc(scores, labels), *classification.interval("roc_auc", scores, labels)

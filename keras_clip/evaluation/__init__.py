@@ -50,21 +50,17 @@ from keras_clip.evaluation.metrics.comparison import (
     compare_scores,
 )
 from keras_clip.evaluation.metrics.intervals import (
-    LineFit,
-    binomial_test,
     blaker_interval,
-    bonferroni,
     clopper_pearson_interval,
     clustered_interval,
     clustered_quantile_interval,
-    fit_line,
-    holm,
-    inverted_interval,
-    mcnemar_test,
     mean_interval,
     wilson_interval,
 )
+from keras_clip.evaluation.metrics.inversion import inverted_interval
+from keras_clip.evaluation.metrics.regression import LineFit, fit_line
 from keras_clip.evaluation.metrics.retrieval import RetrievalRanks, retrieval_ranks
+from keras_clip.evaluation.metrics.significance import binomial_test, bonferroni, holm, mcnemar_test
 from keras_clip.evaluation.report.figure_data import gallery
 from keras_clip.evaluation.results import Examples, Failure, Results, Score
 from keras_clip.evaluation.run import PARTS, evaluate

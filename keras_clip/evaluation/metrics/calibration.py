@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from keras_clip.evaluation.metrics.correctness import correct, single
-from keras_clip.evaluation.metrics.intervals import inverted_interval, shift_to_mean, shrunk_values
+from keras_clip.evaluation.metrics.inversion import inverted_interval, shift_to_mean, shrunk_values
 from keras_clip.evaluation.metrics.metric import Metric, Statistic
 from keras_clip.evaluation.results import Score
 

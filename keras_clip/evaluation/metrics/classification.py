@@ -13,7 +13,9 @@ import numpy as np
 from keras_clip.evaluation.metrics.bootstrap import resampled_variance
 from keras_clip.evaluation.metrics.correctness import IGNORED, correct, single  # noqa: F401
 from keras_clip.evaluation.metrics.curves import binary_curve, class_curves
-from keras_clip.evaluation.metrics.intervals import blaker_interval, mean_interval, shift_to_mean, student_quantile
+from keras_clip.evaluation.metrics.distributions import student_quantile
+from keras_clip.evaluation.metrics.intervals import blaker_interval, mean_interval
+from keras_clip.evaluation.metrics.inversion import shift_to_mean
 from keras_clip.evaluation.metrics.metric import MEAN, Metric, Statistic
 
 

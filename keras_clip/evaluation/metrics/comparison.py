@@ -17,8 +17,9 @@ import numpy as np
 
 from keras_clip.evaluation.metrics import calibration, classification, retrieval
 from keras_clip.evaluation.metrics.bootstrap import bootstrap_interval
-from keras_clip.evaluation.metrics.intervals import blaker_interval, holm, mcnemar_test
+from keras_clip.evaluation.metrics.intervals import blaker_interval
 from keras_clip.evaluation.metrics.metric import MEAN, Metric, Statistic
+from keras_clip.evaluation.metrics.significance import holm, mcnemar_test
 from keras_clip.evaluation.results import IDENTITY, Results, Score
 
 MCNEMAR, PERMUTATION = "McNemar", "permutation"

@@ -11,7 +11,7 @@ from keras_clip.evaluation.parts.part import Part, ReportTable, has_one_class
 from keras_clip.evaluation.studies import limits
 from keras_clip.evaluation.task_options import counts_of
 
-_PIXELS_SIDE = 28
+_LARGEST = (28, 28)
 
 
 def run(case: Case) -> None:
@@ -46,30 +46,43 @@ def _pixel_scores(case):
     task, splits = case.task, case.splits
     # Without a validation split, its images were held out of the training split.
     validation = task.train if task.validation is None else task.validation
+    stores = (splits.train, splits.validation, splits.test)
+    train, held_out, test = _pixels(
+        [_grey(images, store.ids) for images, store in zip((task.train, validation, task.test), stores, strict=True)]
+    )
     found = search_C(
-        (_pixels(task.train, splits.train.ids), splits.train.labels),
-        (_pixels(validation, splits.validation.ids), splits.validation.labels),
+        (train, splits.train.labels),
+        (held_out, splits.validation.labels),
         num_classes=len(splits.test.class_names),
         verbose=case.verbose,
     )
-    return found.probe.decision_function(_pixels(task.test, splits.test.ids))
+    return found.probe.decision_function(test)
 
 
-def _pixels(images, ids):
-    """Returns the grey pixels in [0, 1] of the images with these ids, float32 (N, 784), at the size of MNIST."""
+def _grey(images, ids):
+    """Returns the images with these ids as grey PIL images of at most 28 x 28 pixels, the size of MNIST."""
     if not isinstance(images, LabelledImages):
         raise ValueError(
             'The limit "pixels" requires the images of all splits, since feature stores have no pixels. '
             f"Received: {type(images).__name__}. Pass `LabelledImages`."
         )
-    places = {id: row for row, id in enumerate(ids)}
-    pixels = np.zeros((len(places), _PIXELS_SIDE**2), np.float32)
+    # The stores left out images that cannot be decoded.
+    wanted, found = set(ids), {}
     for sample in images:
-        # The stores left out images that cannot be decoded.
-        if sample.id in places:
-            grey = open_image(sample.image, sample.id, MAX_PIXELS).convert("L").resize((_PIXELS_SIDE, _PIXELS_SIDE))
-            pixels[places[sample.id]] = np.asarray(grey, np.float32).ravel() / 255
-    return pixels
+        if sample.id in wanted:
+            grey = open_image(sample.image, sample.id, MAX_PIXELS).convert("L")
+            found[sample.id] = grey.resize(_LARGEST) if max(grey.size) > max(_LARGEST) else grey
+    return [found[id] for id in ids]
+
+
+def _pixels(splits):
+    """Returns for each split its grey images as pixels in [0, 1], float32 (N, height x width).
+
+    Enlarged images would have nearly dependent pixels, on which a regression converges slowly and gains nothing.
+    """
+    sizes = {image.size for split in splits for image in split}
+    size = sizes.pop() if len(sizes) == 1 else _LARGEST
+    return [np.stack([np.asarray(image.resize(size), np.float32).ravel() / 255 for image in split]) for split in splits]
 
 
 def _zero_shot_and_probe(case, scores):

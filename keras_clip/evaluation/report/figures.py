@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_clip.evaluation.metrics.intervals import fit_line
+from keras_clip.evaluation.metrics.regression import fit_line
 from keras_clip.evaluation.report.drawing import (
     COLORS,
     MARKERS,

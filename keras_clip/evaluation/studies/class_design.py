@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from keras_clip.evaluation.metrics.comparison import compare_models
-from keras_clip.evaluation.metrics.intervals import blaker_interval, inverted_interval, shrunk_values
+from keras_clip.evaluation.metrics.intervals import blaker_interval
+from keras_clip.evaluation.metrics.inversion import inverted_interval, shrunk_values
 
 # The name of the group that contains all images.
 EVERYBODY = "all"

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_clip.evaluation.metrics.intervals import binomial_test, bonferroni, clopper_pearson_interval
+from keras_clip.evaluation.metrics.intervals import clopper_pearson_interval
+from keras_clip.evaluation.metrics.significance import binomial_test, bonferroni
 from keras_clip.similarity import hash_vectors, nearest_vectors, perceptual_hash, pixel_digest  # noqa: F401 (old names)
 
 # As in the paper.

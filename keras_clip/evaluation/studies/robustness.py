@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from keras_clip.evaluation.metrics.intervals import blaker_interval, fit_line
+from keras_clip.evaluation.metrics.intervals import blaker_interval
+from keras_clip.evaluation.metrics.regression import fit_line
 
 
 @dataclass(frozen=True)

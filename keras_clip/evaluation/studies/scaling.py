@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from keras_clip import flops
-from keras_clip.evaluation.metrics.intervals import LineFit, fit_line, student_quantile
+from keras_clip.evaluation.metrics.distributions import student_quantile
+from keras_clip.evaluation.metrics.regression import LineFit, fit_line
 from keras_clip.evaluation.studies import published
 from keras_clip.presets.architectures import ARCHITECTURES
 

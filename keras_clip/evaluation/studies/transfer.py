@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from keras_clip.evaluation.metrics.intervals import LineFit, fit_line
+from keras_clip.evaluation.metrics.regression import LineFit, fit_line
 from keras_clip.evaluation.results import Score
 
 

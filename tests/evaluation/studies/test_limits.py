@@ -191,8 +191,26 @@ def test_pixels_are_those_of_the_images_of_a_store():
     """Images of another split may have the same ids, and a store leaves out what cannot be decoded."""
     pixels = [np.full((8, 8, 3), level, np.uint8) for level in (0, 255)]
     images = LabelledImages(lambda start: iter([b"", *pixels][start:]), ["a", "b", "b"], ["x", "y", "z"], ["a", "b"])
-    found = part._pixels(images, ["z", "y"])
-    assert found.shape == (2, 784) and (found[0] == 1).all() and (found[1] == 0).all()
+    (found,) = part._pixels([part._grey(images, ["z", "y"])])
+    assert found.shape == (2, 64) and (found[0] == 1).all() and (found[1] == 0).all()
+
+
+@pytest.mark.parametrize(
+    "sizes, expected",
+    {
+        "as they are": ([(8, 8), (8, 8)], 64),
+        "not square": ([(28, 10), (28, 10)], 280),
+        "reduced": ([(50, 20), (28, 40)], 784),
+        "of several sizes": ([(8, 8), (9, 8)], 784),
+    }.values(),
+)
+def test_pixels_are_reduced_to_the_size_of_mnist(sizes, expected):
+    splits = [
+        LabelledImages(lambda _, size=size: iter([np.full((*size, 3), 51, np.uint8)]), ["a"], ["x"], ["a", "b"])
+        for size in sizes
+    ]
+    for pixels in part._pixels([part._grey(images, ["x"]) for images in splits]):
+        assert pixels.shape == (1, expected) and pixels == pytest.approx(0.2)
 
 
 def test_part_reads_the_counts_from_the_class_names():
