@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 
 
@@ -25,3 +26,23 @@ class Square:
         if item == self.error:
             raise ValueError(f"item {item} is wrong")
         return item * item, state
+
+
+class Slow:
+    """Prints the number of its process, and takes its time."""
+
+    def start(self):
+        print(os.getpid(), flush=True)
+
+    def run(self, state, item):
+        time.sleep(item)
+
+
+class Variable:
+    """Returns variables of the worker's environment."""
+
+    def start(self):
+        return None
+
+    def run(self, state, item):
+        return os.environ.get(item)

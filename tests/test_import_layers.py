@@ -43,7 +43,7 @@ INSIDE = {
     "data": (
         ("pairs",),
         ("epochs", "arguments"),
-        ("readers", "graph_images"),
+        ("readers", "graph_images", "decoding"),
         ("images", "tokenizer", "prompts", "synthetic"),
         ("image_files", "graph_resize", "skipped"),
     ),

@@ -5,9 +5,7 @@ one shape, so that the encoder compiles once. An image with several captions is 
 """
 
 import hashlib
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,15 +16,15 @@ import numpy as np
 from keras_clip import presets
 from keras_clip.curation.passes import ShardPass, run_pass
 from keras_clip.curation.pool import Pool, Shard
+from keras_clip.data.decoding import decoded, fill_batch
 from keras_clip.data.readers import Reader
 from keras_clip.engines import Engine
 from keras_clip.model import CLIPModel, ImageEmbedder
+from keras_clip.presets.digests import weights_digest
 
 if TYPE_CHECKING:
     import pyarrow
 
-# Batches that are decoded ahead of the encoder.
-_AHEAD = 2
 # Texts are padded to the shortest of these widths, so that three shapes are compiled.
 _WIDTHS = (16, 32)
 
@@ -212,12 +210,12 @@ def embed_images(embedder: Any, reader: Reader, ids: np.ndarray, batch_size: int
         ValueError: the model returns NaN.
     """
     vectors, is_embedded = np.zeros((len(ids), embedder.embed_dim), np.float32), np.zeros(len(ids), bool)
-    for start, pixels in _decoded(reader, ids, embedder.image_preprocessor, batch_size):
-        good = [i for i, each in enumerate(pixels) if each is not None]
-        if not good:
+    starts = range(0, len(ids), batch_size)
+    batches = (reader.read(ids[start : start + batch_size])[0] for start in starts)
+    for start, images in zip(starts, decoded(batches, embedder.image_preprocessor), strict=True):
+        good, filled = fill_batch(images, batch_size)
+        if filled is None:
             continue
-        # An incomplete batch is filled with its own images.
-        filled = np.stack([pixels[i] for i in np.resize(good, batch_size)])
         batch = np.asarray(embedder.predict_on_batch(filled), np.float32)[: len(good)]
         vectors[start + np.array(good)] = _unit(batch, "images")
         is_embedded[start + np.array(good)] = True
@@ -233,15 +231,9 @@ def model_digest(model: str | Path | keras.Model) -> str:
     Returns:
         str: a digest of its files or of its weights, or its name.
     """
-    whole = hashlib.sha256()
     if isinstance(model, keras.Model):
-        whole.update(repr(model.dtype_policy.name).encode())
-        for weight in model.weights:
-            array = np.ascontiguousarray(keras.ops.convert_to_numpy(weight))
-            whole.update(f"{weight.dtype} {array.shape} ".encode())
-            whole.update(array.tobytes())
-        return whole.hexdigest()
-    path = Path(model)
+        return weights_digest(model.weights, repr(model.dtype_policy.name))
+    path, whole = Path(model), hashlib.sha256()
     if not path.exists():
         return str(model)
     for file in sorted(path.iterdir()) if path.is_dir() else [path]:
@@ -280,28 +272,6 @@ def _embedded_images(embedder, shard, profile, batch_size) -> tuple[np.ndarray, 
     places = place[inverse.reshape(-1)]
     rows = np.flatnonzero((places >= 0) & is_embedded[places] if len(wanted) else np.zeros(len(places), bool))
     return rows, places, vectors
-
-
-def _decoded(reader, ids, preprocessor, batch_size) -> Iterator[tuple[int, list[np.ndarray | None]]]:
-    """Yields the place of each batch and its images, uint8 (H, W, 3), or None if one cannot be decoded."""
-
-    def decode(image):
-        try:
-            return preprocessor.to_uint8(image)[0]
-        except ValueError:
-            return None
-
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with ThreadPoolExecutor(cores) as threads:
-        waiting: list[tuple[int, list]] = []
-        for start in range(0, len(ids), batch_size):
-            images, _ = reader.read(ids[start : start + batch_size])
-            waiting.append((start, [threads.submit(decode, image) for image in images]))
-            if len(waiting) > _AHEAD:
-                place, futures = waiting.pop(0)
-                yield place, [future.result() for future in futures]
-        for place, futures in waiting:
-            yield place, [future.result() for future in futures]
 
 
 def _unit(vectors, what) -> np.ndarray:

@@ -4,10 +4,12 @@ import multiprocessing
 import os
 import pickle
 import signal
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import connection
 from typing import Any
 
 from keras_clip.engines.engine import Task
@@ -17,7 +19,13 @@ _AHEAD = 2
 # An item that is being worked on when workers die may be the reason; after this number of times it is taken for it.
 _ATTEMPTS = 3
 # Set in the workers, so that the libraries of all of them together use as many threads as there are cores.
-THREADS = ("OMP_NUMTHREADS", "OPENBLAS_NUMTHREADS", "MKL_NUMTHREADS", "TF_NUM_INTRAOPTHREADS", "RAYON_NUMTHREADS")
+THREADS = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "TF_NUM_INTRAOP_THREADS",
+    "RAYON_NUM_THREADS",
+)
 
 # The task of a worker process and its state.
 _working: dict[str, Any] = {}
@@ -142,8 +150,15 @@ def _stop(executor: ProcessPoolExecutor, processes: Sequence[Any]) -> None:
 def _begin(task: Task) -> None:
     # Ctrl-C reaches all processes of a terminal; the parent ends the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _working.clear()
     _working["task"] = task
+
+
+def _end_with_parent() -> None:
+    """Ends this process when its parent is killed; otherwise it would wait for items forever."""
+    connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
 
 
 def _run(item: Any) -> Any:

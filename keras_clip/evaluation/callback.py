@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from keras_clip.evaluation.classifiers.ridge import RidgeProbe
-from keras_clip.evaluation.features.draft import features_and_embeddings
+from keras_clip.evaluation.features.encoding import features_and_embeddings
 from keras_clip.evaluation.metrics.classification import accuracy
 from keras_clip.zero_shot import embed_classes
 

@@ -1,10 +1,11 @@
 """Every engine runs a task on every item exactly once per result, whatever dies on the way."""
 
 import os
+import subprocess
 import sys
 
 import pytest
-from engine_tasks import Square
+from engine_tasks import Square, Variable
 from numbered_pairs import numbered, write_shards
 from subprocesses import REPOSITORY, run_python
 
@@ -37,6 +38,18 @@ def test_processes_go_on_when_workers_are_killed(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_workers_end_when_their_parent_is_killed():
+    script = "from engine_tasks import Slow; from keras_clip.engines import Processes; "
+    script += "list(Processes(2).map(Slow(), [600, 600]))"
+    paths = os.pathsep.join(map(str, (REPOSITORY, REPOSITORY / "tests")))
+    environment = {**os.environ, "PYTHONPATH": paths}
+    parent = subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, text=True)
+    assert all(int(parent.stdout.readline()) != parent.pid for _ in range(2))
+    parent.kill()
+    # The pipe is closed when the last process that writes to it has ended.
+    assert parent.communicate(timeout=60) == ("", None)
+
+
 def test_an_item_at_which_workers_always_die_ends_with_its_name(tmp_path, monkeypatch):
     monkeypatch.setattr("keras_clip.engines.processes._ATTEMPTS", 2)
     for life in range(2):
@@ -49,6 +62,14 @@ def test_an_item_at_which_workers_always_die_ends_with_its_name(tmp_path, monkey
 def test_an_exception_of_the_task_reaches_the_caller(error, message):
     with pytest.raises(ValueError, match=message):
         list(Processes(1).map(Square(error=error), [1, 2]))
+
+
+def test_the_libraries_of_all_workers_use_as_many_threads_as_there_are_cores(monkeypatch):
+    monkeypatch.setattr("keras_clip.engines.processes.num_cores", lambda: 6)
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    names = ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"]
+    assert dict(Processes(2).map(Variable(), names)) == dict.fromkeys(range(4), "3")
+    assert os.environ["OMP_NUM_THREADS"] == "8"
 
 
 def test_a_task_that_cannot_be_sent_is_refused():

@@ -1,24 +1,22 @@
 """A feature store under construction: it survives a killed process and becomes a store in one atomic step."""
 
-import itertools
 import json
 import logging
 import os
 import time
-import weakref
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import keras
 import numpy as np
-from keras import ops
 
 from keras_clip import files
 from keras_clip.data.image_files import PixelBudget
-from keras_clip.data.images import ImagePreprocessor
 from keras_clip.data.skipped import MAX_BROKEN, SkippedSamples
+from keras_clip.engines import Engine
 from keras_clip.evaluation.datasets.labelled_images import LabelledImages, require_images_of_all
+from keras_clip.evaluation.features.encoding import COLUMNS, EncodeBlock, Encoded, encode, read_block
 from keras_clip.evaluation.features.key import Key
 from keras_clip.model import ImageEmbedder
 from keras_clip.printable import printable
@@ -29,36 +27,8 @@ DRAFT_SUFFIX = ".building"
 _PROGRESS = "progress.json"
 # At most this much work is lost when the process is killed.
 _SECONDS_BETWEEN_NOTES = 5
-# Batches decoded ahead of the encoder.
-_AHEAD = 2
 # Rows per copy.
 _ROWS = 65536
-
-
-class _FeaturesAndEmbeddings(keras.Model):
-    """Features and embeddings from one pass through the encoder. It holds the embedder's layers, not the embedder."""
-
-    def __init__(self, embedder: ImageEmbedder):
-        super().__init__(dtype=embedder.dtype_policy, name="features_and_embeddings")
-        self.pixels, self.encoder, self.projection = embedder.pixels, embedder.encoder, embedder.projection
-        self.quantization = embedder.quantization
-        self.built = True
-
-    def call(self, images, training=False):
-        features = self.encoder(self.pixels(images), training=False)
-        return ops.cast(features, "float32"), self.projection(features)
-
-
-# All stores of a model share its compiled function.
-_COMPILED: "weakref.WeakKeyDictionary[ImageEmbedder, _FeaturesAndEmbeddings]" = weakref.WeakKeyDictionary()
-
-
-def features_and_embeddings(embedder: ImageEmbedder) -> keras.Model:
-    """Returns the model that maps images to float32 features (B, D) and embeddings (B, E)."""
-    model = _COMPILED.get(embedder)
-    if model is None or model.encoder is not embedder.encoder or model.quantization != embedder.quantization:
-        model = _COMPILED[embedder] = _FeaturesAndEmbeddings(embedder)
-    return model
 
 
 class Draft:
@@ -71,6 +41,9 @@ class Draft:
         require_held: called before anything is noted; it raises an error if another process builds the draft.
         max_broken: float in [0, 1]. The fraction of the images that may be unreadable.
 
+    Attributes:
+        place: its path.
+
     Raises:
         ValueError: the draft belongs to another model or dataset.
     """
@@ -78,30 +51,30 @@ class Draft:
     def __init__(
         self, folder: Path, key: Key, images: LabelledImages, require_held: Callable[[], None], max_broken: float
     ):
-        self._folder, self._place = folder, Path(f"{folder}{DRAFT_SUFFIX}")
+        self._folder, self.place = folder, Path(f"{folder}{DRAFT_SUFFIX}")
         self._key, self._images, self._require_held = key, images, require_held
         self._done, self._is_broken = 0, np.zeros(len(images), bool)
         self._skipped = SkippedSamples(f"{images.name}/{images.split}", max_broken)
         self._columns: dict[str, np.ndarray] = {}
-        self._place.mkdir(parents=True, exist_ok=True)
-        if (self._place / _PROGRESS).exists():
+        self.place.mkdir(parents=True, exist_ok=True)
+        if (self.place / _PROGRESS).exists():
             self._resume()
 
     def _resume(self) -> None:
         try:
-            note = json.loads((self._place / _PROGRESS).read_text(encoding="utf-8"))
+            note = json.loads((self.place / _PROGRESS).read_text(encoding="utf-8"))
         except ValueError:
             # Of a disk that was full or not written to the end: what it was of is not known.
-            logging.getLogger("keras_clip").warning("%s is damaged; all images are encoded again.", self._place)
+            logging.getLogger("keras_clip").warning("%s is damaged; all images are encoded again.", self.place)
             return
-        Key(note["key_parts"]).require_equal(self._key, self._place)
+        Key(note["key_parts"]).require_equal(self._key, self.place)
         self._is_broken[note["broken"]] = True
-        for name in ("features", "embeddings"):
-            if (self._place / f"{name}.npy").exists():
-                self._columns[name] = np.lib.format.open_memmap(self._place / f"{name}.npy", mode="r+")
+        for name in COLUMNS:
+            if (self.place / f"{name}.npy").exists():
+                self._columns[name] = np.lib.format.open_memmap(self.place / f"{name}.npy", mode="r+")
         if self._has_empty_row(note["done"]):
             # A disk that was not written to the end, or two processes of an earlier version.
-            logging.getLogger("keras_clip").warning("%s has empty rows; all images are encoded again.", self._place)
+            logging.getLogger("keras_clip").warning("%s has empty rows; all images are encoded again.", self.place)
             self._is_broken[:] = False
             return
         self._done = note["done"]
@@ -119,7 +92,7 @@ class Draft:
         for column in self._columns.values():
             column.flush()
         note = {"key_parts": self._key.parts, "done": self._done, "broken": np.flatnonzero(self._is_broken).tolist()}
-        files.write_json(self._place / _PROGRESS, note | {"skipped": self._record()})
+        files.write_json(self.place / _PROGRESS, note | {"skipped": self._record()})
 
     def _record(self) -> dict:
         return {"counts": dict(self._skipped.counts), "examples": self._skipped.examples}
@@ -135,21 +108,64 @@ class Draft:
         Raises:
             ValueError: NaN among the features; too many broken images.
         """
-        from tqdm import tqdm
-
-        model, noted = features_and_embeddings(embedder), time.monotonic()
-        total = len(self._images)
-        bar = tqdm(
-            total=total, initial=self._done, desc=printable(f"Encoding {self._images.name}/{self._images.split}")
-        )
-        with bar:
-            batches = _decoded(iter(self._images.read(self._done)), embedder.image_preprocessor, batch_size, budget)
-            for decoded in batches:
-                self._encode(model, decoded, batch_size)
-                bar.update(len(decoded))
+        noted = time.monotonic()
+        with self._bar(self._done) as bar:
+            for batch in encode(embedder, self._images, self._done, None, batch_size, budget):
+                self._add(batch)
+                bar.update(batch.size)
                 if time.monotonic() - noted >= _SECONDS_BETWEEN_NOTES:
                     self._note()
                     noted = time.monotonic()
+        self._complete()
+
+    def encode_by(self, engine: Engine, task: EncodeBlock, block_size: int) -> None:
+        """Has the images encoded that are not encoded yet, in blocks; those that an earlier call finished are kept.
+
+        Args:
+            engine: the engine.
+            task: its task, which writes into the folder of the draft.
+            block_size: int, images of a block.
+
+        Raises:
+            ValueError: NaN among the features; too many broken images; a worker with another model.
+            FileNotFoundError: a worker does not see the folder of the draft.
+        """
+        # The draft must be known to be of this key before it has files of it.
+        self._note()
+        total = len(self._images)
+        blocks = [(start, min(total, start + block_size)) for start in range(self._done, total, block_size)]
+        left = [block for block in blocks if not task.path(block).exists()]
+        waiting = deque(blocks)
+        with self._bar(total - sum(stop - start for start, stop in left)) as bar:
+            self._add_blocks(waiting, task)
+            for number, _ in engine.map(task, left):
+                start, stop = left[number]
+                if self._done <= start and not task.path(left[number]).exists():
+                    raise FileNotFoundError(
+                        f"All workers must write into the same folder. Received: {self.place}, without "
+                        f"{task.path(left[number]).name}, which a worker wrote. Use a folder that all machines share."
+                    )
+                bar.update(stop - start)
+                self._add_blocks(waiting, task)
+        self._complete()
+
+    def _add_blocks(self, waiting: deque[tuple[int, int]], task: EncodeBlock) -> None:
+        """Adds the blocks that are finished, in order, so that the draft is always that of the first images."""
+        # A source that ends too early leaves a gap.
+        while waiting and waiting[0][0] == self._done and (path := task.path(waiting[0])).exists():
+            self._add(read_block(path))
+            self._note()
+            path.unlink()
+            waiting.popleft()
+
+    def _bar(self, initial: int) -> Any:
+        from tqdm import tqdm
+
+        name = printable(f"Encoding {self._images.name}/{self._images.split}")
+        return tqdm(total=len(self._images), initial=initial, desc=name)
+
+    def _complete(self) -> None:
+        total = len(self._images)
         if self._done != total:
             raise ValueError(
                 f"The source must yield the {total} images that it has labels for. Received: {self._done} of "
@@ -159,35 +175,20 @@ class Draft:
         self._skipped.finish(total)
         self._note()
 
-    def _encode(self, model: keras.Model, decoded: list, batch_size: int) -> None:
+    def _add(self, encoded: Encoded) -> None:
+        """Adds the next images."""
         first = self._done
-        good = [row for row, pixels in enumerate(decoded) if isinstance(pixels, np.ndarray)]
-        for row in sorted(set(range(len(decoded))) - set(good)):
-            self._is_broken[first + row] = True
-            self._skipped.add(self._images.ids[first + row], *decoded[row])
-            self._skipped.check(first + row + 1, len(self._images), ended=False)
-        if good:
-            # One batch shape means one compilation, so an incomplete batch is padded with its own images.
-            filled = np.stack([decoded[row] for row in np.resize(good, batch_size)])
-            outputs = model.predict_on_batch(filled)
-            rows = first + np.array(good)
-            for name, output in zip(("features", "embeddings"), outputs, strict=True):
-                self._write(name, rows, np.asarray(output, np.float32)[: len(good)])
-        self._done += len(decoded)
-
-    def _write(self, name: str, rows: np.ndarray, values: np.ndarray) -> None:
-        if not np.isfinite(values).all():
-            row = rows[~np.isfinite(values).all(axis=1)][0]
-            raise ValueError(
-                f"The model must return finite {name}. "
-                f"Received: NaN or infinity for image {self._images.ids[row]!r} of "
-                f"{self._images.name}/{self._images.split}. Try float32, or check the model's weights."
-            )
-        if name not in self._columns:
-            shape = (len(self._images), values.shape[1])
-            path = self._place / f"{name}.npy"
-            self._columns[name] = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
-        self._columns[name][rows] = values
+        for place, image in encoded.broken:
+            self._is_broken[first + place] = True
+            self._skipped.add(self._images.ids[first + place], *image)
+            self._skipped.check(first + place + 1, len(self._images), ended=False)
+        for name, values in encoded.columns.items():
+            if name not in self._columns:
+                shape = (len(self._images), values.shape[1])
+                path = self.place / f"{name}.npy"
+                self._columns[name] = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+            self._columns[name][first + encoded.rows] = values
+        self._done += encoded.size
 
     def finish(self, logit_scale: float | None) -> None:
         """Turns the draft into the store, without the rows of broken images.
@@ -208,14 +209,14 @@ class Draft:
                 column = self._compact(name, column, kept)
             if (row := empty_row(column)) is not None:
                 raise ValueError(
-                    f"Every image must have {name}. Received: {self._place}, where those of image "
+                    f"Every image must have {name}. Received: {self.place}, where those of image "
                     f"{images.ids[kept[row]]!r} are all zero. Delete this folder and build the store again; if the "
                     "same image is named, the model returns zeros for it."
                 )
         self._columns.clear()
-        _save(self._place / "labels.npy", images.labels[kept])
-        _save(self._place / "ids.npy", np.array(images.ids, str)[kept])
-        _save(self._place / "groups.npy", np.array(images.groups, str)[kept])
+        _save(self.place / "labels.npy", images.labels[kept])
+        _save(self.place / "ids.npy", np.array(images.ids, str)[kept])
+        _save(self.place / "groups.npy", np.array(images.groups, str)[kept])
         manifest = {
             "key_parts": self._key.parts,
             "name": images.name,
@@ -226,8 +227,10 @@ class Draft:
             "passed_over": {"counts": dict(images.skipped.counts), "examples": images.skipped.examples},
             "is_verified": True,
         }
-        files.write_json(self._place / MANIFEST, manifest)
-        os.replace(self._place, self._folder)
+        files.write_json(self.place / MANIFEST, manifest)
+        for leftover in [*self.place.glob("block-*.npz"), *self.place.glob(f".*{files.PART}*")]:
+            leftover.unlink(missing_ok=True)
+        os.replace(self.place, self._folder)
         (self._folder / _PROGRESS).unlink()
 
     def _require_all_classes(self, kept: np.ndarray) -> None:
@@ -241,7 +244,7 @@ class Draft:
         require_images_of_all(labels, names, f"{self._images.name}/{self._images.split}, as decoded")
 
     def _compact(self, name: str, column: np.ndarray, kept: np.ndarray) -> np.ndarray:
-        path, part = self._place / f"{name}.npy", self._place / f"{name}.npy.part"
+        path, part = self.place / f"{name}.npy", self.place / f"{name}.npy.part"
         shape = (len(kept), column.shape[1])
         compact = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=shape)
         for start in range(0, len(kept), _ROWS):
@@ -291,32 +294,6 @@ def empty_row(column: np.ndarray, rows: np.ndarray | None = None) -> int | None:
         if is_empty.any():
             return start + int(is_empty.argmax())
     return None
-
-
-def _decoded(images: Iterator, preprocessor: ImagePreprocessor, batch_size: int, budget: PixelBudget) -> Iterator[list]:
-    """Yields batches: pixels uint8 (H, W, 3) for each image, or (reason, detail) if it is broken."""
-
-    def decode(image):
-        if isinstance(image, bytes) and not image:
-            return "no image", ""
-        try:
-            return preprocessor.to_uint8(image, budget)[0]
-        except FileNotFoundError:
-            return "no image", ""
-        except PermissionError as error:
-            return "unreadable image", str(error)
-        except ValueError as error:
-            return "image too large" if "max_pixels" in str(error) else "undecodable image", str(error)
-
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with ThreadPoolExecutor(cores) as pool:
-        waiting = []
-        while batch := list(itertools.islice(images, batch_size)):
-            waiting.append([pool.submit(decode, image) for image in batch])
-            if len(waiting) > _AHEAD:
-                yield [future.result() for future in waiting.pop(0)]
-        for futures in waiting:
-            yield [future.result() for future in futures]
 
 
 def _save(path: Path, array: np.ndarray) -> None:

@@ -5,9 +5,9 @@ import json
 from typing import Any
 
 import keras
-import numpy as np
 
 from keras_clip.model import ImageEmbedder
+from keras_clip.presets.digests import weights_digest
 
 # Increase it when the files or the computed values change.
 FORMAT = 1
@@ -41,9 +41,13 @@ class Key:
                 f"Received: {place}, which differs in {' and '.join(names)}. Pass another folder, or delete that one."
             )
 
+    def model_differences(self, parts: dict[str, Any]) -> list[str]:
+        """Returns the names of the parts of a model in which it differs from that of the key."""
+        return self._differences(parts, _MODEL)
+
     def require_model(self, parts: dict[str, Any], place: Any) -> None:
         """Raises a ValueError if the key belongs to another model."""
-        if names := self._differences(parts, _MODEL):
+        if names := self.model_differences(parts):
             raise ValueError(
                 f"The store must be of this model. Received: {place}, which differs in {' and '.join(names)}. "
                 "Build a store with this model."
@@ -81,23 +85,13 @@ def model_parts(embedder: ImageEmbedder, logit_scale: float | None) -> dict[str,
         )
     preprocessor = embedder.image_preprocessor
     return {
-        "weights": _weights_digest(embedder),
+        "weights": weights_digest(embedder.weights),
         "architecture": hashlib.sha256(_configuration(embedder).encode()).hexdigest(),
         # Pillow's resizing changes with its major version.
         "preprocessing": json.loads(json.dumps(preprocessor.get_config()))
         | {"class": type(preprocessor).__name__, "pillow": PIL.__version__.split(".")[0]},
         "logit scale": logit_scale,
     }
-
-
-def _weights_digest(embedder) -> str:
-    """Digest of bytes, shapes and dtypes of the weights, in the order of the layers."""
-    whole = hashlib.sha256()
-    for weight in embedder.weights:
-        array = np.asarray(keras.ops.convert_to_numpy(keras.ops.convert_to_tensor(weight)))
-        whole.update(f"{weight.dtype} {array.shape} ".encode())
-        whole.update(np.ascontiguousarray(array).tobytes())
-    return whole.hexdigest()
 
 
 def _configuration(embedder) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,8 +13,11 @@ import numpy as np
 from keras_clip.data.arguments import check_max_broken
 from keras_clip.data.image_files import PixelBudget
 from keras_clip.data.skipped import MAX_BROKEN
+from keras_clip.engines import Engine, Processes, Ray, engine_named
+from keras_clip.engines.processes import num_cores
 from keras_clip.evaluation.datasets.labelled_images import LabelledImages, require_class_names, require_images_of_all
 from keras_clip.evaluation.features.draft import DRAFT_SUFFIX, MANIFEST, Draft, empty_row, recorded
+from keras_clip.evaluation.features.encoding import EncodeBlock, load_model, located, logit_scale_of
 from keras_clip.evaluation.features.key import Key, model_parts
 from keras_clip.evaluation.metrics.classification import IGNORED
 from keras_clip.evaluation.results import Examples, digest_of
@@ -87,12 +91,13 @@ class FeatureStore:
     @classmethod
     def build(
         cls,
-        clip: CLIPModel | ImageEmbedder,
+        clip: CLIPModel | ImageEmbedder | str | os.PathLike,
         images: LabelledImages,
         folder: str | os.PathLike,
         batch_size: int = 64,
         max_pixels_in_flight: int | None = None,
         max_broken: float = MAX_BROKEN,
+        engine: str | Engine | None = None,
     ) -> "FeatureStore":
         """Encodes images, or opens the store if it exists.
 
@@ -103,15 +108,25 @@ class FeatureStore:
         Several processes may build one store: the first one encodes, and the others wait for it, with a warning that
         names it, and open what it built. The lock of a process that died is taken over (see `keras_clip.lock`).
 
+        With an engine, workers encode blocks of images, each with a model that it loads once. They write a block whole
+        or not at all, so that finished blocks survive a kill. The batches, and so the store, are those of one process.
+        Each block reads the images from its first one on: of readers that read by index at once, of tensorflow-datasets
+        by skipping what comes before.
+
         Args:
-            clip: `CLIPModel` or `ImageEmbedder`.
+            clip: `CLIPModel` or `ImageEmbedder`; or a model as `presets.load` takes it, such as the name of a published
+                one or the path of a saved one.
             images: the images to encode.
             folder: folder of the store, which must be empty or new. The draft is kept in `<folder>.building`, and the
                 lock in `<folder>.lock`.
             batch_size: int. Images per step; all batches have this size, so that the encoder compiles once.
             max_pixels_in_flight: int. How many pixels are decoded at the same time at most, at up to 16 bytes of memory
-                each; an image of more is decoded alone. None: a number that fits the memory of the machine.
+                each; an image of more is decoded alone. None: a number that fits the memory of the machine. Processes
+                share it; on a cluster it is that of each worker.
             max_broken: float in [0, 1]. The fraction of the images that may be unreadable.
+            engine: where the images are encoded: "auto", "serial", "processes", "ray" or an `engines.Engine`. Other
+                processes take the model as `presets.load` does, and images that can be pickled: all `sources` can.
+                None: in this process.
 
         Returns:
             The store.
@@ -119,13 +134,22 @@ class FeatureStore:
         Raises:
             ValueError: the folder holds a store of another model, preprocessing or dataset; the model returns NaN; too
                 many images, or all images of a class, are broken.
-            RuntimeError: another process took the lock over, since this one was suspended.
+            RuntimeError: another process took the lock over, since this one was suspended; workers die again and again.
+            TypeError: a model or images that cannot be sent to other processes.
         """
         check_max_broken(max_broken)
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"`batch_size` must be an integer of at least 1. Received: batch_size={batch_size!r}.")
+        budget = PixelBudget(max_pixels_in_flight)
+        block_size = EncodeBlock.block_size(batch_size)
+        if engine is not None:
+            # A model in memory stays in this process.
+            is_loaded = engine == "auto" and not isinstance(clip, (str, os.PathLike))
+            engine = engine_named("serial" if is_loaded else engine, -(-len(images) // block_size))
+            _require_sendable(engine, clip, images)
+        given, clip = located(clip), load_model(clip)
         folder, embedder = Path(folder), getattr(clip, "image_embedder", clip)
-        logit_scale = _logit_scale(clip)
+        logit_scale = logit_scale_of(clip)
         dataset = {"name": images.name, "split": images.split, "images": images.digest()}
         key = Key({**model_parts(embedder, logit_scale), "data set": dataset})
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -135,7 +159,12 @@ class FeatureStore:
                 if not (folder / MANIFEST).exists():
                     _require_empty(folder)
                     draft = Draft(folder, key, images, lock.require_held, max_broken)
-                    draft.encode(embedder, batch_size, PixelBudget(max_pixels_in_flight))
+                    if engine is None:
+                        draft.encode(embedder, batch_size, budget)
+                    else:
+                        pixels = _pixels_of_worker(engine, budget, max_pixels_in_flight)
+                        task = EncodeBlock(given, images, draft.place, batch_size, pixels, key)
+                        draft.encode_by(engine, task, block_size)
                     draft.finish(logit_scale)
         store = cls.open(folder)
         store._key.require_equal(key, folder)
@@ -236,7 +265,7 @@ class FeatureStore:
         """Raises a ValueError if another model computed the store; stores of arrays are not checked."""
         if self._key is not None:
             embedder = getattr(clip, "image_embedder", clip)
-            self._key.require_model(model_parts(embedder, _logit_scale(clip)), repr(self))
+            self._key.require_model(model_parts(embedder, logit_scale_of(clip)), repr(self))
 
     def take(self, rows: np.ndarray) -> "FeatureStore":
         """Selects images, in memory.
@@ -294,11 +323,31 @@ def _require_no_empty_row(columns: dict[str, np.ndarray], folder: Path) -> None:
             )
 
 
-def _logit_scale(clip) -> float | None:
-    import keras
+def _require_sendable(engine: Engine, clip: Any, images: LabelledImages) -> None:
+    """Raises a TypeError if an engine of other processes cannot get a model or images."""
+    if not isinstance(engine, (Processes, Ray)):
+        return
+    if not isinstance(clip, (str, os.PathLike)):
+        raise TypeError(
+            "Workers in other processes load the model themselves. "
+            f"Received: clip of type {type(clip).__name__}. Save it by `keras_clip.presets.save(clip, path)`, and pass "
+            "the path; or pass the name of a published model."
+        )
+    try:
+        pickle.dumps(images)
+    except Exception as error:  # Objects raise many types of exceptions when they are pickled.
+        raise TypeError(
+            "Images must be sent to other processes. "
+            f"Received: {images.name}/{images.split}, which cannot be pickled: {error}. Give `LabelledImages` a `read` "
+            "that is a function at the top level of a module, or a `functools.partial` of one; or use engine=None."
+        ) from error
 
-    weight = getattr(clip, "logit_scale", None)
-    return None if weight is None else float(keras.ops.convert_to_numpy(keras.ops.convert_to_tensor(weight)))
+
+def _pixels_of_worker(engine: Engine, budget: PixelBudget, given: int | None) -> int | None:
+    """Returns the budget of each worker; those of one machine share its memory."""
+    if isinstance(engine, Processes):
+        return max(1, budget.pixels // (engine.workers or num_cores()))
+    return given
 
 
 def _check_columns(columns: dict[str, np.ndarray], class_names: Sequence[str] | None, where: str) -> None:

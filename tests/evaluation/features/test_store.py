@@ -20,11 +20,12 @@ from subprocesses import REPOSITORY
 
 import keras_clip
 from keras_clip import lock
+from keras_clip.data import decoding
 from keras_clip.data.skipped import SkippedSamples
 from keras_clip.evaluation import FeatureStore, sources
 from keras_clip.evaluation.classifiers import zero_shot
 from keras_clip.evaluation.datasets.labelled_images import LabelledImages
-from keras_clip.evaluation.features import draft
+from keras_clip.evaluation.features import draft, encoding
 from keras_clip.evaluation.features.key import model_parts
 
 SIZE = 21
@@ -205,7 +206,7 @@ def interrupted(files, after):
 def test_an_interrupted_build_resumes(clip, store, tmp_path, monkeypatch):
     folder = tmp_path / "store"
     monkeypatch.setattr(draft, "_SECONDS_BETWEEN_NOTES", 0)
-    monkeypatch.setattr(draft, "_AHEAD", 0)
+    monkeypatch.setattr(decoding, "_AHEAD", 0)
     with pytest.raises(Killed):
         FeatureStore.build(clip, interrupted(FILES, after=18), folder, batch_size=8)
     with pytest.raises(FileNotFoundError, match="not finished"):
@@ -269,7 +270,7 @@ def test_a_builder_whose_lock_was_taken_stops(clip, tmp_path, monkeypatch):
 
 def test_empty_rows_of_a_draft_are_encoded_again(clip, store, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(draft, "_SECONDS_BETWEEN_NOTES", 0)
-    monkeypatch.setattr(draft, "_AHEAD", 0)
+    monkeypatch.setattr(decoding, "_AHEAD", 0)
     with pytest.raises(Killed):
         FeatureStore.build(clip, interrupted(FILES, after=18), tmp_path / "store", batch_size=8)
     # As after a power cut: the note is newer than the file of the rows.
@@ -288,12 +289,14 @@ def test_empty_rows_of_a_draft_are_encoded_again(clip, store, tmp_path, monkeypa
 @pytest.mark.parametrize("name", ["features", "embeddings"])
 def test_a_store_with_an_empty_row_is_never_finished(clip, tmp_path, monkeypatch, name):
     monkeypatch.setattr(draft, "_ROWS", 4)
-    write = draft.Draft._write
+    add = draft.Draft._add
 
-    def leave_one_out(self, column, rows, values):
-        write(self, column, rows, np.where((column == name) & (rows == 6)[:, None], 0, values))
+    def leave_one_out(self, encoded):
+        is_left_out = (self._done + encoded.rows == 6)[:, None]
+        columns = {key: np.where((key == name) & is_left_out, 0, values) for key, values in encoded.columns.items()}
+        add(self, encoded._replace(columns=columns))
 
-    monkeypatch.setattr(draft.Draft, "_write", leave_one_out)
+    monkeypatch.setattr(draft.Draft, "_add", leave_one_out)
     with pytest.raises(ValueError, match=f"must have {name}. Received: .*those of image 'image 6' are all zero"):
         FeatureStore.build(clip, make(), tmp_path / "store", batch_size=8)
     with pytest.raises(FileNotFoundError, match="not finished"):
@@ -316,7 +319,7 @@ def test_a_store_of_an_earlier_version_with_an_empty_row_is_refused(store, folde
 
 def test_a_draft_of_another_model_is_refused(clip, tmp_path, monkeypatch):
     monkeypatch.setattr(draft, "_SECONDS_BETWEEN_NOTES", 0)
-    monkeypatch.setattr(draft, "_AHEAD", 0)
+    monkeypatch.setattr(decoding, "_AHEAD", 0)
     with pytest.raises(Killed):
         FeatureStore.build(clip, interrupted(FILES, after=18), tmp_path / "store", batch_size=8)
     with pytest.raises(ValueError, match="store.building, which differs in weights"):
@@ -328,11 +331,12 @@ import sys
 import small_clip
 from evaluation.features.test_store import FILES, make
 from keras_clip import lock
+from keras_clip.data import decoding
 from keras_clip.data.skipped import SkippedSamples
 from keras_clip.evaluation import FeatureStore
 from keras_clip.evaluation.features import draft
 
-draft._SECONDS_BETWEEN_NOTES, draft._AHEAD = 0, 0
+draft._SECONDS_BETWEEN_NOTES, decoding._AHEAD = 0, 0
 
 def read(start):
     for number, file in enumerate(FILES[start:], start):
@@ -376,7 +380,7 @@ def test_broken_images_are_left_out_and_named(clip, store, tmp_path, caplog, mon
     images = make(files)
     # Images that were broken before an interruption are still counted after it.
     monkeypatch.setattr(draft, "_SECONDS_BETWEEN_NOTES", 0)
-    monkeypatch.setattr(draft, "_AHEAD", 0)
+    monkeypatch.setattr(decoding, "_AHEAD", 0)
     with pytest.raises(Killed):
         FeatureStore.build(clip, interrupted(files, after=12), tmp_path / "store", batch_size=8)
     with caplog.at_level(logging.WARNING, "keras_clip"):
@@ -548,20 +552,20 @@ def test_digits_end_to_end(tmp_path):
 def test_the_compiled_function_is_shared_and_uses_the_current_weights(tmp_path):
     clip = small_clip.build()
     first = FeatureStore.build(clip, make(), tmp_path / "first", batch_size=8)
-    compiled = draft._COMPILED[clip.image_embedder]
+    compiled = encoding._COMPILED[clip.image_embedder]
     weight = clip.image_projection.weights[0]
     weight.assign(-weight)
     second = FeatureStore.build(clip, make(), tmp_path / "second", batch_size=8)
-    assert draft._COMPILED[clip.image_embedder] is compiled
+    assert encoding._COMPILED[clip.image_embedder] is compiled
     np.testing.assert_allclose(second.embeddings, -first.embeddings, atol=2e-6)
     clip.image_embedder.quantize("int8")
     FeatureStore.build(clip, make(), tmp_path / "third", batch_size=8)
-    assert draft._COMPILED[clip.image_embedder] is not compiled
+    assert encoding._COMPILED[clip.image_embedder] is not compiled
     del compiled
-    held = len(draft._COMPILED)
+    held = len(encoding._COMPILED)
     del clip, weight
     gc.collect()
-    assert len(draft._COMPILED) < held
+    assert len(encoding._COMPILED) < held
 
 
 @pytest.mark.backend_free

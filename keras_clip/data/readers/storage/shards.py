@@ -11,7 +11,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
@@ -170,6 +170,10 @@ class Shards(SamplesOfSeveral):
             self.skipped.merge(index.passed_over, f"{path}: ")
         self._local = list(files)
         self._files: OrderedDict[int, io.FileIO] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Open files cannot be sent to another process, which opens its own.
+        return self.__dict__ | {"_files": OrderedDict()}
 
     def _has(self, ids: np.ndarray, part: int) -> np.ndarray:
         """Whether each sample has that part: bool (B,)."""

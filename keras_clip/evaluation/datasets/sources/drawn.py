@@ -1,6 +1,7 @@
 """Images that are drawn on request, without a download: scenes to count objects in, and rendered words to read."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -27,15 +28,7 @@ def counting_scenes(per_count: int = 50, image_size: int = 64, seed: int = 0, sp
     if per_count < 1:
         raise ValueError(f"`per_count` must be at least 1. Received: per_count={per_count}.")
     labels = [name for name in synthetic.COUNTS for _ in range(per_count)]
-
-    def read(start: int) -> Iterator[np.ndarray]:
-        for index in range(start, len(labels)):
-            number, row = divmod(index, per_count)
-            # The same scenes for every number, so that the number is all that differs.
-            scene = synthetic.sample_scene(row, seed)
-            kind = dataclasses.replace(scene.kind, count=number + 1)
-            yield synthetic.draw(dataclasses.replace(scene, kind=kind), image_size)
-
+    read = functools.partial(_counted, per_count, image_size, seed)
     ids = [f"{seed}-{name}-{row:05d}" for name in synthetic.COUNTS for row in range(per_count)]
     return LabelledImages(read, labels, ids, list(synthetic.COUNTS), name="counting scenes", split=split)
 
@@ -64,13 +57,23 @@ def rendered_text(
             f"Expected distinct words, and per_word >= 1. Received: words={words[:5]}, per_word={per_word}."
         )
     labels = [word for word in words for _ in range(per_word)]
-
-    def read(start: int) -> Iterator[np.ndarray]:
-        for index in range(start, len(labels)):
-            yield _render(labels[index], image_size, np.random.default_rng((seed, index)))
-
+    read = functools.partial(_rendered, labels, image_size, seed)
     ids = [f"{seed}-{number:03d}-{row:03d}" for number in range(len(words)) for row in range(per_word)]
     return LabelledImages(read, labels, ids, words, name="rendered text", split=split)
+
+
+def _counted(per_count: int, image_size: int, seed: int, start: int) -> Iterator[np.ndarray]:
+    for index in range(start, len(synthetic.COUNTS) * per_count):
+        number, row = divmod(index, per_count)
+        # The same scenes for every number, so that the number is all that differs.
+        scene = synthetic.sample_scene(row, seed)
+        kind = dataclasses.replace(scene.kind, count=number + 1)
+        yield synthetic.draw(dataclasses.replace(scene, kind=kind), image_size)
+
+
+def _rendered(labels: Sequence[str], image_size: int, seed: int, start: int) -> Iterator[np.ndarray]:
+    for index in range(start, len(labels)):
+        yield _render(labels[index], image_size, np.random.default_rng((seed, index)))
 
 
 def _render(text: str, size: int, generator: np.random.Generator) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Labelled images and captions of any reader, so that evaluation reads a storage form by the code of training."""
 
+import functools
 import os
 import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -166,7 +167,7 @@ class Columns:
             labels = _names_at_places(labels, class_names)
         known = {part for label in labels for part in ([label] if isinstance(label, str) else label)}
         return LabelledImages(
-            lambda start: _read(self._reader, rows[start:]),
+            functools.partial(_read, self._reader, rows),
             labels,
             [self.keys[row] for row in rows.tolist()],
             sorted(known) if class_names is None else class_names,
@@ -202,8 +203,8 @@ def _as_label(value: Any) -> Label:
     return {str(part).strip(): 1 for part in value} if isinstance(value, (list, tuple)) else str(value).strip()
 
 
-def _read(reader: Reader, rows: np.ndarray) -> Iterator[bytes]:
-    for ids in _blocks(rows, _IMAGES):
+def _read(reader: Reader, rows: np.ndarray, start: int) -> Iterator[bytes]:
+    for ids in _blocks(rows[start:], _IMAGES):
         yield from reader.read(ids)[0]
 
 

@@ -1,5 +1,8 @@
 """The handwritten digits that come with scikit-learn."""
 
+import functools
+from collections.abc import Iterator
+
 import numpy as np
 
 from keras_clip.evaluation.datasets.labelled_images import LabelledImages
@@ -27,10 +30,14 @@ def digits(split: str = "test") -> LabelledImages:
     pixels = np.round(found.images[rows] * (255 / 16)).astype(np.uint8)
     numbers = range(*rows.indices(len(found.images)))
     return LabelledImages(
-        lambda start: iter(pixels[start:]),
+        functools.partial(_read, pixels),
         [str(label) for label in found.target[rows]],
         [f"{number:04d}" for number in numbers],
         list("0123456789"),
         name="digits",
         split=split,
     )
+
+
+def _read(pixels: np.ndarray, start: int) -> Iterator[np.ndarray]:
+    return iter(pixels[start:])

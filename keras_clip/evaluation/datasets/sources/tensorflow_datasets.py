@@ -1,9 +1,10 @@
 """Labelled images of tensorflow-datasets, which PIL decodes like those of all other sources."""
 
+import functools
 import hashlib
 import operator
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from keras_clip.data.readers.dataset import TFDSExamples
@@ -63,7 +64,7 @@ def tfds(
         ids.append(examples.key(example, len(ids)))
         content.update(image_digest(image_of(example)))
     images = LabelledImages(
-        lambda start: map(image_of, examples.read(start)),
+        functools.partial(_read, examples, image_of),
         labels,
         ids,
         class_names,
@@ -73,3 +74,7 @@ def tfds(
     )
     images._content = content.hexdigest()
     return images
+
+
+def _read(examples: TFDSExamples, image_of: Callable[[dict], Image], start: int) -> Iterator[Image]:
+    return map(image_of, examples.read(start))
