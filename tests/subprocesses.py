@@ -1,11 +1,14 @@
 """Runs Python in a new process: for another backend, for logical devices, or to test imports."""
 
+import contextlib
+import json
 import os
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -77,6 +80,73 @@ def run_distributed(source: str, devices: int = 2, **options) -> str:
         source = LOGICAL_DEVICES.format(devices=devices) + source
     env.setdefault("XLA_FLAGS", xla_flags(f"--xla_force_host_platform_device_count={devices}"))
     return run_python(source, env=env, **options)
+
+
+# Forks for each line of its input: the environment, the arguments with the source text first, and the files for the
+# output. It prints the status of each. Imports start no threads that a forked process would miss.
+FORKING = """
+import json, os, sys
+for line in sys.stdin:
+    environment, (source, *arguments), files = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        status = 1
+        for descriptor, file in enumerate(files, start=1):
+            os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), descriptor)
+        try:
+            os.environ.clear()
+            os.environ.update(environment)
+            sys.path[:0] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
+            sys.argv[1:] = arguments
+            exec(source, {"__name__": "__main__"})
+            status = 0
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@contextlib.contextmanager
+def forking(imports: str, backend: str | None = None) -> Iterator[Callable]:
+    """Starts a process that does slow imports once, and forks for each source text that it is given.
+
+    Args:
+        imports: source text that imports modules. It must not start a computation.
+        backend: the `KERAS_BACKEND` of the process; by default, that of this process.
+
+    Returns:
+        A context manager. It gives a function with arguments as of `subprocess.run`: the command
+        `[sys.executable, "-c", source, *arguments]`, and `env`. The function returns a `CompletedProcess` with text.
+    """
+    environment = {**os.environ, "KERAS_BACKEND": backend or os.environ["KERAS_BACKEND"]}
+    environment["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), environment.get("PYTHONPATH", "")])
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        subprocess.Popen(
+            [sys.executable, "-c", imports + FORKING],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as process,
+    ):
+
+        def run(command, *, env, **_):
+            assert command[:2] == [sys.executable, "-c"] and env["KERAS_BACKEND"] == environment["KERAS_BACKEND"]
+            files = [Path(folder, name) for name in ("stdout", "stderr")]
+            for file in files:
+                file.write_text("")
+            process.stdin.write(json.dumps([env, command[2:], list(map(str, files))]) + "\n")
+            process.stdin.flush()
+            status = int(process.stdout.readline())
+            return subprocess.CompletedProcess(command, status, *(file.read_text(errors="replace") for file in files))
+
+        yield run
+        process.stdin.close()
 
 
 def xla_flags(*flags):

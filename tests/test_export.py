@@ -3,16 +3,18 @@
 import importlib.util
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
 import pytest
+from subprocesses import forking
 
 import keras_clip
 from keras_clip import encoders, export
 
-# On the other backends, a new TensorFlow process loads the saved model and exports it. That process is slow to start,
-# so most tests use one format there.
+# On the other backends, a new TensorFlow process loads the saved model and exports it. That process is slow, so most
+# tests use one format there.
 ON_TENSORFLOW = os.environ["KERAS_BACKEND"] == "tensorflow"
 SLOW_ELSEWHERE = [] if ON_TENSORFLOW else [pytest.mark.slow]
 
@@ -27,8 +29,37 @@ def make_clip(encoder=None):
     )
 
 
+@pytest.fixture(scope="module")
+def clip():
+    """A model for the tests that do not change it, so that it is traced once."""
+    return make_clip()
+
+
 def make_classifier(encoder=None):
     return keras_clip.ZeroShotClassifier(make_clip(encoder), ["cat", "dog", "boat"], ["{}", "a {}"])
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    return make_classifier()
+
+
+@pytest.fixture(scope="module")
+def exporter():
+    """`subprocess.run` in a process that has imported what an export needs."""
+    with forking("import tensorflow, tf2onnx, keras_clip.export", "tensorflow") as run:
+        yield run
+
+
+@pytest.fixture
+def new_process():
+    """A test with this fixture starts the TensorFlow process as users do; the others fork it from one that runs."""
+
+
+@pytest.fixture(autouse=True)
+def forked(request, monkeypatch):
+    if not ON_TENSORFLOW and "new_process" not in request.fixturenames:
+        monkeypatch.setattr(export, "subprocess", SimpleNamespace(run=request.getfixturevalue("exporter")))
 
 
 @pytest.fixture
@@ -87,8 +118,7 @@ def check(classifier, format, path, images, dtype="uint8", atol=1e-5):
 
 
 @pytest.mark.parametrize("format", [pytest.param(format, marks=SLOW_ELSEWHERE) for format in RUN])
-def test_gives_the_probabilities_and_is_small(format, images, tmp_path):
-    classifier = make_classifier()
+def test_gives_the_probabilities_and_is_small(format, classifier, images, tmp_path):
     path = tmp_path / "new folder" / "exported"
     check(classifier, format, path, images)
     weights = sum(4 * int(np.prod(weight.shape)) for weight in classifier.weights)
@@ -101,8 +131,7 @@ def test_gives_the_probabilities_and_is_small(format, images, tmp_path):
 
 @pytest.mark.slow
 @formats_or("tf_saved_model")
-def test_towers(format, images, tmp_path):
-    clip = make_clip()
+def test_towers(format, clip, images, tmp_path):
     tokens = clip.tokenizer(["a cat", "two dogs in a boat", "x"])
     image, text = clip.image_embedder, clip.text_embedder
     image.export(tmp_path / "image", format=format)
@@ -136,8 +165,7 @@ def run_all(format, path, inputs):
 
 @pytest.mark.slow
 @formats_or("tf_saved_model")
-def test_both_halves_in_one(format, images, tmp_path):
-    clip = make_clip()
+def test_both_halves_in_one(format, clip, images, tmp_path):
     inputs = {"images": images, "token_ids": clip.tokenizer(["a cat", "two dogs in a boat", "x"])}
     clip.export(tmp_path / "clip", format=format)
     served = run_all(format, tmp_path / "clip", inputs)
@@ -189,13 +217,14 @@ def test_a_baseline(images, tmp_path):
 @formats_or("onnx", among=("tf_saved_model", "onnx"))
 def test_int8(format, images, tmp_path):
     clip = make_clip()
+    in_float32 = sum(4 * int(np.prod(weight.shape)) for weight in clip.image_embedder.weights)
     clip.quantize("int8")
     expected = clip.image_embedder.predict(images, verbose=0)
     clip.image_embedder.export(tmp_path / "image", format=format)
     served = RUN[format](tmp_path / "image", images, "images", "image_embeddings")
     # If an activation differs in its last bit in TensorFlow, it may be rounded to the next integer.
     assert (served * expected).sum(axis=1).min() > 0.999
-    assert size(tmp_path / "image") < 0.4 * sum(4 * int(np.prod(w.shape)) for w in make_clip().image_embedder.weights)
+    assert size(tmp_path / "image") < 0.4 * in_float32
     for model in (clip.text_embedder, keras_clip.ZeroShotClassifier(clip, ["cat", "dog"])):
         with pytest.raises(ValueError, match="LiteRT.*Received.*quantised"):
             model.export(tmp_path / "x", format="litert")
@@ -222,14 +251,14 @@ def test_low_rank_additions(dtype, images, tmp_path):
 
 
 @pytest.mark.slow
-def test_raw_strings(tmp_path):
-    clip = make_clip()
+def test_raw_strings(new_process, clip, monkeypatch, tmp_path):
     texts = ["a cat", "Two  dogs, in a BOAT!", "", "it's 12:30", "a word " * 40]
     clip.text_embedder.export(tmp_path / "text", strings=True)
     expected = clip.text_embedder.predict(clip.tokenizer(texts, truncate=True), verbose=0)
     served = run_saved_model(tmp_path / "text", np.array(texts, object), "texts", "text_embeddings")
     np.testing.assert_allclose(served, expected, atol=1e-5)
-    clip.text_embedder.tokenizer = type("OtherTokenizer", (keras_clip.data.CLIPTokenizer,), {})(context_length=16)
+    other = type("OtherTokenizer", (keras_clip.data.CLIPTokenizer,), {})(context_length=16)
+    monkeypatch.setattr(clip.text_embedder, "tokenizer", other)
     with pytest.raises(TypeError, match="Received: a OtherTokenizer"):
         clip.text_embedder.export(tmp_path / "x", strings=True)
     with pytest.raises(ValueError, match="Only .*tf_saved_model.* takes strings. Received"):
@@ -281,7 +310,7 @@ class KnownHereOnly(keras.layers.Layer):
 
 
 @pytest.mark.slow
-def test_a_failure_of_the_other_process_is_reported(tmp_path):
+def test_a_failure_of_the_other_process_is_reported(new_process, tmp_path):
     embedder = keras_clip.ImageEmbedder(KnownHereOnly(), embed_dim=2)
     classifier = keras_clip.ZeroShotClassifier(embedder, ["a", "b"], class_embeddings=np.eye(2), logit_scale=0.0)
     options = dict(
