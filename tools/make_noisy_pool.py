@@ -53,7 +53,7 @@ CLEAN, FREQUENT = "clean", "frequent concept"
 _TAKEN = 7
 # Scenes from this number on are not among the others.
 _FAR = 10**6
-_NAMES = ("IMG_{:04d}.JPG", "DSC{:05d}", "{:08d}.png", "photo-{:04d}.jpeg", "20230412_{:06d}")
+NAMES = ("IMG_{:04d}.JPG", "DSC{:05d}", "{:08d}.png", "photo-{:04d}.jpeg", "20230412_{:06d}")
 
 
 class Pair(NamedTuple):
@@ -177,7 +177,7 @@ def made_faulty(spare, each, rng) -> Iterator[Pair]:
         caption = same[number % len(same)] if same else others[number - 1].caption
         yield pair._replace(caption=caption, kind="wrong caption")
     for number, pair in enumerate(next(parts)):
-        yield pair._replace(caption=_NAMES[number % len(_NAMES)].format(number), kind="file name as caption")
+        yield pair._replace(caption=NAMES[number % len(NAMES)].format(number), kind="file name as caption")
     for pair in next(parts):
         yield pair._replace(caption=" " * int(rng.integers(1, 4)), kind="blank caption")
     for pair in next(parts):
