@@ -225,10 +225,13 @@ def embed_images(embedder: Any, reader: Reader, ids: np.ndarray, batch_size: int
 
 
 def model_digest(model: str | Path | keras.Model) -> str:
-    """Returns what identifies the weights of a model: a digest of its files or of its weights, or its name.
+    """Returns what identifies the weights of a model.
 
     Args:
         model: see `Score`.
+
+    Returns:
+        SHA-256 of its files, or of the weights of a model object; a name that is no file is returned as it is.
     """
     whole = hashlib.sha256()
     if isinstance(model, keras.Model):
