@@ -36,9 +36,9 @@ INSIDE = {
     "curation": (
         ("duplicates", "filters", "leaks", "scoring", "balancing", "validation", "writing", "card"),
         ("matching",),
-        ("profiling", "queries", "rules", "clusters", "verdicts", "keeping"),
+        ("profiling", "queries", "rules", "clusters", "keeping"),
         ("passes",),
-        ("pool", "draws"),
+        ("pool", "draws", "verdicts"),
     ),
     "data": (
         ("pairs",),

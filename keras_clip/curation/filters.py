@@ -144,7 +144,7 @@ def _threshold(pool, name, share, after) -> float:
         for shard in pool.shards:
             values = pool.table(name, shard, [column])[column].cast("float64").fill_null(np.nan).to_numpy()
             if passes:
-                values = values[alive_rows({each: pool.table(each, shard, ["reason"]) for each in passes}, passes)]
+                values = values[alive_rows({each: pool.table(each, shard) for each in passes}, passes)]
             yield values
 
     return share_threshold(parts, share[1])

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from keras_clip.curation.passes import ShardPass, run_pass
 from keras_clip.curation.pool import Pool, Shard, require_parquet
+from keras_clip.curation.verdicts import unusable_reasons
 from keras_clip.engines import Engine
 
 if TYPE_CHECKING:
@@ -112,14 +113,3 @@ def _gives_verdicts(pool: Pool, name: str) -> bool:
         return False
     path = pool.path(name, pool.shards[0])
     return path.exists() and "reason" in require_parquet().read_schema(path).names
-
-
-def unusable_reasons(profile: "pyarrow.Table") -> Any:
-    """Returns the reasons for which `image_text_pairs` skips a pair, by its names of them."""
-    from pyarrow import compute
-
-    reason = compute.if_else(profile["utf8_ok"], profile["reason"], compute.coalesce(profile["reason"], _NOT_UTF8))
-    return compute.if_else(profile["blank"], compute.coalesce(profile["reason"], _BLANK), reason)
-
-
-_NOT_UTF8, _BLANK = "caption not UTF-8", "no caption"

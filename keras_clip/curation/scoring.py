@@ -229,7 +229,7 @@ def model_digest(model: str | Path | keras.Model) -> str:
         model: see `Score`.
 
     Returns:
-        str: a digest of its files or of its weights, or its name.
+        SHA-256 of its files, or of the weights of a model object; a name that is no file is returned as it is.
     """
     if isinstance(model, keras.Model):
         return weights_digest(model.weights, repr(model.dtype_policy.name))

@@ -139,6 +139,15 @@ def test_rejected_pairs_remove_nothing(pool):
     assert not images_of(found) & {"large", "small"}
 
 
+def test_an_image_without_a_caption_removes_nothing(tmp_path):
+    image = encoded(scene(0))
+    pool = make_pool(tmp_path, {"a": (image, [""]), "b": (image, ["a caption"]), "c": (image, [])}, 1)
+    for seed in range(4):
+        assert not removed(pool, seed=seed, prefer=("profile", "pixels"))
+    # Nor is it a duplicate itself: it is rejected for its own reason.
+    assert curation.keep(pool, ["duplicates"], "serial", progress=False)["kept pairs"] == 1
+
+
 def contents(pool, names):
     return {
         (name, shard.name): hashlib.sha256(pool.path(name, shard).read_bytes()).hexdigest()

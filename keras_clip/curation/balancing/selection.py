@@ -18,12 +18,12 @@ from keras_clip.curation.balancing.limits import (
     t_of_tail_share,
 )
 from keras_clip.curation.draws import check_seed, hash_pairs, hash_strings
-from keras_clip.curation.keeping import unusable_reasons, verdicts_of
+from keras_clip.curation.keeping import verdicts_of
 from keras_clip.curation.matching import queries_path, read_matches
 from keras_clip.curation.passes import ShardPass, run_pass
 from keras_clip.curation.pool import Pool, Shard, read_table, write_table
 from keras_clip.curation.queries import read_queries
-from keras_clip.curation.verdicts import alive_rows
+from keras_clip.curation.verdicts import alive_rows, unusable_reasons
 from keras_clip.engines import Engine, engine_named
 
 if TYPE_CHECKING:
