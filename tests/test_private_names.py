@@ -51,8 +51,8 @@ def is_self(node):
 
 
 def is_private(name):
-    # Names of named tuples, which Python documents.
-    if name in ("_asdict", "_fields", "_replace"):
+    # Names that Python documents: of named tuples, and `os._exit`.
+    if name in ("_asdict", "_exit", "_fields", "_replace"):
         return False
     is_protocol = name.startswith("__") and name.endswith("__") and name != "__internal__"
     return name.startswith("_") and not is_protocol
