@@ -158,7 +158,7 @@ def _begin(task: Task) -> None:
 def _end_with_parent() -> None:
     """Ends this process when its parent is killed; otherwise it would wait for items forever."""
     connection.wait([multiprocessing.parent_process().sentinel])
-    os._exit(1)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _run(item: Any) -> Any:
