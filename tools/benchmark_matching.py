@@ -107,20 +107,15 @@ def plain_matcher(arguments):
     return run
 
 
-def our_pool(pairs, arguments):
-    """Matches and balances a pool of synthetic captions, in one process for each core."""
+def synthetic_pool(folder, num_queries, pairs):
+    """Returns a pool that has the columns of the profile which matching and balancing read."""
     import pyarrow as pa
 
     from keras_clip import curation, files
-    from keras_clip.curation.balancing import balance
-    from keras_clip.curation.matching import match
     from keras_clip.curation.pool import write_table
-    from keras_clip.curation.queries import given_queries
 
-    num_queries, pairs = (200, pairs // 1000) if arguments.tiny else (100_000, pairs)
-    folder = tempfile.TemporaryDirectory()
     shards = [curation.Shard(f"{number:05d}", None) for number in range(-(-pairs // PAIRS_OF_SHARD))]
-    pool = curation.Pool(shards, Path(folder.name))
+    pool = curation.Pool(shards, Path(folder))
     (pool.folder / "profile").mkdir()
     for number, shard in enumerate(shards):
         count = min(PAIRS_OF_SHARD, pairs - number * PAIRS_OF_SHARD)
@@ -135,6 +130,18 @@ def our_pool(pairs, arguments):
         output = write_table(pool.path("profile", shard), pa.table(columns))
         marker = {"key": "", "output": output, "rows": count, "counts": {}}
         files.write_json(pool.marker_path("profile", shard), marker)
+    return pool
+
+
+def our_pool(pairs, arguments):
+    """Matches and balances a pool of synthetic captions, in one process for each core."""
+    from keras_clip.curation.balancing import balance
+    from keras_clip.curation.matching import match
+    from keras_clip.curation.queries import given_queries
+
+    num_queries, pairs = (200, pairs // 1000) if arguments.tiny else (100_000, pairs)
+    folder = tempfile.TemporaryDirectory()
+    pool = synthetic_pool(folder.name, num_queries, pairs)
     queries = given_queries(synthetic_queries(num_queries))
 
     def run():
