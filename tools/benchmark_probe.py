@@ -2,7 +2,7 @@
 
     python tools/benchmark_probe.py ours theirs_float64 theirs_float32
     python tools/benchmark_probe.py --rows 4000 --classes 20 ours theirs_float64
-    python tools/benchmark_probe.py --rows 40000 --width 2048 --C 1 10 ours theirs_float64
+    python tools/benchmark_probe.py ours theirs_float64 --rows 40000 --width 2048 --C 1 10
     python tools/benchmark_probe.py --digits
 
 Each contender runs in its own process, one after the other, and makes the same search: 15 fits, then one on training
