@@ -28,7 +28,7 @@ SHARES = {
 # The share of the images without faults that have copies.
 COPIED = 0.05
 # Pixels of the sides of the scenes in the pools, and of the images of the model.
-DRAWN_SIZE, IMAGE_SIZE = 96, 32
+DRAWN_SIZE, IMAGE_SIZE = 64, 32
 BATCH_SIZE = 128
 CONTEXT_LENGTH = 20
 TEMPLATES = ("a photo of {}", "a picture of {}", "a sketch of {}", "a drawing of {}", "{}")
@@ -38,9 +38,12 @@ POOL_SEED = 7
 
 def parse_args(argv):
     parser = terminal.Parser(__doc__)
-    parser.add_argument("--pairs", type=int, default=10_000, help="pairs of the raw pool (default: 10000)")
+    parser.add_argument("--pairs", type=int, default=5000, help="pairs of the raw pool (default: 5000)")
+    parser.add_argument(
+        "--train", type=int, default=1280, help="pairs of a training; a multiple of 128 (default: 1280)"
+    )
     parser.add_argument("--seeds", type=int, default=3, help="models of each pool (default: 3)")
-    parser.add_argument("--epochs", type=int, default=16, help="of each model (default: 16)")
+    parser.add_argument("--epochs", type=int, default=20, help="of each model (default: 20)")
     parser.add_argument("--score-share", type=float, default=0.7, help="pairs with the largest CLIP scores that stay")
     parser.add_argument("--t", type=float, default=100, help="see `curate.py balance` (default: 100)")
     parser.add_argument("--images", type=int, default=10, help="test images of each class; even (default: 10)")
@@ -70,7 +73,7 @@ from keras_clip.data.readers import open_reader
 
 def build_model():
     return keras_clip.CLIPModel(
-        image_encoder=encoders.ModifiedResNet(IMAGE_SIZE, (1, 1, 1, 1), width=16),
+        image_encoder=encoders.VisionTransformer(IMAGE_SIZE, patch_size=8, width=96, num_layers=3, num_heads=3),
         text_encoder=encoders.TextTransformer(64, 2, 2, context_length=CONTEXT_LENGTH),
         embed_dim=64,
     )
@@ -134,7 +137,7 @@ def noisy_pairs(count, rng):
     return pairs
 
 
-def curate(folder, args):
+def curate(folder, trainer, args):
     """Curates raw/ of a folder; returns its new shards."""
     pool = curation.Pool.open(str(folder / "raw" / "*.tar"), folder / "work")
     options = {"engine": "serial", "progress": False}
@@ -145,8 +148,7 @@ def curate(folder, args):
     settings = curation.DuplicateSettings(same="pair", after=("filter",))
     curation.find_duplicates(pool, settings=settings, **options)
     curation.write(pool, folder / "unscored", ["profile", "filter", "duplicates"], **options)
-    scorer = build_model()
-    fit(scorer, read_pairs(scorer, folder / "unscored"), args.epochs, seed=args.seeds)
+    scorer = trainer.train(read_pairs(trainer.clip, folder / "unscored"), seed=args.seeds)
     curation.score(pool, scorer, batch_size=BATCH_SIZE, **options)
     rule = curation.Rule(f"top(clip_score, {args.score_share})")
     curation.filter_pairs(pool, [rule], name="aligned", after=("filter", "duplicates"), **options)
@@ -183,24 +185,43 @@ def drawn_pairs(clip, count):
     return {"images": np.stack(images), "token_ids": clip.tokenizer([pair.caption for pair in pairs])}
 
 
-def fit(clip, pairs, epochs, seed):
-    """Trains on all complete batches of pairs."""
-    keras.utils.set_random_seed(seed)
-    steps = len(pairs["images"]) // BATCH_SIZE
-    order = np.random.default_rng(seed).permutation(len(pairs["images"]))[: steps * BATCH_SIZE]
-    clip.compile(keras_clip.training.adamw(clip, 2e-3, warmup_steps=steps, total_steps=(epochs + 1) * steps))
-    clip.fit({name: values[order] for name, values in pairs.items()}, batch_size=BATCH_SIZE, epochs=epochs, verbose=0)
+class Trainer:
+    """Trains one model after another. The training step is compiled once, which takes longer than a training.
+
+    Args:
+        count: pairs of each training.
+        epochs: epochs of each training.
+    """
+
+    def __init__(self, count, epochs):
+        self.clip, self._count, self._epochs = build_model(), count, epochs
+        steps = count // BATCH_SIZE
+        optimizer = keras_clip.training.adamw(self.clip, 2e-3, warmup_steps=steps, total_steps=(epochs + 1) * steps)
+        optimizer.build(self.clip.trainable_variables)
+        self._optimizer_state = [keras.ops.convert_to_numpy(each) for each in optimizer.variables]
+        self.clip.compile(optimizer)
+
+    def train(self, pairs, seed):
+        """Trains the model anew on a sample of the pairs; initial weights and sample depend on the seed."""
+        if len(pairs["images"]) < self._count:
+            raise SystemExit(f"--train {self._count} needs as many pairs. Received: {len(pairs['images'])}.")
+        keras.utils.set_random_seed(seed)
+        self.clip.set_weights(build_model().get_weights())
+        for variable, value in zip(self.clip.optimizer.variables, self._optimizer_state, strict=True):
+            variable.assign(value)
+        chosen = np.random.default_rng(seed).permutation(len(pairs["images"]))[: self._count]
+        sample = {name: values[chosen] for name, values in pairs.items()}
+        self.clip.fit(sample, batch_size=BATCH_SIZE, epochs=self._epochs, verbose=0)
+        return self.clip
 
 
-def trained_hits(pairs, count, test, args, seed):
-    """Trains a model on `count` pairs, a sample that depends on the seed; returns which test images it has right."""
-    images, labels, names = test
-    chosen = np.random.default_rng(seed).permutation(len(pairs["images"]))[:count]
-    keras.utils.set_random_seed(seed)
-    clip = build_model()
-    fit(clip, {name: values[chosen] for name, values in pairs.items()}, args.epochs, seed)
+def zero_shot_hits(clip, images, labels, names):
+    """Returns which images are classified correctly, bool (B,)."""
     classifier = keras_clip.ZeroShotClassifier(clip, names, TEMPLATES)
-    return classifier.predict(images, batch_size=BATCH_SIZE, verbose=0).argmax(axis=1) == labels
+    # Not by `predict`, which is compiled for each classifier.
+    batches = np.array_split(images, max(1, len(images) // BATCH_SIZE))
+    scores = np.concatenate([keras.ops.convert_to_numpy(classifier(batch, training=False)) for batch in batches])
+    return scores.argmax(axis=1) == labels
 
 
 # The tables.
@@ -236,22 +257,16 @@ def summary(hits):
 def main(argv=None):
     args = parse_args(argv)
     start = time.monotonic()
+    trainer = Trainer(args.train, args.epochs)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         rng = np.random.default_rng(POOL_SEED)
         make_noisy_pool.write(folder, noisy_pairs(args.pairs, rng), 4, rng)
-        new_shards = curate(folder, args)
+        new_shards = curate(folder, trainer, args)
         found = make_noisy_pool.verdicts(folder, folder / "work")
         kept = {key: verdict for key, verdict in found.items() if verdict.by is None}
-        clip = build_model()
-        pairs = {"raw": read_pairs(clip, folder / "raw"), "curated": read_pairs(clip, new_shards)}
-    # As many pairs of each pool, and as many steps.
-    count = len(pairs["curated"]["images"]) // BATCH_SIZE * BATCH_SIZE
-    if not count:
-        raise SystemExit(
-            f"--pairs must leave {BATCH_SIZE} pairs. Received: --pairs {args.pairs}, {len(kept)} are kept."
-        )
-    pairs["clean"] = drawn_pairs(clip, count)
+        pairs = {"raw": read_pairs(trainer.clip, folder / "raw"), "curated": read_pairs(trainer.clip, new_shards)}
+    pairs["clean"] = drawn_pairs(trainer.clip, args.train)
     print(
         "| pool | pairs | wrong captions | file names | unreadable or blank | copies | the largest tenth of classes |"
     )
@@ -259,17 +274,14 @@ def main(argv=None):
     rows = {"raw": composition(found), "curated": composition(kept)}
     for pool, (total, *shares) in rows.items():
         print(f"| {pool} | {total:,} | {' | '.join(f'{share:.1%}' for share in shares)} |")
-    print(
-        f"\nMade and curated in {time.monotonic() - start:.0f} s; training on {count:,} pairs of each pool.\n",
-        flush=True,
-    )
-
+    seconds = time.monotonic() - start
+    print(f"\nMade and curated in {seconds:.0f} s; training on {args.train:,} pairs of each pool.\n", flush=True)
     test = synthetic.held_out_set(args.images // 2, IMAGE_SIZE)
     hits = {pool: [] for pool in POOLS}
     # The pools take turns, so that what is measured is complete for fewer seeds if the time is up.
     for seed in range(args.seeds):
         for pool in POOLS:
-            hits[pool].append(trained_hits(pairs[pool], count, test, args, seed))
+            hits[pool].append(zero_shot_hits(trainer.train(pairs[pool], seed), *test))
             seconds = time.monotonic() - start
             print(f"{pool}, seed {seed}: {hits[pool][-1].mean():.1%} ({seconds:.0f} s)", file=sys.stderr, flush=True)
     results = {pool: summary(np.stack(of_pool)) for pool, of_pool in hits.items()}
@@ -280,7 +292,7 @@ def main(argv=None):
         models = ", ".join(f"{accuracy:.1%}" for accuracy in result["models"])
         print(f"| {pool} | {result['accuracy']:.1%} | {low:.1%} to {high:.1%} | {models} |")
     args.out.mkdir(parents=True, exist_ok=True)
-    facts = {"pairs": count, "composition": rows, "accuracies": results, "seconds": time.monotonic() - start}
+    facts = {"pairs": args.train, "composition": rows, "accuracies": results, "seconds": time.monotonic() - start}
     keras_clip.files.write_json(args.out / "results.json", facts)
     return results
 
