@@ -193,7 +193,8 @@ def write_report(results: evaluation.Results, out: Path, other: evaluation.Resul
         logging.getLogger("keras_clip").debug("no report", exc_info=error)
         results.failures.append(evaluation.Failure.of("all", "report", error))
         results.save(out)
-        print("\n".join(f"{failure.part} of {failure.dataset}: {failure.error}" for failure in results.failures))
+        for failure in results.failures:
+            print(printable(f"{failure.part} of {failure.dataset}: {failure.error}"))
 
 
 if __name__ == "__main__":

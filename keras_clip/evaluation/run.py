@@ -136,7 +136,7 @@ def evaluate(
     if raised and not results.scores and not measured:
         raise raised[0]
     if raised:
-        failed = "; ".join(f"{one.part} of {one.dataset}: {one.error}" for one in results.failures)
+        failed = printable("; ".join(f"{one.part} of {one.dataset}: {one.error}" for one in results.failures))
         warnings.warn(f"{len(raised)} parts of the evaluation failed. {failed}", stacklevel=2)
     return results
 

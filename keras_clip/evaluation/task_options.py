@@ -173,7 +173,7 @@ def _require_members(
 def require_captions(test: Images, captions: Mapping[str, Sequence[str]]) -> None:
     """Raises a ValueError if images have no captions, or captions no image; broken images are no longer in a store."""
     ids = [str(i) for i in test.ids]
-    without = [i for i in ids if not captions.get(i)]
+    without = [i for i in ids if not any(text.strip() for text in captions.get(i) or ())]
     known = set(ids)
     foreign = [i for i in captions if i not in known]
     broken = test.skipped.broken if isinstance(test, FeatureStore) else 0

@@ -13,6 +13,8 @@ from keras_clip import distribution
 
 # Normalised pixels lie within about -2 and 3. Pixels of 0 to 255 are above this, except in an image that is all black.
 _MOST = 20.0
+# About this number of images of a batch are looked at, and of their rows and columns one of this many.
+_IMAGES, _STEP = 16, 4
 
 
 @functools.cache
@@ -27,7 +29,7 @@ def _warn(largest: float) -> None:
 def check_pixel_range(images: Any) -> bool:
     """Warns, once in a process, of float images whose values are far outside of the normalised range.
 
-    Only the first image is looked at, and only if its values are there to be read: not while a graph is traced.
+    Some pixels of some images are looked at, and only if their values are there to be read: not while a graph is traced.
 
     Args:
         images: (B, ..., H, W, 3) array or tensor of any backend, or a dict of it with the key "images". Anything else
@@ -42,9 +44,11 @@ def check_pixel_range(images: Any) -> bool:
     try:
         if "float" not in keras.backend.standardize_dtype(images.dtype) or not images.shape[0]:
             return True
-        first = images[:1]
-        first = first if isinstance(first, np.ndarray) else keras.ops.convert_to_numpy(first)
-        largest = float(np.abs(first.astype(np.float32)).max(initial=0.0))
+        # Not the first image alone: it may be black, as in a video.
+        some = images[:: max(1, images.shape[0] // _IMAGES)][: 2 * _IMAGES]
+        some = some[..., ::_STEP, ::_STEP, :] if len(images.shape) >= 4 else some
+        some = some if isinstance(some, np.ndarray) else keras.ops.convert_to_numpy(some)
+        largest = float(np.abs(some.astype(np.float32)).max(initial=0.0))
     except Exception:  # Each backend has its own for a value that a graph does not have yet.
         return False
     if largest > _MOST and not _has_warned():

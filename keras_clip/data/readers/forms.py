@@ -159,9 +159,11 @@ def parts_of(source: Any) -> list[Part]:
             parts.append(Part(_form_of_object(each), each, False))
             continue
         for path in find_files(each):
-            if path in known:
+            # A glob may find a shard and a link to it.
+            place = os.path.realpath(path)
+            if place in known:
                 continue
-            known.add(path)
+            known.add(place)
             form = _form_of_path(path)
             if parts and parts[-1].is_paths and parts[-1].form is form and form.name != "folder":
                 parts[-1].source.append(path)

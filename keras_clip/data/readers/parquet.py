@@ -89,7 +89,8 @@ class _Table:
             raise ValueError(f"Names of columns must differ. Received: {path} with {brief(schema.names)}.")
         self._class_names = hugging_face.class_names_of_schema(schema)
         # Columns of images take precedence over columns of paths.
-        strings = {name for name in schema.names if pyarrow.types.is_string(schema.field(name).type)}
+        kinds = pyarrow.types.is_string, pyarrow.types.is_large_string, pyarrow.types.is_string_view
+        strings = {name for name in schema.names if any(kind(schema.field(name).type) for kind in kinds)}
         found = [name for name in images if name in schema.names]
         columns = {
             "image": next(iter(sorted(found, key=strings.__contains__)), None),

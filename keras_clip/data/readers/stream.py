@@ -67,7 +67,7 @@ class DatasetStream(Stream):
         if not callable(mapping):
             require_columns(mapping, element)
             image, captions = pair_of(mapping)(element)
-        elif len(parts) > 1 and _positions(mapping) == len(parts):
+        elif len(parts) > 1 and _positions(mapping) in (len(parts), None):
             image, captions = mapping(*parts)
         else:
             image, captions = mapping(element)
@@ -95,12 +95,14 @@ def _three_channels(image):
     return tf.image.grayscale_to_rgb(image) if channels == 1 else image
 
 
-def _positions(function: Callable) -> int:
-    """Returns the number of positional arguments of a function; 1 for `*args` or anything else."""
+def _positions(function: Callable) -> int | None:
+    """Returns the number of positional arguments of a function; None for `*args`, 1 if it is not known."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
         return 1
+    if any(each.kind is inspect.Parameter.VAR_POSITIONAL for each in parameters):
+        return None
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     needed = [each for each in parameters if each.kind in kinds and each.default is inspect.Parameter.empty]
     return max(1, len(needed))

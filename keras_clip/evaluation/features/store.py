@@ -23,6 +23,7 @@ from keras_clip.evaluation.metrics.classification import IGNORED
 from keras_clip.evaluation.results import Examples, digest_of
 from keras_clip.lock import Lock
 from keras_clip.model import CLIPModel, ImageEmbedder
+from keras_clip.printable import printable
 
 _LOCK_SUFFIX = ".lock"
 _COLUMNS = ("features", "embeddings", "labels", "ids", "groups")
@@ -86,7 +87,7 @@ class FeatureStore:
         return len(self.embeddings)
 
     def __repr__(self) -> str:
-        return f"FeatureStore({self.name}/{self.split}: {len(self)} images)"
+        return printable(f"FeatureStore({self.name}/{self.split}: {len(self)} images)")
 
     @classmethod
     def build(
