@@ -125,13 +125,14 @@ class LogisticLoss:
         features: numbers (N, D), as `check_features` passes them.
         labels: as `check_labels` passes them.
         num_classes: int, K.
+        dtype: "float32" or "float64". Dtype in which the features are kept.
 
     Attributes:
         columns: int. Number of columns of the weights: 1 for two classes, else K.
         softmax: bool. Whether there are more than two classes that exclude each other.
     """
 
-    def __init__(self, features: np.ndarray, labels: np.ndarray, num_classes: int):
+    def __init__(self, features: np.ndarray, labels: np.ndarray, num_classes: int, dtype: str = "float32"):
         self.rows, self.width = features.shape
         self.softmax = labels.ndim == 1 and num_classes > 2
         self.columns = 1 if labels.ndim == 1 and num_classes == 2 else num_classes
@@ -140,7 +141,7 @@ class LogisticLoss:
             labels = np.where(labels == IGNORED, 0, 1 - 2 * labels.astype("int8")).astype("int8")
         with full_precision():
             self._tiles = [
-                (on_device(features[tile]), on_device(labels[tile], "int32" if self.softmax else "int8"))
+                (on_device(features[tile], dtype), on_device(labels[tile], "int32" if self.softmax else "int8"))
                 for tile in tiles(self.rows, max(self.width, self.columns))
             ]
         functions = (

@@ -1,9 +1,10 @@
 """Newton's method for logistic regression, to the minimum at any strength of the penalty.
 
 The linear systems are solved by conjugate gradients, with float32 products while these suffice; objective and gradient
-are float64. The preconditioner has the curvature of the loss, equal for all classes. It is renewed during the fit: with
-a weak penalty, only the few images near a boundary still have curvature. Where it does not suffice, as for features
-whose scales differ by decades, the second derivatives themselves replace it if they fit in memory.
+are float64. With fewer images than features, the unknowns are coordinates in the span of the images. The preconditioner
+has the curvature of the loss, equal for all classes. It is renewed during the fit: with a weak penalty, only the few
+images near a boundary still have curvature. Where it does not suffice, as for features whose scales differ by decades,
+the second derivatives themselves replace it if they fit in memory.
 """
 
 from dataclasses import dataclass
@@ -43,12 +44,25 @@ class Problem:
     """The optimisation problem of one training set, which can be solved for any C."""
 
     def __init__(self, features, labels, num_classes):
-        self.loss = LogisticLoss(features, labels, num_classes)
+        self.basis, dtype = None, "float32"
+        if len(features) < features.shape[1]:
+            # The penalty keeps the weights in the span of the rows, which then has fewer dimensions than the features.
+            self.basis, coordinates = np.linalg.qr(np.asarray(features, "float32").T.astype("float64"))
+            features, dtype = coordinates.T, "float64"
+        self.loss = LogisticLoss(features, labels, num_classes, dtype)
         # At zero, where every fit without another start begins.
         self.curvature = self.loss.curvature(*self.zero())
 
     def zero(self):
         return np.zeros((self.loss.width, self.loss.columns)), np.zeros(self.loss.columns)
+
+    def reduced(self, weights: np.ndarray) -> np.ndarray:
+        """Returns weights (D, columns) in the coordinates of the optimisation."""
+        return weights if self.basis is None else self.basis.T @ weights
+
+    def expanded(self, weights: np.ndarray) -> np.ndarray:
+        """Returns weights, or their gradient, as (D, columns)."""
+        return weights if self.basis is None else self.basis @ weights
 
     def minimise(self, C: float, max_iter: int, start: _Solution | None = None) -> _Solution:
         """Returns the parameters that minimise the objective for this C."""
@@ -62,13 +76,18 @@ class Problem:
         # NumPy computes only small products here. Its threads would wait actively and block the cores for the threads
         # of the backend, which made a small search on torch 14 times slower.
         with threadpool_limits(1, "blas"):
-            newton = _Newton(self, C, (start.weights, start.bias) if start else self.zero())
+            newton = _Newton(self, C, (self.reduced(start.weights), start.bias) if start else self.zero())
             newton.run(max_iter)
         bias = newton.bias
         if self.loss.softmax:  # the logits are determined up to a constant
             bias = bias - bias.mean()
         return _Solution(
-            newton.weights, bias, newton.value, newton.iterations, newton.converged, newton.largest_gradient()
+            self.expanded(newton.weights),
+            bias,
+            newton.value,
+            newton.iterations,
+            newton.converged,
+            newton.largest(newton.gradient),
         )
 
 
@@ -132,7 +151,7 @@ class _Newton:
     """Newton's method for one C, whose linear systems are solved by preconditioned conjugate gradients."""
 
     def __init__(self, problem, C, start):
-        self.loss, (self.weights, self.bias) = problem.loss, start
+        self.problem, self.loss, (self.weights, self.bias) = problem, problem.loss, start
         self.penalty = 1 / (C * problem.loss.rows)
         self.preconditioner = _SharedPreconditioner(problem.curvature, self.penalty)
         # A new preconditioner costs about as much as this number of iterations: its moments and eigenvectors.
@@ -150,12 +169,13 @@ class _Newton:
         value, d_weights, d_bias = self.loss(weights, bias, "float64")
         return value + self.penalty / 2 * np.sum(weights * weights), d_weights + self.penalty * weights, d_bias
 
-    def largest_gradient(self):
-        return _largest(self.gradient)
+    def largest(self, gradient):
+        """Returns the largest absolute element of a gradient by the weights of the features and by the bias."""
+        return max(float(np.abs(x).max()) for x in (self.problem.expanded(gradient[0]), gradient[1]))
 
     def is_flat(self):
         """Returns whether the gradient is within scikit-learn's tolerance."""
-        return self.largest_gradient() <= GRADIENT_TOLERANCE / self.loss.rows
+        return self.largest(self.gradient) <= GRADIENT_TOLERANCE / self.loss.rows
 
     def run(self, max_iter):
         while True:
@@ -219,7 +239,7 @@ class _Newton:
             if value < self.value and value <= self.value - LEAST_GAIN * length * decrement:
                 break
             # Where rounding hides the gain, a smaller gradient shows that the point is better.
-            if decrement <= ROUNDING * self.value and _largest(gradient) < self.largest_gradient():
+            if decrement <= ROUNDING * self.value and self.largest(gradient) < self.largest(self.gradient):
                 break
         else:
             # The products of a step from float32 were too inaccurate, or the objective has no lower float64 value.
@@ -230,10 +250,6 @@ class _Newton:
             self.dtype = "float64"
         self.weights, self.bias, self.value, self.gradient, self.stale = weights, bias, value, gradient, True
         return True
-
-
-def _largest(gradient):
-    return max(float(np.abs(x).max()) for x in gradient)
 
 
 def _dot(left, right):

@@ -389,3 +389,19 @@ def test_names_the_package_to_install(package, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ImportError, match=r"keras_clip\[evaluation\]"):
         LinearProbe().fit(np.array([[0.0], [1.0]]), np.array([0, 1]))
+
+
+@pytest.mark.backend_free
+def test_fewer_images_than_features_are_fitted_in_their_span():
+    """The gradient by the features, not by the coordinates, is within tolerance; a start of other images is used."""
+    features, labels = clusters(4, 24, 60, 1.0)
+    problem = newton.Problem(features[:20], labels[:20], 4)
+    assert problem.loss.width == 20
+    first = LinearProbe(10.0).fit(features[:20], labels[:20], 4)
+    probe = LinearProbe(10.0).fit(features, labels, 4, start=first)
+    value, d_weights, d_bias = LogisticLoss(features, labels, 4)(probe.coef.T, probe.intercept, "float64")
+    d_weights = d_weights + probe.coef.T / (10.0 * 24)
+    assert probe.gradient == pytest.approx(max(abs(d_weights).max(), abs(d_bias).max()), rel=1e-3)
+    assert probe.converged and probe.gradient <= 1e-4 / 24
+    assert probe.objective == pytest.approx(value + np.sum(probe.coef**2) / (2 * 10.0 * 24), rel=1e-9)
+    assert LinearProbe(10.0).fit(features, labels, 4, start=probe).iterations < probe.iterations

@@ -206,7 +206,9 @@ def test_pixels_are_those_of_the_images_of_a_store():
 )
 def test_pixels_are_reduced_to_the_size_of_mnist(sizes, expected):
     splits = [
-        LabelledImages(lambda _, size=size: iter([np.full((*size, 3), 51, np.uint8)]), ["a"], ["x"], ["a", "b"])
+        LabelledImages(
+            lambda _, size=size: iter([np.full((*size, 3), 51, np.uint8)] * 2), ["a", "b"], ["x", "y"], ["a", "b"]
+        )
         for size in sizes
     ]
     for pixels in part._pixels([part._grey(images, ["x"]) for images in splits]):
