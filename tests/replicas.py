@@ -9,6 +9,7 @@ and MASTER_PORT are set as torchrun sets them.
 """
 
 import contextlib
+import gc
 import json
 import os
 import sys
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from small_clip import BATCH, ROWS, build, distance, freeze_norms, pairs, reference, sgd, train
+from small_clip import BATCH, FEW_STEPS, ROWS, build, distance, freeze_norms, pairs, reference, sgd, train
 
 from keras_clip import tiling
 from keras_clip.layers import projection
@@ -74,7 +75,8 @@ def save_references(file, cases):
     flat = {}
     for case in cases:
         build_options, run_options, *_ = split(case)
-        for part, arrays in zip(("logs", "before", "after"), reference(**build_options, **run_options), strict=True):
+        results = reference(**build_options, **run_options, compile_options=FEW_STEPS)
+        for part, arrays in zip(("logs", "before", "after"), results, strict=True):
             flat |= {f"{case}|{part}|{key}": value for key, value in arrays.items()}
     np.savez(file, **flat)
 
@@ -166,6 +168,8 @@ def backend():
         cpu = tf.config.list_physical_devices("CPU")[0]
         devices = [tf.config.LogicalDeviceConfiguration()] * int(os.environ["DEVICES"])
         tf.config.set_logical_device_configuration(cpu, devices)
+        # Each graph runs for a few steps only, so TensorFlow does not spend time on optimizing it.
+        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
     if BACKEND == "jax" and WORLD_SIZE > 1:
         keras.distribution.initialize(COORDINATOR, WORLD_SIZE, RANK)
     if BACKEND != "torch":
@@ -179,6 +183,8 @@ def backend():
 
 
 def main(file, *runs):
+    # Otherwise each garbage collection scans all imported modules.
+    gc.freeze()
     file, places = np.load(Path(file)), {}
     for run in runs:
         kind, devices, case = run.split("/")

@@ -1,13 +1,14 @@
 """Trains a small CLIP with checkpoints, killed and restarted as the arguments say, and writes its results.
 
-    python resumable.py <folder of shards> <folder> [<kill> ...]
+    python resumable.py <folder of shards> [<folder> [<kill> ...] --] ...
 
-Each training is a new process. A `<kill>` is "step-5", which kills the process before its sixth step, or "write-2",
-which kills it while it writes its second checkpoint; the last process runs to its end. The folder then has
-`seen<part>.txt`, with a line for each batch (epoch, step, digest); `end<part>.npz`, with all variables at the end; and
-`history<part>.json`.
+Each folder gets one run, and each training of a run is a new process. A `<kill>` is "step-5", which kills the process
+before its sixth step, or "write-2", which kills it while it writes its second checkpoint; the last process of a run
+trains to the end. The folder then has `seen<part>.txt`, with a line for each batch (epoch, step, digest);
+`end<part>.npz`, with all variables at the end; and `history<part>.json`.
 """
 
+import gc
 import hashlib
 import json
 import os
@@ -120,7 +121,20 @@ def live(source, folder, kill):
         train(source, folder, callbacks)
 
 
-def main(source, folder, *kills):
+def main(source, *runs):
+    # Otherwise each garbage collection scans all imported modules.
+    gc.freeze()
+    while runs:
+        end = runs.index("--")
+        folder, *kills = runs[:end]
+        runs = runs[end + 1 :]
+        train_to_the_end(source, folder, kills)
+        if "RANK" in os.environ:
+            # A process may be ahead of the others, whose previous run still listens on its port.
+            os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)
+
+
+def train_to_the_end(source, folder, kills):
     for kill in [*kills, "never"]:
         # The slow imports ran once, in this process, and no framework has started threads before the fork.
         child = os.fork()

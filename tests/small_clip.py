@@ -13,6 +13,9 @@ ROWS, LENGTH, SIDE = 48, 8, 32
 BATCH = 24
 # The number of steps of both trainings together, each of which rounds the weights.
 ROUNDINGS = 4
+# Options of `compile` for a training of a few steps in a test that is not about graphs. On TensorFlow, such a training
+# mostly traces. On JAX, an eager one would compile each operation.
+FEW_STEPS = {"run_eagerly": True} if keras.backend.backend() == "tensorflow" else {}
 
 
 def build(
@@ -84,7 +87,7 @@ def train(clip, data, batch_size, epochs=2, optimizer=None, **options):
     return history, before, state(clip)
 
 
-def reference(rows=ROWS, epochs=2, optimizer=None, is_frozen=False, **options):
+def reference(rows=ROWS, epochs=2, optimizer=None, is_frozen=False, compile_options=None, **options):
     """Returns the results of `train` on one device, without micro-batches, for a configuration.
 
     Each configuration is trained once per process; all tests share the results.
@@ -92,12 +95,14 @@ def reference(rows=ROWS, epochs=2, optimizer=None, is_frozen=False, **options):
     Args:
         optimizer: arguments of SGD.
         is_frozen: whether BatchNorm is frozen.
+        compile_options: other arguments of `compile`.
         options: arguments of `build`.
     """
-    key = json.dumps([rows, epochs, optimizer or {}, is_frozen, options], sort_keys=True)
+    compile_options = compile_options or {}
+    key = json.dumps([rows, epochs, optimizer or {}, is_frozen, compile_options, options], sort_keys=True)
     if key not in _REFERENCES:
         clip = freeze_norms(build(**options)) if is_frozen else build(**options)
-        _REFERENCES[key] = train(clip, pairs(rows), BATCH, epochs, sgd(**optimizer or {}))
+        _REFERENCES[key] = train(clip, pairs(rows), BATCH, epochs, sgd(**optimizer or {}), **compile_options)
     return _REFERENCES[key]
 
 

@@ -239,13 +239,17 @@ def test_a_failed_write_does_not_change_the_file(tmp_path):
     checkpoint_file.check(path)
 
 
-def start(source, folder, *kills, **env):
-    folder.mkdir(exist_ok=True)
+def start(source, runs, **env):
+    """Starts a process that trains in each folder of `runs`, a dict of the kills by folder."""
+    arguments = []
+    for folder, kills in runs.items():
+        folder.mkdir(exist_ok=True)
+        arguments += [str(folder), *kills, "--"]
     paths = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
     # With a persistent cache, JAX need not compile the same step again after each kill.
     cache = {"JAX_COMPILATION_CACHE_DIR": str(folder.parent / "jax"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     environment = {**cache, **os.environ, "PYTHONPATH": paths, **env}
-    command = [sys.executable, resumable.__file__, source, str(folder), *kills]
+    command = [sys.executable, resumable.__file__, source, *arguments]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -276,14 +280,13 @@ def assert_same(one, other):
 
 @pytest.mark.slow
 def test_a_killed_run_ends_as_if_it_had_never_stopped(source, tmp_path):
-    """Five kills at random steps, one of them before there is a checkpoint, and one while a checkpoint is written."""
-    steps = np.random.default_rng().integers(3, 8, 4)
-    kills = ["step-1", *(f"step-{step}" for step in steps), "write-2"]
-    finish(start(source, tmp_path / "whole"))
-    (output,) = finish(start(source, tmp_path / "killed", *kills))
+    """Kills before there is a checkpoint, in the first epoch, in a later one, and while a checkpoint is written."""
+    rng = np.random.default_rng()
+    kills = ["step-1", f"step-{rng.integers(4, 8)}", f"step-{rng.integers(8, 16)}", "write-2"]
+    (output,) = finish(start(source, {tmp_path / "whole": [], tmp_path / "killed": kills}))
     # After the kill during a write, the incomplete file exists beside the complete ones, under another name.
     lines = [line.split() for line in output.splitlines() if line.startswith(("step-", "write-", "never"))]
-    assert [line[0] for line in lines] == [*kills, "never"], output
+    assert [line[0] for line in lines] == ["never", *kills, "never"], output
     assert [name for line in lines for name in line[2:] if not name.startswith("step-")] == lines[-2][2:3]
     assert_same(outcome(tmp_path / "killed"), outcome(tmp_path / "whole"))
     assert len(files(tmp_path / "killed" / "checkpoints")) == 2
@@ -292,11 +295,8 @@ def test_a_killed_run_ends_as_if_it_had_never_stopped(source, tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(BACKEND != "torch", reason="backend unable: torch.distributed")
 def test_two_processes_resume_together(source, tmp_path):
-    def run(folder, *kills):
-        env = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(1))}
-        return [start(source, folder, *kills, RANK=str(rank), LOCAL_RANK=str(rank), **env) for rank in range(2)]
-
-    finish(*run(tmp_path / "whole"))
-    finish(*run(tmp_path / "killed", "step-13"))
+    runs = {tmp_path / "whole": [], tmp_path / "killed": ["step-13"]}
+    env = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(len(runs)))}
+    finish(*(start(source, runs, RANK=str(rank), LOCAL_RANK=str(rank), **env) for rank in range(2)))
     for part in range(2):
         assert_same(outcome(tmp_path / "killed", part), outcome(tmp_path / "whole", part))
