@@ -29,7 +29,7 @@ def _warn(largest: float) -> None:
 def check_pixel_range(images: Any) -> bool:
     """Warns, once in a process, of float images whose values are far outside of the normalised range.
 
-    Some pixels of some images are looked at, and only if their values are there to be read: not while a graph is traced.
+    Some pixels of some images are looked at, if their values are there to be read: not while a graph is traced.
 
     Args:
         images: (B, ..., H, W, 3) array or tensor of any backend, or a dict of it with the key "images". Anything else

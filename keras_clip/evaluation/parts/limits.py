@@ -78,7 +78,7 @@ def _grey(images, ids):
 def _pixels(splits):
     """Returns for each split its grey images as pixels in [0, 1], float32 (N, height x width).
 
-    Enlarged images would have nearly dependent pixels, on which a regression converges slowly and gains nothing.
+    Enlarged images would have nearly dependent pixels, from which a regression gains nothing.
     """
     sizes = {image.size for split in splits for image in split}
     size = sizes.pop() if len(sizes) == 1 else _LARGEST
