@@ -9,8 +9,8 @@ Each implementation runs in its own process, and the processes take turns, so th
 them equally: compare the ratios rather than the seconds. A run is written to runs/benchmark/<time>.json with the
 commit, package versions, number of threads and every repeat. `--render` generates the tables of the documentation from
 such files, and leaves the tables of other tasks unchanged. Captions come from --data (a folder of WebDataset tars) or
-from the built-in synthetic scenes. benchmark_tasks.py defines the tasks, benchmark_curation.py, benchmark_matching.py
-and benchmark_scoring.py those that prepare data, and benchmark_scale.py those for large batches and accelerators.
+from the built-in synthetic scenes. benchmark_tasks.py defines the tasks, benchmark_curation.py those that prepare data,
+and benchmark_scale.py those for large batches and accelerators.
 """
 
 import argparse
@@ -27,16 +27,14 @@ from pathlib import Path
 # The scripts of both folders use `terminal`, which is in examples/.
 sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
 import benchmark_curation
-import benchmark_matching
 import benchmark_scale
-import benchmark_scoring
 import benchmark_tasks
 import terminal
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 BACKENDS = ("tensorflow", "jax", "torch")
 PACKAGES = ("keras", "tensorflow", "jax", "torch", "open-clip-torch", "tokenizers", "numpy", "pillow", "torchvision")
-MODULES = (benchmark_tasks, benchmark_curation, benchmark_matching, benchmark_scoring, benchmark_scale)
+MODULES = (benchmark_tasks, benchmark_curation, benchmark_scale)
 TASKS = {name: task for module in MODULES for name, task in module.TASKS.items()}
 
 

@@ -54,10 +54,9 @@ CAPTIONS, QUERIES = 40_000, 490_000
 
 def measure(data):
     """Returns the rates of this machine."""
-    import benchmark_matching
+    import benchmark_curation
     import benchmark_tasks
-    from benchmark_scoring import PAIRS as PHOTOGRAPHS
-    from benchmark_scoring import photographs
+    from benchmark_curation import PHOTOGRAPHS, photographs
 
     from keras_clip import curation
     from keras_clip.curation.queries import given_queries
@@ -94,8 +93,8 @@ def measure(data):
         sizes["profile"] = table_bytes(pool, "profile") / count
         sizes["duplicates"] = table_bytes(pool, "duplicates*") / count
         (folder / "synthetic").mkdir()
-        synthetic = benchmark_matching.synthetic_pool(folder / "synthetic", QUERIES, CAPTIONS)
-        queries = given_queries(benchmark_matching.synthetic_queries(QUERIES))
+        synthetic = benchmark_curation.synthetic_pool(folder / "synthetic", QUERIES, CAPTIONS)
+        queries = given_queries(benchmark_curation.synthetic_queries(QUERIES))
         curation.match(synthetic, queries, **quiet)
         building = core_seconds(lambda: curation.Matcher(queries.table["entry"].to_pylist()))
         shutil.rmtree(synthetic.folder / "match")
