@@ -23,7 +23,9 @@ def layer():
 
 
 @pytest.mark.parametrize(
-    "images", [WIDE, WIDE[:1], WIDE.astype("float16"), -WIDE], ids=["batch", "one", "half", "sign"]
+    "images",
+    [WIDE, WIDE[:1], WIDE.astype("float16"), -WIDE, np.concatenate([np.zeros_like(WIDE), WIDE])],
+    ids=["batch", "one", "half", "sign", "black first"],
 )
 def test_called(images):
     with pytest.warns(UserWarning, match="(?s)normalised.*Received: values up to 2.*uint8.*image_preprocessor"):

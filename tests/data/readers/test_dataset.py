@@ -260,7 +260,7 @@ class TestTuplesOfTensors:
         "one argument": lambda e: (e[0], e[1]),
         "two arguments": lambda image, text: (image, text),
         "two, one by default": lambda e, shift=0: (e[0] + shift, e[1]),
-        "any number": lambda *e: (e[0][0], e[0][1]),
+        "any number": lambda *e: (e[0], e[1]),
         "places": (0, 1),
         "places from the end": (-2, -1),
         "a method": operator.itemgetter(0, 1),

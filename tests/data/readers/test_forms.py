@@ -29,6 +29,10 @@ class TestForms:
         path = Path(tar if reader is TarReader else records).rename(tmp_path / name)
         assert type(open_reader(path)) is reader and len(open_reader(str(path))) == 20
 
+    def test_a_link_to_a_shard_is_the_same_shard(self, tar, tmp_path):
+        os.symlink(tar, tmp_path / "link.tar")
+        assert len(open_reader([tar, tmp_path / "link.tar"])) == len(open_reader([tmp_path / "link.tar", tar])) == 20
+
     def test_tables_and_folders_are_files_of_images(self, tmp_path):
         assert type(open_reader(write_table(tmp_path / "a.tsv", numbered(2), delimiter="\t"))) is TableReader
 

@@ -28,6 +28,18 @@ def test_one_that_expands_without_measure(tmp_path, monkeypatch, user_cache):
     assert not any(path.is_file() for path in user_cache.rglob("*"))
 
 
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()], ids=str)
+def test_embedded_images_come_before_paths(tmp_path, kind):
+    """As pandas writes strings, these are of another type than Arrow's."""
+    images = [image_file(number) for number in range(3)]
+    columns = {
+        "path": pa.array(["gone/0.png", "gone/1.png", "gone/2.png"], kind),
+        "image": pa.array(images, pa.binary()),
+        "caption": pa.array(["a", "b", "c"], kind),
+    }
+    assert open_reader(write(tmp_path / "a.parquet", columns)).read(np.arange(3))[0] == images
+
+
 class TestForms:
     def test_img2dataset(self, tmp_path):
         keys, images, captions = zip(*numbered(600), strict=True)
