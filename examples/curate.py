@@ -229,7 +229,7 @@ def find_test_sets(args, pool):
     if embedder is not None:
         for name, reader in readers.items():
             is_embedded, found = curation.embed_images(embedder, reader, np.arange(len(reader)))
-            vectors[name] = found[is_embedded]
+            vectors[name] = np.where(is_embedded[:, None], found, np.nan)
     test_images = curation.TestImages(
         {name: curation.hash_images(reader) for name, reader in readers.items()},
         vectors,

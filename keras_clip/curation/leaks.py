@@ -30,8 +30,10 @@ class TestImages(ShardPass):
     are near, the first among equals; `similarity`, the cosine, or 1 - bits / 64 of perceptual hashes.
 
     Args:
-        hashes: {name of the test set: perceptual hashes of its images, uint64 (M,)}.
-        vectors: {name of the test set: embeddings of its images, float (M, E), unit vectors}.
+        hashes: {name of the test set: perceptual hashes of its images, uint64 (M,)}, from `hash_images`: in a
+            masked array, images without a hash are masked.
+        vectors: {name of the test set: embeddings of its images, float (M, E), unit vectors}; rows of NaN are images
+            without an embedding.
         distance: int in [0, 16]. Hashes that differ in at most this number of bits are near.
         cosine: float in (-1, 1]. Embeddings with at least this cosine are near.
         embeddings: (pass, column) of the embeddings of the pool, by the same model as `vectors`.
@@ -56,7 +58,19 @@ class TestImages(ShardPass):
         drop: bool = True,
         name: str = "test_images",
     ):
-        self._hashes, self._vectors = dict(sorted((hashes or {}).items())), dict(sorted((vectors or {}).items()))
+        hashes, vectors = dict(sorted((hashes or {}).items())), dict(sorted((vectors or {}).items()))
+        # The rows of the test set that have a hash or an embedding.
+        present = {
+            "hashes": {
+                name: ~np.ma.getmaskarray(each).any(axis=tuple(range(1, np.ndim(each))))
+                for name, each in hashes.items()
+            },
+            "vectors": {name: np.isfinite(each).all(axis=-1) for name, each in vectors.items()},
+        }
+        self._rows = {kind: {name: np.flatnonzero(is_there) for name, is_there in sets.items()}
+                      for kind, sets in present.items()}  # fmt: skip
+        self._hashes = {name: np.ma.getdata(each)[self._rows["hashes"][name]] for name, each in hashes.items()}
+        self._vectors = {name: np.asarray(each)[self._rows["vectors"][name]] for name, each in vectors.items()}
         if not self._hashes and not self._vectors:
             raise ValueError("Hashes or embeddings of a test set must be given. Received: none.")
         if not -1 < cosine <= 1:
@@ -71,9 +85,10 @@ class TestImages(ShardPass):
     def config(self) -> dict[str, Any]:
         """See `ShardPass.config`."""
         given = {"hashes": self._hashes, "vectors": self._vectors}
+        given |= {f"rows of {kind}": sets for kind, sets in self._rows.items()}
         digests = {kind: {name: _digest(array) for name, array in sets.items()} for kind, sets in given.items()}
         settings = [self._distance, self._cosine, list(self._embeddings), self._drop]
-        return {"version": 1, "test sets": digests, "settings": settings}
+        return {"version": 2, "test sets": digests, "settings": settings}
 
     def run(
         self, state: Any, shard: Shard, inputs: Mapping[str, "pyarrow.Table"]
@@ -84,18 +99,18 @@ class TestImages(ShardPass):
         profile = inputs["profile"]
         best = np.full(profile.num_rows, -np.inf, np.float32)
         place, names = np.full(profile.num_rows, -1), np.full(profile.num_rows, None, object)
-        found = [
-            (name, *_near_hashes(profile["perceptual_hash"], index, self._distance))
-            for name, index in self._hashes.items()
-        ]
+        found = []
+        for name, index in self._hashes.items():
+            rows, nearest, similarity = _near_hashes(profile["perceptual_hash"], index, self._distance)
+            found.append((name, rows, self._rows["hashes"][name][nearest], similarity))
         if self._vectors:
             table, column = inputs[self._embeddings[0]], self._embeddings[1]
             rows, queries = embedding_rows(table, column)
             for name, index in self._vectors.items():
-                if len(rows):
+                if len(rows) and len(index):
                     cosines, nearest = nearest_vectors(queries, index)
                     near = cosines >= self._cosine
-                    found.append((name, rows[near], nearest[near], cosines[near]))
+                    found.append((name, rows[near], self._rows["vectors"][name][nearest[near]], cosines[near]))
         for name, rows, nearest, similarity in found:
             better = similarity > best[rows]
             best[rows[better]], place[rows[better]], names[rows[better]] = similarity[better], nearest[better], name
@@ -127,7 +142,7 @@ def find_test_images(
     return run_pass(pool, test_images, engine, progress=progress)
 
 
-def hash_images(reader: Reader, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def hash_images(reader: Reader, max_pixels: int = MAX_PIXELS) -> np.ma.MaskedArray:
     """Returns the perceptual hashes of the images of a test set, as the profile computes them.
 
     Args:
@@ -135,16 +150,16 @@ def hash_images(reader: Reader, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         max_pixels: int. Larger images are left out.
 
     Returns:
-        uint64 (M,), of the images that can be decoded.
+        Masked array uint64 (M,), in which the images that cannot be decoded are masked.
     """
-    hashes = []
+    hashes, is_broken = np.zeros((len(reader), 8), np.uint8), np.zeros(len(reader), bool)
     for start in range(0, len(reader), _READ):
-        for image in reader.read(np.arange(start, min(start + _READ, len(reader))))[0]:
+        for row, image in enumerate(reader.read(np.arange(start, min(start + _READ, len(reader))))[0], start):
             try:
-                hashes.append(perceptual_hash(image, max_pixels, HASH_SHORTEST))
+                hashes[row] = perceptual_hash(image, max_pixels, HASH_SHORTEST)
             except ValueError:
-                continue
-    return np.array(hashes, np.uint8).reshape(-1, 8).view(">u8").reshape(-1).astype(np.uint64)
+                is_broken[row] = True
+    return np.ma.MaskedArray(hashes.view(">u8").reshape(-1).astype(np.uint64), is_broken)
 
 
 def _near_hashes(column, index, distance) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

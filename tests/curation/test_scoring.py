@@ -11,6 +11,7 @@ from PIL import Image
 import keras_clip
 from keras_clip import curation
 from keras_clip.curation import scoring
+from keras_clip.data.readers import open_reader
 
 pa = pytest.importorskip("pyarrow")
 
@@ -241,6 +242,19 @@ def test_images_near_a_test_set_by_hashes(pool, scores):
     assert {row["reason"] for row in found.values()} == {None} and counts == {"near a test image of one": 1}
     assert (found["e", 0]["test_row"], found["e", 0]["similarity"]) == (2, pytest.approx(63 / 64))
     assert found["a", 0]["test_set"] is None and found["d", 0]["similarity"] is None
+
+
+def test_rows_of_a_test_set_count_its_broken_images(pool, scores, tmp_path):
+    """The place of an image in its test set, whatever precedes it."""
+    write_tar(tmp_path / "test.tar", [("0.jpg", b"broken"), ("1.jpg", PAIRS["a"][0]), ("2.jpg", b"")])
+    index = curation.hash_images(open_reader(str(tmp_path / "test.tar"), captions=False))
+    assert np.ma.getmaskarray(index).tolist() == [True, False, True]
+    vector = scores[0]["a", 0]["image_embedding"]
+    vectors = np.array([[np.nan] * len(vector), vector], np.float32)
+    for name, sets in {"hashed": {"hashes": {"one": index}}, "embedded": {"vectors": {"one": vectors}}}.items():
+        listing = curation.TestImages(**sets, distance=0, cosine=0.9999, drop=False, name=name)
+        curation.find_test_images(pool, listing, "serial", progress=False)
+        assert {key[0]: row["test_row"] for key, row in rows(pool, name).items() if row["test_set"]} == {"a": 1, "f": 1}
 
 
 def test_refused_test_sets():
