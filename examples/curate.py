@@ -496,7 +496,7 @@ COMMANDS = {
     "filter": Command(add_filter_arguments, filter_pairs, "reject pairs by rules on the profile and the scores"),
     "write": Command(add_write_arguments, write, "write the pairs that no pass rejects as new shards"),
     "card": Command(add_card_arguments, card, "write the data card, as HTML and Markdown"),
-    "all": Command(add_all_arguments, run_all, "run all of these passes, and go on where they stopped"),
+    "all": Command(add_all_arguments, run_all, "run the steps from profile to card, and go on where they stopped"),
     "check": Command(add_check_arguments, check, "compare new shards with the digests of their manifest"),
 }
 

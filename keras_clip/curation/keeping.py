@@ -1,5 +1,6 @@
 """The keep list: the pairs that no verdict rejects, and for each other pair the first pass that rejects it, and why."""
 
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -109,7 +110,15 @@ def verdicts_of(pool: Pool) -> list[str]:
 
 
 def _gives_verdicts(pool: Pool, name: str) -> bool:
-    if not pool.shards or any(pool.marker(name, shard) is None for shard in pool.shards):
+    done = sum(pool.marker(name, shard) is not None for shard in pool.shards)
+    if 0 < done < len(pool.shards):
+        logging.getLogger("keras_clip").warning(
+            "The pass %s has a result for %d of %d shards. It is left out: run it again, or remove its folder.",
+            name,
+            done,
+            len(pool.shards),
+        )
+    if not done or done < len(pool.shards):
         return False
     path = pool.path(name, pool.shards[0])
     return path.exists() and "reason" in require_parquet().read_schema(path).names
