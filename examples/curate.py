@@ -151,7 +151,7 @@ def validate(args):
         scores=args.scores,
         previous=args.previous,
         schema=args.schema,
-        engine=args.checks,
+        checks=args.checks,
         beam_options=[*([f"--runner={args.runner}"] if args.runner else []), *args.beam],
         sample_rows=args.sample_rows,
     )

@@ -27,14 +27,14 @@ def reasons(outcome):
 @pytest.fixture(scope="module")
 def clean(tmp_path_factory):
     folder = planted_faults.pool(tmp_path_factory.mktemp("clean"), lambda shards: None)
-    curation.validate(folder, engine="checker")
+    curation.validate(folder, checks="checker")
     return folder
 
 
 @pytest.mark.parametrize("fault", planted_faults.FAULTS)
 def test_fault_is_found(fault, tmp_path):
     plant, expected = planted_faults.FAULTS[fault]
-    outcome = curation.validate(planted_faults.pool(tmp_path, plant), engine="checker")
+    outcome = curation.validate(planted_faults.pool(tmp_path, plant), checks="checker")
     assert reasons(outcome) == expected
     assert outcome.valid == (not expected)
 
@@ -42,14 +42,14 @@ def test_fault_is_found(fault, tmp_path):
 @pytest.mark.parametrize("fault", planted_faults.DRIFTS)
 def test_drift_is_found(fault, clean, tmp_path):
     plant, expected = planted_faults.DRIFTS[fault]
-    outcome = curation.validate(planted_faults.pool(tmp_path, plant), engine="checker", previous=clean / "validate")
+    outcome = curation.validate(planted_faults.pool(tmp_path, plant), checks="checker", previous=clean / "validate")
     assert reasons(outcome) == expected
 
 
 def test_a_pool_compared_with_itself_does_not_drift(clean, tmp_path):
     shutil.copytree(clean / "validate", tmp_path / "before")
     for _ in range(2):  # The second time into the folder that it is compared with.
-        outcome = curation.validate(clean, tmp_path / "before", engine="checker", previous=tmp_path / "before")
+        outcome = curation.validate(clean, tmp_path / "before", checks="checker", previous=tmp_path / "before")
         assert outcome.valid
     measured = json.loads((tmp_path / "before" / "validation.json").read_text())["drift"]
     assert len(measured) == 14 and all(row["value"] == 0 for row in measured)
@@ -170,7 +170,7 @@ def test_the_checker_refuses_what_it_does_not_know(line, part, clean, tmp_path):
         f'annotation {{ comment: "keras_clip validation features, version 1" }}\n{line}'
     )
     with pytest.raises(ValueError, match=f"(?s){part}.*make validation"):
-        curation.validate(clean, tmp_path / "out", schema=tmp_path / "mine.pbtxt", engine="checker")
+        curation.validate(clean, tmp_path / "out", schema=tmp_path / "mine.pbtxt", checks="checker")
 
 
 def edit_profile(change):
@@ -239,10 +239,10 @@ REFUSED = {
     "a foreign earlier validation": (lambda folder: {"previous": folder / "profile/00000.parquet"}, "statistics.pb"),
     "Beam's options without TFDV": (lambda folder: {"beam_options": ["--runner=FlinkRunner"]}, "make validation"),
     "a runner that loses rows": (
-        lambda folder: {"engine": "tfdv", "beam_options": ["--direct_running_mode", "multi_processing"]},
+        lambda folder: {"checks": "tfdv", "beam_options": ["--direct_running_mode", "multi_processing"]},
         "loses rows.*Received: multi_processing",
     ),
-    "an unknown engine": (lambda folder: {"engine": "spark"}, "auto, tfdv, checker. Received: 'spark'"),
+    "unknown checks": (lambda folder: {"checks": "spark"}, "auto, tfdv, checker. Received: checks='spark'"),
 }
 
 
@@ -250,7 +250,7 @@ REFUSED = {
 def test_what_is_refused(name, tmp_path):
     change, message = REFUSED[name]
     folder = planted_faults.pool(tmp_path, lambda shards: None)
-    options = {"engine": "checker"} | change(folder)
+    options = {"checks": "checker"} | change(folder)
     with pytest.raises((ValueError, FileNotFoundError), match=f"(?s){message}") as error:
         curation.validate(folder, **options)
     assert "Received" in str(error.value) or "Parquet" in str(error.value) or "text form" in str(error.value)
@@ -260,7 +260,7 @@ def test_without_tfdv(clean, tmp_path, monkeypatch):
     monkeypatch.setattr(tfdv, "find_python", lambda: None)
     assert curation.validate(clean, tmp_path).engine == "checker"
     with pytest.raises(ImportError, match="make validation"):
-        curation.validate(clean, tmp_path, engine="tfdv")
+        curation.validate(clean, tmp_path, checks="tfdv")
     monkeypatch.undo()
     monkeypatch.setenv(tfdv.PYTHON_VARIABLE, "/no/python")
     with pytest.raises(FileNotFoundError, match="/no/python"):
@@ -268,7 +268,7 @@ def test_without_tfdv(clean, tmp_path, monkeypatch):
     # An interpreter that lacks it.
     monkeypatch.setenv(tfdv.PYTHON_VARIABLE, sys.executable)
     with pytest.raises(RuntimeError, match="(?s)ModuleNotFoundError.*tfdv.log"):
-        curation.validate(clean, tmp_path, engine="tfdv")
+        curation.validate(clean, tmp_path, checks="tfdv")
 
 
 def test_the_report_is_whole_and_escapes(clean, tmp_path):
@@ -279,7 +279,7 @@ def test_the_report_is_whole_and_escapes(clean, tmp_path):
         shards["00000"]["reason"][0] = hostile
 
     folder = planted_faults.pool(tmp_path / "hostile", plant)
-    outcome = curation.validate(folder, engine="checker", previous=clean / "validate")
+    outcome = curation.validate(folder, checks="checker", previous=clean / "validate")
     page = outcome.report.read_text()
     assert "<script" not in page and "&lt;script&gt;" in page and "\u202e" not in page
     assert "http://" not in page and "https://" not in page

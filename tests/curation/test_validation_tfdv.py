@@ -234,7 +234,7 @@ def test_validate_runs_tfdv_with_options_of_beam(tmp_path):
     folder = planted_faults.pool(tmp_path / "pool", planted_faults.one_german_shard)
     options = ["--runner=BundleBasedDirectRunner", f"--temp_location={tmp_path / 'shared'}"]
     (tmp_path / "shared").mkdir()
-    outcome = curation.validate(folder, engine="tfdv", beam_options=options)
+    outcome = curation.validate(folder, checks="tfdv", beam_options=options)
     assert {(one.feature, one.slice) for one in outcome.anomalies} == {("language", "00000"), ("language", "00001")}
     assert outcome.engine.startswith("TFDV 1.") and outcome.rows == 440
     # The files went through the folder that workers share.

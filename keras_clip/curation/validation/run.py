@@ -59,7 +59,7 @@ def validate(
     scores: str | os.PathLike | None = None,
     previous: str | os.PathLike | None = None,
     schema: str | os.PathLike | None = None,
-    engine: str = "auto",
+    checks: str = "auto",
     beam_options: Sequence[str] = (),
     sample_rows: int = 1_000_000,
 ) -> Validation:
@@ -77,7 +77,7 @@ def validate(
             with a file for each profile.
         previous: the statistics.pb of an earlier validation, or its folder, for drift.
         schema: a `.pbtxt` file; by default the shipped schema, keras_clip/curation/validation/schema.pbtxt.
-        engine: "tfdv", "checker", or "auto": TFDV where it is installed.
+        checks: "tfdv", "checker", or "auto": TFDV where it is installed.
         beam_options: command-line options of Apache Beam for TFDV, such as ["--runner=FlinkRunner",
             "--flink_master=host:8081", "--temp_location=s3://bucket/folder"]. By default, one process.
         sample_rows: int. Above this number of pairs, about that many are looked at, chosen by a hash of shard and key.
@@ -91,26 +91,26 @@ def validate(
         ImportError: TFDV is requested but not installed, or the extra `curation` is missing.
         RuntimeError: TFDV failed.
     """
-    if engine not in ENGINES:
-        raise ValueError(f"engine must be one of {', '.join(ENGINES)}. Received: {engine!r}.")
+    if checks not in ENGINES:
+        raise ValueError(f"`checks` must be one of {', '.join(ENGINES)}. Received: checks={checks!r}.")
     if sample_rows < 1:
         raise ValueError(f"sample_rows must be positive. Received: {sample_rows}.")
     profile_files, score_files, work = _inputs(Path(profiles), scores)
     the_schema = schemas.load(schema)
     environment = schemas.environment_of(the_schema, scored=score_files is not None)
     before = _statistics_path(Path(previous)) if previous is not None else None
-    if engine == "auto":
-        engine = "tfdv" if tfdv.find_python() else "checker"
-    if beam_options and engine == "checker":
+    if checks == "auto":
+        checks = "tfdv" if tfdv.find_python() else "checker"
+    if beam_options and checks == "checker":
         raise ValueError(
-            f"Options of Apache Beam go with TFDV. Received: engine='checker', beam_options={list(beam_options)}. "
+            f"Options of Apache Beam go with TFDV. Received: checks='checker', beam_options={list(beam_options)}. "
             "Install TFDV by `make validation`, or leave the options out."
         )
     out = Path(out) if out is not None else work / "validate"
     out.mkdir(parents=True, exist_ok=True)
     earlier = read_statistics(before) if before else None
     derived = features.derive(profile_files, score_files, out / "features", sample_rows)
-    if engine == "tfdv":
+    if checks == "tfdv":
         computed, found, name = _by_tfdv(derived, out, schema, before, environment, beam_options)
     else:
         computed = statistics.compute(derived.paths)

@@ -68,8 +68,8 @@ def run(jobs: Sequence[Mapping[str, Any]], folder: Path, beam_options: Sequence[
     python = find_python()
     if python is None:
         raise ImportError(
-            "TFDV (tensorflow-data-validation) is not installed. Received: engine='tfdv'. Install it by "
-            f"`make validation`, name an interpreter that has it in {PYTHON_VARIABLE}, or use engine='checker'."
+            "TFDV (tensorflow-data-validation) is not installed. Received: checks='tfdv'. Install it by "
+            f"`make validation`, name an interpreter that has it in {PYTHON_VARIABLE}, or use checks='checker'."
         )
     jobs = [
         {
