@@ -174,7 +174,7 @@ def add_duplicates_arguments(parser):
     parser.add_argument("--prefer", metavar="PASS.COLUMN", help="of duplicates the largest stays, as profile.pixels")
     parser.add_argument("--after", nargs="+", default=[], metavar="PASS", help="passes whose rejects take no part")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--memory", type=float, default=2, help="GB for merging and for embeddings, about")
+    parser.add_argument("--memory", type=float, default=2, help="GiB for merging and for embeddings, about")
     parser.add_argument(
         "--test-set", action="append", default=[], metavar="NAME=PATH", help="images that may not be in the pool"
     )
@@ -314,9 +314,8 @@ LENIENT = (
 
 
 def list_values(path):
-    """Returns the lines of a file; as numbers if all of them are."""
-    lines = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
-    return [int(line) for line in lines] if lines and all(line.strip().isdecimal() for line in lines) else lines
+    """Returns the lines of a file."""
+    return [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def add_write_arguments(parser):
@@ -403,7 +402,7 @@ def run_all(args):
         try:
             print(f"\n{command}")
             main([command, *map(str, options), *pool_options(args, command)])
-        except (ImportError, SystemExit) as error:
+        except (ImportError, OSError, RuntimeError, ValueError, SystemExit) as error:
             # What a validation finds, or that it cannot run here, does not keep the other passes from their work.
             if command != "validate":
                 raise

@@ -20,7 +20,7 @@ import numpy as np
 
 from keras_clip import files
 from keras_clip.curation.clusters import ClusterDuplicates, Clusters, cluster_ranges, train_centroids
-from keras_clip.curation.draws import hash_pairs, mix
+from keras_clip.curation.draws import check_seed, hash_pairs, mix
 from keras_clip.curation.passes import ShardPass, run_pass
 from keras_clip.curation.pool import Pool, Shard
 from keras_clip.curation.verdicts import alive_rows
@@ -86,6 +86,7 @@ class DuplicateSettings:
             raise ValueError(f"`distance` must be an integer in [0, 16]. Received: distance={self.distance!r}.")
         if not -1 < self.cosine <= 1:
             raise ValueError(f"`cosine` must be in (-1, 1]. Received: cosine={self.cosine!r}.")
+        check_seed(self.seed)
         if self.clusters is not None and not (isinstance(self.clusters, int) and self.clusters >= 1):
             raise ValueError(f"`clusters` must be a positive integer, or None. Received: clusters={self.clusters!r}.")
 
@@ -241,9 +242,11 @@ def find_duplicates(
         Number of pairs removed by each reason.
 
     Raises:
-        ValueError: a pass that is needed is not complete.
+        ValueError: a pass that is needed is not complete, or `memory` is not positive.
     """
     settings = settings or DuplicateSettings()
+    if isinstance(memory, bool) or not isinstance(memory, int) or memory < 1:
+        raise ValueError(f"`memory` must be a positive number of bytes. Received: memory={memory!r}.")
     run_pass(pool, Sketch(settings), engine, progress=progress)
     sketches = _Sketches(pool)
     removed, key = np.zeros(0, REMOVED), sketches.digest() + repr(settings.same)

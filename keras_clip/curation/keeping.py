@@ -1,6 +1,5 @@
 """The keep list: the pairs that no verdict rejects, and for each other pair the first pass that rejects it, and why."""
 
-import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -95,30 +94,34 @@ def keep(
     return run_pass(pool, KeepList(verdicts_of(pool) if verdicts is None else verdicts), engine, progress=progress)
 
 
-def verdicts_of(pool: Pool) -> list[str]:
-    """Returns the names of the passes that have a verdict on every shard, in the order in which they reject pairs.
+def verdicts_of(pool: Pool, without: Sequence[str] = ()) -> list[str]:
+    """Finds the passes that have a verdict on every shard.
 
     Args:
         pool: the pool.
+        without: names of passes that do not count.
 
     Returns:
-        Names: the profile, rules and filters, others in alphabetical order, duplicates, and balancing.
+        Their names in the order in which they reject pairs: the profile, rules and filters, others in alphabetical
+        order, duplicates, and balancing.
+
+    Raises:
+        ValueError: a pass has verdicts on some shards only.
     """
     names = {folder.name for folder in pool.folder.iterdir() if folder.is_dir()} - {KeepList.name, *_FIRST, *_LAST}
     ordered = [*_FIRST, *sorted(names), *_LAST]
-    return [name for name in ordered if _gives_verdicts(pool, name)]
+    return [name for name in ordered if name not in without and _gives_verdicts(pool, name)]
 
 
 def _gives_verdicts(pool: Pool, name: str) -> bool:
     done = sum(pool.marker(name, shard) is not None for shard in pool.shards)
-    if 0 < done < len(pool.shards):
-        logging.getLogger("keras_clip").warning(
-            "The pass %s has a result for %d of %d shards. It is left out: run it again, or remove its folder.",
-            name,
-            done,
-            len(pool.shards),
-        )
-    if not done or done < len(pool.shards):
+    if not done:
         return False
+    if done < len(pool.shards):
+        raise ValueError(
+            f"Passes that were begun must be complete. Received: {str(pool.folder)!r}, where {name!r} has a result for "
+            f"{done} of {len(pool.shards)} shards. Run it again, name the passes whose verdicts count, or remove its "
+            "folder."
+        )
     path = pool.path(name, pool.shards[0])
     return path.exists() and "reason" in require_parquet().read_schema(path).names

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Mapping
@@ -86,10 +87,16 @@ def run_pass(pool: Pool, shard_pass: ShardPass, engine: str | Engine = "auto", *
     from tqdm import tqdm
 
     require_parquet()
+    if not re.fullmatch(r"[A-Za-z0-9_][\w.-]*", shard_pass.name):
+        raise ValueError(
+            "The name of a pass must have letters, digits, '_', '-' and '.' only, since its folder has this name. "
+            f"Received: name={shard_pass.name!r}."
+        )
     for name in shard_pass.inputs:
         pool.require(name)
     (pool.folder / shard_pass.name).mkdir(parents=True, exist_ok=True)
     with Lock(pool.folder / f"{shard_pass.name}.lock", f"the results of {shard_pass.name!r} in {pool.folder}"):
+        _require_name(pool, shard_pass)
         items = [Item(shard, _key(pool, shard_pass, shard)) for shard in pool.shards]
         left = [item for item in items if not _is_done(pool, shard_pass, item)]
         task = _RunPass(pool, shard_pass)
@@ -114,6 +121,17 @@ def run_pass(pool: Pool, shard_pass: ShardPass, engine: str | Engine = "auto", *
         for item in items:
             counts.update(pool.marker(shard_pass.name, item.shard)["counts"])
     return counts
+
+
+def _require_name(pool: Pool, shard_pass: ShardPass) -> None:
+    """Raises a ValueError if results of a pass of another kind have this name."""
+    markers = (pool.marker(shard_pass.name, shard) for shard in pool.shards)
+    kind = next((marker["kind"] for marker in markers if marker and "kind" in marker), type(shard_pass).__name__)
+    if kind != type(shard_pass).__name__:
+        raise ValueError(
+            f"Results of different passes need different names. Received: name={shard_pass.name!r} for "
+            f"{type(shard_pass).__name__}, which {kind} has in {str(pool.folder)!r}. Choose another name."
+        )
 
 
 class Item(NamedTuple):
@@ -158,7 +176,9 @@ class _RunPass:
             self._pool.marker_path(name, shard).unlink()
         output = write_table(self._pool.path(name, shard), table)
         counts = {key: int(value) for key, value in sorted(counts.items())}
-        marker = {"key": item.key, "output": output, "rows": table.num_rows, "counts": counts}
+        marker = {"kind": type(self._pass).__name__, "key": item.key, "output": output}
+        made_of = {each: self._pool.marker(each, shard)["output"] for each in self._pass.inputs}
+        marker |= {"inputs": made_of, "rows": table.num_rows, "counts": counts}
         files.write_json(self._pool.marker_path(name, shard), marker)
 
 

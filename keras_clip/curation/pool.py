@@ -168,8 +168,9 @@ class Pool:
             shard: the shard.
 
         Returns:
-            {"key", "output", "rows", "counts"}: a digest of what the result depends on, the SHA-256 of the table, its
-            number of rows, and the counts of the pass; None if the pass is not complete for the shard.
+            {"kind", "key", "output", "inputs", "rows", "counts"}: the class of the pass, a digest of what the result
+            depends on, the SHA-256 of the table and of those that were read, its number of rows, and the counts of the
+            pass; None if the pass is not complete for the shard.
         """
         try:
             marker = json.loads(self.marker_path(name, shard).read_text(encoding="utf-8"))
@@ -189,20 +190,29 @@ class Pool:
         return all(self.marker(name, shard) is not None for shard in self.shards)
 
     def require(self, name: str) -> None:
-        """Checks that a pass has a result for every shard.
+        """Checks that a pass has a result for every shard, made from the present results of the passes that it reads.
 
         Args:
             name: name of the pass.
 
         Raises:
-            ValueError: it has none for a shard.
+            ValueError: it has none for a shard, or one that was made from an earlier result.
         """
-        missing = [shard.name for shard in self.shards if self.marker(name, shard) is None]
+        markers = [self.marker(name, shard) for shard in self.shards]
+        missing = [shard.name for shard, marker in zip(self.shards, markers, strict=True) if marker is None]
         if missing:
             raise ValueError(
                 f"The pass {name!r} must be complete. Received: {str(self.folder)!r}, where it has no result for "
                 f"{len(missing)} of {len(self.shards)} shards, among them {missing[0]!r}. Run it first."
             )
+        for each in dict.fromkeys(each for marker in markers for each in marker.get("inputs", ())):
+            self.require(each)
+            for shard, marker in zip(self.shards, markers, strict=True):
+                if marker["inputs"].get(each) != self.marker(each, shard)["output"]:
+                    raise ValueError(
+                        f"The pass {name!r} must be made from the present results. Received: {str(self.folder)!r}, "
+                        f"where {each!r} of {shard.name!r} has changed since. Run {name!r} again."
+                    )
 
     def table(self, name: str, shard: Shard, columns: Sequence[str] | None = None) -> "pyarrow.Table":
         """Returns the table of a pass for a shard.

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 _BLOCK = 64
+_LONGEST_NAME = 255
 # Names that cameras, telephones and programs give files, hexadecimal digests, and numbers alone.
 _FILE_NAME = re.compile(
     r"\S+\.(jpe?g|png|gif|webp|bmp|tiff?|heic|avif|svg|raw|cr2|nef|arw|dng|mp4|mov|psd|pdf)"
@@ -59,7 +60,7 @@ def profile_schema() -> "pyarrow.Schema":
             ("key", pa.string()),
             ("shard", pa.string()),
             ("sample", pa.int32()),
-            ("caption_number", pa.int16()),
+            ("caption_number", pa.int32()),
             ("caption", pa.string()),
             ("decode_ok", pa.bool_()),
             ("reason", pa.string()),
@@ -174,6 +175,9 @@ def text_hash(caption: str) -> str:
 def is_file_name_like(caption: str) -> bool:
     """Returns whether a caption is a file name, a number or a list of camera settings, rather than a description."""
     text = caption.strip()
+    # Names of files have at most 255 characters. Longer captions would take a time that grows with their square.
+    if len(text) > _LONGEST_NAME:
+        return False
     if _FILE_NAME.fullmatch(text):
         return True
     return bool(text) and not re.sub(r"[\s,;|·•()-]+", "", _SETTING.sub("", text)) and any(map(str.isdigit, text))

@@ -461,13 +461,13 @@ class _Evaluator:
         import pyarrow.compute as pc
 
         if _is_number(column.type):
-            values = np.asarray(values)
-            if values.dtype.kind not in "iufb":
+            values = _numbers(values)
+            if values is None:
                 raise ValueError(
                     f"A list must have the type of its column. Received: {self._expression!r}, where the column has "
                     f"the type {column.type}."
                 )
-            column, values = column.cast(pa.float64()), values.astype(np.float64)
+            column = column.cast(pa.float64())
         else:
             values = [str(value) for value in values]
         result = pc.is_in(column, value_set=pa.array(values))
@@ -556,3 +556,11 @@ def _mentions(captions, entries) -> list[bool | None]:
             )
         )
     return found
+
+
+def _numbers(values) -> np.ndarray | None:
+    """Returns a list as float64, also if it was read from the lines of a file; None if a value is no number."""
+    try:
+        return np.asarray([float(value) for value in values], np.float64)
+    except (TypeError, ValueError):
+        return None

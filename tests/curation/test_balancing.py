@@ -112,7 +112,8 @@ def test_verdicts_by_hand(pool, options, after):
     _, totals = run_both(pool, after=after, **options)
     rows, left, queries, counts = by_hand(pool, ("profile", *after))
     seed = options.get("seed", 0)
-    pairs = hash_pairs([row["key"] for row in rows], [row["caption_number"] for row in rows], seed)
+    keys = [f"{row['key']}\n{row['caption']}" for row in rows]
+    pairs = hash_pairs(keys, [row["caption_number"] for row in rows], seed)
     hashes = hash_strings(ENTRIES)
     draws = [[int(draw(pairs[i : i + 1], hashes[q : q + 1])[0]) for q in own] for i, own in enumerate(queries)]
     if "cap" in options:

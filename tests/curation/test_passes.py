@@ -96,6 +96,33 @@ def test_engines_and_orders_give_the_same_bytes(pool, tmp_path, monkeypatch):
     assert content(tmp_path / "other") == content(tmp_path / "work")
 
 
+def test_results_of_an_earlier_input_are_not_read(pool):
+    run(pool, Lengths())
+    run(pool, CountLetters())
+    pool.require("letters")
+    run(pool, Lengths(factor=2))
+    with pytest.raises(ValueError, match="'lengths' of '00000' has changed since. Run 'letters' again"):
+        list(pool.tables("letters"))
+    run(pool, CountLetters())
+    assert [table.num_rows for table in pool.tables("letters")] == [3, 3, 3, 3]
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "../a", ".a", "a b"])
+def test_names_that_are_no_folder_are_refused(pool, name):
+    shard_pass = Lengths()
+    shard_pass.name = name
+    with pytest.raises(ValueError, match="The name of a pass must have letters"):
+        run(pool, shard_pass)
+
+
+def test_a_name_of_another_pass_is_refused(pool):
+    run(pool, Lengths())
+    other = CountLetters()
+    other.name, other.inputs = "lengths", ()
+    with pytest.raises(ValueError, match="name='lengths' for CountLetters, which Lengths has"):
+        run(pool, other)
+
+
 def test_a_shard_that_fails_takes_no_other_with_it(pool, tmp_path):
     (tmp_path / "00002.tar").write_bytes(b"damaged" * 100)
     with pytest.raises(ValueError, match=r"1 of 4 shards that 'lengths' failed on: 00002: .*00002\.tar"):

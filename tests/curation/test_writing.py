@@ -271,12 +271,14 @@ def test_the_first_pass_that_rejects_is_named(raw, tmp_path):
     assert curation.keep(pool, ["balance"], "serial", progress=False)["kept pairs"] == 30
 
 
-def test_a_pass_that_is_not_complete_is_left_out_with_a_warning(raw, tmp_path, caplog):
+def test_a_pass_that_is_not_complete_is_an_error(raw, tmp_path):
     pool = open_pool(raw, tmp_path / "work")
     reject(pool, "basic", lambda row: row["caption"] == "1")
     pool.marker_path("basic", pool.shards[0]).unlink()
-    assert curation.verdicts_of(pool) == ["profile", "odd"]
-    assert f"The pass basic has a result for {len(pool.shards) - 1} of {len(pool.shards)} shards" in caplog.text
+    message = f"'basic' has a result for {len(pool.shards) - 1} of {len(pool.shards)} shards"
+    with pytest.raises(ValueError, match=message):
+        curation.write(pool, tmp_path / "out", progress=False)
+    assert curation.keep(pool, ["odd"], "serial", progress=False)["kept pairs"] == 20
 
 
 def test_bytes_bound_shards_too(raw, tmp_path):

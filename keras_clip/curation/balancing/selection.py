@@ -85,7 +85,7 @@ def balance(
     if len(given) > 1:
         raise ValueError(f"At most one of `t`, `tail_share` and `cap` must be given. Received: {given}.")
     if after is None:
-        after = [name for name in verdicts_of(pool) if name != Balance.name]
+        after = verdicts_of(pool, without=[Balance.name])
     elif Balance.name in after:
         raise ValueError(f"Balancing cannot come after itself. Received: after={list(after)}. Leave it out.")
     check_seed(seed)
@@ -202,7 +202,7 @@ class _Collect:
     def run(self, state: np.ndarray, shards: Sequence[Shard]) -> Collected:
         parts = []
         for shard in shards:
-            profile, offsets, entries = self._matches.read_shard(shard, ["key", "caption_number"])
+            profile, offsets, entries = self._matches.read_shard(shard, ["key", "caption", "caption_number"])
             draws = draws_of_matches(_hash_rows(profile, self._seed), state, offsets, entries)
             parts.append(self._window.collect(draws, entries))
         return Collected.merged(parts)
@@ -267,7 +267,9 @@ def _in_groups(pool: Pool, task, engine, progress) -> Iterator[Any]:
 
 
 def _hash_rows(profile: "pyarrow.Table", seed: int) -> np.ndarray:
-    return hash_pairs(profile["key"].to_pylist(), np.asarray(profile["caption_number"]), seed)
+    # With the caption: keys may be equal in several shards, such as the numbers of the rows of Parquet files.
+    pairs = zip(profile["key"].to_pylist(), profile["caption"].to_pylist(), strict=True)
+    return hash_pairs([f"{key}\n{caption}" for key, caption in pairs], np.asarray(profile["caption_number"]), seed)
 
 
 def _write_limits(path: Path, counts: np.ndarray, limits: np.ndarray) -> str:

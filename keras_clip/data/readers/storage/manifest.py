@@ -68,7 +68,25 @@ def _read(path: Path, changed: int) -> dict[str, Any] | None:
     except ValueError:
         return None
     is_ours = isinstance(manifest, dict) and manifest.get("kind") == KIND and isinstance(manifest.get("shards"), dict)
-    return manifest if is_ours else None
+    if not is_ours:
+        return None
+    # Shards of an earlier call are removed by these names, so none may be a path to another folder.
+    wrong = [name for name, entry in manifest["shards"].items() if not (_is_name(name) and _is_entry(entry))]
+    if wrong:
+        raise ValueError(
+            f"A {MANIFEST} must have the names and sizes of files in its folder. Received: {path}, with {wrong[0]!r}. "
+            "Remove it."
+        )
+    return manifest
+
+
+def _is_name(name: str) -> bool:
+    return name == os.path.basename(name) and name not in ("", ".", "..", MANIFEST) and "\\" not in name
+
+
+def _is_entry(entry: Any) -> bool:
+    # Of a shard that is not complete, only the name is known.
+    return entry is None or isinstance(entry, dict) and isinstance(entry.get("bytes"), int)
 
 
 def _check_folder(folder: str, manifest: dict[str, Any]) -> None:

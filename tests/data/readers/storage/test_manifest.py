@@ -88,3 +88,18 @@ def test_a_manifest_that_changes_is_read_again(shards):
     (shards / "manifest.json").write_text(json.dumps(manifest | {"complete": False}))
     with pytest.raises(ValueError, match="Shards must be complete"):
         open_reader(str(shards / "*.tar"))
+
+
+@pytest.mark.parametrize("name", ["../victim", "/victim", "a/b.tar", "..", "", "a\\b.tar", "manifest.json"])
+def test_names_that_leave_the_folder_are_refused(shards, name):
+    """`write` removes the shards of an earlier call by the names in the manifest."""
+    manifest = {"kind": KIND, "complete": True, "shards": {name: {"bytes": 1}}}
+    (shards / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="must have the names and sizes of files in its folder"):
+        open_reader(str(shards / "*.tar"))
+
+
+def test_sizes_that_are_no_numbers_are_refused(shards):
+    (shards / "manifest.json").write_text(json.dumps({"kind": KIND, "shards": {"0.tar": {"bytes": "9"}}}))
+    with pytest.raises(ValueError, match="names and sizes of files"):
+        check_manifests([str(shards / "00000.tar")])
