@@ -172,7 +172,9 @@ def add_duplicates_arguments(parser):
     parser.add_argument("--cosine", type=float, default=0.95, help="embeddings with a larger cosine are duplicates")
     parser.add_argument("--clusters", type=int, help="clusters of embeddings (default: one for 8,000 images)")
     parser.add_argument("--prefer", metavar="PASS.COLUMN", help="of duplicates the largest stays, as profile.pixels")
-    parser.add_argument("--after", nargs="+", default=[], metavar="PASS", help="passes whose rejects take no part")
+    parser.add_argument(
+        "--after", nargs="*", metavar="PASS", help="passes whose rejects take no part (default: all that are complete)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--memory", type=float, default=2, help="GiB for merging and for embeddings, about")
     parser.add_argument(
@@ -200,7 +202,7 @@ def duplicates(args):
         cosine=args.cosine,
         clusters=args.clusters,
         prefer=prefer,
-        after=tuple(args.after),
+        after=None if args.after is None else tuple(args.after),
         seed=args.seed,
     )
     show(curation.find_duplicates(pool, engine(args), settings=settings, memory=int(args.memory * 2**30)))

@@ -21,6 +21,7 @@ import numpy as np
 from keras_clip import files
 from keras_clip.curation.clusters import ClusterDuplicates, Clusters, cluster_ranges, train_centroids
 from keras_clip.curation.draws import check_seed, hash_pairs, mix
+from keras_clip.curation.keeping import verdicts_of
 from keras_clip.curation.passes import ShardPass, run_pass
 from keras_clip.curation.pool import Pool, Shard
 from keras_clip.curation.verdicts import alive_rows
@@ -36,6 +37,8 @@ REASONS = {
     "embedding": "near duplicate (embedding)",
 }
 SKETCH = "duplicates_sketch"
+# Passes with verdicts that come after this one.
+_LATER = ("test_images", "balance")
 # A pair that is removed, and the pair that it is a duplicate of: numbers of shards in the order of their names, and
 # rows of their profiles.
 REMOVED = np.dtype([("shard", "<i4"), ("row", "<i4"), ("of_shard", "<i4"), ("of_row", "<i4"), ("method", "<i4")])
@@ -57,7 +60,8 @@ class DuplicateSettings:
         clusters: int or None: one for 8,000 images, and at most 50,000.
         prefer: (pass, column) or None. The duplicate with the largest value stays; the column "pixels" of the profile
             is width * height. None: the smallest hash.
-        after: names of passes with verdicts. The pairs that they reject neither stay nor remove others.
+        after: names of passes with verdicts. The pairs that they reject neither stay nor remove others. None: all that
+            are complete, except `test_images` and `balance`, which come later.
         embeddings: (pass, column) of the embeddings, unit vectors.
         seed: int in [0, 2 ** 64).
 
@@ -71,7 +75,7 @@ class DuplicateSettings:
     cosine: float = 0.95
     clusters: int | None = None
     prefer: tuple[str, str] | None = None
-    after: tuple[str, ...] = ()
+    after: tuple[str, ...] | None = None
     embeddings: tuple[str, str] = ("score", "image_embedding")
     seed: int = 0
 
@@ -247,6 +251,9 @@ def find_duplicates(
     settings = settings or DuplicateSettings()
     if isinstance(memory, bool) or not isinstance(memory, int) or memory < 1:
         raise ValueError(f"`memory` must be a positive number of bytes. Received: memory={memory!r}.")
+    if settings.after is None:
+        after = verdicts_of(pool, without=["profile", name, *_LATER])
+        settings = dataclasses.replace(settings, after=tuple(after))
     run_pass(pool, Sketch(settings), engine, progress=progress)
     sketches = _Sketches(pool)
     removed, key = np.zeros(0, REMOVED), sketches.digest() + repr(settings.same)

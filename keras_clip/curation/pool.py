@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -341,22 +342,51 @@ def _absolute(source: Any) -> Any:
 
 def _shards(source: Any, mapping: Any, delimiter: str | None, shard_size: int) -> list[Shard]:
     """Divides a source: a file of a sharded form is a shard, other sources are cut into ranges of samples."""
-    shards, named = [], _Names()
+    shards = []
     for part in parts_of(source):
         options = _options(part, mapping, delimiter)
         if part.form.is_sharded:
-            for path in part.source:
-                stat = os.stat(path)
-                shards.append(Shard(named(path), path, stamp=(stat.st_size, stat.st_mtime_ns), **options))
+            shards += [Shard("", path, stamp=_stamp(path), **options) for path in part.source]
             continue
         # A list of one path or several: tables may be many files.
         for each in part.source if part.is_paths else [part.source]:
             length = len(_open(Shard("", each, **options)))
             stamp = _stamp(each) + (length,)
-            for start in range(0, length, shard_size):
-                stop = min(length, start + shard_size)
-                shards.append(Shard(named(each, start // shard_size), each, start, stop, stamp=stamp, **options))
-    return shards
+            starts = range(0, length, shard_size)
+            shards += [
+                Shard("", each, start, min(length, start + shard_size), stamp=stamp, **options) for start in starts
+            ]
+    return _named(shards, shard_size)
+
+
+def _named(shards: Sequence[Shard], shard_size: int) -> list[Shard]:
+    """Gives each shard a name of its own, which does not depend on the order of the files."""
+    sources = [shard.source if isinstance(shard.source, str) else f"object {id(shard.source)}" for shard in shards]
+    places = list(dict.fromkeys(sources))
+    # Objects have no names.
+    suffixes = {
+        each: f"-{places.index(each):02d}"
+        if each.startswith("object ")
+        else f"-{hashlib.sha256(each.encode(errors='surrogateescape')).hexdigest()[:8]}"
+        for each in places
+    }
+    stems = [_stem(shard.source) for shard in shards]
+    numbers = ["" if shard.stop is None else f"-{shard.start // shard_size:05d}" for shard in shards]
+    names = [f"{stem}{number}" for stem, number in zip(stems, numbers, strict=True)]
+    # Every file whose name another one has gets a suffix.
+    counts = Counter(names)
+    ambiguous = {source for source, name in zip(sources, names, strict=True) if counts[name] > 1}
+    suffixed = [suffixes[source] if source in ambiguous else "" for source in sources]
+    parts = zip(shards, stems, suffixed, numbers, strict=True)
+    return [dataclasses.replace(shard, name=f"{stem}{suffix}{number}") for shard, stem, suffix, number in parts]
+
+
+def _stem(source: Any) -> str:
+    """Returns the name of a file without the extension of its form, as a name of results."""
+    if not isinstance(source, str):
+        return "source"
+    base = re.sub(r"(\.\w{2,7})(\.(gz|bz2|xz|zst))?$", "", os.path.basename(os.path.normpath(source)))
+    return re.sub(r"[^\w.-]", "_", base).strip(".")[:80] or "shard"
 
 
 def _options(part: Part, mapping: Any, delimiter: str | None) -> dict[str, Any]:
@@ -381,7 +411,8 @@ def _open(shard: Shard) -> Reader:
 
 @functools.lru_cache(maxsize=2)
 def _open_path(path: str, mapping: Any, delimiter: str | None, stamp: tuple[int, ...]) -> Reader:
-    return open_reader(path, mapping, delimiter=delimiter)
+    # One shard without samples among others is no fault of the pool.
+    return open_reader(path, mapping, delimiter=delimiter, may_be_empty=True)
 
 
 def _require_random_access(reader: Any, source: Any) -> Reader:
@@ -392,21 +423,3 @@ def _require_random_access(reader: Any, source: Any) -> Reader:
             "`curation.write_stream(source, folder, mapping=...)`."
         )
     return reader
-
-
-class _Names:
-    """Gives unique names of files to shards, which do not depend on other shards as long as base names differ."""
-
-    def __init__(self):
-        self._given: set[str] = set()
-
-    def __call__(self, source: Any, number: int | None = None) -> str:
-        base = os.path.basename(os.path.normpath(source)) if isinstance(source, str) else "source"
-        stem = re.sub(r"[^\w.-]", "_", base.split(".")[0] or base)[:80] or "shard"
-        name = stem if number is None else f"{stem}-{number:05d}"
-        if name in self._given:
-            name = f"{name}-{hashlib.sha256(str(source).encode(errors='surrogateescape')).hexdigest()[:8]}"
-        while name in self._given:
-            name += "_"
-        self._given.add(name)
-        return name

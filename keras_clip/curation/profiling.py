@@ -194,7 +194,9 @@ def _samples(reader: Reader, ids: np.ndarray) -> Iterator[_Sample]:
     for start in range(0, len(ids), _BLOCK):
         block = ids[start : start + _BLOCK]
         images, captions = reader.read(block)
-        yield from map(_Sample, _keys(reader, block), block.tolist(), images, captions)
+        # Names in a tar may be no UTF-8.
+        keys = (key.encode(errors="backslashreplace").decode() for key in _keys(reader, block))
+        yield from map(_Sample, keys, block.tolist(), images, captions)
 
 
 def _keys(reader: Reader, ids: np.ndarray) -> list[str]:

@@ -81,7 +81,8 @@ def verdicts(pool, name="duplicates", column="reason"):
 
 
 def removed(pool, **options):
-    curation.find_duplicates(pool, "serial", settings=DuplicateSettings(**options), progress=False)
+    settings = DuplicateSettings(**{"after": ()} | options)
+    curation.find_duplicates(pool, "serial", settings=settings, progress=False)
     return {key: reason for key, reason in verdicts(pool).items() if reason}
 
 
@@ -137,6 +138,7 @@ def test_rejected_pairs_remove_nothing(pool):
     curation.filter_pairs(pool, [curation.Rule("height < 180", "tall")], "serial", name="first", progress=False)
     found = removed(pool, **preferred, after=("first",))
     assert not images_of(found) & {"large", "small"}
+    assert removed(pool, **preferred, after=None) == found  # all verdicts that are complete
 
 
 def test_an_image_without_a_caption_removes_nothing(tmp_path):
@@ -157,7 +159,7 @@ def contents(pool, names):
 
 
 def test_the_same_bytes_from_both_engines_and_after_an_interruption(pool, tmp_path, monkeypatch):
-    options = {"settings": DuplicateSettings(), "progress": False}
+    options = {"settings": DuplicateSettings(after=()), "progress": False}
     expected = curation.find_duplicates(pool, "serial", **options)
     names = (duplicates.SKETCH, "duplicates")
     again = make_pool(tmp_path)

@@ -49,6 +49,8 @@ def test_records_and_objects(tmp_path):
     assert captions(pool) == [["0", "1"], ["2"]]
     with pytest.raises(FileNotFoundError, match="made for an object. Give the source"):
         Pool.open(None, tmp_path / "objects")
+    names = [shard.name for shard in pool.shards]
+    assert names == ["source-00000", "source-00001"]
 
 
 def test_names_of_shards_are_unique_and_safe(tmp_path):
@@ -60,8 +62,18 @@ def test_names_of_shards_are_unique_and_safe(tmp_path):
     pool = Pool.open([tmp_path / "a" / "00000.tar", str(tmp_path / "b" / "*.tar"), str(tmp_path / "*.tar")],
                      tmp_path / "work")  # fmt: skip
     names = [shard.name for shard in pool.shards]
-    assert names[0] == "00000" and names[1].startswith("00000-") and names[2:] == ["a_b_c", "é"]
+    assert all(name.startswith("00000-") for name in names[:2]) and names[2:] == ["a_b_c", "é"]
     assert len(set(names)) == 4 and not any("/" in name or name.startswith(".") for name in names)
+    # No name depends on the order of the files, nor on files whose names differ.
+    other = Pool.open([str(tmp_path / "b" / "*.tar"), tmp_path / "a" / "00000.tar"], tmp_path / "other")
+    assert [shard.name for shard in other.shards] == [names[1], names[0]]
+
+
+def test_parts_of_a_name_between_dots_count(tmp_path):
+    for number in range(2):
+        write_tar(tmp_path / f"part.000{number}.tar", [("x.png", image_file(1)), ("x.txt", b"1")])
+    pool = Pool.open(str(tmp_path / "*.tar"), tmp_path / "work")
+    assert [shard.name for shard in pool.shards] == ["part.0000", "part.0001"]
 
 
 def test_a_pool_is_opened_again_from_its_folder(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import tarfile
 
 import numpy as np
 import pytest
@@ -131,6 +132,16 @@ def test_images_of_too_many_pixels_are_not_decoded(tmp_path):
     assert curation.profile(pool, max_pixels=100, progress=False)["image too large"] == 3
     # Another limit is another configuration: the pass runs again.
     assert "image too large" not in curation.profile(pool, progress=False)
+
+
+def test_an_empty_shard_and_names_that_are_no_utf8(tmp_path):
+    with tarfile.open(tmp_path / "0.tar", "w"):
+        pass
+    write_tar(tmp_path / "1.tar", [("caf\udce9.png", image_file(1)), ("caf\udce9.txt", b"a cup")])
+    pool = curation.Pool.open(str(tmp_path / "*.tar"), tmp_path / "work")
+    assert curation.profile(pool, "serial", progress=False)["pairs"] == 1
+    assert [table["key"].to_pylist() for table in pool.tables("profile")] == [[], ["caf\\udce9"]]
+    assert curation.keep(pool, engine="serial", progress=False)["kept pairs"] == 1
 
 
 @pytest.mark.parametrize(

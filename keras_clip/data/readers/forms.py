@@ -93,7 +93,7 @@ _ACCEPTED = (
 
 
 def open_reader(
-    source: Any, mapping: Any = None, captions: bool = True, *, delimiter: str | None = None
+    source: Any, mapping: Any = None, captions: bool = True, *, delimiter: str | None = None, may_be_empty: bool = False
 ) -> Reader | Stream:
     """Returns the reader of a source; see `image_text_pairs` for the forms.
 
@@ -103,6 +103,7 @@ def open_reader(
         captions: whether samples must be pairs. If False, they are images with metadata: no captions are needed, and
             the second name of a mapping may be None.
         delimiter: separator of the columns of tables. None: see `TableReader`.
+        may_be_empty: whether a source without samples is accepted.
 
     Returns:
         A `Reader`; a `Stream` if the source can only be iterated over, such as a `tf.data.Dataset`.
@@ -129,7 +130,7 @@ def open_reader(
             f"Received: source={brief(source)}. Join them yourself, as by tf.data.Dataset.concatenate."
         )
     reader = readers[0] if len(readers) == 1 else JoinedReader(readers, _names(parts))
-    if not isinstance(reader, Stream) and not len(reader):
+    if not may_be_empty and not isinstance(reader, Stream) and not len(reader):
         raise ValueError(f"A source must hold samples. Received: source={brief(source)} with none.")
     if getattr(reader, "skipped", None):
         reader.skipped.warn_of_files()

@@ -251,8 +251,10 @@ def test_refusals(changes, message):
 
 
 def test_labels_without_names():
-    images = make(class_names=None, labels=[7, -1])
-    assert (images.class_names, images.labels.tolist()) == (None, [7, -1])
+    images = make(class_names=None, labels=[7, 1])
+    assert (images.class_names, images.labels.tolist()) == (None, [7, 1])
+    with pytest.raises(ValueError, match=r"must be integers from 0 on. Received: .* such as \[7, -1\]"):
+        make(class_names=None, labels=[7, -1])
 
 
 def test_the_digest_is_of_every_byte(tmp_path):
@@ -264,7 +266,7 @@ def test_the_digest_is_of_every_byte(tmp_path):
     (tmp_path / "2.png").unlink()
     assert sources.csv(path).digest() != first
     arrays = [np.zeros((2, 8), np.uint8), np.zeros((4, 4), np.uint8)]
-    digests = {LabelledImages(lambda start, a=a: iter([a] * 2), ["a", "b"], "12", "ab").digest() for a in arrays}
+    digests = {LabelledImages(lambda start, a=a: iter([a] * 2), ["a", "b"], "12", ["a", "b"]).digest() for a in arrays}
     assert len(digests) == 2
 
 

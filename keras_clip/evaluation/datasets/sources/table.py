@@ -64,7 +64,10 @@ def csv(
         return {str(part).strip(): 1 for part in parts if part is not None and str(part).strip()}
 
     columns = Columns(
-        reader, label if separator is None else several, lambda row: row.get(group, ""), "each row of the table"
+        reader,
+        label if separator is None else several,
+        lambda row: "" if row.get(group) is None else row[group],
+        "each row of the table",
     )
     return columns.labelled_images(
         class_names, name=name or Path(paths[0]).stem, split=split, empty_classes=empty_classes
