@@ -1,6 +1,7 @@
 """Runs a task on a cluster by Ray, and goes on when workers or whole machines are lost, or others join."""
 
 import os
+import socket
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,6 +13,8 @@ from keras_clip.engines.processes import THREADS
 _ATTEMPTS = 3
 # Seconds between two looks for cores that joined the cluster.
 _LOOK = 5
+# Seconds in which a cluster must answer.
+_ANSWER = 10
 # Workers that die before they have started, in a row.
 _FAILED_STARTS = 10
 # Settings of this process that its workers on other machines need too.
@@ -61,6 +64,7 @@ class Ray:
     def _connect(self) -> Any:
         ray = _require_ray()
         if not ray.is_initialized():
+            _require_answer(self.address or os.environ.get("RAY_ADDRESS"))
             try:
                 ray.init(self.address, log_to_driver=False, include_dashboard=False, logging_level="ERROR")
             except ValueError:
@@ -160,6 +164,20 @@ class _Worker:
         if not self._has_started:
             self._state, self._has_started = self._task.start(), True
         return self._task.run(self._state, item)
+
+
+def _require_answer(address: str | None) -> None:
+    """Raises a ConnectionError if nothing answers at an address; Ray itself would try for minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER).close()
+    except OSError as error:
+        raise ConnectionError(
+            f"A Ray cluster must answer. Received: address={address!r}: {error}. Start one by `ray start --head`, or "
+            "name its address."
+        ) from None
 
 
 def _require_ray() -> Any:

@@ -9,7 +9,7 @@ from engine_tasks import Square, Variable
 from numbered_pairs import numbered, write_shards
 from subprocesses import REPOSITORY, run_python
 
-from keras_clip.engines import Processes, Serial, engine_named
+from keras_clip.engines import Processes, Ray, Serial, engine_named
 
 pytestmark = pytest.mark.backend_free
 
@@ -108,6 +108,12 @@ def test_a_cluster_loses_workers_nodes_and_the_driver_without_changing_the_resul
         "round 2: driver lost",
         "round 3: worker lost",
     ]
+
+
+def test_a_cluster_that_does_not_answer_is_refused_at_once():
+    pytest.importorskip("ray")
+    with pytest.raises(ConnectionError, match=r"Received: address='127.0.0.1:1': .*ray start --head"):
+        list(Ray("127.0.0.1:1").map(Square(), [1]))
 
 
 def test_a_cluster_without_ray_is_refused(monkeypatch):
