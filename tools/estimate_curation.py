@@ -168,7 +168,7 @@ def tables(rates, arguments):
             number(max(1, -(-cores // (hours * arguments.cores)))) for cores, _, _ in totals.values()
         ],
         f"GPUs for {arguments.days:g} day(s)": [number(max(1, -(-gpus // hours))) for _, gpus, _ in totals.values()],
-        "read rate of the source, at that time": [
+        "read rate of the source, in that time": [
             in_bytes(pairs * rates["table_bytes"]["image"] / (hours * 3600)) + "/s" for pairs in totals
         ],
         "cost": [
