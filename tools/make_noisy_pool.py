@@ -10,17 +10,46 @@ the photographs of groceries of that folder. `report` prints, for each kind, how
 pass, and for each pass how many of its rejections are faults.
 """
 
-import argparse
+import os
+import sys
+from pathlib import Path
+
+# The scripts of both folders use `terminal`, which is in examples/.
+sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
+import terminal
+
+
+def parse_args(argv=None):
+    parser = terminal.Parser(__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=terminal.Parser)
+    make_parser = commands.add_parser("make", description="make the pool")
+    make_parser.add_argument("folder", type=Path)
+    make_parser.add_argument("--scenes", type=int, default=3000, help="clean drawn scenes")
+    make_parser.add_argument("--image-size", type=int, default=224, help="of the drawn scenes, in pixels")
+    make_parser.add_argument("--each", type=int, default=100, help="pairs of each fault")
+    make_parser.add_argument("--head", type=int, default=600, help="pairs of one concept that occurs too often")
+    make_parser.add_argument("--shards", type=int, default=8)
+    make_parser.add_argument("--seed", type=int, default=0)
+    shared = os.environ.get("KERAS_CLIP_SHARED_DATA")
+    make_parser.add_argument(
+        "--shared", type=Path, default=shared and Path(shared), help="folder of emoji and groceries"
+    )
+    report_parser = commands.add_parser("report", description="compare a curation with the truth")
+    report_parser.add_argument("folder", type=Path)
+    report_parser.add_argument("--work", type=Path, required=True, help="folder of the curation")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    terminal.start(parse_args)
+
 import dataclasses
 import io
 import itertools
 import json
-import os
-import sys
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -28,7 +57,6 @@ import pyarrow as pa
 from PIL import Image
 from pyarrow import parquet
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from keras_clip import curation
 from keras_clip.data import synthetic
 from keras_clip.data.image_files import MAX_PIXELS, open_image
@@ -64,27 +92,6 @@ class Pair(NamedTuple):
     kind: str
     source: str
     original: int = -1
-
-
-def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    make_parser = commands.add_parser("make")
-    make_parser.add_argument("folder", type=Path)
-    make_parser.add_argument("--scenes", type=int, default=3000, help="clean drawn scenes")
-    make_parser.add_argument("--image-size", type=int, default=224, help="of the drawn scenes, in pixels")
-    make_parser.add_argument("--each", type=int, default=100, help="pairs of each fault")
-    make_parser.add_argument("--head", type=int, default=600, help="pairs of one concept that occurs too often")
-    make_parser.add_argument("--shards", type=int, default=8)
-    make_parser.add_argument("--seed", type=int, default=0)
-    shared = os.environ.get("KERAS_CLIP_SHARED_DATA")
-    make_parser.add_argument(
-        "--shared", type=Path, default=shared and Path(shared), help="folder of emoji and groceries"
-    )
-    report_parser = commands.add_parser("report")
-    report_parser.add_argument("folder", type=Path)
-    report_parser.add_argument("--work", type=Path, required=True, help="folder of the curation")
-    return parser.parse_args(argv)
 
 
 def make(args):
@@ -331,4 +338,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    terminal.run(main)
