@@ -7,7 +7,7 @@ PY := .venv/bin/python
 help:
 	@echo "make demo   install, then train a small CLIP and classify with it (TensorFlow, about 5 minutes)"
 	@echo "make check  install, then the quick tests on TensorFlow, JAX and torch"
-	@echo "make test   install, then every test on TensorFlow, JAX and torch (about 45 minutes on 2 cores)"
+	@echo "make test   install, then every test on TensorFlow, JAX and torch (about 40 minutes on 2 cores)"
 	@echo "make validation   install TensorFlow Data Validation in .venv-validation (3 GB, a few minutes)"
 	@echo "make lint   install, then ruff: faults and format"
 	@echo "A Python of your choice: make test PYTHON=python3.12"

@@ -385,7 +385,7 @@ def _stem(source: Any) -> str:
     """Returns the name of a file without the extension of its form, as a name of results."""
     if not isinstance(source, str):
         return "source"
-    base = re.sub(r"(\.\w{2,7})(\.(gz|bz2|xz|zst))?$", "", os.path.basename(os.path.normpath(source)))
+    base = re.sub(r"(\.\w{2,8})(\.(gz|bz2|xz|zst))?$", "", os.path.basename(os.path.normpath(source)))
     return re.sub(r"[^\w.-]", "_", base).strip(".")[:80] or "shard"
 
 
