@@ -301,8 +301,11 @@ def filter_pairs(args):
     rules += map(curation.Rule, args.rule)
     if not rules:
         raise SystemExit("A filter needs rules. Received: none of --basic, --lenient, --rule and --rules.")
+    wrong = [each for each in [*args.list, *args.column] if not all(each.partition("="))]
+    if wrong:
+        raise SystemExit(f"--list is NAME=FILE and --column COLUMN=PASS. Received: {wrong[0]}.")
     lists = {name: list_values(path) for name, _, path in (each.partition("=") for each in args.list)}
-    places = dict(each.split("=", 1) for each in args.column if "=" in each)
+    places = dict(each.split("=", 1) for each in args.column)
     options = {"name": args.name, "after": args.after, "lists": lists, "places": places}
     show(curation.filter_pairs(open_pool(args), rules, engine(args), **options))
 

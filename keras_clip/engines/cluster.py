@@ -6,7 +6,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from keras_clip.engines.engine import Task
+from keras_clip.engines.engine import Task, check_workers
 from keras_clip.engines.processes import THREADS
 
 # An item that is being worked on when workers die may be the reason; after this number of times it is taken for it.
@@ -39,8 +39,7 @@ class Ray:
     """
 
     def __init__(self, address: str | None = None, workers: int | None = None):
-        if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
-            raise ValueError(f"`workers` must be a positive integer, or None. Received: workers={workers!r}.")
+        check_workers(workers)
         _require_ray()
         self.address, self.workers = address, workers
 

@@ -53,3 +53,9 @@ class Engine(Protocol):
         Returns:
             Iterator over (number of the item, result).
         """
+
+
+def check_workers(workers: int | None) -> None:
+    """Raises a ValueError unless the number of workers is a positive integer, or None."""
+    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
+        raise ValueError(f"`workers` must be a positive integer, or None. Received: workers={workers!r}.")

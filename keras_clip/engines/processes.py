@@ -12,7 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection
 from typing import Any
 
-from keras_clip.engines.engine import Task
+from keras_clip.engines.engine import Task, check_workers
 
 # Items that are handed to each worker ahead of time.
 _AHEAD = 2
@@ -45,8 +45,7 @@ class Processes:
     """
 
     def __init__(self, workers: int | None = None):
-        if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
-            raise ValueError(f"`workers` must be a positive integer, or None. Received: workers={workers!r}.")
+        check_workers(workers)
         self.workers = workers
 
     def map(self, task: Task, items: Sequence[Any]) -> Iterator[tuple[int, Any]]:
