@@ -90,6 +90,8 @@ BACKEND_AWARE = (
     "engines.cluster",
     "tiling",
     "curation.writing",
+    "layers.adaptable",
+    "layers.convolutions",
     "layers.input_shapes",
     "layers.pixel_range",
     "layers.projection",

@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_clip.encoders.contract import ImageEncoder
 from keras_clip.layers.composite import Composite
+from keras_clip.layers.convolutions import PointwiseConv2D
 from keras_clip.layers.initialisation import uniform
 from keras_clip.layers.input_shapes import check_images, check_images_shape
 from keras_clip.layers.pooling import AttentionPool
@@ -16,7 +17,8 @@ from keras_clip.layers.sync_batch_norm import SyncBatchNorm
 
 
 def _convolution(filters: int, size: int, strides: int, dtype, name: str) -> keras.layers.Conv2D:
-    return keras.layers.Conv2D(
+    layer = PointwiseConv2D if size == 1 else keras.layers.Conv2D
+    return layer(
         filters,
         size,
         strides=strides,
@@ -88,13 +90,13 @@ class Bottleneck(Composite, keras.layers.Layer):
         self.built = True
 
     def call(self, x, training=False):
-        y = ops.relu(self.norm_1(self.convolution_1(x), training=training))
+        y = ops.relu(self.norm_1(self.convolution_1(x, training=training), training=training))
         y = ops.relu(self.norm_2(self.convolution_2(y), training=training))
         if self.pool is not None:
             x, y = self.pool(x), self.pool(y)
-        y = self.norm_3(self.convolution_3(y), training=training)
+        y = self.norm_3(self.convolution_3(y, training=training), training=training)
         if self.shortcut is not None:
-            x = self.shortcut_norm(self.shortcut(x), training=training)
+            x = self.shortcut_norm(self.shortcut(x, training=training), training=training)
         return ops.relu(x + y)
 
     def compute_output_shape(self, x_shape):

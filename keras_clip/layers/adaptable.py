@@ -68,6 +68,13 @@ class LoraDense(_SavesLora, keras.layers.Dense):
         Tensor (..., units) in the compute dtype.
     """
 
+    def call(self, inputs, training=None):
+        if keras.backend.backend() != "jax" or len(inputs.shape) <= 2:
+            return super().call(inputs, training)
+        # XLA for CPUs computes the gradient of the kernel by one fast matrix product only if the inputs are a matrix.
+        rows = super().call(ops.reshape(inputs, (-1, inputs.shape[-1])), training)
+        return ops.reshape(rows, (*inputs.shape[:-1], self.units))
+
 
 @keras.saving.register_keras_serializable(package="keras_clip")
 class LoraEmbedding(_SavesLora, keras.layers.Embedding):

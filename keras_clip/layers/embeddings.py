@@ -5,6 +5,7 @@ from keras import ops
 
 from keras_clip.layers.adaptable import LoraEmbedding
 from keras_clip.layers.composite import Composite
+from keras_clip.layers.convolutions import PatchConv2D
 from keras_clip.layers.initialisation import normal, uniform
 from keras_clip.layers.input_shapes import check_images, check_images_shape, check_token_ids
 from keras_clip.layers.pixel_range import check_pixel_range
@@ -86,7 +87,7 @@ class PatchEmbedding(Composite, keras.layers.Layer):
         if self.built:
             return
         patch, width = self.patch_size, self.width
-        self.projection = keras.layers.Conv2D(
+        self.projection = PatchConv2D(
             width,
             patch,
             strides=patch,
