@@ -43,7 +43,7 @@ def test_values_and_gradients_are_those_of_keras(kind, peer, arguments, shape, c
         np.testing.assert_allclose(ops.convert_to_numpy(ours), ops.convert_to_numpy(theirs), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.skipif(keras.backend.backend() != "jax", reason="the program is JAX's")
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="backend unable: has no such program")
 @pytest.mark.parametrize("name", [name for name in LAYERS if name != "1 x 1, inference"])
 def test_a_training_has_products_of_matrices_only(name):
     import jax
