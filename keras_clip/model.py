@@ -5,8 +5,10 @@ batch.
 """
 
 import os
+from functools import cached_property
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_clip import compat, distribution
@@ -17,12 +19,16 @@ from keras_clip.export import export_image_model, export_pair_model, export_text
 from keras_clip.layers.composite import CompositeModel
 from keras_clip.layers.contrastive_loss import ContrastiveLoss
 from keras_clip.layers.embeddings import PixelNormalization
+from keras_clip.layers.inference import Inference
 from keras_clip.layers.input_shapes import check_images, check_images_shape
 from keras_clip.layers.pixel_range import ChecksPixelRange
 from keras_clip.layers.projection import ProjectionHead
 from keras_clip.losses import caption_groups
 from keras_clip.step.trainer import Branch, GlobalBatchTrainer
 from keras_clip.types import Tensor
+
+# `encode_text` cuts texts to multiples of this number of tokens.
+_LENGTHS = 16
 
 
 def _check_end_token(tokenizer, encoder) -> None:
@@ -60,6 +66,10 @@ class _Embedder(CompositeModel):
     @property
     def embed_dim(self) -> int:
         return self.projection.embed_dim
+
+    @cached_property
+    def _inference(self) -> Inference:
+        return Inference(self)
 
     def build(self, input_shape=None):
         """Does nothing: the constructor builds all parts."""
@@ -150,8 +160,13 @@ class ImageEmbedder(ChecksPixelRange, _Embedder):
         return super().features(self.pixels(images), training)
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Embeds images (B, H, W, 3), uint8 or normalised floats; returns float32 (B, E) of unit length."""
-        return self(images, training=False)
+        """Embeds images (B, H, W, 3), uint8 or normalised floats; returns float32 (B, E) of unit length.
+
+        TensorFlow and JAX compile the encoder at the first call.
+        """
+        check_images(images, self._sides, rank=None)
+        self._check_first(images)
+        return self._inference(images)
 
     def export(self, filepath: str | os.PathLike, format: str = "tf_saved_model", dtype: str = "uint8") -> None:
         """Writes the image tower as a graph from "images" to "image_embeddings" (B, E) that runs without Keras.
@@ -216,8 +231,22 @@ class TextEmbedder(_Embedder):
         return self.projection(self.features(token_ids, training))
 
     def encode_text(self, token_ids: Tensor) -> Tensor:
-        """Embeds token ids (B, L); returns float32 (B, E) of unit length."""
-        return self(token_ids, training=False)
+        """Embeds token ids (B, L); returns float32 (B, E) of unit length.
+
+        TensorFlow and JAX compile the encoder at the first call. Texts are cut to the longest of the batch, which
+        changes their embeddings by rounding errors only.
+        """
+        return self._inference(self._cut(token_ids))
+
+    def _cut(self, token_ids):
+        """Token ids without most of the padding that all texts have, if the encoder pools at an end token."""
+        end = getattr(self.encoder, "end_token_id", None)
+        if end is None or not isinstance(token_ids, np.ndarray) or token_ids.ndim != 2 or not token_ids.size:
+            return token_ids
+        is_end = token_ids == end
+        longest = int(is_end.argmax(axis=1).max()) + 1 if is_end.any(axis=1).all() else token_ids.shape[1]
+        # Multiples, since each length is compiled by itself.
+        return token_ids[:, : -(-longest // _LENGTHS) * _LENGTHS]
 
     def export(self, filepath: str | os.PathLike, format: str = "tf_saved_model", strings: bool = False) -> None:
         """Writes the text tower as a graph from "token_ids" to "text_embeddings" (B, E) that runs without Keras.

@@ -92,6 +92,7 @@ BACKEND_AWARE = (
     "curation.writing",
     "layers.adaptable",
     "layers.convolutions",
+    "layers.inference",
     "layers.input_shapes",
     "layers.pixel_range",
     "layers.projection",

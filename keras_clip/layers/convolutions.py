@@ -1,7 +1,6 @@
-"""Convolutions that are matrix products, and are computed as such where that is faster: on JAX.
+"""Convolutions that are matrix products, and are computed as such where that is faster.
 
-XLA for CPUs computes the gradient of the kernel of a 1 x 1 convolution at a tenth of the speed of the matrix product,
-and a patch embedding at two thirds of it. Variables, configuration and results are those of `keras.layers.Conv2D`.
+Variables, configuration and results are those of `keras.layers.Conv2D`.
 """
 
 import keras
@@ -24,6 +23,7 @@ class PointwiseConv2D(keras.layers.Conv2D):
     """
 
     def call(self, inputs, training=False):
+        # XLA for CPUs computes the gradient of a 1 x 1 kernel at a tenth of the speed of the matrix product.
         if keras.backend.backend() != "jax" or not training:
             return super().call(inputs)
         *image, channels = inputs.shape
@@ -46,9 +46,8 @@ class PatchConv2D(keras.layers.Conv2D):
     """
 
     def call(self, inputs):
-        if keras.backend.backend() != "jax":
-            return super().call(inputs)
-        batch, height, width, channels = inputs.shape
+        # On all backends faster than the convolution. On torch, that one copies the kernel to another layout each time.
+        batch, height, width, channels = ops.shape(inputs)
         patch = self.kernel_size[0]
         rows, columns, size = height // patch, width // patch, patch * patch * channels
         patches = ops.reshape(inputs, (batch, rows, patch, columns, patch, channels))

@@ -1,4 +1,4 @@
-"""Layers that are computed as matrix products on JAX: values, gradients and programs."""
+"""Layers that are computed as matrix products: values, gradients, and the programs of JAX."""
 
 import keras
 import numpy as np
