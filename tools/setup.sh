@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 
 case "$1" in
 demo) extras=tensorflow,demo ;;
-test) extras=tensorflow,jax,torch,hub,export,demo,cluster,curation,evaluation,parquet,reference,dev ;;
+test) extras=tensorflow,jax,torch,hub,export,demo,cluster,curation,evaluation,parquet,search,usearch,qdrant,reference,dev ;;
 *)
     echo "tools/setup.sh: expected demo or test. Received: $1" >&2
     exit 2

@@ -1,0 +1,6 @@
+"""Search of one's own pictures by words and pictures: an index that grows, queries, labels and a page.
+
+Nothing leaves the machine, and nothing is written beside the pictures.
+"""
+
+from keras_clip.search.pictures import Changes, Picture, PictureIndex, update_index, watch
