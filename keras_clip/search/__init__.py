@@ -1,0 +1,1 @@
+"""Search of a folder of pictures by words and pictures."""
