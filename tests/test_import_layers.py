@@ -38,7 +38,8 @@ INSIDE = {
         ("matching",),
         ("profiling", "queries", "rules", "clusters", "keeping"),
         ("passes",),
-        ("pool", "draws", "verdicts"),
+        ("pool",),
+        ("shards", "draws", "verdicts"),
     ),
     "data": (
         ("pairs",),

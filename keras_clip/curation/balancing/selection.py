@@ -21,8 +21,9 @@ from keras_clip.curation.draws import check_seed, hash_pairs, hash_strings
 from keras_clip.curation.keeping import verdicts_of
 from keras_clip.curation.matching import queries_path, read_matches
 from keras_clip.curation.passes import ShardPass, run_pass
-from keras_clip.curation.pool import Pool, Shard, read_table, write_table
+from keras_clip.curation.pool import Pool, read_table, write_table
 from keras_clip.curation.queries import read_queries
+from keras_clip.curation.shards import Shard
 from keras_clip.curation.verdicts import alive_rows, unusable_reasons
 from keras_clip.engines import Engine, engine_named
 
@@ -85,7 +86,7 @@ def balance(
     if len(given) > 1:
         raise ValueError(f"At most one of `t`, `tail_share` and `cap` must be given. Received: {given}.")
     if after is None:
-        after = verdicts_of(pool, without=[Balance.name])
+        after = verdicts_of(pool, before=Balance.name)
     elif Balance.name in after:
         raise ValueError(f"Balancing cannot come after itself. Received: after={list(after)}. Leave it out.")
     check_seed(seed)
@@ -222,7 +223,7 @@ class Balance(ShardPass):
     name = "balance"
 
     def __init__(self, matches: _Matches, path: Path, digest: str, seed: int, t: float | None):
-        self.inputs = (*matches.after, "match")
+        self.inputs = self.global_inputs = (*matches.after, "match")
         self._matches, self._path, self._digest, self._seed, self._t = matches, path, digest, seed, t
 
     def config(self) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from keras_clip.curation.draws import hash_pairs
-from keras_clip.curation.pool import Pool, Shard
+from keras_clip.curation.pool import Pool
+from keras_clip.curation.shards import Shard
 from keras_clip.engines import Engine, engine_named
 
 # Upper bounds of the groups of lengths, in pixels of the shorter side and in words.
