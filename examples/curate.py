@@ -262,10 +262,8 @@ def add_score_arguments(parser):
 
 def score(args):
     pool = open_pool(args)
-    # Each worker would load the model, and on one machine one encoder uses all cores.
-    chosen = "serial" if args.engine == "auto" and args.workers is None else engine(args)
     options = {"batch_size": args.batch_size, "dtype": args.dtype, "name": args.name}
-    show(curation.score(pool, args.model, chosen, **options))
+    show(curation.score(pool, args.model, engine(args), **options))
 
 
 def add_filter_arguments(parser):

@@ -392,7 +392,7 @@ def _embedding_duplicates(pool, sketches, settings, removed, memory, engine) -> 
     _write(removed_path, removed, "removed")
     ranges = cluster_ranges(counts, len(centroids), centroids.shape[1], memory)
     task = ClusterDuplicates(pool.folder.absolute(), sketches.shards, (name, column), settings.cosine, removed_path)
-    found = [result for _, result in engine_named(engine, len(ranges)).map(task, ranges)]
+    found = [result for _, result in engine_named(engine).map(task, ranges)]
     entries = np.concatenate(found) if found else np.zeros((0, 4), np.int64)
     result = np.zeros(len(entries), REMOVED)
     for position, field in enumerate(("shard", "row", "of_shard", "of_row")):

@@ -108,7 +108,7 @@ def run_pass(pool: Pool, shard_pass: ShardPass, engine: str | Engine = "auto", *
         with tqdm(total=len(items), initial=len(items) - len(left), desc=shard_pass.name, unit="shard",
                   disable=not progress, delay=1) as bar:  # fmt: skip
             failures = []
-            for done, (_, failure) in enumerate(engine_named(engine, len(left)).map(task, left), start=1):
+            for done, (_, failure) in enumerate(engine_named(engine).map(task, left), start=1):
                 failures += [failure] if failure else []
                 bar.update(failure is None)
                 if done == len(failures) == _FAILURES:

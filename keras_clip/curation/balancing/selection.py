@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 NO_QUERY = "matches no query"
 NOT_DRAWN = "enough pairs of its queries"
 BEFORE = "rejected before balancing"
-# Below this number of pairs, starting processes takes longer than balancing.
-_FEW_PAIRS = 3_000_000
 # Groups of shards whose results are merged by the workers, before those of the groups are merged.
 _GROUPS = 256
 
@@ -91,8 +89,6 @@ def balance(
         raise ValueError(f"Balancing cannot come after itself. Received: after={list(after)}. Leave it out.")
     check_seed(seed)
     matches = _Matches.of(pool, after)
-    if engine == "auto" and sum(pool.marker("match", shard)["rows"] for shard in pool.shards) < _FEW_PAIRS:
-        engine = "serial"
     counts = matches.count(pool, engine, progress)
     if tail_share is not None:
         t = t_of_tail_share(counts, tail_share)
@@ -262,7 +258,7 @@ def _in_groups(pool: Pool, task, engine, progress) -> Iterator[Any]:
 
     groups = [pool.shards[start::_GROUPS] for start in range(min(_GROUPS, len(pool.shards)))]
     with tqdm(total=len(groups), desc="balance", unit="group", disable=not progress, delay=1) as bar:
-        for _, result in engine_named(engine, len(groups)).map(task, groups):
+        for _, result in engine_named(engine).map(task, groups):
             yield result
             bar.update()
 

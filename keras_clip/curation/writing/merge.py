@@ -248,7 +248,7 @@ def _merge(task: _Merge, ranges: Sequence[Range], engine: str | Engine, progress
     left = [each for each in located if entries[each.range.name] is None]
     with tqdm(total=len(ranges), initial=len(ranges) - len(left), desc="merge", unit="shard",
               disable=not progress, delay=1) as bar:  # fmt: skip
-        for number, entry in engine_named(engine, len(left)).map(task, left):
+        for number, entry in engine_named(engine).map(task, left):
             entries[left[number].range.name] = entry
             bar.update()
     shutil.rmtree(task.places, ignore_errors=True)
