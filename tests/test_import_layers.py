@@ -39,7 +39,7 @@ INSIDE = {
         ("profiling", "queries", "rules", "clusters", "keeping"),
         ("passes",),
         ("pool",),
-        ("shards", "draws", "verdicts"),
+        ("shards", "draws", "verdicts", "expressions"),
     ),
     "data": (
         ("pairs",),

@@ -20,7 +20,7 @@ from keras_clip.curation.queries import (
     read_wordnet,
     write_queries,
 )
-from keras_clip.curation.rules import Rule, all_of, any_of, datacomp_basic, not_
+from keras_clip.curation.rules import Rule, all_of, any_of, datacomp_basic, not_, read_rules
 from keras_clip.curation.scoring import ImageEmbeddings, Score, embed_images, model_digest, score
 from keras_clip.curation.shards import Shard
 from keras_clip.curation.validation import Anomaly, Validation, validate

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from keras_clip.curation.expressions import numbers_of
 from keras_clip.curation.passes import ShardPass, run_pass
 from keras_clip.curation.pool import Pool
 from keras_clip.curation.profiling import profile_schema
@@ -147,7 +148,7 @@ def _threshold(pool, name, share, after) -> float:
 
     def parts():
         for shard in pool.shards:
-            values = pool.table(name, shard, [column])[column].cast("float64").fill_null(np.nan).to_numpy()
+            values = numbers_of(pool.table(name, shard, [column])[column], column).fill_null(np.nan).to_numpy()
             if passes:
                 values = values[alive_rows({each: pool.table(each, shard) for each in passes}, passes)]
             yield values
