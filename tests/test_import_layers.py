@@ -39,7 +39,8 @@ INSIDE = {
         ("matching",),
         ("profiling", "queries", "rules", "clusters", "keeping"),
         ("passes",),
-        ("pool", "draws", "verdicts"),
+        ("pool",),
+        ("shards", "draws", "verdicts", "expressions"),
     ),
     "data": (
         ("pairs",),

@@ -147,7 +147,7 @@ def test_engines_orders_and_interruptions_give_the_same_bytes(written, raw, tmp_
     calls, run = [], merge._Merge.run
 
     def interrupted(task, state, item):
-        calls.append(item.name)
+        calls.append(item.range.name)
         if len(calls) == 2:
             raise KeyboardInterrupt
         return run(task, state, item)

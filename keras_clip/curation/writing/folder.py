@@ -8,10 +8,8 @@ from typing import Any
 
 from keras_clip import files
 from keras_clip.curation.writing.formats import FORMATS
-from keras_clip.data.readers.storage.manifest import KIND, MANIFEST, read_manifest
+from keras_clip.data.readers.storage.manifest import FORMAT, KIND, MANIFEST, read_manifest
 from keras_clip.data.readers.storage.paths import INDEX_SUFFIX
-
-_VERSION = 1
 
 
 class ShardFolder:
@@ -69,4 +67,4 @@ class ShardFolder:
         return {MANIFEST, *self._former, *(f"{name}{INDEX_SUFFIX}" for name in self._former)}
 
     def _write(self, manifest: Mapping[str, Any]) -> None:
-        files.write_json(self.path / MANIFEST, {"kind": KIND, "format": _VERSION, **manifest})
+        files.write_json(self.path / MANIFEST, {"kind": KIND, "format": FORMAT, **manifest})

@@ -16,6 +16,7 @@ from keras_clip.data.readers.reader import Captions, as_captions
 from keras_clip.data.readers.storage.copies import decompressed
 from keras_clip.data.readers.storage.paths import file_bytes
 from keras_clip.data.readers.storage.shards import ShardIndex, Shards
+from keras_clip.data.readers.storage.stamps import digest_of, file_stamp
 
 # Delimiters to try if that of the extension does not yield the required columns.
 _DELIMITERS = (",", "\t", ";", "|")
@@ -144,6 +145,12 @@ class TableReader(Shards):
                     raise ValueError(f"A table must be UTF-8. Received: {self.name(index)}: {brief(row)}.") from error
             metadata.append(row)
         return metadata
+
+    def stamp(self, ids: np.ndarray) -> str:
+        """Returns a digest of the rows, and of the sizes and times of change of the image files that they name."""
+        images = [table.image_path(row) for table, row in self._rows(ids)]
+        rows = zip(images, self._bytes(ids, 0), strict=True)
+        return digest_of([image, file_stamp(image), row.hex()] for image, row in rows)
 
     def column(self, name: str) -> str:
         """Returns the name of a column as it is written in the tables; the comparison ignores case.
