@@ -4,7 +4,9 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import threading
+import types
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -39,14 +41,16 @@ class Processes:
 
     Args:
         workers: int >= 1. Number of processes. None: one for each core.
+        main: bool. Whether the processes import the script that was started. False: tasks and items must not come from
+            it, and it needs no `if __name__ == "__main__":`.
 
     Raises:
         ValueError: not a positive number.
     """
 
-    def __init__(self, workers: int | None = None):
+    def __init__(self, workers: int | None = None, main: bool = True):
         check_workers(workers)
-        self.workers = workers
+        self.workers, self._main = workers, main
 
     def map(self, task: Task, items: Sequence[Any]) -> Iterator[tuple[int, Any]]:
         """Yields the results in the order in which items are done.
@@ -69,7 +73,7 @@ class Processes:
         waiting, deaths = list(reversed(range(len(items)))), Counter()
         while waiting:
             running: dict[Future, int] = {}
-            executor, processes = _start(task, workers)
+            executor, processes = _start(task, workers, self._main)
             try:
                 while waiting or running:
                     while waiting and len(running) < workers * _AHEAD:
@@ -115,14 +119,18 @@ def _check_can_be_sent(task: Task) -> None:
         ) from error
 
 
-def _start(task: Task, workers: int) -> tuple[ProcessPoolExecutor, list[Any]]:
+def _start(task: Task, workers: int, main: bool) -> tuple[ProcessPoolExecutor, list[Any]]:
     """Starts workers and returns their executor, and their processes, which it has no public name for."""
     others = multiprocessing.active_children()
     threads = str(max(1, num_cores() // workers))
     before = {name: os.environ.get(name) for name in THREADS}
+    script = sys.modules["__main__"]
     # Libraries read these when they are loaded, which is before any code of ours runs in a worker.
     os.environ.update(dict.fromkeys(THREADS, threads))
     try:
+        if not main:
+            # A new process imports the file of this module.
+            sys.modules["__main__"] = types.ModuleType("__main__")
         context = multiprocessing.get_context("spawn")
         executor = ProcessPoolExecutor(workers, context, _begin, (task,))
         # All processes start now, while the variables are set.
@@ -130,6 +138,7 @@ def _start(task: Task, workers: int) -> tuple[ProcessPoolExecutor, list[Any]]:
             executor.submit(_nothing, process)
         return executor, [each for each in multiprocessing.active_children() if each not in others]
     finally:
+        sys.modules["__main__"] = script
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)
