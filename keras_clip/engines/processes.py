@@ -4,7 +4,9 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import threading
+import types
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -38,14 +40,16 @@ class Processes:
 
     Args:
         workers: int >= 1. Number of processes. None: one for each core.
+        main: bool. Whether the processes import the script that was started. False: tasks and items must not come from
+            it, and it needs no `if __name__ == "__main__":`.
 
     Raises:
         ValueError: not a positive number.
     """
 
-    def __init__(self, workers: int | None = None):
+    def __init__(self, workers: int | None = None, main: bool = True):
         check_workers(workers)
-        self.workers = workers
+        self.workers, self._main = workers, main
 
     def map(self, task: Task, items: Sequence[Any]) -> Iterator[tuple[int, Any]]:
         """Yields the results in the order in which items are done.
@@ -86,7 +90,7 @@ class Processes:
         """Yields the results of some items. If workers die, ends, and adds those that were worked on to `lost`."""
         workers = min(self.workers or num_cores(), len(numbers))
         waiting, running = deque(numbers), {}
-        executor, processes = _start(task, workers)
+        executor, processes = _start(task, workers, self._main)
         try:
             while waiting or running:
                 # None ahead of time: an item in a queue has no part in a death.
@@ -126,14 +130,18 @@ def require_sendable(task: Task) -> None:
         ) from error
 
 
-def _start(task: Task, workers: int) -> tuple[ProcessPoolExecutor, list[Any]]:
+def _start(task: Task, workers: int, main: bool) -> tuple[ProcessPoolExecutor, list[Any]]:
     """Starts workers and returns their executor, and their processes, which it has no public name for."""
     others = multiprocessing.active_children()
     threads = str(max(1, num_cores() // workers))
     before = {name: os.environ.get(name) for name in THREADS}
+    script = sys.modules["__main__"]
     # Libraries read these when they are loaded, which is before any code of ours runs in a worker.
     os.environ.update(dict.fromkeys(THREADS, threads))
     try:
+        if not main:
+            # A new process imports the file of this module.
+            sys.modules["__main__"] = types.ModuleType("__main__")
         context = multiprocessing.get_context("spawn")
         executor = ProcessPoolExecutor(workers, context, _begin, (task,))
         # All processes start now, while the variables are set.
@@ -141,6 +149,7 @@ def _start(task: Task, workers: int) -> tuple[ProcessPoolExecutor, list[Any]]:
             executor.submit(_nothing, process)
         return executor, [each for each in multiprocessing.active_children() if each not in others]
     finally:
+        sys.modules["__main__"] = script
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)

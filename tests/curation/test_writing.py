@@ -73,7 +73,7 @@ def write(pool, folder, engine="serial", verdicts=None, **settings):
 
 
 def content(folder):
-    paths = sorted(path for path in folder.iterdir() if not path.name.endswith(".npz"))
+    paths = sorted(path for path in folder.iterdir() if not path.name.endswith((".index", ".npz")))
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 

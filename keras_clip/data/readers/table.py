@@ -14,8 +14,10 @@ from keras_clip.data.readers.brief import brief
 from keras_clip.data.readers.elements.mapping import CAPTION_NAMES, PATH_NAMES, Mapping, names_of
 from keras_clip.data.readers.reader import Captions, as_captions
 from keras_clip.data.readers.storage.copies import decompressed
+from keras_clip.data.readers.storage.indexing import index_in_memory
 from keras_clip.data.readers.storage.paths import file_bytes
-from keras_clip.data.readers.storage.shards import ShardIndex, Shards
+from keras_clip.data.readers.storage.shard_index import ShardIndex
+from keras_clip.data.readers.storage.shards import Shards
 from keras_clip.data.readers.storage.stamps import digest_of, file_stamp
 
 # Delimiters to try if that of the extension does not yield the required columns.
@@ -106,7 +108,7 @@ class TableReader(Shards):
             for path, file in zip(paths, files, strict=True)
         ]
         self._tables, indexes = zip(*index, strict=True)
-        super().__init__(paths, indexes, files)
+        super().__init__(paths, index_in_memory(indexes, files), files)
 
     def name(self, index: int) -> str:
         """Returns the path of the image, or the table and the row if there is none."""
