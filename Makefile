@@ -2,10 +2,11 @@
 
 PY := .venv/bin/python
 
-.PHONY: help demo test check lint validation
+.PHONY: help demo search test check lint validation
 
 help:
 	@echo "make demo   install, then train a small CLIP and classify with it (TensorFlow, about 5 minutes)"
+	@echo "make search install, train the demo's model unless it is there, draw pictures, and serve a page to search them"
 	@echo "make check  install, then the quick tests on TensorFlow, JAX and torch"
 	@echo "make test   install, then every test on TensorFlow, JAX and torch (about 40 minutes on 2 cores)"
 	@echo "make validation   install TensorFlow Data Validation in .venv-validation (3 GB, a few minutes)"
@@ -19,6 +20,14 @@ demo:
 check:
 	@PYTHON="$(PYTHON)" sh tools/setup.sh test
 	$(PY) tools/run_tests.py --jobs 2 -m "not slow"
+
+# Everything lies in runs/: what is there already is used again.
+search:
+	@PYTHON="$(PYTHON)" sh tools/setup.sh search
+	@test -f runs/demo/clip.keras || KERAS_BACKEND=tensorflow $(PY) examples/demo.py
+	KERAS_BACKEND=tensorflow $(PY) examples/search.py draw runs/search/pictures
+	KERAS_BACKEND=tensorflow $(PY) examples/search.py index runs/search/pictures --model runs/demo/clip.keras --index runs/search/index
+	KERAS_BACKEND=tensorflow $(PY) examples/search.py serve --index runs/search/index
 
 test:
 	@PYTHON="$(PYTHON)" sh tools/setup.sh test

@@ -12,7 +12,7 @@ stopped. `COMMAND --help` describes the options of a command.
 import argparse
 import functools
 import itertools
-import json
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -195,6 +195,8 @@ def duplicates(args):
     prefer = tuple(args.prefer.partition(".")[::2]) if args.prefer else None
     if prefer and not prefer[1]:
         raise SystemExit(f"--prefer is PASS.COLUMN, such as profile.pixels. Received: --prefer {args.prefer}.")
+    if not args.memory > 0 or not math.isfinite(args.memory):
+        raise SystemExit(f"--memory must be a positive number of GiB. Received: --memory {args.memory}.")
     settings = curation.DuplicateSettings(
         methods=tuple(args.method),
         same=args.same,
@@ -205,7 +207,7 @@ def duplicates(args):
         after=None if args.after is None else tuple(args.after),
         seed=args.seed,
     )
-    show(curation.find_duplicates(pool, engine(args), settings=settings, memory=int(args.memory * 2**30)))
+    show(curation.find_duplicates(pool, engine(args), settings=settings, memory=max(1, int(args.memory * 2**30))))
     if args.test_set:
         show(find_test_sets(args, pool))
 
@@ -262,10 +264,8 @@ def add_score_arguments(parser):
 
 def score(args):
     pool = open_pool(args)
-    # Each worker would load the model, and on one machine one encoder uses all cores.
-    chosen = "serial" if args.engine == "auto" and args.workers is None else engine(args)
     options = {"batch_size": args.batch_size, "dtype": args.dtype, "name": args.name}
-    show(curation.score(pool, args.model, chosen, **options))
+    show(curation.score(pool, args.model, engine(args), **options))
 
 
 def add_filter_arguments(parser):
@@ -297,7 +297,7 @@ def filter_pairs(args):
     rules = [*curation.datacomp_basic(args.language)] if args.basic else []
     rules += [curation.Rule(*rule) for rule in LENIENT] if args.lenient else []
     if args.rules:
-        rules += [curation.Rule.from_json(rule) for rule in json.loads(args.rules.read_text(encoding="utf-8"))]
+        rules += curation.read_rules(args.rules)
     rules += map(curation.Rule, args.rule)
     if not rules:
         raise SystemExit("A filter needs rules. Received: none of --basic, --lenient, --rule and --rules.")
@@ -320,7 +320,11 @@ LENIENT = (
 
 def list_values(path):
     """Returns the lines of a file."""
-    return [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise SystemExit(f"A list must be UTF-8, one value a line. Received: {path}: {error}.") from error
+    return [line for line in text.splitlines() if line.strip()]
 
 
 def add_write_arguments(parser):
@@ -400,6 +404,8 @@ def run_all(args):
         if value is not None and other is None:
             needed = "--model" if name == "--min-score" else "--queries"
             raise SystemExit(f"{name} needs {needed}. Received: {name} {value} without it.")
+    if args.min_score is not None and not math.isfinite(args.min_score):
+        raise SystemExit(f"--min-score must be a number. Received: --min-score {args.min_score}.")
     seconds, verdicts = {}, ["profile"]
     for command, *options in steps(args):
         options = [*options, *(["--verdicts", *verdicts] if command in ("write", "card") else [])]

@@ -13,6 +13,7 @@ from keras_clip import (
     losses,
     presets,
     prompts,
+    search,
     similarity,
     step,
     training,

@@ -35,7 +35,7 @@ class Lengths(_Logged):
         if shard.name == self.interrupted_at:
             raise KeyboardInterrupt
         reader, ids = shard.open()
-        lengths = [self.factor * len(captions[0]) for captions in reader.captions(ids)]
+        lengths = [self.factor * len(captions[0]) for captions in reader.read(ids)[1]]
         return pa.table({"length": lengths}), {"pairs": len(ids), "characters": sum(lengths)}
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 class Square:
     """Squares numbers; a worker dies at one of them as often as there are files to remove in a folder."""
 
-    def __init__(self, folder=None, deadly=None, error=None):
-        self.folder, self.deadly, self.error = folder, deadly, error
+    def __init__(self, folder=None, deadly=None, error=None, slow=None):
+        self.folder, self.deadly, self.error, self.slow = folder, deadly, error, slow
 
     def start(self):
         if self.error == "start":
@@ -22,7 +22,11 @@ class Square:
             lives = sorted(Path(self.folder).glob("*"))
             if lives:
                 lives[0].unlink()
+                # The items beside this one have begun by now.
+                time.sleep(0.2 if self.slow is not None else 0)
                 os.kill(os.getpid(), signal.SIGKILL)
+        if item == self.slow:
+            time.sleep(5)
         if item == self.error:
             raise ValueError(f"item {item} is wrong")
         return item * item, state

@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "keras_clip"
 # import itself and the levels below, never those above. Components of one level do not import each other. A new package
 # or module needs a place here.
 LEVELS = (
+    ("search",),
     ("evaluation", "curation"),
     ("zero_shot",),
     ("presets",),
@@ -38,7 +39,8 @@ INSIDE = {
         ("matching",),
         ("profiling", "queries", "rules", "clusters", "keeping"),
         ("passes",),
-        ("pool", "draws", "verdicts"),
+        ("pool",),
+        ("shards", "draws", "verdicts", "expressions"),
     ),
     "data": (
         ("pairs",),
@@ -64,6 +66,12 @@ INSIDE = {
         ("studies",),
         ("metrics",),
         ("results",),
+    ),
+    "search": (
+        ("server",),
+        ("labels",),
+        ("queries",),
+        ("pictures", "vectors"),
     ),
 }
 # Components that may import only these parts of keras_clip: a report never runs a model.

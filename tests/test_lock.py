@@ -14,6 +14,7 @@ from keras_clip import lock
 from keras_clip.lock import Lock
 
 pytestmark = pytest.mark.backend_free
+PATIENCE = 20
 
 
 @pytest.fixture(autouse=True)
@@ -21,6 +22,22 @@ def fast(monkeypatch):
     monkeypatch.setattr(lock, "_POLL", 0.01)
     monkeypatch.setattr(lock, "_BEAT", 0.02)
     monkeypatch.setattr(lock, "_SILENCE", 0.4)
+
+
+@pytest.fixture(autouse=True)
+def no_endless_wait(monkeypatch):
+    """A lock that is not taken within `PATIENCE` seconds fails the test, which would otherwise wait forever."""
+    deadline = time.monotonic() + PATIENCE
+
+    def in_time(method):
+        def call(self):
+            assert time.monotonic() < deadline, f"The lock was not taken within {PATIENCE} s."
+            return method(self)
+
+        return call
+
+    for name in ("_create", "_read"):
+        monkeypatch.setattr(Lock, name, in_time(getattr(Lock, name)))
 
 
 @pytest.fixture

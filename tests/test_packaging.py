@@ -54,7 +54,14 @@ def test_pins_of_validation_name_every_package_once(version):
     assert f"version={version} " in script
 
 
-@pytest.mark.parametrize("target, absent", [("demo", {"torch", "jax", "reference", "dev"}), ("test", RESERVED)])
+@pytest.mark.parametrize(
+    "target, absent",
+    [
+        ("demo", {"torch", "jax", "reference", "dev", "search"}),
+        ("search", {"torch", "jax", "reference", "dev"}),
+        ("test", RESERVED),
+    ],
+)
 def test_extras_of_the_targets(target, absent):
     script = (REPOSITORY / "tools" / "setup.sh").read_text()
     chosen = set(re.search(rf"^{target}\) extras=(\S+) ;;$", script, re.MULTILINE)[1].split(","))

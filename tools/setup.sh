@@ -1,14 +1,15 @@
 #!/bin/sh
-# Fills .venv with the pinned versions and this package, in place: sh tools/setup.sh demo|test
-# `test` installs all that `demo` does and more. Nothing is done when nothing changed since the last time.
+# Fills .venv with the pinned versions and this package, in place: sh tools/setup.sh demo|search|test
+# `test` installs all that the others do and more. Nothing is done when nothing changed since the last time.
 set -eu
 cd "$(dirname "$0")/.."
 
 case "$1" in
 demo) extras=tensorflow,demo ;;
-test) extras=tensorflow,jax,torch,hub,export,demo,cluster,curation,evaluation,parquet,reference,dev ;;
+search) extras=tensorflow,demo,search ;;
+test) extras=tensorflow,jax,torch,hub,export,demo,cluster,curation,evaluation,parquet,search,usearch,qdrant,reference,dev ;;
 *)
-    echo "tools/setup.sh: expected demo or test. Received: $1" >&2
+    echo "tools/setup.sh: expected demo, search or test. Received: $1" >&2
     exit 2
     ;;
 esac

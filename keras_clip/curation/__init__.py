@@ -8,7 +8,7 @@ from keras_clip.curation.keeping import KeepList, keep, verdicts_of
 from keras_clip.curation.leaks import TestImages, find_test_images, hash_images
 from keras_clip.curation.matching import Matcher, match
 from keras_clip.curation.passes import ShardPass, run_pass
-from keras_clip.curation.pool import Pool, Shard, read_table, write_table
+from keras_clip.curation.pool import Pool, read_table, write_table
 from keras_clip.curation.profiling import Profile, profile, profile_schema
 from keras_clip.curation.queries import (
     Queries,
@@ -20,7 +20,8 @@ from keras_clip.curation.queries import (
     read_wordnet,
     write_queries,
 )
-from keras_clip.curation.rules import Rule, all_of, any_of, datacomp_basic, not_
+from keras_clip.curation.rules import Rule, all_of, any_of, datacomp_basic, not_, read_rules
 from keras_clip.curation.scoring import ImageEmbeddings, Score, embed_images, model_digest, score
+from keras_clip.curation.shards import Shard
 from keras_clip.curation.validation import Anomaly, Validation, validate
 from keras_clip.curation.writing import WriteSettings, write, write_stream

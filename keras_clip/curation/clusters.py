@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from keras_clip.curation.passes import ShardPass
-from keras_clip.curation.pool import Pool, Shard
+from keras_clip.curation.pool import Pool
+from keras_clip.curation.shards import Shard
 from keras_clip.similarity.clusters import semantic_duplicates, spherical_kmeans
 from keras_clip.similarity.nearest import nearest_vectors
 
@@ -34,6 +35,7 @@ class Clusters(ShardPass):
 
     def __init__(self, path: Path, digest: str, embeddings: tuple[str, str]):
         self.inputs = (embeddings[0],)
+        self.global_inputs = ("profile", embeddings[0])
         self._path, self._digest, self._embeddings = path, digest, embeddings
 
     def config(self) -> dict[str, Any]:

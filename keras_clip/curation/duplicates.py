@@ -23,7 +23,8 @@ from keras_clip.curation.clusters import ClusterDuplicates, Clusters, cluster_ra
 from keras_clip.curation.draws import check_seed, hash_pairs, mix
 from keras_clip.curation.keeping import verdicts_of
 from keras_clip.curation.passes import ShardPass, run_pass
-from keras_clip.curation.pool import Pool, Shard
+from keras_clip.curation.pool import Pool
+from keras_clip.curation.shards import Shard
 from keras_clip.curation.verdicts import alive_rows
 from keras_clip.engines import Engine, engine_named
 from keras_clip.similarity.hamming import greedy_representatives, near_pairs
@@ -172,18 +173,21 @@ class Duplicates(ShardPass):
         names: names of all shards, sorted.
         path: file of `REMOVED`.
         digest: str, of this file.
-        same: as of `DuplicateSettings`.
-        after: as of `DuplicateSettings`.
+        settings: `DuplicateSettings`, with `after`.
     """
 
-    def __init__(self, name: str, names: Sequence[str], path: Path, digest: str, same: str, after: Sequence[str] = ()):
-        self.name, self.inputs = name, ("profile", *after)
+    def __init__(self, name: str, names: Sequence[str], path: Path, digest: str, settings: DuplicateSettings):
+        self.name, self.inputs = name, ("profile", *settings.after)
+        preferred = settings.prefer[:1] if settings.prefer else ()
+        embedded = settings.embeddings[:1] if "embedding" in settings.methods else ()
+        # A pair may be a duplicate of one in any shard.
+        self.global_inputs = tuple(dict.fromkeys((*self.inputs, *preferred, *embedded)))
         self._names, self._path, self._digest = list(names), Path(path), digest
-        self._same, self._after = same, tuple(after)
+        self._same = settings.same
 
     def config(self) -> dict[str, Any]:
         """See `ShardPass.config`."""
-        return {"version": 1, "removed": self._digest, "same": self._same, "after": self._after}
+        return {"version": 1, "removed": self._digest, "same": self._same, "after": self.inputs[1:]}
 
     def start(self) -> np.ndarray:
         """See `ShardPass.start`."""
@@ -252,7 +256,7 @@ def find_duplicates(
     if isinstance(memory, bool) or not isinstance(memory, int) or memory < 1:
         raise ValueError(f"`memory` must be a positive number of bytes. Received: memory={memory!r}.")
     if settings.after is None:
-        after = verdicts_of(pool, without=["profile", name, *_LATER])
+        after = verdicts_of(pool, without=["profile", *_LATER], before=name)
         settings = dataclasses.replace(settings, after=tuple(after))
     run_pass(pool, Sketch(settings), engine, progress=progress)
     sketches = _Sketches(pool)
@@ -263,7 +267,7 @@ def find_duplicates(
         removed = _kept_or_made(path, key, lambda: _merge(method, pool, sketches, settings, removed, memory, engine))  # noqa: B023
     path = pool.folder / f"{name}.npy"
     digest = _write(path, removed, key)
-    verdict = Duplicates(name, sketches.names, path.absolute(), digest, settings.same, settings.after)
+    verdict = Duplicates(name, sketches.names, path.absolute(), digest, settings)
     return run_pass(pool, verdict, engine, progress=progress)
 
 
@@ -388,7 +392,7 @@ def _embedding_duplicates(pool, sketches, settings, removed, memory, engine) -> 
     _write(removed_path, removed, "removed")
     ranges = cluster_ranges(counts, len(centroids), centroids.shape[1], memory)
     task = ClusterDuplicates(pool.folder.absolute(), sketches.shards, (name, column), settings.cosine, removed_path)
-    found = [result for _, result in engine_named(engine, len(ranges)).map(task, ranges)]
+    found = [result for _, result in engine_named(engine).map(task, ranges)]
     entries = np.concatenate(found) if found else np.zeros((0, 4), np.int64)
     result = np.zeros(len(entries), REMOVED)
     for position, field in enumerate(("shard", "row", "of_shard", "of_row")):

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from keras_clip.curation.expressions import numbers_of
 from keras_clip.curation.passes import ShardPass, run_pass
-from keras_clip.curation.pool import Pool, Shard
+from keras_clip.curation.pool import Pool
 from keras_clip.curation.profiling import profile_schema
 from keras_clip.curation.rules import Rule, first_reasons, share_threshold
+from keras_clip.curation.shards import Shard
 from keras_clip.curation.verdicts import alive_rows
 from keras_clip.engines import Engine
 
@@ -28,6 +30,7 @@ class Filter(ShardPass):
         places: {column: name of the pass that has it}.
         thresholds: {(column, share): threshold}, see `Rule.keeps`.
         lists: {name: values}, see `Rule.keeps`.
+        after: names of the passes with verdicts that the thresholds depend on.
     """
 
     def __init__(
@@ -37,8 +40,11 @@ class Filter(ShardPass):
         places: Mapping[str, str],
         thresholds: Mapping[tuple[str, float], float],
         lists: Mapping[str, Sequence[Any]],
+        after: Sequence[str] = (),
     ):
         self.name, self.inputs = name, tuple(dict.fromkeys(("profile", *places.values())))
+        of_shares = [places[column] for column, _ in thresholds]
+        self.global_inputs = tuple(dict.fromkeys([*of_shares, *after])) if thresholds else ()
         self._rules, self._places, self._thresholds = tuple(rules), dict(places), dict(thresholds)
         self._lists = {key: list(values) for key, values in lists.items()}
 
@@ -107,7 +113,7 @@ def filter_pairs(
     shares = dict.fromkeys(share for rule in rules for share in rule.shares)
     thresholds = {share: _threshold(pool, places[share[0]], share, after) for share in shares}
     used = {key: values for key, values in lists.items() if any(key in rule.lists for rule in rules)}
-    return run_pass(pool, Filter(rules, name, places, thresholds, used), engine, progress=progress)
+    return run_pass(pool, Filter(rules, name, places, thresholds, used, after), engine, progress=progress)
 
 
 def _places(pool, columns, given, own_name) -> dict[str, str]:
@@ -142,7 +148,7 @@ def _threshold(pool, name, share, after) -> float:
 
     def parts():
         for shard in pool.shards:
-            values = pool.table(name, shard, [column])[column].cast("float64").fill_null(np.nan).to_numpy()
+            values = numbers_of(pool.table(name, shard, [column])[column], column).fill_null(np.nan).to_numpy()
             if passes:
                 values = values[alive_rows({each: pool.table(each, shard) for each in passes}, passes)]
             yield values

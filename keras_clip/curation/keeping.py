@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from keras_clip.curation.passes import ShardPass, run_pass
-from keras_clip.curation.pool import Pool, Shard, require_parquet
+from keras_clip.curation.pool import Pool, require_parquet
+from keras_clip.curation.shards import Shard
 from keras_clip.curation.verdicts import unusable_reasons
 from keras_clip.engines import Engine
 
@@ -94,12 +95,13 @@ def keep(
     return run_pass(pool, KeepList(verdicts_of(pool) if verdicts is None else verdicts), engine, progress=progress)
 
 
-def verdicts_of(pool: Pool, without: Sequence[str] = ()) -> list[str]:
+def verdicts_of(pool: Pool, without: Sequence[str] = (), before: str | None = None) -> list[str]:
     """Finds the passes that have a verdict on every shard.
 
     Args:
         pool: the pool.
         without: names of passes that do not count.
+        before: name of a pass. Those that were made from its results do not count, and neither does itself.
 
     Returns:
         Their names in the order in which they reject pairs: the profile, rules and filters, others in alphabetical
@@ -110,7 +112,8 @@ def verdicts_of(pool: Pool, without: Sequence[str] = ()) -> list[str]:
     """
     names = {folder.name for folder in pool.folder.iterdir() if folder.is_dir()} - {KeepList.name, *_FIRST, *_LAST}
     ordered = [*_FIRST, *sorted(names), *_LAST]
-    return [name for name in ordered if name not in without and _gives_verdicts(pool, name)]
+    later = {name for name in ordered if before is not None and before in {name, *pool.reads(name)}}
+    return [name for name in ordered if name not in {*without, *later} and _gives_verdicts(pool, name)]
 
 
 def _gives_verdicts(pool: Pool, name: str) -> bool:

@@ -9,7 +9,8 @@ import numpy as np
 
 from keras_clip.curation.clusters import embedding_rows
 from keras_clip.curation.passes import ShardPass, run_pass
-from keras_clip.curation.pool import Pool, Shard
+from keras_clip.curation.pool import Pool
+from keras_clip.curation.shards import Shard
 from keras_clip.data.image_files import MAX_PIXELS
 from keras_clip.data.readers import Reader
 from keras_clip.engines import Engine

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from keras_clip.curation.passes import ShardPass, run_pass
-from keras_clip.curation.pool import Pool, Shard
+from keras_clip.curation.pool import Pool
 from keras_clip.curation.queries import Queries, read_queries, write_queries
 from keras_clip.curation.queries.separated import pattern_of, separated
+from keras_clip.curation.shards import Shard
 from keras_clip.engines import Engine
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from keras_clip import files
-from keras_clip.curation.pool import Pool, Shard, described_mapping, require_parquet, write_table
+from keras_clip.curation.pool import Pool, require_parquet, write_table
+from keras_clip.curation.shards import Shard, described_mapping
 from keras_clip.engines import Engine, engine_named
 from keras_clip.lock import Lock
 
@@ -30,12 +31,15 @@ class ShardPass:
     Attributes:
         name: str. The folder of the results in the folder of the pool.
         inputs: names of the passes whose tables of the same shard are read.
+        global_inputs: names of the passes whose tables of all shards the results depend on, as thresholds of shares do.
+            If a shard is added, removed or changed, all results are stale.
         reads_source: bool. Whether the samples are read too, so that a changed shard is processed again.
         uses_accelerator: bool. Whether a worker needs a GPU, where a cluster has some.
     """
 
     name: str
     inputs: tuple[str, ...] = ()
+    global_inputs: tuple[str, ...] = ()
     reads_source: bool = False
     uses_accelerator: bool = False
 
@@ -92,19 +96,19 @@ def run_pass(pool: Pool, shard_pass: ShardPass, engine: str | Engine = "auto", *
             "The name of a pass must have letters, digits, '_', '-' and '.' only, since its folder has this name. "
             f"Received: name={shard_pass.name!r}."
         )
-    for name in shard_pass.inputs:
-        pool.require(name)
+    pool.require(*shard_pass.inputs, *shard_pass.global_inputs)
     (pool.folder / shard_pass.name).mkdir(parents=True, exist_ok=True)
     with Lock(pool.folder / f"{shard_pass.name}.lock", f"the results of {shard_pass.name!r} in {pool.folder}"):
         _require_name(pool, shard_pass)
-        items = [Item(shard, _key(pool, shard_pass, shard)) for shard in pool.shards]
+        made_of_all = {name: pool.state(name) for name in shard_pass.global_inputs}
+        items = [Item(shard, _key(pool, shard_pass, shard, made_of_all)) for shard in pool.shards]
         left = [item for item in items if not _is_done(pool, shard_pass, item)]
-        task = _RunPass(pool, shard_pass)
+        task = _RunPass(pool, shard_pass, made_of_all)
         counts = Counter()
         with tqdm(total=len(items), initial=len(items) - len(left), desc=shard_pass.name, unit="shard",
                   disable=not progress, delay=1) as bar:  # fmt: skip
             failures = []
-            for done, (_, failure) in enumerate(engine_named(engine, len(left)).map(task, left), start=1):
+            for done, (_, failure) in enumerate(engine_named(engine).map(task, left), start=1):
                 failures += [failure] if failure else []
                 bar.update(failure is None)
                 if done == len(failures) == _FAILURES:
@@ -144,9 +148,10 @@ class Item(NamedTuple):
 class _RunPass:
     """The task of an engine that runs a pass on a shard and writes its result."""
 
-    def __init__(self, pool: Pool, shard_pass: ShardPass):
+    def __init__(self, pool: Pool, shard_pass: ShardPass, made_of_all: Mapping[str, str]):
         # Without the shards, of which each worker gets its own.
         self._pool, self._pass = Pool([], pool.folder.absolute()), shard_pass
+        self._made_of_all = dict(made_of_all)
         self.uses_accelerator = shard_pass.uses_accelerator
 
     def start(self) -> Any:
@@ -178,14 +183,15 @@ class _RunPass:
         counts = {key: int(value) for key, value in sorted(counts.items())}
         marker = {"kind": type(self._pass).__name__, "key": item.key, "output": output}
         made_of = {each: self._pool.marker(each, shard)["output"] for each in self._pass.inputs}
-        marker |= {"inputs": made_of, "rows": table.num_rows, "counts": counts}
+        marker |= {"inputs": made_of, "global_inputs": self._made_of_all, "rows": table.num_rows, "counts": counts}
         files.write_json(self._pool.marker_path(name, shard), marker)
 
 
-def _key(pool: Pool, shard_pass: ShardPass, shard: Shard) -> str:
+def _key(pool: Pool, shard_pass: ShardPass, shard: Shard, made_of_all: Mapping[str, str]) -> str:
     """Returns a digest of all that the result of a shard depends on."""
     parts = {
         "config": shard_pass.config(),
+        "global inputs": made_of_all,
         "inputs": {name: pool.marker(name, shard)["output"] for name in shard_pass.inputs},
         "source": [shard.start, shard.stop, described_mapping(shard.mapping), shard.delimiter, shard.stamp]
         if shard_pass.reads_source

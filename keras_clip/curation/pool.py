@@ -1,22 +1,15 @@
 """A pool: a source of pairs, divided into shards, and the folder with the results of the passes over it."""
 
-import dataclasses
-import functools
 import hashlib
 import json
 import os
-import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from keras_clip import files
-from keras_clip.data.readers import Reader, open_reader
+from keras_clip.curation.shards import Shard, described_mapping, shards_of
 from keras_clip.data.readers.brief import brief
-from keras_clip.data.readers.forms import Part, parts_of
 
 if TYPE_CHECKING:
     import pyarrow
@@ -24,38 +17,6 @@ if TYPE_CHECKING:
 _VERSION = 1
 # Samples of a shard, where the source is not files that are shards themselves.
 SHARD_SIZE = 10_000
-
-
-@dataclasses.dataclass(frozen=True)
-class Shard:
-    """A part of the source, which a worker reads by itself.
-
-    Args:
-        name: name of its results, unique in the pool.
-        source: a path, or an object as `image_text_pairs` takes it.
-        start: int. The first sample of the source.
-        stop: int or None. The end of its samples; None: all.
-        mapping: see `image_text_pairs`.
-        delimiter: see `image_text_pairs`.
-        stamp: size and time of change of the file; a pass over a changed file is made again.
-    """
-
-    name: str
-    source: Any
-    start: int = 0
-    stop: int | None = None
-    mapping: Any = None
-    delimiter: str | None = None
-    stamp: tuple[int, ...] = ()
-
-    def open(self) -> tuple[Reader, np.ndarray]:
-        """Opens the source.
-
-        Returns:
-            The reader of the source, and the indices of the samples of this shard in it, int64 (N,).
-        """
-        reader = _open(self)
-        return reader, np.arange(self.start, len(reader) if self.stop is None else self.stop, dtype=np.int64)
 
 
 class Pool:
@@ -80,6 +41,7 @@ class Pool:
         mapping: Any = None,
         delimiter: str | None = None,
         shard_size: int = SHARD_SIZE,
+        version: str | None = None,
     ) -> "Pool":
         """Opens a source of pairs, and the folder for its results, which is made.
 
@@ -91,6 +53,9 @@ class Pool:
             mapping: see `image_text_pairs`.
             delimiter: see `image_text_pairs`.
             shard_size: int >= 1. Samples of a shard.
+            version: str or None. Of a source that is an object, any text that names the state of its samples and of a
+                function that maps them: results are kept while it stays the same. None: all samples are read when the
+                pool is opened, and results are kept for the shards whose pairs and metadata are as they were.
 
         Returns:
             The pool.
@@ -98,7 +63,9 @@ class Pool:
         Raises:
             FileNotFoundError, TypeError, ValueError: an invalid source, or a folder that was made for another one.
 
-        Files may be added to the source and removed from it between calls: results of the other shards are kept.
+        Files may be added to the source, removed and changed between calls: results of the other shards are kept.
+        A change is noticed by the sizes and times of change of the files, also of those in a folder, or that a table
+        or Parquet file names, and by the rows of a table.
         """
         folder = Path(folder)
         record = folder / "pool.json"
@@ -116,7 +83,12 @@ class Pool:
         if isinstance(shard_size, bool) or not isinstance(shard_size, int) or shard_size < 1:
             raise ValueError(f"`shard_size` must be a positive integer. Received: shard_size={shard_size!r}.")
         source = _absolute(source)
-        shards = _shards(source, mapping, delimiter, shard_size)
+        if version is not None and (_is_paths(source) or not isinstance(version, str)):
+            raise ValueError(
+                "`version` must be a text that names the state of an object; files are compared by their times of "
+                f"change. Received: version={version!r}, source={brief(source)}."
+            )
+        shards = shards_of(source, mapping, delimiter, shard_size, version)
         described = {
             "format": _VERSION,
             "source": source if _is_paths(source) else None,
@@ -169,9 +141,10 @@ class Pool:
             shard: the shard.
 
         Returns:
-            {"kind", "key", "output", "inputs", "rows", "counts"}: the class of the pass, a digest of what the result
-            depends on, the SHA-256 of the table and of those that were read, its number of rows, and the counts of the
-            pass; None if the pass is not complete for the shard.
+            {"kind", "key", "output", "inputs", "global_inputs", "rows", "counts"}: the class of the pass, a digest of
+            what the result depends on, the SHA-256 of the table and of those that were read, the `state` of the passes
+            of which the tables of all shards count, its number of rows, and the counts of the pass; None if the pass is
+            not complete for the shard.
         """
         try:
             marker = json.loads(self.marker_path(name, shard).read_text(encoding="utf-8"))
@@ -190,15 +163,50 @@ class Pool:
         """
         return all(self.marker(name, shard) is not None for shard in self.shards)
 
-    def require(self, name: str) -> None:
-        """Checks that a pass has a result for every shard, made from the present results of the passes that it reads.
+    def reads(self, name: str) -> set[str]:
+        """Returns the names of all passes that the results of a pass were made from, directly or not.
 
         Args:
-            name: name of the pass.
+            name: name of the pass, which need not be complete.
+        """
+        found, left = set(), [name]
+        while left:
+            marker = next(filter(None, (self.marker(left[-1], shard) for shard in self.shards)), {})
+            left.pop()
+            new = {*marker.get("inputs", ()), *marker.get("global_inputs", ())} - found
+            found |= new
+            left += new
+        return found
+
+    def state(self, name: str) -> str:
+        """Returns a digest of the results of a pass for all shards, which does not depend on their order.
+
+        Args:
+            name: name of the pass, which must be complete.
+
+        Returns:
+            64 hexadecimal digits.
+        """
+        outputs = sorted((shard.name, self.marker(name, shard)["output"]) for shard in self.shards)
+        return hashlib.sha256(json.dumps(outputs).encode()).hexdigest()
+
+    def require(self, *names: str) -> None:
+        """Checks that passes have a result for every shard, made from the present results of the passes that they read.
+
+        Args:
+            names: names of passes.
 
         Raises:
-            ValueError: it has none for a shard, or one that was made from an earlier result.
+            ValueError: one has none for a shard, or one that was made from an earlier result or for other shards.
         """
+        checked: dict[str, list[dict[str, Any]]] = {}
+        for name in names:
+            self._require(name, checked)
+
+    def _require(self, name: str, checked: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+        """Checks a pass and those that it reads; the markers of each are read once, and returned."""
+        if name in checked:
+            return checked[name]
         markers = [self.marker(name, shard) for shard in self.shards]
         missing = [shard.name for shard, marker in zip(self.shards, markers, strict=True) if marker is None]
         if missing:
@@ -206,14 +214,24 @@ class Pool:
                 f"The pass {name!r} must be complete. Received: {str(self.folder)!r}, where it has no result for "
                 f"{len(missing)} of {len(self.shards)} shards, among them {missing[0]!r}. Run it first."
             )
-        for each in dict.fromkeys(each for marker in markers for each in marker.get("inputs", ())):
-            self.require(each)
-            for shard, marker in zip(self.shards, markers, strict=True):
-                if marker["inputs"].get(each) != self.marker(each, shard)["output"]:
-                    raise ValueError(
-                        f"The pass {name!r} must be made from the present results. Received: {str(self.folder)!r}, "
-                        f"where {each!r} of {shard.name!r} has changed since. Run {name!r} again."
-                    )
+        checked[name] = markers
+        states: dict[str, str] = {}
+        for shard_number, (shard, marker) in enumerate(zip(self.shards, markers, strict=True)):
+            changed = [
+                f"{each!r} of {shard.name!r}"
+                for each, output in marker.get("inputs", {}).items()
+                if self._require(each, checked)[shard_number]["output"] != output
+            ]
+            for each, state in marker.get("global_inputs", {}).items():
+                self._require(each, checked)
+                states[each] = states.get(each) or self.state(each)
+                changed += [f"{each!r} of some shard, or the list of shards,"] if states[each] != state else []
+            if changed:
+                raise ValueError(
+                    f"The pass {name!r} must be made from the present results. Received: {str(self.folder)!r}, "
+                    f"where {changed[0]} has changed since. Run {name!r} again."
+                )
+        return markers
 
     def table(self, name: str, shard: Shard, columns: Sequence[str] | None = None) -> "pyarrow.Table":
         """Returns the table of a pass for a shard.
@@ -319,13 +337,6 @@ def _read_record(path: Path) -> dict[str, Any] | None:
     return stored
 
 
-def described_mapping(mapping: Any) -> Any:
-    """Returns a mapping as JSON data: a function by its name."""
-    if callable(mapping):
-        return f"function {getattr(mapping, '__qualname__', type(mapping).__qualname__)}"
-    return list(mapping) if isinstance(mapping, (list, tuple)) else mapping
-
-
 def _is_paths(source: Any) -> bool:
     each = source if isinstance(source, list) else [source]
     return all(isinstance(entry, str) for entry in each)
@@ -338,88 +349,3 @@ def _absolute(source: Any) -> Any:
     if isinstance(source, (list, tuple)) and all(isinstance(each, (str, os.PathLike)) for each in source):
         return [_absolute(each) for each in source]
     return source
-
-
-def _shards(source: Any, mapping: Any, delimiter: str | None, shard_size: int) -> list[Shard]:
-    """Divides a source: a file of a sharded form is a shard, other sources are cut into ranges of samples."""
-    shards = []
-    for part in parts_of(source):
-        options = _options(part, mapping, delimiter)
-        if part.form.is_sharded:
-            shards += [Shard("", path, stamp=_stamp(path), **options) for path in part.source]
-            continue
-        # A list of one path or several: tables may be many files.
-        for each in part.source if part.is_paths else [part.source]:
-            length = len(_open(Shard("", each, **options)))
-            stamp = _stamp(each) + (length,)
-            starts = range(0, length, shard_size)
-            shards += [
-                Shard("", each, start, min(length, start + shard_size), stamp=stamp, **options) for start in starts
-            ]
-    return _named(shards, shard_size)
-
-
-def _named(shards: Sequence[Shard], shard_size: int) -> list[Shard]:
-    """Gives each shard a name of its own, which does not depend on the order of the files."""
-    sources = [shard.source if isinstance(shard.source, str) else f"object {id(shard.source)}" for shard in shards]
-    places = list(dict.fromkeys(sources))
-    # Objects have no names.
-    suffixes = {
-        each: f"-{places.index(each):02d}"
-        if each.startswith("object ")
-        else f"-{hashlib.sha256(each.encode(errors='surrogateescape')).hexdigest()[:8]}"
-        for each in places
-    }
-    stems = [_stem(shard.source) for shard in shards]
-    numbers = ["" if shard.stop is None else f"-{shard.start // shard_size:05d}" for shard in shards]
-    names = [f"{stem}{number}" for stem, number in zip(stems, numbers, strict=True)]
-    # Every file whose name another one has gets a suffix.
-    counts = Counter(names)
-    ambiguous = {source for source, name in zip(sources, names, strict=True) if counts[name] > 1}
-    suffixed = [suffixes[source] if source in ambiguous else "" for source in sources]
-    parts = zip(shards, stems, suffixed, numbers, strict=True)
-    return [dataclasses.replace(shard, name=f"{stem}{suffix}{number}") for shard, stem, suffix, number in parts]
-
-
-def _stem(source: Any) -> str:
-    """Returns the name of a file without the extension of its form, as a name of results."""
-    if not isinstance(source, str):
-        return "source"
-    base = re.sub(r"(\.\w{2,8})(\.(gz|bz2|xz|zst))?$", "", os.path.basename(os.path.normpath(source)))
-    return re.sub(r"[^\w.-]", "_", base).strip(".")[:80] or "shard"
-
-
-def _options(part: Part, mapping: Any, delimiter: str | None) -> dict[str, Any]:
-    is_own = part.form.name == "reader"
-    return {"mapping": None if is_own else mapping, "delimiter": delimiter if part.form.name == "table" else None}
-
-
-def _stamp(source: Any) -> tuple[int, ...]:
-    if not isinstance(source, str) or not os.path.isfile(source):
-        return ()
-    stat = os.stat(source)
-    return stat.st_size, stat.st_mtime_ns
-
-
-def _open(shard: Shard) -> Reader:
-    """Opens the source of a shard; shards of the same files share one reader."""
-    if isinstance(shard.source, str):
-        mapping = tuple(shard.mapping) if isinstance(shard.mapping, list) else shard.mapping
-        return _open_path(shard.source, mapping, shard.delimiter, shard.stamp)
-    return _require_random_access(open_reader(shard.source, shard.mapping), shard.source)
-
-
-@functools.lru_cache(maxsize=2)
-def _open_path(path: str, mapping: Any, delimiter: str | None, stamp: tuple[int, ...]) -> Reader:
-    # One shard without samples among others is no fault of the pool.
-    return open_reader(path, mapping, delimiter=delimiter, may_be_empty=True)
-
-
-def _require_random_access(reader: Any, source: Any) -> Reader:
-    if not hasattr(reader, "read"):
-        raise TypeError(
-            "A pool is read by index, and more than once. "
-            f"Received: source={brief(source)}, a stream. Store it as tars first: "
-            "`curation.write_stream(source, folder, mapping=...)`."
-        )
-    return reader

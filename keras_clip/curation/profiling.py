@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from keras_clip.curation.passes import ShardPass, run_pass
-from keras_clip.curation.pool import Pool, Shard
+from keras_clip.curation.pool import Pool
+from keras_clip.curation.shards import Shard, keys_of
 from keras_clip.data.image_files import MAX_PIXELS, decode, open_header, reason_of, reduce_jpeg, upright_sides
 from keras_clip.data.readers import Captions, Reader
 from keras_clip.data.tokenizer import CLIPTokenizer
@@ -195,14 +196,8 @@ def _samples(reader: Reader, ids: np.ndarray) -> Iterator[_Sample]:
         block = ids[start : start + _BLOCK]
         images, captions = reader.read(block)
         # Names in a tar may be no UTF-8.
-        keys = (key.encode(errors="backslashreplace").decode() for key in _keys(reader, block))
+        keys = (key.encode(errors="backslashreplace").decode() for key in keys_of(reader, block))
         yield from map(_Sample, keys, block.tolist(), images, captions)
-
-
-def _keys(reader: Reader, ids: np.ndarray) -> list[str]:
-    if hasattr(reader, "keys"):
-        return reader.keys(ids)
-    return [reader.name(index) for index in ids.tolist()]
 
 
 def _image_columns(image: bytes, max_pixels: int) -> dict[str, Any]:

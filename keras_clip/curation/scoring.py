@@ -15,7 +15,8 @@ import numpy as np
 
 from keras_clip import presets
 from keras_clip.curation.passes import ShardPass, run_pass
-from keras_clip.curation.pool import Pool, Shard
+from keras_clip.curation.pool import Pool
+from keras_clip.curation.shards import Shard
 from keras_clip.data.decoding import decoded, fill_batch
 from keras_clip.data.readers import Reader
 from keras_clip.engines import Engine

@@ -1,9 +1,9 @@
 """Decodes images by PIL in threads, ahead of an encoder that works on the batch before."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -12,6 +12,8 @@ from keras_clip.data.images import ImagePreprocessor
 
 # Batches that are decoded while the encoder works.
 _AHEAD = 2
+
+Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
 class Broken(NamedTuple):
@@ -55,12 +57,25 @@ def decoded(
         except ValueError as error:
             return Broken(reason_of(error), str(error))
 
+    return in_threads(batches, decode)
+
+
+def in_threads(batches: Iterable[Sequence[Item]], read: Callable[[Item], Result]) -> Iterator[list[Result]]:
+    """Calls a function for each item of batches, with one thread per core, up to three batches ahead.
+
+    Args:
+        batches: batches of items; they are read one by one.
+        read: function of an item. Its exceptions are raised where the batch would be.
+
+    Returns:
+        Iterator over the batches, with the result of each item.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = ThreadPoolExecutor(cores)
     try:
         waiting = []
         for batch in batches:
-            waiting.append([threads.submit(decode, image) for image in batch])
+            waiting.append([threads.submit(read, item) for item in batch])
             if len(waiting) > _AHEAD:
                 yield [future.result() for future in waiting.pop(0)]
         for futures in waiting:

@@ -127,7 +127,7 @@ class ImagePreprocessor:
             name = f"images[{i}]"
             header = open_header(image, name, self.max_pixels)
             with (budget or default_budget()).hold(header.width * header.height):
-                pixels[i] = self._resize(decode(header, name))
+                pixels[i] = self.resize_decoded(decode(header, name))
         return pixels
 
     def normalize(self, pixels: np.ndarray) -> np.ndarray:
@@ -135,7 +135,15 @@ class ImagePreprocessor:
         scaled = np.asarray(pixels, np.float32) / np.float32(255)
         return (scaled - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
 
-    def _resize(self, image):
+    def resize_decoded(self, image: Any) -> np.ndarray:
+        """Resizes and crops an image that is decoded already.
+
+        Args:
+            image: PIL image, upright, in RGB, as `keras_clip.data.image_files.decode` returns it.
+
+        Returns:
+            uint8 array (H, W, 3).
+        """
         rule = self.resize_mode, self.resize_sides, self.crop_rounding
         view = centered_view(image.height, image.width, self.sides, *rule)
         return take_view(image, view, self.sides, self.interpolation)

@@ -15,6 +15,9 @@ _ATTEMPTS = 3
 _LOOK = 5
 # Seconds in which a cluster must answer.
 _ANSWER = 10
+# The begin of a connection to a gRPC server, which answers with its settings (RFC 9113, sections 3.4 and 4.1).
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+_SETTINGS_FRAME = b"\x04"
 # Workers that die before they have started, in a row.
 _FAILED_STARTS = 10
 # Settings of this process that its workers on other machines need too.
@@ -168,10 +171,15 @@ class _Worker:
 def _require_answer(address: str | None) -> None:
     """Raises a ConnectionError if nothing answers at an address; Ray itself would try for minutes."""
     host, _, port = (address or "").removeprefix("ray://").rpartition(":")
-    if not host or not port.isdecimal():
+    # With TLS, the answer could not be read.
+    if not host or not port.isdecimal() or os.environ.get("RAY_USE_TLS", "0") not in ("0", ""):
         return
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER).close()
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER) as connection:
+            connection.sendall(_PREFACE)
+            # The fourth byte of the header of a frame is its type.
+            if connection.recv(9, socket.MSG_WAITALL)[3:4] != _SETTINGS_FRAME:
+                raise OSError("what answers is no gRPC server")
     except OSError as error:
         raise ConnectionError(
             f"A Ray cluster must answer. Received: address={address!r}: {error}. Start one by `ray start --head`, or "

@@ -4,19 +4,20 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import threading
-from collections import Counter
+import types
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection
 from typing import Any
 
 from keras_clip.engines.engine import Task, check_workers
 
-# Items that are handed to each worker ahead of time.
-_AHEAD = 2
-# An item that is being worked on when workers die may be the reason; after this number of times it is taken for it.
+# An item that is being worked on when workers die may be the reason; after this number of times, the last time by
+# itself, it is taken for it.
 _ATTEMPTS = 3
 # Set in the workers, so that the libraries of all of them together use as many threads as there are cores.
 THREADS = (
@@ -39,14 +40,16 @@ class Processes:
 
     Args:
         workers: int >= 1. Number of processes. None: one for each core.
+        main: bool. Whether the processes import the script that was started. False: tasks and items must not come from
+            it, and it needs no `if __name__ == "__main__":`.
 
     Raises:
         ValueError: not a positive number.
     """
 
-    def __init__(self, workers: int | None = None):
+    def __init__(self, workers: int | None = None, main: bool = True):
         check_workers(workers)
-        self.workers = workers
+        self.workers, self._main = workers, main
 
     def map(self, task: Task, items: Sequence[Any]) -> Iterator[tuple[int, Any]]:
         """Yields the results in the order in which items are done.
@@ -64,34 +67,45 @@ class Processes:
         """
         if not items:
             return
-        _check_can_be_sent(task)
-        workers = min(self.workers or num_cores(), len(items))
-        waiting, deaths = list(reversed(range(len(items)))), Counter()
+        require_sendable(task)
+        waiting, deaths = set(range(len(items))), Counter()
         while waiting:
-            running: dict[Future, int] = {}
-            executor, processes = _start(task, workers)
-            try:
-                while waiting or running:
-                    while waiting and len(running) < workers * _AHEAD:
-                        number = waiting[-1]
-                        running[executor.submit(_run, items[number])] = number
-                        waiting.pop()
-                    done, _ = wait(running, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        result = future.result()
-                        yield running.pop(future), result
-            except BrokenProcessPool:
-                left = sorted(running.values(), reverse=True)
-                waiting += left
-                deaths.update(left)
-                number, times = deaths.most_common(1)[0] if deaths else (waiting[-1], _ATTEMPTS)
-                if times >= _ATTEMPTS:
-                    raise RuntimeError(
-                        f"Workers must not die. Received: {times} deaths while item {number}, {items[number]!r}, or "
-                        "one beside it was worked on. Often the memory is too small: use fewer workers."
-                    ) from None
-            finally:
-                _stop(executor, processes)
+            # The death of a worker ends the others too. Before an item is blamed, it is worked on by itself.
+            alone = [number for number in sorted(waiting) if deaths[number] >= _ATTEMPTS - 1][:1]
+            lost: list[int] = []
+            for number, result in self._until_a_death(task, items, alone or sorted(waiting), lost):
+                waiting.remove(number)
+                yield number, result
+            deaths.update(lost)
+            if waiting & {*alone}:
+                raise RuntimeError(
+                    f"Workers must not die. Received: {deaths[alone[0]]} deaths while item {alone[0]}, "
+                    f"{items[alone[0]]!r}, was worked on, the last time by itself. Often the memory is too small, or "
+                    'a script has no `if __name__ == "__main__":` around its calls.'
+                )
+
+    def _until_a_death(
+        self, task: Task, items: Sequence[Any], numbers: Sequence[int], lost: list[int]
+    ) -> Iterator[tuple[int, Any]]:
+        """Yields the results of some items. If workers die, ends, and adds those that were worked on to `lost`."""
+        workers = min(self.workers or num_cores(), len(numbers))
+        waiting, running = deque(numbers), {}
+        executor, processes = _start(task, workers, self._main)
+        try:
+            while waiting or running:
+                # None ahead of time: an item in a queue has no part in a death.
+                while waiting and len(running) < workers:
+                    future = executor.submit(_run, items[waiting[0]])
+                    running[future] = waiting.popleft()
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                # Results that came before the death first.
+                for future in sorted(done, key=lambda future: isinstance(future.exception(), BrokenProcessPool)):
+                    result = future.result()
+                    yield running.pop(future), result
+        except BrokenProcessPool:
+            lost += running.values() or waiting
+        finally:
+            _stop(executor, processes)
 
 
 def num_cores() -> int:
@@ -105,7 +119,8 @@ def num_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _check_can_be_sent(task: Task) -> None:
+def require_sendable(task: Task) -> None:
+    """Raises a TypeError if a task cannot be sent to another process."""
     try:
         pickle.dumps(task)
     except Exception as error:  # Objects raise many types of exceptions when they are pickled.
@@ -115,14 +130,18 @@ def _check_can_be_sent(task: Task) -> None:
         ) from error
 
 
-def _start(task: Task, workers: int) -> tuple[ProcessPoolExecutor, list[Any]]:
+def _start(task: Task, workers: int, main: bool) -> tuple[ProcessPoolExecutor, list[Any]]:
     """Starts workers and returns their executor, and their processes, which it has no public name for."""
     others = multiprocessing.active_children()
     threads = str(max(1, num_cores() // workers))
     before = {name: os.environ.get(name) for name in THREADS}
+    script = sys.modules["__main__"]
     # Libraries read these when they are loaded, which is before any code of ours runs in a worker.
     os.environ.update(dict.fromkeys(THREADS, threads))
     try:
+        if not main:
+            # A new process imports the file of this module.
+            sys.modules["__main__"] = types.ModuleType("__main__")
         context = multiprocessing.get_context("spawn")
         executor = ProcessPoolExecutor(workers, context, _begin, (task,))
         # All processes start now, while the variables are set.
@@ -130,6 +149,7 @@ def _start(task: Task, workers: int) -> tuple[ProcessPoolExecutor, list[Any]]:
             executor.submit(_nothing, process)
         return executor, [each for each in multiprocessing.active_children() if each not in others]
     finally:
+        sys.modules["__main__"] = script
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)

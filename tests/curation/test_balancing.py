@@ -14,8 +14,9 @@ from keras_clip.curation.balancing.limits import keep_probability
 from keras_clip.curation.balancing.selection import BEFORE, NO_QUERY, NOT_DRAWN, balance
 from keras_clip.curation.draws import draw, hash_pairs, hash_strings
 from keras_clip.curation.matching import match
-from keras_clip.curation.pool import Pool, Shard, read_table, write_table
+from keras_clip.curation.pool import Pool, read_table, write_table
 from keras_clip.curation.queries import given_queries
+from keras_clip.curation.shards import Shard
 from keras_clip.files import write_json
 
 pytestmark = pytest.mark.backend_free

@@ -15,7 +15,7 @@ from PIL import Image
 from keras_clip import curation
 from keras_clip.curation.card.page import markdown
 from keras_clip.curation.card.summary import WORDS, bars, grouped
-from keras_clip.curation.pool import _open_path
+from keras_clip.curation.shards import _open_path
 
 pytestmark = pytest.mark.backend_free
 HOSTILE = (

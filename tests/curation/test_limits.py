@@ -171,9 +171,9 @@ def test_share_without_matches():
         t_of_tail_share(np.zeros(3, int), 0.1)
 
 
-def search_limits(counts, cap, draws, entries, parts=1, seed=0):
+def search_limits(counts, cap, draws, entries, parts=1, seed=0, most=2**25):
     """Runs the search over the matches in several parts, which are merged in any order."""
-    search, rng, rounds = CapSearch(counts, cap), np.random.default_rng(seed), 0
+    search, rng, rounds = CapSearch(counts, cap, most), np.random.default_rng(seed), 0
     part = rng.integers(0, parts, len(draws))
     while search.is_open:
         window, rounds = search.window(), rounds + 1
@@ -197,6 +197,24 @@ def test_cap_does_not_depend_on_parts_and_order(parts):
     draws = draws_of()
     expected, _ = search_limits(COUNTS, 100, draws, ENTRIES)
     assert (search_limits(COUNTS, 100, draws, ENTRIES, parts, seed=parts)[0] == expected).all()
+
+
+def test_cap_holds_a_bounded_number_of_draws():
+    """Many frequent queries are looked for in several rounds, with the same limits."""
+    entries = np.repeat(np.arange(40, dtype=np.int32), 500)
+    draws = draw(
+        hash_pairs([str(i) for i in range(len(entries))], entries), mix(np.arange(40, dtype=np.uint64))[entries]
+    )
+    counts = np.full(40, 500)
+    expected, rounds = search_limits(counts, 100, draws, entries)
+    assert rounds == 1
+    search, sizes = CapSearch(counts, 100, most=700), []
+    while search.is_open:
+        collected = search.window().collect(draws, entries)
+        sizes.append(len(collected.draws))
+        search.add(collected)
+    assert search.limits.tolist() == expected.tolist()
+    assert len(sizes) == 8 and max(sizes) < 900
 
 
 def test_cap_collects_a_part_of_the_draws():

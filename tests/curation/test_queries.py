@@ -279,3 +279,22 @@ def test_parts_of_the_published_list():
         "title": 61,
         "wordnet": 118,
     }
+
+
+@pytest.mark.parametrize("content", [b"dog\ncaf\xe9\n", "dog\nczłowiek".encode("utf-16"), b"dog\x00\n"])
+def test_a_list_that_is_not_utf8_is_refused(tmp_path, content):
+    (tmp_path / "queries.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"must be UTF-8, with an entry in each line. Received: .*queries.txt', line"):
+        read_queries(tmp_path / "queries.txt")
+
+
+def test_a_mark_of_the_byte_order_is_no_part_of_an_entry(tmp_path):
+    (tmp_path / "queries.txt").write_text("dog\ncat\n", encoding="utf-8-sig")
+    assert read_queries(tmp_path / "queries.txt").entries == ["dog", "cat"]
+
+
+@pytest.mark.parametrize("name", ["min_pmi", "min_views"])
+@pytest.mark.parametrize("value", [math.nan, "3", None, True])
+def test_thresholds_are_numbers(name, value):
+    with pytest.raises(ValueError, match=f"`{name}` must be a number. Received: {name}="):
+        build_queries(["a dog"], min_count=1, **{name: value})

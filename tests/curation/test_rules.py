@@ -223,3 +223,69 @@ def test_thirty_percent_of_ten_is_three():
 def test_impossible_shares(share):
     with pytest.raises(ValueError, match="Received: share="):
         rules.share_threshold(lambda: [np.ones(2)], share)
+
+
+HASHES = table(
+    hash=pa.array([2**63 + 5, 2**63 + 6, 3, None], pa.uint64()),
+    signed=pa.array([3, 2**53 + 1, 3, 4], pa.int64()),
+    text=["3", None, "x", "y"],
+    score=pa.array([2.5, 3.0, 1e30, None], pa.float64()),
+)
+OF_HASHES = {
+    "hash > 0": [1, 1, 1, 0],
+    "hash == 9223372036854775813": [1, 0, 0, 0],
+    "hash in (9223372036854775814, 3)": [0, 1, 1, 0],
+    "hash > -1": [1, 1, 1, 0],
+    "hash == signed": [0, 0, 1, 0],
+    "signed == 9007199254740993": [0, 1, 0, 0],
+    "signed in (9007199254740993, 2.5)": [0, 1, 0, 0],
+    "min(hash, signed) == 3": [1, 0, 1, 0],
+    "hash / 2 > 1e18": [1, 1, 0, 0],
+    "hash > 2.5": [1, 1, 1, 0],
+    "score > 1e29": [0, 0, 1, 0],
+    "score in (2.5, 3)": [1, 1, 0, 0],
+    "listed(hash, 'lines')": [1, 0, 1, 0],
+}
+
+
+@pytest.mark.parametrize("expression, kept", OF_HASHES.items(), ids=OF_HASHES)
+def test_numbers_of_64_bits_are_exact(expression, kept):
+    lists = {"lines": ["9223372036854775813", "3"]}
+    assert Rule(expression).keeps(HASHES, lists=lists).tolist() == list(map(bool, kept))
+
+
+@pytest.mark.parametrize("expression", ["mentions(hash, 'lines')", "contains(score, 'x')", "matches(signed, 'x')"])
+def test_functions_of_texts_refuse_numbers(expression):
+    with pytest.raises(ValueError, match="needs a column of texts. Received: '(hash|score|signed)' of type"):
+        Rule(expression).keeps(HASHES, lists={"lines": ["x"]})
+
+
+def test_top_refuses_texts():
+    with pytest.raises(ValueError, match="`top` needs a column of numbers. Received: 'text' of type string"):
+        Rule("top(text, 0.5)").keeps(HASHES, {("text", 0.5): 1.0})
+
+
+FILES = {
+    "no JSON": ("{", "must be in a JSON file. Received: .*rules.json"),
+    "not UTF-8": (b"\xff\xfe[", "must be in a JSON file. Received: .*rules.json"),
+    "no list": ('{"expression": "words > 2"}', "must be a list.*rules.json', with a value of type dict"),
+    "texts": ('["words > 2"]', "A rule must be .*Received: words > 2. In the file"),
+    "a misspelt name": ('[{"expression": "words > 2", "because": "x"}]', "A rule must be .*because"),
+    "no expression": ('[{"reason": "x"}]', "A rule must be"),
+    "a number": ('[{"expression": 3}]', "A rule must be"),
+    "a wrong expression": ('[{"expression": "words >"}]', "cannot be parsed.* In the file"),
+}
+
+
+@pytest.mark.parametrize("content, message", FILES.values(), ids=FILES)
+def test_a_file_of_something_else_is_refused(tmp_path, content, message):
+    path = tmp_path / "rules.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=message):
+        rules.read_rules(path)
+
+
+def test_a_file_of_rules(tmp_path):
+    written = [Rule("words > 2", "short", "words"), Rule("not blank")]
+    (tmp_path / "rules.json").write_text(json.dumps([rule.as_json() for rule in written]))
+    assert rules.read_rules(tmp_path / "rules.json") == tuple(written)

@@ -73,7 +73,7 @@ def write(pool, folder, engine="serial", verdicts=None, **settings):
 
 
 def content(folder):
-    paths = sorted(path for path in folder.iterdir() if not path.name.endswith(".npz"))
+    paths = sorted(path for path in folder.iterdir() if not path.name.endswith((".index", ".npz")))
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
@@ -147,7 +147,7 @@ def test_engines_orders_and_interruptions_give_the_same_bytes(written, raw, tmp_
     calls, run = [], merge._Merge.run
 
     def interrupted(task, state, item):
-        calls.append(item.name)
+        calls.append(item.range.name)
         if len(calls) == 2:
             raise KeyboardInterrupt
         return run(task, state, item)

@@ -171,8 +171,9 @@ class CapSearch:
 
     The limit of a query with more pairs than `cap` is its draw of rank `cap`, from 0. Draws are uniform, so that it
     lies in a narrow window around `cap / count`. A round over the pool counts the draws below each window and collects
-    those inside, about `12 * sqrt(cap)` for each query: 1,700 for 20,000, instead of all. Queries whose limit is
-    outside, if there are any, get a wider window in another round, so the result is exact:
+    those inside, about `12 * sqrt(cap)` for each query: 1,700 for 20,000, instead of all. A round looks for the limits
+    of as many queries as `most` draws allow, so that memory does not grow with the pool. Queries whose limit is outside
+    the window, if there are any, get a wider one in another round, so the result is exact:
 
         search = CapSearch(counts, cap=20_000)
         while search.is_open:
@@ -183,6 +184,7 @@ class CapSearch:
     Args:
         counts: int (K,), the number of pairs that each query matches.
         cap: int >= 1.
+        most: int >= 1. Draws that a round collects, about, if it has more than one query; they take 12 bytes each.
 
     Attributes:
         limits: uint64 (K,).
@@ -191,13 +193,14 @@ class CapSearch:
         ValueError: an invalid cap.
     """
 
-    def __init__(self, counts: np.ndarray, cap: int = 20_000):
+    def __init__(self, counts: np.ndarray, cap: int = 20_000, most: int = 2**25):
         if isinstance(cap, bool) or not isinstance(cap, int) or cap < 1:
             raise ValueError(f"`cap` must be a positive integer. Received: cap={cap!r}.")
         self.counts, self.cap = np.asarray(counts, np.int64), cap
         self.limits = np.full(len(self.counts), DRAW_LIMIT, np.uint64)
-        self._open = np.flatnonzero(self.counts > cap)
-        self._width = math.ceil(_DEVIATIONS * math.sqrt(cap))
+        self._open, self._most = np.flatnonzero(self.counts > cap), most
+        # Half the width of the window of each query, in expected draws.
+        self._widths = np.full(len(self.counts), math.ceil(_DEVIATIONS * math.sqrt(cap)), np.int64)
 
     @property
     def is_open(self) -> bool:
@@ -207,11 +210,13 @@ class CapSearch:
     def window(self) -> Window:
         """Returns the windows of this round."""
         lower, upper = np.zeros((2, len(self.counts)), np.uint64)
-        for entry in self._open:
-            count = int(self.counts[entry])
-            lower[entry] = max(0, (self.cap - self._width) * DRAW_LIMIT // count)
-            upper[entry] = min(DRAW_LIMIT, (self.cap + self._width) * DRAW_LIMIT // count)
-        return Window(self._open, lower, upper)
+        inside = np.minimum(2 * self._widths[self._open], self.counts[self._open])
+        chosen = self._open[: max(1, int(np.searchsorted(np.cumsum(inside), self._most, side="right")))]
+        for entry in chosen.tolist():
+            count, width = int(self.counts[entry]), int(self._widths[entry])
+            lower[entry] = max(0, (self.cap - width) * DRAW_LIMIT // count)
+            upper[entry] = min(DRAW_LIMIT, (self.cap + width) * DRAW_LIMIT // count)
+        return Window(chosen, lower, upper)
 
     def add(self, collected: Collected) -> None:
         """Ends a round with what was collected in all of the pool.
@@ -221,19 +226,23 @@ class CapSearch:
         """
         order = np.lexsort((collected.draws, collected.entries))
         entries, draws = collected.entries[order], collected.draws[order]
-        starts = np.searchsorted(entries, self._open, side="left")
-        stops = np.searchsorted(entries, self._open, side="right")
+        # Those of the round come first.
+        queries, rest = np.split(self._open, [len(collected.below)])
+        starts = np.searchsorted(entries, queries, side="left")
+        stops = np.searchsorted(entries, queries, side="right")
         rank = self.cap - collected.below
         found = (rank >= 0) & (rank < stops - starts)
-        self.limits[self._open[found]] = draws[(starts + rank)[found]]
-        self._open = self._open[~found]
-        if (self._width >= self.cap) and (self.counts[self._open] <= self.cap + self._width).any():
+        self.limits[queries[found]] = draws[(starts + rank)[found]]
+        missed = queries[~found]
+        self._open = np.concatenate([missed, rest])
+        widths = self._widths[missed]
+        if ((widths >= self.cap) & (self.counts[missed] <= self.cap + widths)).any():
             # The window was the whole range.
             raise ValueError(
                 f"Counts must be those of the draws. Received: another number of draws than was counted for query "
                 f"{self._open[0]}. Count the matches again."
             )
-        self._width *= 8
+        self._widths[missed] *= 8
 
 
 def _by_pair(operation, values, offsets, empty):

@@ -21,8 +21,9 @@ from keras_clip.curation.draws import check_seed, hash_pairs, hash_strings
 from keras_clip.curation.keeping import verdicts_of
 from keras_clip.curation.matching import queries_path, read_matches
 from keras_clip.curation.passes import ShardPass, run_pass
-from keras_clip.curation.pool import Pool, Shard, read_table, write_table
+from keras_clip.curation.pool import Pool, read_table, write_table
 from keras_clip.curation.queries import read_queries
+from keras_clip.curation.shards import Shard
 from keras_clip.curation.verdicts import alive_rows, unusable_reasons
 from keras_clip.engines import Engine, engine_named
 
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 NO_QUERY = "matches no query"
 NOT_DRAWN = "enough pairs of its queries"
 BEFORE = "rejected before balancing"
-# Below this number of pairs, starting processes takes longer than balancing.
-_FEW_PAIRS = 3_000_000
 # Groups of shards whose results are merged by the workers, before those of the groups are merged.
 _GROUPS = 256
 
@@ -85,13 +84,11 @@ def balance(
     if len(given) > 1:
         raise ValueError(f"At most one of `t`, `tail_share` and `cap` must be given. Received: {given}.")
     if after is None:
-        after = verdicts_of(pool, without=[Balance.name])
+        after = verdicts_of(pool, before=Balance.name)
     elif Balance.name in after:
         raise ValueError(f"Balancing cannot come after itself. Received: after={list(after)}. Leave it out.")
     check_seed(seed)
     matches = _Matches.of(pool, after)
-    if engine == "auto" and sum(pool.marker("match", shard)["rows"] for shard in pool.shards) < _FEW_PAIRS:
-        engine = "serial"
     counts = matches.count(pool, engine, progress)
     if tail_share is not None:
         t = t_of_tail_share(counts, tail_share)
@@ -222,7 +219,7 @@ class Balance(ShardPass):
     name = "balance"
 
     def __init__(self, matches: _Matches, path: Path, digest: str, seed: int, t: float | None):
-        self.inputs = (*matches.after, "match")
+        self.inputs = self.global_inputs = (*matches.after, "match")
         self._matches, self._path, self._digest, self._seed, self._t = matches, path, digest, seed, t
 
     def config(self) -> dict[str, Any]:
@@ -261,7 +258,7 @@ def _in_groups(pool: Pool, task, engine, progress) -> Iterator[Any]:
 
     groups = [pool.shards[start::_GROUPS] for start in range(min(_GROUPS, len(pool.shards)))]
     with tqdm(total=len(groups), desc="balance", unit="group", disable=not progress, delay=1) as bar:
-        for _, result in engine_named(engine, len(groups)).map(task, groups):
+        for _, result in engine_named(engine).map(task, groups):
             yield result
             bar.update()
 

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from keras_clip.curation.draws import hash_pairs
-from keras_clip.curation.pool import Pool, Shard
+from keras_clip.curation.pool import Pool
+from keras_clip.curation.shards import Shard
 from keras_clip.engines import Engine, engine_named
 
 # Upper bounds of the groups of lengths, in pixels of the shorter side and in words.
@@ -100,7 +101,7 @@ def summarise(pool: Pool, engine: str | Engine, seed: int, num_kept: int, num_re
     kept: Counter = Counter()
     picks: dict[Any, list[Pick]] = {}
     names = [shard.name for shard in pool.shards]
-    for _, part in engine_named(engine, len(names)).map(task, names):
+    for _, part in engine_named(engine).map(task, names):
         kept.update(part.kept)
         for verdict, found in part.picks.items():
             count = num_kept if verdict is None else num_rejected

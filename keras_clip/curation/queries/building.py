@@ -107,6 +107,9 @@ def build_queries(
         TypeError, ValueError: an invalid argument, or no entry is left.
     """
     _check(min_count=min_count, max_entries=max_entries)
+    for name, value in (("min_pmi", min_pmi), ("min_views", min_views)):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
+            raise ValueError(f"`{name}` must be a number. Received: {name}={value!r}.")
     if isinstance(corpus, (str, bytes, os.PathLike)):
         raise TypeError(
             f"`corpus` must be an iterable of texts. Received: {corpus!r:.80}. Use `read_texts(path)` for files."
@@ -175,7 +178,7 @@ def read_queries(path: str | os.PathLike, ignore_case: bool | None = None) -> Qu
         ValueError: not such a file, or one that was changed.
     """
     if Path(path).suffix != ".parquet":
-        return given_queries((line for line in read_texts(path) if separated(line)), bool(ignore_case))
+        return given_queries((line for line in _lines(path) if separated(line)), bool(ignore_case))
     import pyarrow
 
     require_parquet()
@@ -200,6 +203,17 @@ def read_queries(path: str | os.PathLike, ignore_case: bool | None = None) -> Qu
             "it again."
         )
     return queries
+
+
+def _lines(path: str | os.PathLike) -> Iterator[str]:
+    """Yields the lines of a list of the user's; one that is not UTF-8 would match nothing, without a word."""
+    for number, line in enumerate(read_texts(path), 1):
+        if "\ufffd" in line or "\0" in line:
+            raise ValueError(
+                f"A list of queries must be UTF-8, with an entry in each line. Received: {os.fspath(path)!r}, line "
+                f"{number}: {line[:80]!r}. Save it as UTF-8."
+            )
+        yield line.removeprefix("\ufeff") if number == 1 else line
 
 
 def read_titles(path: str | os.PathLike) -> dict[str, int]:

@@ -8,10 +8,8 @@ from typing import Any
 
 from keras_clip import files
 from keras_clip.curation.writing.formats import FORMATS
-from keras_clip.data.readers.storage.manifest import KIND, MANIFEST, read_manifest
-from keras_clip.data.readers.storage.paths import INDEX_SUFFIX
-
-_VERSION = 1
+from keras_clip.data.readers.storage.manifest import FORMAT, KIND, MANIFEST, read_manifest
+from keras_clip.data.readers.storage.paths import INDEX_SUFFIXES
 
 
 class ShardFolder:
@@ -56,7 +54,7 @@ class ShardFolder:
             `Counter` of "shards", "samples", "pairs" and "bytes".
         """
         for name in set(self._former) - set(entries):
-            for path in (self.path / name, self.path / f"{name}{INDEX_SUFFIX}"):
+            for path in (self.path / name, *(self.path / f"{name}{suffix}" for suffix in INDEX_SUFFIXES)):
                 path.unlink(missing_ok=True)
         # Of writers that were killed.
         for path in self.path.glob(f".*{files.PART}.*"):
@@ -66,7 +64,7 @@ class ShardFolder:
         return Counter({"shards": len(entries)} | totals)
 
     def _own(self) -> set[str]:
-        return {MANIFEST, *self._former, *(f"{name}{INDEX_SUFFIX}" for name in self._former)}
+        return {MANIFEST, *self._former, *(f"{name}{suffix}" for name in self._former for suffix in INDEX_SUFFIXES)}
 
     def _write(self, manifest: Mapping[str, Any]) -> None:
-        files.write_json(self.path / MANIFEST, {"kind": KIND, "format": _VERSION, **manifest})
+        files.write_json(self.path / MANIFEST, {"kind": KIND, "format": FORMAT, **manifest})

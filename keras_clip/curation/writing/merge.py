@@ -3,11 +3,12 @@
 import hashlib
 import json
 import os
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,8 @@ from keras_clip import files
 from keras_clip.curation.draws import check_seed
 from keras_clip.curation.keeping import keep, verdicts_of
 from keras_clip.curation.passes import run_pass
-from keras_clip.curation.pool import Pool, Shard
+from keras_clip.curation.pool import Pool
+from keras_clip.curation.shards import Shard
 from keras_clip.curation.writing.folder import ShardFolder
 from keras_clip.curation.writing.formats import FORMATS, check_limit, require_tensorflow
 from keras_clip.curation.writing.partition import (
@@ -24,6 +26,7 @@ from keras_clip.curation.writing.partition import (
     read_samples,
     remove_samples,
 )
+from keras_clip.curation.writing.places import Located, Range, locate, read_places
 from keras_clip.data.readers.storage.manifest import check_manifests, read_manifest
 from keras_clip.engines import Engine, engine_named
 from keras_clip.lock import Lock
@@ -132,16 +135,6 @@ def write(
     return totals
 
 
-class Range(NamedTuple):
-    """A new shard: its name, the number of its first key and the digits of keys, and its lowest and highest hash."""
-
-    name: str
-    prefix: str
-    digits: int
-    first: int
-    last: int
-
-
 def ranges_of(
     counts: np.ndarray, sizes: np.ndarray, max_samples: int, max_bytes: int
 ) -> tuple[list[tuple[int, int]], bool]:
@@ -190,10 +183,12 @@ def _plan(pool: Pool, settings: WriteSettings) -> list[Range]:
         bits = min(_MOST_BITS, bits + 4)
     width, step = max(5, len(str(len(found) - 1))), 64 - bits
     # The largest shard needs this number of digits, whatever its limit.
-    digits = len(str(max(int(counts[start:stop].sum()) for start, stop in found) - 1))
+    samples = [int(counts[start:stop].sum()) for start, stop in found]
+    digits = len(str(max(samples) - 1))
+    prefixes = [f"{number:0{width}d}" for number in range(len(found))]
     return [
-        Range(f"{number:0{width}d}.{settings.format}", f"{number:0{width}d}", digits, start << step, (stop << step) - 1)
-        for number, (start, stop) in enumerate(found)
+        Range(f"{prefix}.{settings.format}", prefix, digits, start << step, (stop << step) - 1, size)
+        for prefix, size, (start, stop) in zip(prefixes, samples, found, strict=True)
     ]
 
 
@@ -203,21 +198,20 @@ class _Merge:
     uses_accelerator = False
 
     def __init__(self, pool_folder: Path, folder: Path, shards: Sequence[Shard], key: str, form: str):
-        self._pool_folder, self._folder, self._key, self._format = pool_folder, folder, key, form
-        self._shards = [Shard(shard.name, None) for shard in shards]
-        self.records = pool_folder / "write_shards"
+        self._folder, self._key, self._format = folder, key, form
+        self.shards = [Shard(name, None) for name in sorted(shard.name for shard in shards)]
+        self.pool_folder = pool_folder
+        self.records, self.places = pool_folder / "write_shards", pool_folder / "write_places"
 
     def start(self) -> None:
         return None
 
-    def run(self, state: None, item: Range) -> dict[str, Any]:
-        places = [
-            place for shard in self._shards for place in read_samples(self._pool_folder, shard, item.first, item.last)
-        ]
-        places.sort(key=lambda place: place[:3])
+    def run(self, state: None, located: Located) -> dict[str, Any]:
+        item = located.range
+        samples = read_samples(self.pool_folder, self.shards, read_places(self.places, located))
         with FORMATS[self._format](self._folder / item.name) as shard:
-            for row, place in enumerate(places):
-                shard.add(f"{item.prefix}{row:0{item.digits}d}", place.content)
+            for row, sample in enumerate(samples):
+                shard.add(f"{item.prefix}{row:0{item.digits}d}", sample)
         entry = shard.entry()
         # The shard is whole by now: after an interruption it is not written again.
         files.write_json(self.record_path(item), {"key": self.key_of(item), "entry": entry})
@@ -248,12 +242,16 @@ def _merge(task: _Merge, ranges: Sequence[Range], engine: str | Engine, progress
 
     task.records.mkdir(exist_ok=True)
     entries = {item.name: task.done(item) for item in ranges}
-    left = [item for item in ranges if entries[item.name] is None]
+    located = []
+    if None in entries.values():
+        located = locate(task.pool_folder, task.shards, ranges, task.places)
+    left = [each for each in located if entries[each.range.name] is None]
     with tqdm(total=len(ranges), initial=len(ranges) - len(left), desc="merge", unit="shard",
               disable=not progress, delay=1) as bar:  # fmt: skip
-        for number, entry in engine_named(engine, len(left)).map(task, left):
-            entries[left[number].name] = entry
+        for number, entry in engine_named(engine).map(task, left):
+            entries[left[number].range.name] = entry
             bar.update()
+    shutil.rmtree(task.places, ignore_errors=True)
     return entries
 
 

@@ -6,14 +6,15 @@ import os
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from keras_clip import files
 from keras_clip.curation.draws import hash_strings, mix
 from keras_clip.curation.passes import ShardPass
-from keras_clip.curation.pool import Pool, Shard
+from keras_clip.curation.pool import Pool
+from keras_clip.curation.shards import Shard
 from keras_clip.curation.writing.formats import EXTENSIONS, StoredSample, as_json
 
 if TYPE_CHECKING:
@@ -164,48 +165,27 @@ def remove_samples(pool: Pool) -> None:
         path.with_suffix(".npy").unlink(missing_ok=True)
 
 
-class Place(NamedTuple):
-    """A stored sample and its place in the order of the new shards."""
-
-    order: int
-    shard: str
-    sample: int
-    content: StoredSample
-
-
-def read_samples(folder: Path, shard: Shard, first: int, last: int) -> Iterator[Place]:
-    """Yields the stored samples of a shard whose hashes are in a range.
+def read_samples(folder: Path, shards: Sequence[Shard], places: np.ndarray) -> list[StoredSample]:
+    """Reads stored samples. The file of each shard of the pool is opened once.
 
     Args:
         folder: folder of the pool.
-        shard: the shard.
-        first: int, the lowest hash.
-        last: int, the highest hash.
+        shards: the shards that the places number.
+        places: structured array (N,) with the fields `shard`, `offset` and `size`.
 
     Returns:
-        Iterator over `Place`.
+        The samples, in the order of the places.
     """
-    path = stored_path(folder, shard)
-    index = np.load(path.with_suffix(".npy"), mmap_mode="r")
-    # A copy of the index of each shard for each new shard would take longer than the samples.
-    start, stop = _bisect(index["order"], first), _bisect(index["order"], last + 1)
-    if start == stop:
-        return
-    with open(path, "rb") as file:
-        for entry in index[start:stop]:
-            data = os.pread(file.fileno(), int(entry["size"]), int(entry["offset"]))
-            yield Place(int(entry["order"]), shard.name, int(entry["sample"]), _unpack(data))
-
-
-def _bisect(orders: np.ndarray, value: int) -> int:
-    low, high = 0, len(orders)
-    while low < high:
-        middle = (low + high) // 2
-        if int(orders[middle]) < value:
-            low = middle + 1
-        else:
-            high = middle
-    return low
+    found: list[Any] = [None] * len(places)
+    order = np.lexsort([places["offset"], places["shard"]])
+    for rows in np.split(order, np.flatnonzero(np.diff(places["shard"][order])) + 1):
+        if not len(rows):
+            continue
+        with open(stored_path(folder, shards[places["shard"][rows[0]]]), "rb") as file:
+            for row in rows.tolist():
+                data = os.pread(file.fileno(), int(places["size"][row]), int(places["offset"][row]))
+                found[row] = _unpack(data)
+    return found
 
 
 def _orders(shard: Shard, samples: np.ndarray, keys: Sequence[str], seed: int) -> np.ndarray:

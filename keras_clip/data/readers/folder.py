@@ -18,6 +18,7 @@ from keras_clip.data.readers.elements.mapping import Mapping, names_of
 from keras_clip.data.readers.reader import Captions, Reader
 from keras_clip.data.readers.storage.byte_strings import ByteStrings
 from keras_clip.data.readers.storage.paths import file_bytes
+from keras_clip.data.readers.storage.stamps import digest_of, file_stamp
 from keras_clip.data.skipped import SkippedSamples
 
 
@@ -87,6 +88,13 @@ class FolderReader(Reader):
     def metadata(self, ids: np.ndarray) -> list[dict[str, Any]]:
         """Returns the first folder of the relative path of each file as its class."""
         return [{"class": folder} for folder in (key.rpartition("/")[0].partition("/")[0] for key in self.keys(ids))]
+
+    def stamp(self, ids: np.ndarray) -> str:
+        """Returns a digest of the names, sizes and times of change of the images, and of their captions."""
+        return digest_of(
+            [key, file_stamp(self._paths[index]), self._captions[index].hex()]
+            for key, index in zip(self.keys(ids), ids.tolist(), strict=True)
+        )
 
 
 class _Files:

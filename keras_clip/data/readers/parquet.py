@@ -88,12 +88,8 @@ class _Table:
         if len(set(schema.names)) < len(schema.names):
             raise ValueError(f"Names of columns must differ. Received: {path} with {brief(schema.names)}.")
         self._class_names = hugging_face.class_names_of_schema(schema)
-        # Columns of images take precedence over columns of paths.
-        kinds = pyarrow.types.is_string, pyarrow.types.is_large_string, pyarrow.types.is_string_view
-        strings = {name for name in schema.names if any(kind(schema.field(name).type) for kind in kinds)}
-        found = [name for name in images if name in schema.names]
         columns = {
-            "image": next(iter(sorted(found, key=strings.__contains__)), None),
+            "image": _image_column(schema, images),
             "caption": next((name for name in captions if name in schema.names), None),
             "key": next((name for name in _KEYS if name in schema.names), None),
         }
@@ -133,6 +129,73 @@ class _Table:
             name: batch.column(number)[place].as_py() for number, name in enumerate(self._names) if name != self._image
         }
         return hugging_face.with_names(values, self._class_names)
+
+
+def image_paths(path: str, mapping: Mapping | None = None) -> list[str]:
+    """Returns the paths of the images that a Parquet file names instead of holding them.
+
+    Args:
+        path: path of the file.
+        mapping: as of `ParquetReader`.
+
+    Returns:
+        Paths, relative ones from the folder of the file; none of a damaged file. Only these columns are read.
+
+    Raises:
+        ImportError: pyarrow is not installed.
+        ValueError: a mapping by function.
+    """
+    pyarrow = _require_pyarrow(path)
+    from pyarrow import parquet
+
+    images, _ = names_of(mapping, _IMAGES, _CAPTIONS)
+    try:
+        file = parquet.ParquetFile(path)
+        schema = file.schema_arrow
+        name = _image_column(schema, images)
+        if name is None or len(set(schema.names)) < len(schema.names):
+            return []
+        kind = schema.field(name).type
+        if pyarrow.types.is_struct(kind) and {each.name for each in kind} == {"bytes", "path"}:
+            # Only where bytes are absent does the path count; most files say that none are.
+            if _has_no_nulls(file, f"{name}.bytes"):
+                return []
+            records = file.read([name])[name].combine_chunks()
+            paths = records.field("path").filter(records.field("bytes").is_null())
+        elif _is_text(kind):
+            paths = file.read([name])[name]
+        else:
+            return []
+    except (pyarrow.ArrowException, OSError):
+        # Opening the file for its samples says what is wrong with it.
+        return []
+    return [os.path.join(os.path.dirname(path), each) for each in paths.to_pylist() if each]
+
+
+def _has_no_nulls(file: Any, column: str) -> bool:
+    """Returns whether the statistics of a Parquet file say that a column has a value in every row."""
+    metadata = file.metadata
+    for group in range(metadata.num_row_groups):
+        columns = [metadata.row_group(group).column(number) for number in range(metadata.num_columns)]
+        found = next((each.statistics for each in columns if each.path_in_schema == column), None)
+        if found is None or not found.has_null_count or found.null_count:
+            return False
+    return True
+
+
+def _image_column(schema: "pyarrow.Schema", images: Sequence[str]) -> str | None:
+    """Returns the name of the column of images; columns of images take precedence over columns of paths."""
+    found = [name for name in images if name in schema.names]
+    return next(iter(sorted(found, key=lambda name: _is_text(schema.field(name).type))), None)
+
+
+def _is_text(kind: "pyarrow.DataType") -> bool:
+    import pyarrow
+
+    if pyarrow.types.is_dictionary(kind):
+        kind = kind.value_type
+    kinds = pyarrow.types.is_string, pyarrow.types.is_large_string, pyarrow.types.is_string_view
+    return any(each(kind) for each in kinds)
 
 
 def _convert(path: str, file: BinaryIO) -> None:

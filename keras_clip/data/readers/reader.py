@@ -57,6 +57,13 @@ class Reader(Protocol):
         """Returns other values that are stored with each of these samples, by name; by default, none."""
         return [{} for _ in ids]
 
+    def stamp(self, ids: np.ndarray) -> str | None:
+        """Returns a digest of the state of these samples that is found without reading them, by times of change.
+
+        By default None: a pool then reads their content to notice changes.
+        """
+        return None
+
 
 class Stream(ABC):
     """Samples that can only be iterated over in their own order, again and again.

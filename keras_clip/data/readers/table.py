@@ -14,8 +14,11 @@ from keras_clip.data.readers.brief import brief
 from keras_clip.data.readers.elements.mapping import CAPTION_NAMES, PATH_NAMES, Mapping, names_of
 from keras_clip.data.readers.reader import Captions, as_captions
 from keras_clip.data.readers.storage.copies import decompressed
+from keras_clip.data.readers.storage.indexing import index_in_memory
 from keras_clip.data.readers.storage.paths import file_bytes
-from keras_clip.data.readers.storage.shards import ShardIndex, Shards
+from keras_clip.data.readers.storage.shard_index import ShardIndex
+from keras_clip.data.readers.storage.shards import Shards
+from keras_clip.data.readers.storage.stamps import digest_of, file_stamp
 
 # Delimiters to try if that of the extension does not yield the required columns.
 _DELIMITERS = (",", "\t", ";", "|")
@@ -105,7 +108,7 @@ class TableReader(Shards):
             for path, file in zip(paths, files, strict=True)
         ]
         self._tables, indexes = zip(*index, strict=True)
-        super().__init__(paths, indexes, files)
+        super().__init__(paths, index_in_memory(indexes, files), files)
 
     def name(self, index: int) -> str:
         """Returns the path of the image, or the table and the row if there is none."""
@@ -144,6 +147,12 @@ class TableReader(Shards):
                     raise ValueError(f"A table must be UTF-8. Received: {self.name(index)}: {brief(row)}.") from error
             metadata.append(row)
         return metadata
+
+    def stamp(self, ids: np.ndarray) -> str:
+        """Returns a digest of the rows, and of the sizes and times of change of the image files that they name."""
+        images = [table.image_path(row) for table, row in self._rows(ids)]
+        rows = zip(images, self._bytes(ids, 0), strict=True)
+        return digest_of([image, file_stamp(image), row.hex()] for image, row in rows)
 
     def column(self, name: str) -> str:
         """Returns the name of a column as it is written in the tables; the comparison ignores case.

@@ -20,9 +20,10 @@ from keras_clip.data.readers.elements.image_formats import (
 )
 from keras_clip.data.readers.elements.mapping import CAPTION_NAMES, Mapping, names_of
 from keras_clip.data.readers.reader import Captions, as_captions
-from keras_clip.data.readers.storage.byte_strings import ByteStrings
 from keras_clip.data.readers.storage.copies import decompressed
-from keras_clip.data.readers.storage.shards import ShardIndex, Shards, describe_damage, load_indexes
+from keras_clip.data.readers.storage.indexing import open_index
+from keras_clip.data.readers.storage.shard_index import ShardIndex
+from keras_clip.data.readers.storage.shards import Shards, describe_damage
 from keras_clip.data.skipped import SkippedSamples
 
 _BLOCK = 512
@@ -60,21 +61,17 @@ class TarReader(Shards):
         make = functools.partial(index_tar, image=image, text=text)
         variant = "" if (image, text) == (None, "txt") else hashlib.sha256(f"{image} {text}".encode()).hexdigest()[:8]
         files = list(map(decompressed, paths))
-        indexes = load_indexes(files, make, variant)
-        # This includes keys without an image, because training and evaluation must name samples alike.
-        self._keys_by_shard = [index.keys for index in indexes]
-        if not captions:
-            indexes = [index.with_part(_IMAGE) for index in indexes]
-        super().__init__(paths, indexes, files)
-        self._keys = ByteStrings.concatenate([index.keys for index in indexes])
+        index = open_index(files, make, variant)
+        super().__init__(paths, index, files, needed=None if captions else _IMAGE)
 
     def keys_in_shard(self, ids: np.ndarray) -> list[str]:
         """The paths of the members up to the first dot of their base names."""
-        return [_as_text(self._keys[index]) for index in ids.tolist()]
+        return list(map(_as_text, self._index.keys(self._indexed(ids))))
 
     def _keys_of_shards(self) -> Iterator[list[str]]:
-        for keys in self._keys_by_shard:
-            yield [_as_text(keys[row]) for row in range(len(keys))]
+        # This includes keys without an image, because training and evaluation must name samples alike.
+        for keys in self._index.keys_by_shard():
+            yield list(map(_as_text, keys))
 
     def read(self, ids: np.ndarray) -> tuple[list[bytes], list[Captions]]:
         """Returns the bytes of the image members, and the captions."""

@@ -11,7 +11,9 @@ from keras_clip.data.readers.elements.image_formats import IMAGE_EXTENSIONS
 from keras_clip.data.readers.elements.mapping import Mapping, names_of
 from keras_clip.data.readers.reader import Captions
 from keras_clip.data.readers.storage.copies import decompressed
-from keras_clip.data.readers.storage.shards import ShardIndex, Shards, describe_damage, load_indexes
+from keras_clip.data.readers.storage.indexing import open_index
+from keras_clip.data.readers.storage.shard_index import ShardIndex
+from keras_clip.data.readers.storage.shards import Shards, describe_damage
 
 _IMAGES = (*IMAGE_EXTENSIONS, "image", "image/encoded")
 _CAPTIONS = ("txt", "caption", "text", "image/caption")
@@ -32,7 +34,7 @@ class TFRecordReader(Shards):
     def __init__(self, paths: Sequence[str], mapping: Mapping | None = None, captions: bool = True):
         self.image_names, self.caption_names = names_of(mapping, _IMAGES, _CAPTIONS)
         files = list(map(decompressed, paths))
-        super().__init__(paths, load_indexes(files, index_tfrecord), files)
+        super().__init__(paths, open_index(files, index_tfrecord), files)
         if len(self):
             self._require_features([self.image_names, self.caption_names] if captions else [self.image_names])
 

@@ -144,9 +144,7 @@ class FeatureStore:
         budget = PixelBudget(max_pixels_in_flight)
         block_size = EncodeBlock.block_size(batch_size)
         if engine is not None:
-            # A model in memory stays in this process.
-            is_loaded = engine == "auto" and not isinstance(clip, (str, os.PathLike))
-            engine = engine_named("serial" if is_loaded else engine, -(-len(images) // block_size))
+            engine = engine_named(engine)
             _require_sendable(engine, clip, images)
         given, clip = located(clip), load_model(clip)
         folder, embedder = Path(folder), getattr(clip, "image_embedder", clip)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST = "manifest.json"
-# The value of the entry "kind", by which our manifests are recognised.
-KIND = "keras_clip shards"
+# The values of the entries "kind", by which our manifests are recognised, and "format".
+KIND, FORMAT = "keras_clip shards", 1
 
 
 def check_manifests(paths: Iterable[str], *, digests: bool = False) -> int:
@@ -70,6 +70,11 @@ def _read(path: Path, changed: int) -> dict[str, Any] | None:
     is_ours = isinstance(manifest, dict) and manifest.get("kind") == KIND and isinstance(manifest.get("shards"), dict)
     if not is_ours:
         return None
+    if manifest.get("format", FORMAT) != FORMAT:
+        raise ValueError(
+            f"A {MANIFEST} must have the format {FORMAT}. Received: {path} with the format {manifest['format']!r}. Use "
+            "the version of keras_clip that wrote it; to train without checks, remove it."
+        )
     # Shards of an earlier call are removed by these names, so none may be a path to another folder.
     wrong = [name for name, entry in manifest["shards"].items() if not (_is_name(name) and _is_entry(entry))]
     if wrong:

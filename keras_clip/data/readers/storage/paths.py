@@ -7,8 +7,10 @@ import re
 import stat
 from collections.abc import Sequence
 
-# The index that `shards` writes beside a shard: `<shard>.index.npz`.
-INDEX_SUFFIX = ".index.npz"
+# The index that `indexing` writes beside a shard, `<shard>.index`, and that of earlier versions.
+INDEX_SUFFIX = ".index"
+OLD_INDEX_SUFFIX = ".index.npz"
+INDEX_SUFFIXES = (INDEX_SUFFIX, OLD_INDEX_SUFFIX)
 
 
 def find_files(source: str | os.PathLike | Sequence) -> list[str]:
@@ -30,7 +32,7 @@ def find_files(source: str | os.PathLike | Sequence) -> list[str]:
             if re.match(r"(?!file:)\w+:", pattern):
                 raise ValueError(f"A source must be local files. Received: {pattern!r}. Download or mount it first.")
             paths = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
-            paths = [path for path in paths if not path.endswith(INDEX_SUFFIX)]
+            paths = [path for path in paths if not path.endswith(INDEX_SUFFIXES)]
             if not paths:
                 raise FileNotFoundError(
                     f"No file matches. Received: source={pattern!r}, in the folder {os.getcwd()}. Check the path."

@@ -1,87 +1,26 @@
 """Files with many samples each: an index of the parts of all samples allows random access.
 
-Indexing passes over a file once and also verifies that the file is complete. The index is stored in a `.npz` file
-beside the shard, or in the user's cache folder where that cannot be written, and is made again when the shard changes.
+Indexing passes over a file once and also verifies that the file is complete (see `indexing`).
 """
 
 import functools
 import io
-import json
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
-from zipfile import BadZipFile
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from keras_clip.data.readers.reader import Reader
-from keras_clip.data.readers.storage.byte_strings import ByteStrings
-from keras_clip.data.readers.storage.copies import compression, in_cache, write_whole
-from keras_clip.data.readers.storage.paths import INDEX_SUFFIX, names_among
+from keras_clip.data.readers.storage.copies import compression
+from keras_clip.data.readers.storage.index_file import SampleIndex
+from keras_clip.data.readers.storage.paths import names_among
 from keras_clip.data.skipped import SkippedSamples
 
-# Increase it when the arrays of an index, or their meaning, change: stored indexes are then made again.
-_VERSION = 3
-_LARGEST_PART = 2**32 - 1
 _OPEN_FILES = 256
-# A progress bar is shown if at least this many shards must be indexed.
-_MANY_SHARDS = 5
-
-
-class ShardIndex(NamedTuple):
-    """The samples of one shard.
-
-    Attributes:
-        offsets: int64 (samples, parts). Where each part of a sample begins; 0 if the sample has no such part.
-        sizes: uint32 (samples, parts). Bytes of each part.
-        keys: the keys of the samples; none if they are identified by their row.
-        passed_over: the other content of the shard.
-    """
-
-    offsets: np.ndarray
-    sizes: np.ndarray
-    keys: ByteStrings
-    passed_over: SkippedSamples
-
-    @classmethod
-    def of_spans(
-        cls,
-        path: str,
-        spans: Sequence,
-        parts: int,
-        keys: Sequence[bytes] = (),
-        passed_over: SkippedSamples | None = None,
-    ) -> "ShardIndex":
-        """The index of (offset, size) of each part of each sample.
-
-        Args:
-            path: path of the shard.
-            spans: (samples, parts, 2); (0, 0) if a sample has no such part.
-            parts: how many parts a sample may have.
-            keys: keys of the samples.
-            passed_over: the other content of the shard. None: nothing.
-
-        Returns:
-            The index.
-
-        Raises:
-            ValueError: a part of 4 GiB or more.
-        """
-        spans = np.array(spans, np.int64).reshape(-1, parts, 2)
-        if spans[..., 1].max(initial=0) > _LARGEST_PART:
-            raise ValueError(f"Each part of a sample must be smaller than 4 GiB. Received: {path} with a larger one.")
-        offsets, sizes = np.ascontiguousarray(spans[..., 0]), spans[..., 1].astype(np.uint32)
-        return cls(offsets, sizes, ByteStrings.pack(keys), passed_over or SkippedSamples(path))
-
-    def with_part(self, part: int) -> "ShardIndex":
-        """Returns the index of the samples that have a part."""
-        rows = np.flatnonzero(self.offsets[:, part])
-        if len(rows) == len(self.offsets):
-            return self
-        keys = ByteStrings.pack(self.keys[row] for row in rows.tolist())
-        return ShardIndex(self.offsets[rows], self.sizes[rows], keys, self.passed_over)
+# Rows of an index that are read at a time where all are needed.
+_ROWS = 1 << 14
 
 
 class SamplesOfSeveral(Reader):
@@ -150,24 +89,25 @@ class SamplesOfSeveral(Reader):
 class Shards(SamplesOfSeveral):
     """Base of the readers of shards: reads parts of samples by their offset in an open file.
 
-    Memory holds 12 bytes for each part of a sample that occurs, and the keys.
+    The index is mapped into memory and shared by the processes of a machine.
 
     Args:
         paths: paths of the files, as the user gave them.
-        indexes: the index of each.
+        index: the index of their samples.
         files: the files that are read: `paths`, or copies of them that support random access.
+        needed: number of a part that a sample must have; others are left out. None: there are no others.
     """
 
-    def __init__(self, paths: Sequence[str], indexes: Sequence[ShardIndex], files: Sequence[str]):
-        super().__init__(paths, [len(index.offsets) for index in indexes])
-        offsets = np.concatenate([index.offsets for index in indexes])
-        sizes = np.concatenate([index.sizes for index in indexes])
-        # Column of each part in the two arrays; -1 if no sample has the part.
-        occurs = offsets.any(axis=0) | sizes.any(axis=0)
-        self._columns = np.where(occurs, np.cumsum(occurs) - 1, -1).tolist()
-        self.offsets, self.sizes = (part if occurs.all() else part[:, occurs] for part in (offsets, sizes))
-        for path, index in zip(paths, indexes, strict=True):
-            self.skipped.merge(index.passed_over, f"{path}: ")
+    def __init__(self, paths: Sequence[str], index: SampleIndex, files: Sequence[str], needed: int | None = None):
+        self._index = index
+        lengths = index.sections["samples"] if needed is None else index.sections["present"][:, needed]
+        super().__init__(paths, lengths)
+        # The samples that have the part, if others have not.
+        self._chosen = None
+        if len(self) < len(index):
+            self._chosen = np.concatenate([ids[self._has_part(ids, needed)] for ids in _in_blocks(len(index))])
+        for number, passed_over in index.passed_over.items():
+            self.skipped.merge(passed_over, f"{paths[number]}: ")
         self._local = list(files)
         self._files: OrderedDict[int, io.FileIO] = OrderedDict()
 
@@ -175,21 +115,28 @@ class Shards(SamplesOfSeveral):
         # Open files cannot be sent to another process, which opens its own.
         return self.__dict__ | {"_files": OrderedDict()}
 
+    def _indexed(self, ids: np.ndarray) -> np.ndarray:
+        """The numbers of samples in the index."""
+        return ids if self._chosen is None else self._chosen[ids]
+
+    def _has_part(self, numbers: np.ndarray, part: int) -> np.ndarray:
+        offsets, sizes = self._index.spans(numbers)
+        return (offsets[:, part] > 0) | (sizes[:, part] > 0)
+
     def _has(self, ids: np.ndarray, part: int) -> np.ndarray:
         """Whether each sample has that part: bool (B,)."""
-        column = self._columns[part]
-        return np.zeros(len(ids), bool) if column < 0 else self.offsets[ids, column] > 0
+        return self._has_part(self._indexed(ids), part)
 
     def _bytes(self, ids: np.ndarray, part: int) -> list[bytes]:
         """That part of each sample. The loop over them runs in C, and releases the interpreter's lock to read."""
-        column = self._columns[part]
-        if column < 0:
-            return [b""] * len(ids)
+        offsets, sizes = (column[:, part].tolist() for column in self._index.spans(self._indexed(ids)))
         shards = self._shards(ids).tolist()
-        files = {shard: self._file(shard) for shard in set(shards)}
-        descriptors = [files[shard].fileno() for shard in shards]
-        offsets, sizes = self.offsets[ids, column].tolist(), self.sizes[ids, column].tolist()
-        parts = list(map(os.pread, descriptors, sizes, offsets))
+        files = {shard: self._file(shard) for shard, size in zip(shards, sizes, strict=True) if size}
+        descriptors = [files[shard].fileno() if size else -1 for shard, size in zip(shards, sizes, strict=True)]
+        parts = [
+            os.pread(descriptor, size, offset) if size else b""
+            for descriptor, size, offset in zip(descriptors, sizes, offsets, strict=True)
+        ]
         if list(map(len, parts)) != sizes:
             short = next(k for k, part in enumerate(parts) if len(part) != sizes[k])
             self._raise_changed(ids[short], f"{len(parts[short])} of {sizes[short]} bytes")
@@ -211,76 +158,9 @@ class Shards(SamplesOfSeveral):
         return file
 
 
-def load_indexes(paths: Sequence[str], make: Callable[[str], ShardIndex], variant: str = "") -> list[ShardIndex]:
-    """The index of each shard, with a progress bar if many have to be made.
-
-    Args:
-        paths: paths of the shards.
-        make: function of a path that makes its index.
-        variant: str. What the index depends on beside the shard; it becomes a part of a file's name.
-
-    Returns:
-        The indexes.
-    """
-    if sum(not any(map(os.path.exists, _places(path, variant))) for path in paths) >= _MANY_SHARDS:
-        from tqdm import tqdm
-
-        paths = tqdm(paths, desc="indexing shards", unit="shard")
-    return [load_index(path, make, variant) for path in paths]
-
-
-def load_index(path: str, make: Callable[[str], ShardIndex], variant: str = "") -> ShardIndex:
-    """Returns the stored index of a shard if it is up to date, else `make(path)`."""
-    stat = os.stat(path)
-    stamp = np.array([_VERSION, stat.st_size, stat.st_mtime_ns], np.int64)
-    places = _places(path, variant)
-    for place in places:
-        index = _read(place, stamp)
-        if index is not None:
-            return index
-    index = make(path)
-    for place in places:
-        try:
-            _write(place, stamp, index)
-            break
-        except OSError:
-            continue
-    return index
-
-
-def _places(path: str, variant: str) -> list[Path]:
-    """Returns the possible paths of the index of a shard: beside it, and in the user's cache folder."""
-    suffix = f".{variant}{INDEX_SUFFIX}" if variant else INDEX_SUFFIX
-    return [Path(path + suffix), Path(in_cache("index", path, suffix))]
-
-
-def _read(place: Path, stamp: np.ndarray) -> ShardIndex | None:
-    try:
-        with np.load(place, allow_pickle=False) as stored:
-            if not np.array_equal(stored["stamp"], stamp):
-                return None
-            passed_over = SkippedSamples(str(place))
-            found = json.loads(stored["passed_over"].tobytes())
-            passed_over.counts.update(found["counts"])
-            passed_over.examples += found["examples"]
-            keys = ByteStrings(stored["blob"], stored["ends"])
-            return ShardIndex(stored["offsets"], stored["sizes"], keys, passed_over)
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
-        return None  # absent, or damaged: it is made again
-
-
-def _write(place: Path, stamp: np.ndarray, index: ShardIndex) -> None:
-    passed_over = {"counts": index.passed_over.counts, "examples": index.passed_over.examples}
-    with write_whole(str(place)) as file:
-        np.savez(
-            file,
-            stamp=stamp,
-            offsets=index.offsets,
-            sizes=index.sizes,
-            blob=index.keys.blob,
-            ends=index.keys.ends,
-            passed_over=np.frombuffer(json.dumps(passed_over).encode(), np.uint8),
-        )
+def _in_blocks(count: int) -> Iterator[np.ndarray]:
+    for start in range(0, count, _ROWS):
+        yield np.arange(start, min(count, start + _ROWS))
 
 
 def describe_damage(path: str, what: str) -> str:

@@ -8,7 +8,7 @@ from numbered_pairs import numbered, write_shards, write_tar
 
 from keras_clip.data import check_manifests
 from keras_clip.data.readers import open_reader
-from keras_clip.data.readers.storage.manifest import KIND
+from keras_clip.data.readers.storage.manifest import KIND, read_manifest
 
 pytestmark = pytest.mark.backend_free
 
@@ -103,3 +103,10 @@ def test_sizes_that_are_no_numbers_are_refused(shards):
     (shards / "manifest.json").write_text(json.dumps({"kind": KIND, "shards": {"0.tar": {"bytes": "9"}}}))
     with pytest.raises(ValueError, match="names and sizes of files"):
         check_manifests([str(shards / "00000.tar")])
+
+
+@pytest.mark.parametrize("form", [2, 0, "1", None])
+def test_another_format_is_refused(shards, form):
+    (shards / "manifest.json").write_text(json.dumps({"kind": KIND, "format": form, "complete": True, "shards": {}}))
+    with pytest.raises(ValueError, match=r"must have the format 1\. Received: .*manifest.json with the format"):
+        read_manifest(shards)

@@ -1,0 +1,8 @@
+"""Search of one's own pictures by words and pictures: an index that grows, queries, labels and a page.
+
+Nothing leaves the machine, and nothing is written beside the pictures.
+"""
+
+from keras_clip.search.pictures import Changes, Picture, PictureIndex, update_index, watch
+from keras_clip.search.queries import Filters, Page, Query, Result, Searcher, Term, parse
+from keras_clip.search.vectors import ExactIndex, Index, QdrantIndex, UsearchIndex

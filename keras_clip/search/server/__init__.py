@@ -1,0 +1,4 @@
+"""The server of the page: a Starlette application with a JSON API, for one person on one machine."""
+
+from keras_clip.search.server.application import create_application
+from keras_clip.search.server.errors import ApiError
