@@ -129,7 +129,7 @@ def main(place, rounds=50, seed=0):
         stop, before = threading.Event(), seen["version"]
         reader = threading.Thread(target=look, args=(folder, stop, seen, errors))
         reader.start()
-        time.sleep(draws.uniform(0.0, 0.4))
+        time.sleep(draws.uniform(0.0, 0.2))
         os.kill(process, signal.SIGKILL)
         status = os.waitpid(process, 0)[1]
         stop.set()
