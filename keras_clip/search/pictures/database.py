@@ -5,7 +5,7 @@ import errno
 import json
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,12 +71,12 @@ def open_to_read(folder: Path) -> sqlite3.Connection:
     return connection
 
 
-def open_to_write(folder: Path, facts: dict[str, Any]) -> sqlite3.Connection:
+def open_to_write(folder: Path, facts: Callable[[], dict[str, Any]]) -> sqlite3.Connection:
     """Opens the database of an index for writing, and creates it if there is none. The caller holds the lock.
 
     Args:
         folder: folder of the index.
-        facts: what `meta` holds of a new index.
+        facts: function that returns what `meta` holds of a new index.
 
     Returns:
         A connection.
@@ -90,13 +90,13 @@ def open_to_write(folder: Path, facts: dict[str, Any]) -> sqlite3.Connection:
         with explained(folder):
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
+            # A process that was killed may have left a file without tables.
             if not _has_tables(connection):
+                new = {"format": FORMAT, "version": 0, "rows": 0, "generation": 0, "next_id": 0, **facts()}
                 with transaction(connection):
                     for statement in filter(str.strip, _TABLES.split(";")):
                         connection.execute(statement)
-                    write_meta(
-                        connection, {"format": FORMAT, "version": 0, "rows": 0, "generation": 0, "next_id": 0, **facts}
-                    )
+                    write_meta(connection, new)
             _require_format(connection, folder)
     except BaseException:
         connection.close()

@@ -44,7 +44,7 @@ def enter_roots(
     for path in given or ():
         place = _holder(path, roots)
         if place is None:
-            _require_folder(path)
+            require_folder(path)
             place = 1 + max(
                 max(roots, default=-1), connection.execute("SELECT COALESCE(MAX(root), -1) FROM pictures").fetchone()[0]
             )
@@ -76,7 +76,8 @@ def _inside(path: bytes, root: bytes) -> bytes | None:
     return None if any(part.startswith(b".") for part in inner.split(b"/")) else inner
 
 
-def _require_folder(path: bytes) -> None:
+def require_folder(path: bytes) -> None:
+    """Raises an error unless a new root is a folder that exists."""
     if not os.path.exists(path):
         raise FileNotFoundError(f"A folder of pictures must exist. Received: {os.fsdecode(path)!r}.")
     if not os.path.isdir(path):

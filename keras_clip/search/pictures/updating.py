@@ -25,7 +25,7 @@ from keras_clip.search.pictures.compaction import compact, remove_old_files
 from keras_clip.search.pictures.encoding import Encoded, EncodePictures, Wanted, encode
 from keras_clip.search.pictures.facts import BEING_WRITTEN, UNKNOWN_TIME, UNSETTLED, Facts
 from keras_clip.search.pictures.indexed_model import IndexedModel
-from keras_clip.search.pictures.roots import check_roots, enter_roots
+from keras_clip.search.pictures.roots import check_roots, enter_roots, require_folder
 
 # What is encoded is committed after this number of pictures, or of seconds. A worker encodes as many at once.
 _PICTURES, _SECONDS = 256, 10
@@ -146,20 +146,26 @@ class Updater:
                     f"A new index needs at least one folder of pictures. Received: roots={roots!r} for {self._folder}, "
                     "which has no index."
                 )
+            # Before the model is loaded, which may take minutes.
             self._model.require_given(self._folder)
+            for path in given:
+                require_folder(path)
         check_roots(given or [], self._folder)
         with _full_disk_explained(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
             with Lock(self._folder / _LOCK, f"the index {self._folder}") as lock:
-                # Facts of the model are not needed where there is an index.
-                new = {} if database.path_of(self._folder).exists() else self._model.facts()
-                connection = database.open_to_write(self._folder, new)
+                connection = database.open_to_write(self._folder, self._facts_of_new)
                 try:
                     with database.explained(self._folder):
                         changes = _Update(self, connection, lock).run(given)
                 finally:
                     connection.close()
         return Changes(**changes, seconds=time.monotonic() - began)
+
+
+    def _facts_of_new(self) -> dict[str, Any]:
+        self._model.require_given(self._folder)
+        return self._model.facts()
 
 
 class _Update:
