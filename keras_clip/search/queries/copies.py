@@ -1,0 +1,190 @@
+"""Near-duplicates: each picture and the most similar one before it, for groups at any threshold.
+
+Row i has one parent: the earlier row of the largest cosine with it, if that is at least `FLOOR`. The rows are only
+appended, so parents never change, and new rows are compared with all before them once. A picture belongs to the group
+of its parent if its cosine with the first picture of that group reaches the threshold; otherwise it begins a group.
+So a chain of similar pictures does not become one group.
+"""
+
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+
+from keras_clip import files
+from keras_clip.search.vectors.index import fingerprint
+
+# The smallest threshold.
+FLOOR = 0.9
+# Dimensions of the first comparison, which bounds the cosine from above.
+_DIMENSIONS = 64
+_ROWS, _COLUMNS = 2**9, 2**14
+# Where more pairs than this fraction remain after the first comparison, all are computed.
+_DENSE = 0.02
+# Rows from which the directions of the first comparison are computed.
+_SAMPLE = 2**12
+
+
+class Copies:
+    """The parents of the rows of an index.
+
+    Args:
+        path: file that keeps the parents between processes, or None. It is only a cache.
+
+    Attributes:
+        parents: int64 (N,), the most similar row before each; the row itself where none is similar.
+        cosines: float32 (N,), the cosines with them; 0 where none is similar.
+    """
+
+    def __init__(self, path: str | os.PathLike | None = None):
+        self.path = None if path is None else Path(path)
+        self.parents, self.cosines = np.zeros(0, np.int64), np.zeros(0, np.float32)
+        self._fingerprint = None
+        self._lock = threading.Lock()
+
+    def update(self, embeddings: np.ndarray) -> None:
+        """Compares the rows of float32 unit vectors (N, E) that are new with all before them.
+
+        100,000 rows take about 20 s of one core, and the time grows with the square. Embeddings that do not begin with
+        the rows known so far begin anew.
+
+        Args:
+            embeddings: float32 (N, E), unit vectors.
+        """
+        with self._lock:
+            if self._fingerprint is None:
+                self._load()
+            known = len(self.parents)
+            if len(embeddings) < known or self._fingerprint != fingerprint(embeddings, known):
+                known = 0
+            if self._fingerprint is not None and known == len(embeddings):
+                return
+            new_parents, new_cosines = nearest_before(embeddings, known)
+            self.parents = np.concatenate([self.parents[:known], new_parents])
+            self.cosines = np.concatenate([self.cosines[:known], new_cosines])
+            self._fingerprint = fingerprint(embeddings, len(embeddings))
+            self._save()
+
+    def groups(self, embeddings: np.ndarray, threshold: float) -> np.ndarray:
+        """Returns the group of each row: the row of its first picture.
+
+        Args:
+            embeddings: float32 (N, E), the rows that `update` compared or the first of them.
+            threshold: float in [0.9, 1]. The smallest cosine with the first picture of the group.
+
+        Returns:
+            int64 (N,).
+        """
+        size = len(embeddings)
+        parents, cosines = self.parents[:size], self.cosines[:size]
+        group = np.arange(size)
+        # A parent comes before its children, so that its group is known when theirs is chosen, level by level.
+        waiting = np.flatnonzero((cosines >= threshold) & (parents != group))
+        is_open = np.zeros(size, bool)
+        is_open[waiting] = True
+        while len(waiting):
+            ready = ~is_open[parents[waiting]]
+            rows = waiting[ready]
+            firsts = group[parents[rows]]
+            similar = _cosines(embeddings, rows, firsts) >= threshold
+            group[rows[similar]] = firsts[similar]
+            is_open[rows] = False
+            waiting = waiting[~ready]
+        return group
+
+    def _load(self):
+        if self.path is None or not self.path.exists():
+            return
+        try:
+            with np.load(self.path, allow_pickle=False) as saved:
+                self.parents, self.cosines = saved["parents"], saved["cosines"]
+                self._fingerprint = str(saved["fingerprint"])
+        except (OSError, ValueError, KeyError, EOFError):
+            # A cache of another version is computed again.
+            self.parents, self.cosines = np.zeros(0, np.int64), np.zeros(0, np.float32)
+
+    def _save(self):
+        if self.path is None:
+            return
+        try:
+            with files.replacing(self.path) as temporary, open(temporary, "wb") as file:
+                np.savez(file, parents=self.parents, cosines=self.cosines, fingerprint=self._fingerprint)
+        except OSError:
+            # The folder may be read-only or full; then each process computes them.
+            pass
+
+
+def nearest_before(embeddings: np.ndarray, start: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Finds for each row the most similar one before it.
+
+    The vectors are split into their part in 64 directions and the rest. By the inequality of Cauchy and Schwarz, the
+    cosine of two vectors is at most the inner product of these parts plus the product of the lengths of the rests, so
+    few pairs need all dimensions, and none is missed.
+
+    Args:
+        embeddings: float32 (N, E), unit vectors.
+        start: int. The rows before are only compared with.
+
+    Returns:
+        For the rows from `start` on: the rows, int64 (N - start,), and the cosines, float32 (N - start,). Where no
+        cosine is at least 0.9, the row itself and 0. Of equal cosines, the first row.
+    """
+    size = len(embeddings)
+    parents, cosines = np.arange(start, size), np.zeros(size - start, np.float32)
+    directions = _directions(embeddings)
+    parts, rests = _projected(embeddings, directions)
+    for first in range(start, size, _ROWS):
+        rows = np.arange(first, min(first + _ROWS, size))
+        block = embeddings[rows]
+        best, nearest = np.full(len(rows), FLOOR, np.float32), rows.copy()
+        for left in range(0, rows[-1], _COLUMNS):
+            columns = slice(left, min(left + _COLUMNS, rows[-1]))
+            bounds = parts[rows] @ parts[columns].T
+            # Room for rounding.
+            bounds += rests[rows, None] * rests[columns] + np.float32(1e-5)
+            if columns.stop > first:
+                bounds[np.arange(columns.start, columns.stop) >= rows[:, None]] = -1
+            row, column = np.nonzero(bounds >= best[:, None])
+            if len(row) > _DENSE * bounds.size:
+                values = block @ np.asarray(embeddings[columns]).T
+                values[bounds == -1] = -1
+                column = values.argmax(axis=1)
+                row, value = np.arange(len(rows)), np.take_along_axis(values, column[:, None], axis=1)[:, 0]
+            else:
+                value = _cosines(embeddings, rows[row], left + column)
+            # The largest of each row last, and the first column of equal ones.
+            order = np.lexsort([-column, value])
+            row, column, value = row[order], column[order], value[order]
+            top, place = np.full(len(rows), -1, np.float32), np.zeros(len(rows), np.int64)
+            top[row], place[row] = value, left + column
+            is_better = (top > best) | ((top == best) & (nearest == rows))
+            best, nearest = np.where(is_better, top, best), np.where(is_better, place, nearest)
+        parents[first - start : first - start + len(rows)] = nearest
+        cosines[first - start : first - start + len(rows)] = np.where(nearest == rows, 0, best)
+    return parents, cosines
+
+
+def _cosines(embeddings, rows, others):
+    """Returns the inner products of pairs of rows, float32 (P,)."""
+    values = np.empty(len(rows), np.float32)
+    for start in range(0, len(rows), _COLUMNS):
+        part = slice(start, start + _COLUMNS)
+        np.einsum("ne,ne->n", embeddings[rows[part]], embeddings[others[part]], out=values[part])
+    return values
+
+
+def _directions(embeddings):
+    """Returns the orthonormal directions (E, D) in which a sample of the vectors is the longest."""
+    size, dimensions = embeddings.shape
+    sample = np.asarray(embeddings[np.unique(np.linspace(0, max(size - 1, 0), min(size, _SAMPLE)).astype(int))])
+    _, vectors = np.linalg.eigh(sample.T.astype(np.float64) @ sample)
+    return np.ascontiguousarray(vectors[:, ::-1][:, : min(_DIMENSIONS, dimensions)], np.float32)
+
+
+def _projected(embeddings, directions):
+    """Returns the coordinates (N, D) in the directions and the lengths (N,) of the rests."""
+    parts = np.empty((len(embeddings), directions.shape[1]), np.float32)
+    for start in range(0, len(embeddings), _COLUMNS):
+        parts[start : start + _COLUMNS] = embeddings[start : start + _COLUMNS] @ directions
+    return parts, np.sqrt(np.maximum(0, 1 - np.einsum("nd,nd->n", parts, parts))).astype(np.float32)
