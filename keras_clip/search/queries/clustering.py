@@ -33,7 +33,12 @@ class Cluster:
 
 
 def named_clusters(
-    embeddings: np.ndarray, ids: np.ndarray, k: int, encoder: QueryEncoder, words: Sequence[str] | None = None
+    embeddings: np.ndarray,
+    rows: np.ndarray,
+    ids: np.ndarray,
+    k: int,
+    encoder: QueryEncoder,
+    words: Sequence[str] | None = None,
 ) -> list[Cluster]:
     """Divides pictures into clusters, by k-means with cosines, and names each by a word.
 
@@ -42,7 +47,8 @@ def named_clusters(
 
     Args:
         embeddings: float32 (N, E), unit vectors.
-        ids: int64 (M,), the rows of the pictures.
+        rows: int64 (M,), those of the pictures.
+        ids: int64 (M,), the ids of the pictures.
         k: int >= 1. Clusters, or pictures if these are fewer.
         encoder: `QueryEncoder` of the model.
         words: texts to name them by, or None: `vocabulary.COMMON_WORDS`.
@@ -62,9 +68,9 @@ def named_clusters(
         return []
     order = np.random.default_rng(0).permutation(len(ids))
     sample = np.sort(order[:_SAMPLE])
-    vectors = np.asarray(embeddings[ids[sample]])[np.random.default_rng(1).permutation(len(sample))]
+    vectors = _spread_first(np.asarray(embeddings[rows[sample]]), min(k, len(sample)))
     centroids = spherical_kmeans(vectors, min(k, len(vectors)))
-    cosines, nearest = _assigned(embeddings, ids, centroids)
+    cosines, nearest = _assigned(embeddings, rows, centroids)
     counts = np.bincount(nearest, minlength=len(centroids))
     there = np.flatnonzero(counts)
     there = there[np.argsort(-counts[there], kind="stable")]
@@ -77,21 +83,35 @@ def named_clusters(
     return clusters
 
 
-def _assigned(embeddings, ids, centroids):
+def _spread_first(vectors, k):
+    """Returns vectors (N, E) in an order whose first k are far from each other, as the seeds of k-means++."""
+    rng = np.random.default_rng(1)
+    first = [int(rng.integers(len(vectors)))]
+    squares = np.full(len(vectors), np.inf)
+    for _ in range(k - 1):
+        squares = np.minimum(squares, np.maximum(0, 1 - vectors @ vectors[first[-1]]))
+        squares[first] = 0
+        total = squares.sum()
+        left = np.setdiff1d(np.arange(len(vectors)), first)
+        first.append(int(rng.choice(len(vectors), p=squares / total) if total > 0 else left[0]))
+    return vectors[np.concatenate([first, np.setdiff1d(np.arange(len(vectors)), first)])]
+
+
+def _assigned(embeddings, rows, centrorows):
     """Returns the largest cosine with a centroid, float32 (M,), and the centroid, int64 (M,), block by block."""
     parts = []
-    for start in range(0, len(ids), _SAMPLE):
-        parts.append(nearest_vectors(embeddings[ids[start : start + _SAMPLE]], centroids))
+    for start in range(0, len(rows), _SAMPLE):
+        parts.append(nearest_vectors(embeddings[rows[start : start + _SAMPLE]], centrorows))
     return tuple(np.concatenate(values) for values in zip(*parts, strict=True))
 
 
-def _names(centroids, word_embeddings, words):
+def _names(centrorows, word_embeddings, words):
     """Chooses a word for each centroid, the clearest choice first."""
-    cosines = centroids @ word_embeddings.T
-    excess = cosines - cosines.mean(axis=0) if len(centroids) > 1 else cosines
-    names = [None] * len(centroids)
+    cosines = centrorows @ word_embeddings.T
+    excess = cosines - cosines.mean(axis=0) if len(centrorows) > 1 else cosines
+    names = [None] * len(centrorows)
     free = np.ones(len(words), bool)
-    open_rows = set(range(len(centroids)))
+    open_rows = set(range(len(centrorows)))
     while open_rows:
         if not free.any():
             free[:] = True

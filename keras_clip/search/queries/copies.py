@@ -17,6 +17,8 @@ from keras_clip.search.vectors.index import fingerprint
 
 # The smallest threshold.
 FLOOR = 0.9
+# Equal vectors have a cosine of 1 up to rounding.
+_ROUNDING = 1e-6
 # Dimensions of the first comparison, which bounds the cosine from above.
 _DIMENSIONS = 64
 _ROWS, _COLUMNS = 2**9, 2**14
@@ -40,8 +42,9 @@ class Copies:
     def __init__(self, path: str | os.PathLike | None = None):
         self.path = None if path is None else Path(path)
         self.parents, self.cosines = np.zeros(0, np.int64), np.zeros(0, np.float32)
-        self._fingerprint = None
-        self._lock = threading.Lock()
+        # The fingerprint of the first rows, by their number, for each number that was compared.
+        self._known: dict[int, str] = {}
+        self._lock = threading.RLock()
 
     def update(self, embeddings: np.ndarray) -> None:
         """Compares the rows of float32 unit vectors (N, E) that are new with all before them.
@@ -53,31 +56,35 @@ class Copies:
             embeddings: float32 (N, E), unit vectors.
         """
         with self._lock:
-            if self._fingerprint is None:
+            if not self._known:
                 self._load()
-            known = len(self.parents)
-            if len(embeddings) < known or self._fingerprint != fingerprint(embeddings, known):
-                known = 0
-            if self._fingerprint is not None and known == len(embeddings):
+            size = len(embeddings)
+            if size in self._known and self._known[size] == fingerprint(embeddings, size):
                 return
-            new_parents, new_cosines = nearest_before(embeddings, known)
-            self.parents = np.concatenate([self.parents[:known], new_parents])
-            self.cosines = np.concatenate([self.cosines[:known], new_cosines])
-            self._fingerprint = fingerprint(embeddings, len(embeddings))
+            known = max((rows for rows in self._known if rows <= size), default=0)
+            if known == 0 or self._known[known] != fingerprint(embeddings, known):
+                known, self._known = 0, {}
+            parents, cosines = nearest_before(embeddings, known)
+            self.parents = np.concatenate([self.parents[:known], parents])
+            self.cosines = np.concatenate([self.cosines[:known], cosines])
+            self._known = {rows: digest for rows, digest in self._known.items() if rows <= known}
+            self._known[size] = fingerprint(embeddings, size)
             self._save()
 
     def groups(self, embeddings: np.ndarray, threshold: float) -> np.ndarray:
-        """Returns the group of each row: the row of its first picture.
+        """Returns the group of each row: the row of its first picture. It calls `update`.
 
         Args:
-            embeddings: float32 (N, E), the rows that `update` compared or the first of them.
+            embeddings: float32 (N, E), unit vectors.
             threshold: float in [0.9, 1]. The smallest cosine with the first picture of the group.
 
         Returns:
             int64 (N,).
         """
-        size = len(embeddings)
-        parents, cosines = self.parents[:size], self.cosines[:size]
+        size, threshold = len(embeddings), threshold - _ROUNDING
+        with self._lock:
+            self.update(embeddings)
+            parents, cosines = self.parents[:size], self.cosines[:size]
         group = np.arange(size)
         # A parent comes before its children, so that its group is known when theirs is chosen, level by level.
         waiting = np.flatnonzero((cosines >= threshold) & (parents != group))
@@ -99,7 +106,7 @@ class Copies:
         try:
             with np.load(self.path, allow_pickle=False) as saved:
                 self.parents, self.cosines = saved["parents"], saved["cosines"]
-                self._fingerprint = str(saved["fingerprint"])
+                self._known = {len(self.parents): str(saved["fingerprint"])}
         except (OSError, ValueError, KeyError, EOFError):
             # A cache of another version is computed again.
             self.parents, self.cosines = np.zeros(0, np.int64), np.zeros(0, np.float32)
@@ -109,7 +116,7 @@ class Copies:
             return
         try:
             with files.replacing(self.path) as temporary, open(temporary, "wb") as file:
-                np.savez(file, parents=self.parents, cosines=self.cosines, fingerprint=self._fingerprint)
+                np.savez(file, parents=self.parents, cosines=self.cosines, fingerprint=self._known[len(self.parents)])
         except OSError:
             # The folder may be read-only or full; then each process computes them.
             pass
@@ -137,7 +144,7 @@ def nearest_before(embeddings: np.ndarray, start: int = 0) -> tuple[np.ndarray, 
     for first in range(start, size, _ROWS):
         rows = np.arange(first, min(first + _ROWS, size))
         block = embeddings[rows]
-        best, nearest = np.full(len(rows), FLOOR, np.float32), rows.copy()
+        best, nearest = np.full(len(rows), FLOOR - _ROUNDING, np.float32), rows.copy()
         for left in range(0, rows[-1], _COLUMNS):
             columns = slice(left, min(left + _COLUMNS, rows[-1]))
             bounds = parts[rows] @ parts[columns].T

@@ -71,18 +71,18 @@ def best_of_groups(groups: np.ndarray, best_first: np.ndarray, size: int) -> tup
     """Chooses the best picture of each near-duplicate group.
 
     Args:
-        groups: int64 (N,), the group of each row, which is a row.
-        best_first: int64 (A,), the rows to choose from, the best first.
-        size: int, N.
+        groups: int64 (M,), the group of each picture, below `size`.
+        best_first: int64 (A,), the positions of the pictures to choose from, the best first.
+        size: int.
 
     Returns:
-        The chosen rows, ascending, int64 (G,), and the number of rows of each group, int32 (G,).
+        The chosen positions, ascending, int64 (G,), and the number of pictures of each group, int32 (G,).
     """
-    of_rows = groups[best_first]
-    counts = np.bincount(of_rows, minlength=size)
+    of_pictures = groups[best_first]
+    counts = np.bincount(of_pictures, minlength=size)
     chosen = np.full(size, -1, np.int64)
     # Later assignments win, so the best come last.
-    chosen[of_rows[::-1]] = best_first[::-1]
+    chosen[of_pictures[::-1]] = best_first[::-1]
     there = np.flatnonzero(counts)
     order = np.argsort(chosen[there])
     return chosen[there][order], counts[there][order].astype(np.int32)

@@ -33,20 +33,20 @@ class Levels:
     picture: float
 
     @classmethod
-    def measure(cls, embeddings: np.ndarray, ids: np.ndarray, neutral: np.ndarray) -> "Levels":
+    def measure(cls, embeddings: np.ndarray, rows: np.ndarray, neutral: np.ndarray) -> "Levels":
         """Measures the levels of an index.
 
         Args:
             embeddings: float32 (N, E).
-            ids: int64 (M,), the rows that are in the index.
+            rows: int64 (M,), those of the pictures of the index.
             neutral: float (P, E), embeddings of neutral prompts.
 
         Returns:
             `Levels`; zeros for an index without pictures.
         """
-        if not len(ids):
+        if not len(rows):
             return cls(0.0, 0.0)
-        sample = ids[np.unique(np.linspace(0, len(ids) - 1, min(len(ids), 2**14)).astype(np.int64))]
+        sample = rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), 2**14)).astype(np.int64))]
         mean = np.asarray(embeddings[sample], np.float64).mean(axis=0)
         direction = neutral.mean(axis=0, dtype=np.float64)
         direction /= max(np.linalg.norm(direction), 1e-12)

@@ -75,80 +75,84 @@ class Page:
 
 
 class Snapshot:
-    """The pictures of one version of an index. It does not change when the index does.
+    """The pictures of one version of an index, in the order of their ids. It does not change when the index does.
 
     Args:
         index: the `PictureIndex`.
+
+    Attributes:
+        version: int.
+        embeddings: float32 (N, E), memory-mapped.
+        ids: int64 (M,), ascending.
+        rows: int64 (M,), the rows of the pictures in `embeddings`.
+        columns: arrays (M,) by name, as of `PictureIndex.columns`, with `taken` in seconds, int64.
     """
 
     def __init__(self, index: Any):
         self.version: int = index.version
         self.embeddings: np.ndarray = index.embeddings
+        self.ids, self.rows = np.asarray(index.ids, np.int64), np.asarray(index.rows, np.int64)
         self.columns: dict[str, np.ndarray] = dict(index.columns(filtering.COLUMNS))
-        self.ids = np.asarray(index.ids, np.int64)
-        if (np.diff(self.ids) <= 0).any():
-            order = np.argsort(self.ids)
-            self.ids = self.ids[order]
-            self.columns = {name: np.asarray(values)[order] for name, values in self.columns.items()}
+        self.columns["taken"] = self.columns["taken"].astype("datetime64[s]").astype(np.int64)
         self._grouped: OrderedDict[float, np.ndarray] = OrderedDict()
-
-    @cached_property
-    def is_alive(self) -> np.ndarray:
-        """Whether each row of the embeddings is a picture of the index, bool (N,)."""
-        alive = np.zeros(len(self.embeddings), bool)
-        alive[self.ids] = True
-        return alive
 
     @cached_property
     def words(self) -> list[str]:
         """For each picture its caption, name and folder, in the form of `filters.searchable`."""
         columns = (self.columns[name].tolist() for name in ("caption", "name", "folder"))
-        return [filtering.searchable("\n".join(map(str, texts))) for texts in zip(*columns, strict=True)]
+        return [filtering.searchable("\n".join(texts)) for texts in zip(*columns, strict=True)]
 
     @cached_property
     def best_first(self) -> np.ndarray:
         """Positions of the pictures, int64 (M,): the largest resolution first, then the largest file, then the id."""
-        pixels = self.columns["width"].astype(np.int64) * self.columns["height"].astype(np.int64)
-        return np.lexsort([self.ids, -self.columns["size"].astype(np.int64), -pixels])
+        return np.lexsort([self.ids, -self.columns["size"], -self.columns["width"] * self.columns["height"]])
 
     @cached_property
     def newest_first(self) -> np.ndarray:
         """Positions of the pictures, int64 (M,): the newest first, then by id."""
-        return np.lexsort([self.ids, -self.columns["taken"].astype(np.float64)])
+        return np.lexsort([self.ids, -self.columns["taken"]])
 
-    def positions(self, ids: Iterable[int]) -> np.ndarray:
+    @cached_property
+    def position_of_row(self) -> np.ndarray:
+        """The position of the picture of each row, int64 (N,); -1 for rows of pictures that were removed."""
+        positions = np.full(len(self.embeddings), -1, np.int64)
+        positions[self.rows] = np.arange(len(self.rows))
+        return positions
+
+    def among(self, ids: Iterable[int]) -> np.ndarray:
         """Returns which of the pictures have one of these ids, bool (M,)."""
-        ids = np.fromiter(ids, np.int64)
-        ids = ids[(ids >= 0) & (ids < len(self.embeddings))]
-        wanted = np.zeros(len(self.embeddings), bool)
-        wanted[ids] = True
-        return wanted[self.ids]
+        return np.isin(self.ids, np.fromiter(ids, np.int64))
 
-    def embedding(self, picture: int) -> np.ndarray:
-        """Returns the embedding (E,) of a picture; a ValueError if there is none of this id."""
-        if not (0 <= picture < len(self.embeddings) and self.is_alive[picture]):
+    def position(self, picture: int) -> int:
+        """Returns the position of a picture; a ValueError if there is none of this id."""
+        place = int(np.searchsorted(self.ids, picture)) if picture < 2**63 else len(self.ids)
+        if place == len(self.ids) or self.ids[place] != picture:
             raise ValueError(
                 f"There must be a picture of this id in the index. Received: picture:{picture}, in an index of "
                 f"{len(self.ids)} pictures. It may have been removed."
             )
-        return np.asarray(self.embeddings[picture])
+        return place
+
+    def embedding(self, picture: int) -> np.ndarray:
+        """Returns the embedding (E,) of a picture; a ValueError if there is none of this id."""
+        return np.asarray(self.embeddings[self.rows[self.position(picture)]])
 
     def groups(self, copies: Copies, threshold: float) -> np.ndarray:
-        """Returns the near-duplicate group of each row, int64 (N,).
+        """Returns the near-duplicate group of each picture.
 
         Args:
             copies: the `Copies` of the index.
             threshold: float, as of `Copies.groups`.
 
         Returns:
-            int64 (N,).
+            int64 (M,), numbers below N.
         """
-        if threshold not in self._grouped:
-            copies.update(self.embeddings)
-            self._grouped[threshold] = copies.groups(self.embeddings, threshold)
+        groups = self._grouped.get(threshold)
+        if groups is None:
+            groups = self._grouped[threshold] = copies.groups(self.embeddings, threshold)[self.rows]
             while len(self._grouped) > _VERSIONS:
                 self._grouped.popitem(last=False)
-        return self._grouped[threshold]
+        return groups
 
 
 class Searcher:
@@ -176,13 +180,17 @@ class Searcher:
         self.index, self.clip, self.labelled = index, clip, labelled
         self.encoder = QueryEncoder(clip)
         self.vectors = ExactIndex() if vectors is None else vectors
-        self._exact = ExactIndex()
         folder = getattr(index, "folder", None)
         self._copies = Copies(None if folder is None else Path(folder) / "copies.npz")
         self._rankings = RankingCache(_CACHE_BYTES)
         self._snapshots: OrderedDict[int, Snapshot] = OrderedDict()
         self._levels: dict[int, Levels] = {}
-        self._lock = threading.RLock()
+        self._lock, self._refreshing = threading.Lock(), threading.Lock()
+        if index.embeddings.shape[1] != clip.embed_dim and len(index.ids):
+            raise ValueError(
+                f"`clip` must be the model of the index. Received: embeddings of {clip.embed_dim} dimensions, and an "
+                f"index of {index.embeddings.shape[1]}."
+            )
         self._take_snapshot()
 
     @property
@@ -197,9 +205,9 @@ class Searcher:
 
     def refresh(self) -> bool:
         """Moves on to the newest version of the index; returns whether there was one. Cursors remain valid."""
-        with self._lock:
+        with self._refreshing:
             is_newer = bool(self.index.refresh())
-            if is_newer:
+            if is_newer or self.index.version != self.version:
                 self._take_snapshot()
             return is_newer
 
@@ -273,10 +281,9 @@ class Searcher:
         """
         _check(1, collapse)
         snapshot = self._newest()
-        snapshot.embedding(picture)
         groups = snapshot.groups(self._copies, float(collapse))
-        rows = snapshot.ids[snapshot.best_first]
-        return rows[groups[rows] == groups[picture]].tolist()
+        is_copy = groups == groups[snapshot.position(picture)]
+        return snapshot.ids[snapshot.best_first[is_copy[snapshot.best_first]]].tolist()
 
     def clusters(self, k: int = 24, words: Sequence[str] | None = None) -> list[Cluster]:
         """Divides the pictures into clusters of similar ones, each named by the word that distinguishes it.
@@ -289,25 +296,31 @@ class Searcher:
             List of `Cluster`, the largest first.
         """
         snapshot = self._newest()
-        return named_clusters(snapshot.embeddings, snapshot.ids, k, self.encoder, words)
+        return named_clusters(snapshot.embeddings, snapshot.rows, snapshot.ids, k, self.encoder, words)
 
     def _newest(self):
         with self._lock:
             return next(reversed(self._snapshots.values()))
 
     def _take_snapshot(self):
-        snapshot = Snapshot(self.index)
+        try:
+            snapshot = Snapshot(self.index)
+        except RuntimeError:
+            # Pictures of the state that the index was read in are no longer in it.
+            self.index.refresh()
+            snapshot = Snapshot(self.index)
         self.vectors.build(snapshot.embeddings)
-        self._snapshots[snapshot.version] = snapshot
-        self._snapshots.move_to_end(snapshot.version)
-        while len(self._snapshots) > _VERSIONS:
-            version, _ = self._snapshots.popitem(last=False)
-            self._levels.pop(version, None)
+        with self._lock:
+            self._snapshots[snapshot.version] = snapshot
+            self._snapshots.move_to_end(snapshot.version)
+            while len(self._snapshots) > _VERSIONS:
+                version, _ = self._snapshots.popitem(last=False)
+                self._levels.pop(version, None)
 
     def _levels_of(self, snapshot):
         if snapshot.version not in self._levels:
             neutral = self.encoder.texts(NEUTRAL_TEXTS)
-            self._levels[snapshot.version] = Levels.measure(snapshot.embeddings, snapshot.ids, neutral)
+            self._levels[snapshot.version] = Levels.measure(snapshot.embeddings, snapshot.rows, neutral)
         return self._levels[snapshot.version]
 
     def _labels_of(self, snapshot, filters):
@@ -317,7 +330,7 @@ class Searcher:
                 f"Filters by label need labels. Received: label={filters.label!r}, not_label={filters.not_label!r}, "
                 "and a Searcher without `labelled`."
             )
-        return _Labels({name: snapshot.positions(self.labelled(name)) for name in names})
+        return _Labels({name: snapshot.among(self.labelled(name)) for name in names})
 
     def _again(self, query, filters, collapse, place):
         """Ranks anew on the version of a cursor whose ranking is no longer kept."""
@@ -339,57 +352,55 @@ class Searcher:
 
     def _rank(self, snapshot, query, filters, collapse, labels, place):
         allowed = filters.mask(snapshot.columns, lambda: snapshot.words, labels.masks.__getitem__)
-        counts = None
+        positions, counts = np.flatnonzero(allowed), None
         if collapse is not None:
             best_first = snapshot.best_first[allowed[snapshot.best_first]]
             groups = snapshot.groups(self._copies, float(collapse))
-            rows, counts = best_of_groups(groups, snapshot.ids[best_first], len(snapshot.embeddings))
-        else:
-            rows = snapshot.ids[allowed]
+            positions, counts = best_of_groups(groups, best_first, len(snapshot.embeddings))
         if query.terms:
-            ranking = self._by_score(snapshot, query, filters, rows, counts)
+            ranking = self._by_score(snapshot, query, filters, positions, counts)
         else:
-            order = snapshot.newest_first
-            order = order[snapshot.positions(rows)[order]]
-            ids = snapshot.ids[order]
-            copies = None if counts is None else counts[np.searchsorted(rows, ids)]
-            ranking = Ranking(ids, None, copies, None, len(ids))
+            is_found = np.zeros(len(snapshot.ids), bool)
+            is_found[positions] = True
+            found = snapshot.newest_first[is_found[snapshot.newest_first]]
+            copies = None if counts is None else counts[np.searchsorted(positions, found)]
+            ranking = Ranking(snapshot.ids[found], None, copies, None, len(found))
         self._rankings.put(place._replace(offset=0), ranking)
         return ranking
 
-    def _by_score(self, snapshot, query, filters, rows, counts):
+    def _by_score(self, snapshot, query, filters, positions, counts):
         vector, length = self.encoder.vector(query, snapshot.embedding)
-        ids, scores = self._nearest(snapshot, vector, rows)
+        found, scores = self._nearest(snapshot, vector, positions)
         neutral = self._levels_of(snapshot).of(query, length)
         scale = self._scale(query, neutral)
-        end = len(ids)
+        end = len(found)
         if filters.min_score is not None:
             end = min(end, first_below(scores, filters.min_score))
         if filters.min_relevance is not None:
             end = min(end, first_below(scale(scores), filters.min_relevance))
-        ids, scores = ids[:end], scores[:end]
-        copies = None if counts is None else counts[np.searchsorted(rows, ids)]
-        return Ranking(ids, scores, copies, scale, first_below(scores, neutral))
+        found, scores = found[:end], scores[:end]
+        copies = None if counts is None else counts[np.searchsorted(positions, found)]
+        return Ranking(snapshot.ids[found], scores, copies, scale, first_below(scores, neutral))
 
-    def _nearest(self, snapshot, vector, rows):
-        """Returns ids and scores of all the rows in order, or of the first ones by an approximate index."""
-        if not isinstance(self.vectors, ExactIndex):
-            with self._lock:
-                is_newest = snapshot.version == self.version
-            k = min(APPROXIMATE_RESULTS, len(rows))
-            if is_newest and k:
-                allowed = np.zeros(len(snapshot.embeddings), bool)
-                allowed[rows] = True
-                ids, scores = (found[0] for found in self.vectors.search(vector[None], k, allowed))
-                return ids[ids >= 0], scores[ids >= 0]
-        exact = ExactIndex()
-        exact.build(snapshot.embeddings)
-        if len(rows) < _SPARSE * len(snapshot.embeddings):
-            scores = exact.scores(vector[None], rows)[0]
+    def _nearest(self, snapshot, vector, positions):
+        """Returns the positions of pictures and their scores in order: of all, or of the first ones if approximate."""
+        size, rows = len(snapshot.embeddings), snapshot.rows[positions]
+        # Another index has the rows of the newest version only.
+        if not isinstance(self.vectors, ExactIndex) and snapshot.version == self.version and len(rows):
+            allowed = np.zeros(size, bool)
+            allowed[rows] = True
+            found = self.vectors.search(vector[None], min(APPROXIMATE_RESULTS, len(rows)), allowed)
+            rows, scores = (values[0][found[0][0] >= 0] for values in found)
+            positions = snapshot.position_of_row[rows]
+            by_id = np.argsort(positions)
+            positions, scores = positions[by_id], scores[by_id]
         else:
-            scores = exact.scores(vector[None])[0][rows]
+            exact = ExactIndex()
+            exact.build(snapshot.embeddings)
+            is_sparse = len(rows) < _SPARSE * size
+            scores = exact.scores(vector[None], rows)[0] if is_sparse else exact.scores(vector[None])[0][rows]
         order = ranked(scores)
-        return rows[order], scores[order]
+        return positions[order], scores[order]
 
     def _scale(self, query, neutral):
         factor = 1.0 if self.clip.logit_scale is None else float(np.exp(_number(self.clip.logit_scale)))

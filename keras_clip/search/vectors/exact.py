@@ -22,12 +22,15 @@ from keras_clip.search.vectors.index import (
 _ROWS = 2**14
 # Scores in memory at once, at about 20 bytes each while they are sorted.
 _SCORES = 2**23
+# More queries than these are multiplied as a matrix, which takes a quarter of the time of one by one. The last bits of
+# a score then depend on the place of the row.
+_FEW = 4
 # Where fewer than this fraction of the rows are allowed, only these are read.
 _SPARSE = 0.1
 
 
 class ExactIndex:
-    """Compares each query with all rows. 100,000 rows of 512 dimensions take about 15 ms on one core.
+    """Compares each query with all rows. 100,000 rows of 512 dimensions take 7 to 15 ms of one core.
 
     The embeddings stay where they are: in a memory map, the operating system keeps what fits in memory.
     """
@@ -54,9 +57,11 @@ class ExactIndex:
 
         def compute(start):
             stop = min(start + _ROWS, size)
-            block = self.embeddings[start:stop] if rows is None else self.embeddings[rows[start:stop]]
-            if len(queries) == 1:
-                np.dot(block, queries[0], out=scores[0, start:stop])
+            block = np.asarray(self.embeddings[start:stop] if rows is None else self.embeddings[rows[start:stop]])
+            if len(queries) <= _FEW:
+                # Each row by itself, so that equal rows have equal scores, wherever they are.
+                for query, values in zip(queries, scores, strict=True):
+                    np.vecdot(block, query, out=values[start:stop])
             else:
                 scores[:, start:stop] = queries @ block.T
 
@@ -81,7 +86,7 @@ class ExactIndex:
             for query, row in enumerate(scores, start):
                 if rows is not None and not is_sparse:
                     row = row[rows]
-                places = ranked(row, k=k)
+                places = ranked(row, k)
                 found[query], values[query] = filled(places if rows is None else rows[places], row[places], k)
         return found, values
 

@@ -104,14 +104,13 @@ def checked_search(
     return queries, int(k), allowed
 
 
-def ranked(scores: np.ndarray, rows: np.ndarray | None = None, k: int | None = None) -> np.ndarray:
-    """Returns the places of the largest scores in descending order; equal scores are ordered by row.
+def ranked(scores: np.ndarray, k: int | None = None) -> np.ndarray:
+    """Returns the places of the largest scores in descending order; equal scores are ordered by place.
 
-    Score and row are packed into one integer: sorting 100,000 of them takes 4 ms, and no two are equal.
+    Score and place are packed into one integer: sorting 100,000 of them takes 4 ms, and no two are equal.
 
     Args:
-        scores: float32 (M,). NaN counts as the smallest.
-        rows: int (M,), ascending and below 2**32, or None: 0, 1, ...
+        scores: float32 (M,), M < 2**32. NaN counts as the smallest.
         k: int or None. How many; None: all.
 
     Returns:
@@ -121,7 +120,6 @@ def ranked(scores: np.ndarray, rows: np.ndarray | None = None, k: int | None = N
     # -0.0 + 0.0 is 0.0, so that both zeros are equal.
     bits = (np.where(np.isnan(scores), np.float32(-np.inf), scores).astype(np.float32) + np.float32(0)).view(np.uint32)
     descending = np.where(bits >> 31, bits, ~bits & np.uint32(0x7FFFFFFF)).astype(np.uint64)
-    # Ascending rows are in the order of their places, which the packed number holds.
     keys = (descending << np.uint64(32)) | np.arange(size, dtype=np.uint64)
     if k is not None and k < size:
         # Sorting few of many.

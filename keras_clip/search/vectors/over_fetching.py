@@ -68,6 +68,6 @@ class OverFetching:
         tail = np.arange(self._indexed, len(self._embeddings))
         tail = tail if allowed is None else tail[allowed[tail]]
         rows = np.concatenate([np.sort(rows), tail])
-        scores = self._embeddings[rows] @ query
-        places = ranked(scores, k=k)
+        scores = np.vecdot(np.asarray(self._embeddings[rows]), query)
+        places = ranked(scores, k)
         return filled(rows[places], scores[places], k)

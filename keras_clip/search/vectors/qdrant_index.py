@@ -102,7 +102,7 @@ class QdrantIndex:
                     continue
                 order = np.argsort(ids)
                 ids, scores = ids[order], scores[order]
-                places = ranked(scores, k=k)
+                places = ranked(scores, k)
                 results[query] = filled(ids[places], scores[places], k)
             waiting, fetch = np.array(short, np.int64), 4 * fetch
         return (
