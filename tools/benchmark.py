@@ -10,7 +10,7 @@ them equally: compare the ratios rather than the seconds. A run is written to ru
 commit, package versions, number of threads and every repeat. `--render` generates the tables of the documentation from
 such files, and leaves the tables of other tasks unchanged. Captions come from --data (a folder of WebDataset tars) or
 from the built-in synthetic scenes. benchmark_tasks.py defines the tasks, benchmark_curation.py those that prepare data,
-and benchmark_scale.py those for large batches and accelerators.
+benchmark_scale.py those for large batches and accelerators, and benchmark_search.py those of search.
 """
 
 import argparse
@@ -28,13 +28,14 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
 import benchmark_curation
 import benchmark_scale
+import benchmark_search
 import benchmark_tasks
 import terminal
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 BACKENDS = ("tensorflow", "jax", "torch")
 PACKAGES = ("keras", "tensorflow", "jax", "torch", "open-clip-torch", "tokenizers", "numpy", "pillow", "torchvision")
-MODULES = (benchmark_tasks, benchmark_curation, benchmark_scale)
+MODULES = (benchmark_tasks, benchmark_curation, benchmark_scale, benchmark_search)
 TASKS = {name: task for module in MODULES for name, task in module.TASKS.items()}
 
 
@@ -169,6 +170,9 @@ MORE_COLUMNS = (
     ("memory per step, MiB", "memory_mib", "{:,.0f}"),
     ("MFU", "mfu", "{:.1%}"),
     ("peak memory, GiB", "device_gib", "{:.1f}"),
+    ("CPU ms per query", "cpu_ms", "{:.2f}"),
+    ("recall at 10", "recall_at_10", "{:.3f}"),
+    ("build, s", "build_seconds", "{:.1f}"),
 )
 
 

@@ -4,5 +4,16 @@ Nothing leaves the machine, and nothing is written beside the pictures.
 """
 
 from keras_clip.search.pictures import Changes, Picture, PictureIndex, update_index, watch
-from keras_clip.search.queries import Filters, Page, Query, Result, Searcher, Term, parse
+from keras_clip.search.queries import (
+    Cluster,
+    CursorError,
+    Filters,
+    Page,
+    Query,
+    Result,
+    Searcher,
+    StaleCursor,
+    Term,
+    parse,
+)
 from keras_clip.search.vectors import ExactIndex, Index, QdrantIndex, UsearchIndex

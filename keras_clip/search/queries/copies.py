@@ -19,9 +19,14 @@ from keras_clip.search.vectors.index import fingerprint
 FLOOR = 0.9
 # Equal vectors have a cosine of 1 up to rounding.
 _ROUNDING = 1e-6
-# Dimensions of the first comparison, which bounds the cosine from above.
-_DIMENSIONS = 64
-_ROWS, _COLUMNS = 2**9, 2**14
+# Rounding of a bound.
+_SLACK = 1e-5
+# The numbers of dimensions from which that of the first comparison is chosen, which bounds the cosine from above.
+_DIMENSIONS = (16, 32, 64, 128, 192, 256, 384)
+# How much longer a cosine of a single pair takes than one of a block of pairs.
+_SINGLE = 20
+# A tile of bounds is 4 MiB, which fits the cache.
+_ROWS, _COLUMNS = 2**8, 2**12
 # Where more pairs than this fraction remain after the first comparison, all are computed.
 _DENSE = 0.02
 # Rows from which the directions of the first comparison are computed.
@@ -49,8 +54,8 @@ class Copies:
     def update(self, embeddings: np.ndarray) -> None:
         """Compares the rows of float32 unit vectors (N, E) that are new with all before them.
 
-        100,000 rows take about 20 s of one core, and the time grows with the square. Embeddings that do not begin with
-        the rows known so far begin anew.
+        100,000 rows take about a minute of one core, and the time grows with the square. Embeddings that do not begin
+        with the rows known so far begin anew.
 
         Args:
             embeddings: float32 (N, E), unit vectors.
@@ -125,9 +130,9 @@ class Copies:
 def nearest_before(embeddings: np.ndarray, start: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Finds for each row the most similar one before it.
 
-    The vectors are split into their part in 64 directions and the rest. By the inequality of Cauchy and Schwarz, the
-    cosine of two vectors is at most the inner product of these parts plus the product of the lengths of the rests, so
-    few pairs need all dimensions, and none is missed.
+    The vectors are split into their part in a few directions, in which they are long, and the rest. By the inequality
+    of Cauchy and Schwarz, the cosine of two vectors is at most the inner product of these parts plus the product of the
+    lengths of the rests, so few pairs need all dimensions, and none is missed.
 
     Args:
         embeddings: float32 (N, E), unit vectors.
@@ -139,8 +144,7 @@ def nearest_before(embeddings: np.ndarray, start: int = 0) -> tuple[np.ndarray, 
     """
     size = len(embeddings)
     parents, cosines = np.arange(start, size), np.zeros(size - start, np.float32)
-    directions = _directions(embeddings)
-    parts, rests = _projected(embeddings, directions)
+    parts = _parts(embeddings)
     for first in range(start, size, _ROWS):
         rows = np.arange(first, min(first + _ROWS, size))
         block = embeddings[rows]
@@ -148,11 +152,9 @@ def nearest_before(embeddings: np.ndarray, start: int = 0) -> tuple[np.ndarray, 
         for left in range(0, rows[-1], _COLUMNS):
             columns = slice(left, min(left + _COLUMNS, rows[-1]))
             bounds = parts[rows] @ parts[columns].T
-            # Room for rounding.
-            bounds += rests[rows, None] * rests[columns] + np.float32(1e-5)
             if columns.stop > first:
                 bounds[np.arange(columns.start, columns.stop) >= rows[:, None]] = -1
-            row, column = np.nonzero(bounds >= best[:, None])
+            row, column = np.nonzero(bounds >= (best - _SLACK)[:, None])
             if len(row) > _DENSE * bounds.size:
                 values = block @ np.asarray(embeddings[columns]).T
                 values[bounds == -1] = -1
@@ -181,17 +183,32 @@ def _cosines(embeddings, rows, others):
     return values
 
 
-def _directions(embeddings):
-    """Returns the orthonormal directions (E, D) in which a sample of the vectors is the longest."""
+def _parts(embeddings):
+    """Returns vectors (N, D + 1) whose inner products are at least the cosines of the embeddings (N, E).
+
+    They are the coordinates in the directions in which a sample of the embeddings is the longest, and the length of the
+    rest. D is the number for which the comparison of the sample is estimated to be the fastest.
+    """
     size, dimensions = embeddings.shape
     sample = np.asarray(embeddings[np.unique(np.linspace(0, max(size - 1, 0), min(size, _SAMPLE)).astype(int))])
-    _, vectors = np.linalg.eigh(sample.T.astype(np.float64) @ sample)
-    return np.ascontiguousarray(vectors[:, ::-1][:, : min(_DIMENSIONS, dimensions)], np.float32)
+    _, directions = np.linalg.eigh(sample.T.astype(np.float64) @ sample)
+    directions = np.ascontiguousarray(directions[:, ::-1], np.float32)
+    possible = [few for few in _DIMENSIONS if few < dimensions] or [dimensions]
+
+    def time(few):
+        few_rows = _with_rest(sample[:: max(1, len(sample) // 1024)] @ directions[:, :few])
+        share = np.mean(few_rows @ few_rows.T >= FLOOR) if len(few_rows) else 0
+        return few + dimensions * (_SINGLE * share if share < _DENSE else 1)
+
+    few = min(possible, key=time)
+    parts = np.empty((size, few + 1), np.float32)
+    for start in range(0, size, _SAMPLE):
+        block = slice(start, start + _SAMPLE)
+        parts[block] = _with_rest(embeddings[block] @ directions[:, :few])
+    return parts
 
 
-def _projected(embeddings, directions):
-    """Returns the coordinates (N, D) in the directions and the lengths (N,) of the rests."""
-    parts = np.empty((len(embeddings), directions.shape[1]), np.float32)
-    for start in range(0, len(embeddings), _COLUMNS):
-        parts[start : start + _COLUMNS] = embeddings[start : start + _COLUMNS] @ directions
-    return parts, np.sqrt(np.maximum(0, 1 - np.einsum("nd,nd->n", parts, parts))).astype(np.float32)
+def _with_rest(parts):
+    """Appends to parts (N, D) of unit vectors the lengths of their rests."""
+    squares = np.einsum("nd,nd->n", parts, parts)
+    return np.concatenate([parts, np.sqrt(np.maximum(0, 1 - squares))[:, None]], axis=1)

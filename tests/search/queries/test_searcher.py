@@ -167,7 +167,7 @@ def test_nearest_before(count, spread, monkeypatch):
 
     monkeypatch.setattr(copies, "_ROWS", 64)
     monkeypatch.setattr(copies, "_COLUMNS", 256)
-    monkeypatch.setattr(copies, "_DIMENSIONS", 4)
+    monkeypatch.setattr(copies, "_DIMENSIONS", (4, 16))
     rng = np.random.default_rng(3)
     vectors = unit(rng.normal(size=(12, 32))[rng.integers(0, 12, count)] + spread * rng.normal(size=(count, 32)))
     cosines = np.tril(vectors.astype(float) @ vectors.T, -1)
