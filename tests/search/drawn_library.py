@@ -42,6 +42,9 @@ class DrawnLibrary:
         self.removed, self.saved, self.said, self.exports = set(), {}, {}, []
         self.version, self.requests = 1, []
 
+    def prepare(self):
+        pass
+
     def refresh(self):
         pass
 

@@ -14,10 +14,10 @@ export class Results extends EventTarget {
   total = null;
   cutoff = 0;
   error = null;
-  isLoading = false;
   #request;
   #cursor = null;
   #wanted = 0;
+  #loading = null;
 
   constructor(request) {
     super();
@@ -32,13 +32,25 @@ export class Results extends EventTarget {
     return this.total !== null && this.#cursor === null;
   }
 
+  get isLoading() {
+    return this.#loading !== null;
+  }
+
   /** Fetches pages until there are `end` results, or all. */
   async need(end) {
     this.#wanted = Math.max(this.#wanted, end);
-    if (this.isLoading || this.error) return;
-    this.isLoading = true;
+    if (this.#isEnough || this.error) return;
+    this.#loading ??= this.#load();
+    await this.#loading;
+  }
+
+  get #isEnough() {
+    return this.isComplete || this.items.length >= this.#wanted;
+  }
+
+  async #load() {
     try {
-      while (!this.isComplete && this.items.length < this.#wanted) await this.#next();
+      while (!this.#isEnough) await this.#next();
     } catch (error) {
       if (this.#cursor && error instanceof ApiError && /cursor/.test(error.code)) {
         this.dispatchEvent(new Event("expired"));
@@ -46,7 +58,7 @@ export class Results extends EventTarget {
       }
       this.error = error;
     } finally {
-      this.isLoading = false;
+      this.#loading = null;
     }
     this.dispatchEvent(new Event("change"));
   }
