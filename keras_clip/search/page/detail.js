@@ -5,6 +5,8 @@ import { classes } from "./classes.js";
 import { announce, count, find, icon, isTyping, make, percent, thumbnail } from "./dom.js";
 import { state } from "./state.js";
 
+/** Pixels of the longer side below which a picture is small. */
+const SMALL = 512;
 const UNITS = ["B", "kB", "MB", "GB"];
 
 function bytes(size) {
@@ -50,7 +52,7 @@ export class Detail {
     });
     this.#dialog.addEventListener("keydown", (event) => this.#key(event));
     this.#image.addEventListener("error", () => this.#figure.classList.add("broken"));
-    classes.addEventListener("label", () => this.#entry && this.#showLabels());
+    for (const type of ["label", "change"]) classes.addEventListener(type, () => this.#entry && this.#showLabels());
   }
 
   /** Opens a result. */
@@ -120,7 +122,9 @@ export class Detail {
     this.#image.alt = name;
     // The thumbnail, which is there already, stands in until the large one is.
     this.#figure.style.setProperty("--thumbnail", `url("${thumbnailOf(id)}")`);
-    this.#figure.style.setProperty("--ratio", `${width} / ${height}`);
+    // Small pictures are shown larger, up to four times.
+    const factor = Math.min(4, Math.max(1, SMALL / Math.max(width, height)));
+    for (const [name, value] of Object.entries({ width, height, factor })) this.#figure.style.setProperty(`--${name}`, value);
     this.#image.src = viewOf(id);
   }
 
@@ -193,18 +197,16 @@ export class Detail {
   async #label(classId, value) {
     try {
       await classes.label([this.#entry.id], classId, value);
-      return true;
     } catch (error) {
-      announce(error.message);
       this.#facts.append(make("p", { role: "alert", text: error.message }));
-      return false;
     }
   }
 
-  async #judge(value) {
+  #judge(value) {
     const { active } = classes;
     if (!active || !this.#entry) return;
-    if ((await this.#label(active.id, value)) && value !== null) this.#step(1);
+    this.#label(active.id, value);
+    if (value !== null) this.#step(1);
   }
 
   #moreLikeThis() {

@@ -189,7 +189,7 @@ export class Grid {
   #row(row) {
     const [start, end] = this.#layout.range(row);
     const isBelow = this.#layout.hasDivider && row >= this.#layout.firstRows;
-    const element = make("div", { role: "row", class: `row${isBelow ? " below" : ""}`, "aria-rowindex": row + 1 + isBelow });
+    const element = make("div", { role: "row", class: `row${isBelow && this.#layout.first ? " below" : ""}`, "aria-rowindex": row + 1 + isBelow });
     element.style.transform = `translateY(${this.#layout.top(row)}px)`;
     for (let index = start; index < end; index++) {
       const tile = make("div", {
@@ -207,7 +207,7 @@ export class Grid {
 
   #divider() {
     const { first, firstRows, columns, step } = this.#layout;
-    const text = first ? "From here, pictures match no better than any picture would" : "No picture matches clearly. These are the nearest";
+    const text = first ? "The pictures below are unlikely to match" : "No picture is likely to match. These are the nearest";
     const cell = make("div", { role: "gridcell", "aria-colindex": 1, "aria-colspan": columns, text });
     const element = make("div", { role: "row", class: "divider", "aria-rowindex": firstRows + 1 }, cell);
     element.style.transform = `translateY(${Math.max(0, firstRows * step - GAP)}px)`;

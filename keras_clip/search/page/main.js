@@ -63,14 +63,16 @@ async function judge(value) {
   const item = results?.items[grid.active];
   if (!active || (!selection.size && !item)) return;
   const isMany = selection.size > 0;
+  const ids = isMany ? selection.ids : [item.id];
+  // The focus moves on at once: the next key is about the next picture, however long the server takes.
+  if (isMany) selection.clear();
+  else grid.focus(value === null ? grid.active : grid.active + 1);
   try {
-    await classes.label(isMany ? selection.ids : [item.id], active.id, value);
+    await classes.label(ids, active.id, value);
   } catch (error) {
     bar.hint(error.message);
     return;
   }
-  if (isMany) selection.clear();
-  else grid.focus(value === null ? grid.active : grid.active + 1);
   announce(`${isMany ? "They are" : item.name} ${value === null ? "left to the model" : value ? "labelled yes" : "labelled no"}`);
 }
 
@@ -161,7 +163,7 @@ function showMessage() {
 
 function showMissingPage() {
   document.title = "Not found · Pictures";
-  for (const part of document.querySelectorAll(".explore, .status, .grid, .tools")) part.hidden = true;
+  for (const part of document.querySelectorAll(".top, .explore, .status, .grid")) part.hidden = true;
   find(".message").hidden = false;
   find(".message").replaceChildren(make("p", { text: "There is nothing at this address." }), make("a", { class: "primary", href: "/", text: "To the pictures" }));
 }

@@ -166,7 +166,7 @@ export class SearchBar {
     const side = make(
       "select",
       { "aria-label": "More or less of it" },
-      make("option", { value: 1, text: "＋ like this" }),
+      make("option", { value: 1, text: "+ like this" }),
       make("option", { value: -1, text: "− unlike this" }),
     );
     side.value = Math.sign(term.weight);

@@ -187,6 +187,7 @@ class DrawnLibrary:
     def open_file(self, i):
         file = io.BytesIO()
         self._draw(self._row(i), 1200).save(file, "JPEG")
+        file.seek(0)
         return file, self.name(i)
 
     def clusters(self, k):
