@@ -96,10 +96,10 @@ export class Labels {
     const review = make("button", { type: "button", class: "tool", "data-key": `review-${each.id}`, text: "Review", "aria-label": `Review ${each.name}`, click: () => startLabelling(each) });
     const name = make("button", {
       type: "button", class: "name", "data-key": `name-${each.id}`,
-      "aria-label": `${each.name}, ${count(each.pictures, "picture")}, ${each.by_hand} by hand. Show them`,
+      title: "Show the pictures with this label",
       click: () => state.change({ terms: [], filters: { label: each.name }, class: null }),
     }, make("span", { class: "text", text: each.name }), make("span", { class: "number", text: each.pictures.toLocaleString("en") }));
-    const summary = make("summary", { "data-key": `more-${each.id}`, "aria-label": `Settings of ${each.name}` }, `${each.by_hand} by hand`);
+    const summary = make("summary", { "data-key": `more-${each.id}`, title: `Settings of ${each.name}` }, `${each.by_hand} by hand`);
     const details = make("details", { open: this.#open.has(each.id) }, summary, this.#settings(each));
     details.addEventListener("toggle", () => (details.open ? this.#open.add(each.id) : this.#open.delete(each.id)));
     return make("li", { "data-class": each.id }, make("div", { class: "line" }, name, review), details);

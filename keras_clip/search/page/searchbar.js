@@ -119,10 +119,9 @@ export class SearchBar {
   #chip(term, place) {
     const size = Math.abs(term.weight);
     const sign = term.weight < 0 ? "−" : place ? "+" : "";
-    const label = `${term.weight < 0 ? "Less like" : "Like"} ${nameOf(term)}${size === 1 ? "" : `, weight ${size}`}`;
     const edit = make(
       "button",
-      { type: "button", class: "term", "aria-label": `${label}. Edit`, "aria-haspopup": "dialog" },
+      { type: "button", class: "term", title: "Edit; arrows up and down change the weight", "aria-haspopup": "dialog" },
       sign && make("span", { class: "sign", text: sign }),
       isText(term) ? make("span", { class: "text", text: term.text }) : this.#picture(term),
       size === 1 ? null : make("span", { class: "weight", text: `×${size}` }),
@@ -135,7 +134,7 @@ export class SearchBar {
 
   #picture(term) {
     const source = term.picture !== undefined ? thumbnailOf(term.picture) : uploadThumbnail(term.upload);
-    return make("img", { src: source, alt: "", width: 28, height: 28 });
+    return make("img", { src: source, alt: nameOf(term), width: 28, height: 28 });
   }
 
   #replace(place, term, replace = false) {
