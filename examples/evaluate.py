@@ -46,6 +46,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         help="JSON {shift: {class of the shift: [classes of --data]}}, for shifts with coarser classes",
     )
     terminal.add_source_arguments(parser)
+    terminal.add_max_broken_argument(parser)
     parser.add_argument("--label", help="column of the class, key of the .json of tars, or cls; see above")
     parser.add_argument("--captions", action="store_true", help="measure retrieval by the captions of the images")
     parser.add_argument(
@@ -162,7 +163,9 @@ def main(argv=None) -> evaluation.Results:
     curves = json.loads(args.efficiency.read_text(encoding="utf-8"))["curves"] if args.efficiency else {}
     clip = load(args.model)
     tasks = [make_task(source, args, templates) for source in args.data]
-    results = evaluation.evaluate(clip, tasks, args.out / "stores", args.parts, args.model, out=args.out)
+    results = evaluation.evaluate(
+        clip, tasks, args.out / "stores", args.parts, args.model, out=args.out, max_broken=args.max_broken
+    )
     if curves:
         results.tables["efficiency"] = [{"objective": name, **point} for name in curves for point in curves[name]]
     print_scores(results)

@@ -23,6 +23,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser = terminal.Parser(__doc__)
     parser.add_argument("source", nargs="+", help="images with captions, as for examples/train.py")
     terminal.add_source_arguments(parser)
+    terminal.add_max_broken_argument(parser)
     parser.add_argument("--model", required=True, help="a .keras file, as examples/train.py writes it")
     parser.add_argument("--candidates", nargs="+", default=[], help="more pairs whose captions are candidates")
     parser.add_argument("--classes-file", type=Path, help="a JSON list of names to choose from, instead of captions")
@@ -64,7 +65,7 @@ def class_of(caption: str, classes: dict[str, str]) -> str:
 def main(argv=None) -> dict[str, float]:
     args = parse_args(argv)
     clip = keras.saving.load_model(args.model)
-    options = terminal.source_options(args)
+    options = {**terminal.source_options(args), "max_broken": args.max_broken}
     if args.classes_file:
         class_names = json.loads(args.classes_file.read_text(encoding="utf-8"))
         classes = {clip.tokenizer.decode(clip.tokenizer.encode(name)): name for name in class_names}

@@ -29,6 +29,7 @@ def parse_args(argv=None):
         "--people-label", default="label", help="column, or key of the .json of tars, of a class of people"
     )
     parser.add_argument("--group", default="group", help="column, or key of the .json of tars, of the group")
+    terminal.add_max_broken_argument(parser)
     parser.add_argument("--out", type=Path, default=Path("runs/limits"))
     return parser.parse_args(argv)
 
@@ -36,15 +37,10 @@ def parse_args(argv=None):
 if __name__ == "__main__":
     terminal.start(parse_args)
 
-import keras
-
 import keras_clip
 from keras_clip import evaluation
 from keras_clip.evaluation import catalogue, limits, sources
-
-
-def load(model):
-    return keras.saving.load_model(model) if model.endswith(".keras") else keras_clip.presets.load(model)
+from keras_clip.printable import printable
 
 
 def drawn_tasks(count, size):
@@ -95,26 +91,25 @@ def people_task(source, label, group):
 
 def main(argv=None) -> evaluation.Results:
     args = parse_args(argv)
-    clip = load(args.model)
+    clip = keras_clip.presets.load(args.model)
     tasks = drawn_tasks(args.images, clip.image_preprocessor.sides[0])
     if args.clevr:
         tasks.append(clevr_task())
     if args.fine_grained:
         tasks.append(fine_grained_task(args.fine_grained, args.label, args.coarse))
-    if args.people:
-        tasks.append(people_task(args.people, args.people_label, args.group))
-    results = evaluation.Results(info={"model": args.model})
-    for task in tasks:
-        parts = ["zero_shot", "limits" if task.limits else "class_design"]
-        results.extend(evaluation.evaluate(clip, task, args.out / "stores", parts, args.model))
+    people = people_task(args.people, args.people_label, args.group) if args.people else None
+    options = {"folder": args.out / "stores", "model": args.model, "max_broken": args.max_broken}
+    results = evaluation.evaluate(clip, tasks, parts=["zero_shot", "limits"], out=args.out, **options)
+    if people:
+        results.extend(evaluation.evaluate(clip, people, parts=["zero_shot", "class_design"], **options))
     page = evaluation.report.write(results, args.out, title=f"Limits of {args.model}")
     for name, rows in results.tables.items():
-        print(f"\n{name}")
+        print(f"\n{printable(name)}")
         for row in rows:
             cells = (
                 f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()
             )
-            print("  " + ", ".join(cells))
+            print(f"  {printable(', '.join(cells))}")
     print(f"Report: {page}")
     if results.failures:
         raise SystemExit(f"{len(results.failures)} parts failed. {args.out / 'results.json'} has the others.")

@@ -44,6 +44,13 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--delimiter", "--separator", help="what separates the columns of tables, such as ';'")
 
 
+def add_max_broken_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds `--max-broken`, for `max_broken` of sources and of `evaluate`."""
+    parser.add_argument(
+        "--max-broken", type=float, default=0.05, help="fraction of the samples that may be unreadable; default: 0.05"
+    )
+
+
 def source_options(args: argparse.Namespace) -> dict:
     """The options of a source for `image_text_pairs`, from the arguments of `add_source_arguments`."""
     if args.image and not args.caption:

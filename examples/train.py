@@ -57,7 +57,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser = terminal.Parser(__doc__)
     parser.add_argument("source", nargs="+", help="shards, tables or folders; globs and braces are expanded")
     terminal.add_source_arguments(parser)
-    parser.add_argument("--max-broken", type=float, default=0.05, help="fraction of the samples that may be broken")
+    terminal.add_max_broken_argument(parser)
     parser.add_argument("--val", nargs="+", help="pairs on which the loss is measured after each epoch")
     parser.add_argument("--model", choices=MODELS, default="resnet_tiny")
     parser.add_argument("--recipe", help="a model and training of the paper, such as vit_b32")

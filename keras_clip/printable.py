@@ -22,7 +22,9 @@ def printable(text: Any) -> str:
 
 
 def cell(value: Any) -> Any:
-    """A value as a cell of a CSV file: text that a spreadsheet would take for a formula begins with an apostrophe.
+    """A value as a cell of a CSV file, for spreadsheets and terminals: its text as of `printable`.
+
+    What a spreadsheet would take for a formula begins with an apostrophe.
 
     Args:
         value: str, or any other value, which is returned as it is.
@@ -32,5 +34,5 @@ def cell(value: Any) -> Any:
     """
     if not isinstance(value, str):
         return value
-    value = value.encode("utf-8", "backslashreplace").decode()
-    return f"'{value}" if _FORMULA.match(value) else value
+    shown = printable(value)
+    return f"'{shown}" if _FORMULA.match(value) else shown

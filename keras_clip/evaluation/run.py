@@ -10,6 +10,7 @@ from typing import Any
 from keras_clip import flops
 from keras_clip.encoders.resnet import ModifiedResNet
 from keras_clip.encoders.vit import VisionTransformer
+from keras_clip.evaluation.features.encoding import load_model
 from keras_clip.evaluation.parts import (
     calibration,
     class_design,
@@ -49,11 +50,11 @@ _EXAMPLES = 20
 
 
 def evaluate(
-    clip: CLIPModel,
+    clip: CLIPModel | str | os.PathLike,
     tasks: Task | Images | Sequence[Task | Images],
     folder: str | os.PathLike | None = None,
     parts: Sequence[str] | None = None,
-    model: str = "model",
+    model: str | None = None,
     batch_size: int = 64,
     verbose: int = 1,
     out: str | os.PathLike | None = None,
@@ -67,13 +68,14 @@ def evaluate(
     likewise if the files in `out` cannot be written. If nothing could be measured, the first error is raised.
 
     Args:
-        clip: `CLIPModel`.
+        clip: `CLIPModel`; or a model as `presets.load` takes it, such as the path of a .keras file or the name of a
+            published model.
         tasks: a `Task`, or several; images alone are the test split of a task with default options.
         folder: folder of the feature stores. Not needed if all splits are stores.
         parts: names from `evaluation.PARTS`: "zero_shot", "linear_probe", "few_shot", "heads", "calibration",
             "robustness", "retrieval", "class_design", "limits" and "errors". None: every part for which the task has
             the data.
-        model: str. The name of the model in the report.
+        model: str. The name of the model in the report. None: what `clip` names, or "model".
         batch_size: int. Images per step of the encoder.
         verbose: int. 0 hides the progress bars.
         out: folder in which results.json and results.csv hold, after each part, what has been measured so far. None:
@@ -87,9 +89,11 @@ def evaluate(
     Raises:
         ValueError: no task, two datasets with the same name, an unknown part, a part without its data; if nothing else
             can be measured, a store of another model, or splits that do not match.
+        TypeError: a model without text encoder.
     """
     from tqdm import tqdm
 
+    model = model or (os.fspath(clip) if isinstance(clip, (str, os.PathLike)) else "model")
     tasks = [tasks] if isinstance(tasks, Images) or isinstance(tasks, Task) else list(tasks)
     tasks = [task if isinstance(task, Task) else Task(task) for task in tasks]
     if not tasks or not set(parts or ()) <= set(PARTS):
@@ -101,6 +105,13 @@ def evaluate(
     if out is not None:
         # An error now costs nothing; one after the images are encoded costs the evaluation.
         Path(out).mkdir(parents=True, exist_ok=True)
+    clip = load_model(clip)
+    if not isinstance(clip, CLIPModel):
+        raise TypeError(
+            "`clip` must be a `CLIPModel`, or what `presets.load` makes one of: the path of a .keras file, the name of "
+            f"a published model. Received: {type(clip).__name__}. For the features of an encoder alone, see "
+            "`FeatureStore` and `LinearProbe`."
+        )
     results, raised = Results(info=_describe(clip, model)), []
 
     def attempt(dataset: str, part: str, run: Callable[[], Any]) -> Any:

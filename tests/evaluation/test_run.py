@@ -7,9 +7,12 @@ import pytest
 
 import keras_clip
 from keras_clip.evaluation import Failure, FeatureStore, Results, Task, compare, evaluate, metrics, report, run
+from keras_clip.evaluation.classifiers import few_shot
+from keras_clip.evaluation.classifiers.linear_probe import search_C
 from keras_clip.evaluation.classifiers.zero_shot import zero_shot_heads, zero_shot_scores
 from keras_clip.evaluation.datasets.labelled_images import LabelledImages
 from keras_clip.evaluation.datasets.sources import digits
+from keras_clip.evaluation.parts import case
 from keras_clip.evaluation.tasks import encode, hold_out
 
 TEMPLATES = ("a photo of the number {}.", "the digit {}.")
@@ -202,6 +205,45 @@ def test_errors_are_wrong_and_shown(results):
     assert len(rows) == 12 and all(row["true"] != row["predicted"] and row["thumbnail"] for row in rows)
     assert [row["confidence"] for row in rows] == sorted((row["confidence"] for row in rows), reverse=True)
     assert sum(row["images"] for row in results.tables["confusion/digits"]) == 120
+
+
+def test_the_model_may_be_given_by_its_path(clip, folder, results, tmp_path, monkeypatch):
+    clip.save(tmp_path / "clip.keras")
+    for path in (tmp_path / "clip.keras", str(tmp_path / "clip.keras")):
+        found = evaluate(path, make_task(), folder, parts=["zero_shot"], verbose=0)
+        assert found.scores == [s for s in results.scores if s.method.startswith("zero") and s.metric == "accuracy"]
+        assert found.info["model"] == str(path)
+
+
+@pytest.mark.backend_free
+@pytest.mark.parametrize(
+    "model, error, message",
+    [
+        ("no_such_model", ValueError, "`name` must be one of .*Received: 'no_such_model'"),
+        (None, TypeError, "`clip` must be a `CLIPModel`, or what .* Received: NoneType"),
+        (object(), TypeError, "Received: object. For the features of an encoder alone"),
+    ],
+    ids=["unknown", "None", "no model"],
+)
+def test_what_is_no_clip_is_refused(model, error, message):
+    with pytest.raises(error, match=message):
+        evaluate(model, make_task(), verbose=0)
+
+
+def test_one_search_on_all_training_images(clip, folder, monkeypatch):
+    """The probe, and the few-shot probe on all images, have the same C and the same search."""
+    sizes = []
+
+    def count(train, *args, **options):
+        sizes.append(len(train[1]))
+        return search_C(train, *args, **options)
+
+    for module in (case, few_shot):
+        monkeypatch.setattr(module, "search_C", count)
+    found = evaluate(clip, make_task(), folder, parts=["linear_probe", "few_shot"], verbose=0)
+    assert len(sizes) == 3 and sizes.count(max(sizes)) == 1 and max(sizes) > 150
+    probe, all_images = (found.select(method=name)[0] for name in ("linear_probe", "few_shot/all"))
+    assert probe.details["C"] == all_images.details["C"]
 
 
 def test_a_second_call_needs_no_encoder(clip, folder, results, monkeypatch):

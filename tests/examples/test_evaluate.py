@@ -49,6 +49,19 @@ def test_a_folder_becomes_a_report(example, folder, capsys):
 
 
 @pytest.mark.backend_free
+def test_unreadable_images_are_allowed_up_to_a_limit(example, folder):
+    for name in ("cat", "dog"):
+        (folder / "spoilt" / name).mkdir(parents=True)
+        Image.new("RGB", (20, 20)).save(folder / "spoilt" / name / "0.png")
+        (folder / "spoilt" / name / "1.png").write_bytes(b"no image")
+    command = ["--model", str(folder / "clip.keras"), "--data", str(folder / "spoilt"), "--parts", "zero_shot"]
+    command += ["--out", str(folder / "out_spoilt")]
+    with pytest.raises(ValueError, match="At most 5% of the samples .*raise `max_broken`"):
+        example.main(command)
+    assert {score.n for score in example.main([*command, "--max-broken", "0.5"]).scores} == {2}
+
+
+@pytest.mark.backend_free
 def test_classes_that_train_lacks(example, folder, capsys):
     """Of three classes of pictures the training data have two: an error, or a count."""
     for name, classes in (("test", ("ant", "bee", "cow")), ("train", ("ant", "bee"))):

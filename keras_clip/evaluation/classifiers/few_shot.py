@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from keras_clip.evaluation.classifiers.linear_probe import search_C
+from keras_clip.evaluation.classifiers.linear_probe import CSearch, search_C
 from keras_clip.evaluation.metrics.classification import accuracy, map_11pt
 
 SHOTS = (1, 2, 4, 8, 16)
@@ -83,6 +83,7 @@ def few_shot_scores(
     seeds: Sequence[int] = (0, 1, 2),
     metric: Callable[[np.ndarray, np.ndarray], float] | None = None,
     num_classes: int | None = None,
+    whole: CSearch | None = None,
 ) -> list[FewShotScore]:
     """Fits and scores linear probes on 1, 2, 4, 8, 16 and all images per class.
 
@@ -96,6 +97,8 @@ def few_shot_scores(
         seeds: seeds of the subsets.
         metric: as `search_C` takes it; also the reported metric.
         num_classes: int, K; None: the largest index of the training split + 1.
+        whole: the result of `search_C(train, validation, metric, refit=False)` if it is known already: the score on
+            all images is that of its probe. None: C is searched on all images too.
 
     Returns:
         One `FewShotScore` for each number of shots and seed, in that order. Numbers that select every image of the
@@ -119,7 +122,9 @@ def few_shot_scores(
             runs.setdefault((None, seeds[0]) if len(rows) == len(labels) else (k, seed), rows)
     results = []
     for (k, seed), rows in tqdm(runs.items(), desc="Few-shot probes", leave=False, delay=5):
-        found = search_C((features[rows], labels[rows]), validation, metric, num_classes, refit=False, verbose=0)
+        found = whole if k is None else None
+        if found is None:
+            found = search_C((features[rows], labels[rows]), validation, metric, num_classes, refit=False, verbose=0)
         scores = found.probe.decision_function(test[0])
         value = float(metric(scores, np.asarray(test[1])))
         results.append(FewShotScore(k, seed, len(rows), found.C, scores, value))

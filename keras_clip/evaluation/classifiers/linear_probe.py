@@ -130,6 +130,26 @@ class CSearch:
     scores: dict[float, float]
     probe: LinearProbe
 
+    def refitted(
+        self,
+        train: tuple[np.ndarray, np.ndarray],
+        validation: tuple[np.ndarray, np.ndarray],
+        num_classes: int | None = None,
+    ) -> "CSearch":
+        """Fits the probe with the best C on both splits together, as `search_C(refit=True)` does.
+
+        Args:
+            train: features (N, D) and labels, as in the search.
+            validation: features and labels, as in the search.
+            num_classes: int, K; None: the largest index + 1.
+
+        Returns:
+            A `CSearch` with the new probe.
+        """
+        both = [np.concatenate(parts) for parts in zip(train, validation, strict=True)]
+        probe = LinearProbe(self.C, self.probe.max_iter).fit(*both, num_classes, start=self.probe)
+        return CSearch(self.C, self.scores, probe)
+
 
 def search_C(
     train: tuple[np.ndarray, np.ndarray],
@@ -178,12 +198,12 @@ def search_C(
             if not math.isfinite(scores[step]):
                 raise ValueError(f"`metric` must return a finite number. Received: {scores[step]} for C={probe.C:g}.")
             bar.update()
-        best = found[_best(scores)]
+        best = _best(scores)
+        result = CSearch(_C(best), {_C(step): scores[step] for step in sorted(scores)}, found[best])
         if refit:
-            both = [np.concatenate(parts) for parts in zip((features, labels), held_out, strict=True)]
-            best = LinearProbe(best.C, max_iter).fit(*both, num_classes, start=best)
+            result = result.refitted((features, labels), held_out, num_classes)
             bar.update()
-    return CSearch(best.C, {_C(step): scores[step] for step in sorted(scores)}, best)
+    return result
 
 
 class _Steps:

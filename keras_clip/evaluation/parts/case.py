@@ -53,30 +53,43 @@ class Case:
         )
 
     @cached_property
-    def probe(self) -> CSearch:
-        """The linear probe with the C selected on the validation split, refitted on training and validation images."""
-        train, validation = self.splits.train, self.splits.validation
+    def searched(self) -> CSearch:
+        """The linear probe on the training images, with the C selected on the validation split."""
         return search_C(
-            (train.features, train.labels),
-            (validation.features, validation.labels),
+            *self._features_of_both,
             metric=metrics.METRICS[self.task.metric],
-            num_classes=len(train.class_names) if train.class_names else None,
+            num_classes=self._num_classes,
+            refit=False,
             verbose=self.verbose,
         )
 
     @cached_property
+    def probe(self) -> CSearch:
+        """The linear probe with the C selected on the validation split, refitted on training and validation images."""
+        return self.searched.refitted(*self._features_of_both, self._num_classes)
+
+    @property
+    def _features_of_both(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        return [(store.features, store.labels) for store in (self.splits.train, self.splits.validation)]
+
+    @property
+    def _num_classes(self) -> int | None:
+        return len(self.splits.train.class_names) if self.splits.train.class_names else None
+
+    @cached_property
     def few_shot(self) -> list[FewShotScore]:
         """Linear probes trained on a few and on all images per class, with their scores on the images of `scored`."""
-        train, validation = self.splits.train, self.splits.validation
+        train, validation = self._features_of_both
         labels = [self.splits.test.labels, *map(self.as_test, self.splits.shifts)]
         return few_shot_scores(
-            (train.features, train.labels, train.ids),
-            (validation.features, validation.labels),
+            (*train, self.splits.train.ids),
+            validation,
             (np.concatenate([store.features for store in self.scored]), np.concatenate(labels)),
             shots=(*self.task.shots, None),
             seeds=self.task.seeds,
             metric=metrics.METRICS[self.task.metric],
-            num_classes=len(train.class_names) if train.class_names else None,
+            num_classes=self._num_classes,
+            whole=self.searched,
         )
 
     @property

@@ -139,7 +139,8 @@ def _datasets(values):
 
 
 def _model(results):
-    return str(results.info.get("model", THIS_MODEL))
+    # Of a path, the folder and the name of the file tell runs apart; all of it would cover the figure.
+    return "/".join(str(results.info.get("model", THIS_MODEL)).replace("\\", "/").split("/")[-2:])
 
 
 @_by_unit

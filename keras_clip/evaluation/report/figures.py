@@ -70,21 +70,18 @@ def prompt_ensembling(
         ("bare", f"{THIS_MODEL}: contextless class names", SECOND, "s"),
     ):
         axes.plot(x, scaled([row[key] for row in rows], unit), marker=marker, color=color, label=label)
-    for row in rows:
-        axes.annotate(
-            f"{scaled(row['ensemble'] - row['bare'], unit):+.1f}",
-            (row["gflops"], scaled(row["ensemble"] + row["bare"], unit) / 2),
-            xytext=(7, 0),
-            textcoords="offset points",
-            fontsize=8,
-            va="center",
-        )
     axes.set_xscale("log")
     axes.set(xlabel="GFLOPs per image", ylabel=f"average score ({unit_name(unit)})")
     axes.set_title("Figure 4: effect of prompt engineering and ensembling", fontsize=10)
     axes.margins(0.12)
-    named = [(row["gflops"], scaled(row["ensemble"], unit), row["name"]) for row in (*rows, *published)]
-    label_points(axes, named)
+    gains = [f" ({scaled(row['ensemble'] - row['bare'], unit):+.1f})" for row in rows] + [""] * len(published)
+    label_points(
+        axes,
+        [
+            (row["gflops"], scaled(row["ensemble"], unit), f"{row['name']}{gain}")
+            for row, gain in zip((*rows, *published), gains, strict=True)
+        ],
+    )
     axes.legend(fontsize=8, frameon=False)
     return figure
 

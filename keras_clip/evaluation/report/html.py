@@ -1,7 +1,7 @@
 """Writes an evaluation as one HTML file that loads nothing else, and the same numbers as JSON and CSV.
 
 The page is static: its styles and pictures are inside the file, and it has no script. `template.html.j2` lays it out.
-Jinja2 escapes every text of users (names, captions, ids).
+Jinja2 escapes every text of users (names, captions, ids), and control characters are shown as `\\x1b`.
 """
 
 import base64
@@ -16,6 +16,7 @@ from keras_clip import files
 from keras_clip.evaluation.metrics.comparison import compare
 from keras_clip.evaluation.report.figure_data import gallery, table_name
 from keras_clip.evaluation.results import Results, Score, format_value
+from keras_clip.printable import printable
 
 
 class Cell(str):
@@ -80,8 +81,7 @@ def write(
     # An error in a drawing must not take the numbers along.
     results.save(folder)
     page = Path(folder) / "report.html"
-    # Names of files may hold what UTF-8 cannot.
-    files.write_text(page, render(results, other, title).encode("utf-8", "backslashreplace").decode())
+    files.write_text(page, render(results, other, title))
     return page
 
 
@@ -93,6 +93,7 @@ def render(results: Results, other: Results | None = None, title: str = "Evaluat
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_shown,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -235,6 +236,12 @@ def _png_url(figure: Any) -> str:
 
 def _words(name: str) -> str:
     return name.replace("_", " ")
+
+
+def _shown(value: Any) -> Any:
+    """A value as the page shows it: texts of users without what could control a terminal that displays the file."""
+    # A macro's result is markup, whose texts have been through here already.
+    return printable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def _text(value: Any) -> str:

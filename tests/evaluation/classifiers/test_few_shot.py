@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from keras_clip.evaluation import LinearProbe, accuracy, few_shot_scores, few_shot_subset, search_C, shots_to_match
+from keras_clip.evaluation.classifiers import few_shot
 
 pytestmark = pytest.mark.backend_free
 
@@ -97,6 +98,21 @@ def test_scores_are_those_of_probes_on_the_subsets():
     assert found[1].C == C
     np.testing.assert_allclose(found[1].scores, probe.decision_function(test[0]), rtol=1e-2, atol=1e-3)
     assert found[1].value == accuracy(found[1].scores, test[1])
+
+
+def test_a_known_search_on_all_images_is_not_made_again(monkeypatch):
+    labels, ids = labelled(60, 3)
+    features = (np.eye(3)[labels] + np.random.default_rng(0).normal(size=(60, 3))).astype("float32")
+    train, rest = (features[:30], labels[:30]), (features[30:], labels[30:])
+    expected = few_shot_scores((*train, ids[:30]), rest, rest, shots=(1, None), seeds=(0,))
+    whole, sizes = search_C(train, rest, refit=False, verbose=0), []
+    monkeypatch.setattr(
+        few_shot, "search_C", lambda train, *a, **k: sizes.append(len(train[1])) or search_C(train, *a, **k)
+    )
+    found = few_shot_scores((*train, ids[:30]), rest, rest, shots=(1, None), seeds=(0,), whole=whole)
+    assert sizes == [3]
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one.scores, other.scores)
 
 
 # Each case: {shots: score} of the probe, score of zero-shot; expected shots, censored, crossings.

@@ -49,6 +49,17 @@ def test_no_figure_is_drawn_without_data():
     assert not set(PAPER) & set(alone)
 
 
+@pytest.mark.parametrize(
+    "model, shown",
+    [("/home/me/runs/first/clip.keras", "first/clip.keras"), ("vit_b32", "vit_b32"), ("hf://org/name", "org/name")],
+)
+def test_a_path_is_named_by_its_end(model, shown):
+    """All of it would cover the points."""
+    scores = [Score("digits", f"zero_shot/{m}", "accuracy", 0.5, 0.4, 0.6, 9, "test") for m in ("bare_name", "family")]
+    figure = gallery(Results(scores, info={"model": model, "gflops_per_image": 0.1}))["figure_4"]
+    assert f"{shown} (+0.0)" in [text.get_text() for text in figure.axes[0].texts]
+
+
 def test_numbers_reach_the_figures(drawn):
     # On digits, zero-shot has 50 and the probe 80; on Food101, 55 and 80, and the paper's bar stands beside.
     assert bar(drawn["figure_5"].axes[0], "digits") == [pytest.approx(-30)]

@@ -64,7 +64,7 @@ def test_figure_4():
     found = lines(figure.axes[0])
     np.testing.assert_allclose(found["this model: contextless class names"], [[2, 30]])
     np.testing.assert_allclose(found["this model: prompt ensemble"], [[2, 36]])
-    assert sorted(texts(figure.axes[0])) == ["+6.0", "mine", "rn50"]
+    assert sorted(texts(figure.axes[0])) == ["mine (+6.0)", "rn50"]
 
 
 def test_figure_6():

@@ -81,8 +81,14 @@ def test_page(folder):
     page = Texts((folder / "report.html").read_text(encoding="utf-8"))
     assert page.active == []
     for name in NAMES.values():
-        shown = name.encode("utf-8", "backslashreplace").decode().replace("\r\n", "\n")
-        assert any(shown in text for text in page.texts), name
+        assert any(printable(name) in text for text in page.texts), name
+
+
+def test_files_do_not_control_a_terminal(folder):
+    for path in folder.iterdir():
+        text = path.read_text(encoding="utf-8")
+        assert "\\x1b" in text or "\\u001b" in text
+        assert not [letter for letter in text.replace("\n", "") if printable(letter) != letter], path.name
 
 
 def test_tables(folder, results):
@@ -120,7 +126,8 @@ CELLS = {
     "+1": "'+1",
     "-1": "'-1",
     "@x": "'@x",
-    "\tx": "'\tx",
+    "\tx": "'\\tx",
+    "a\x1b[2J\nb": "a\\x1b[2J\\nb",
     "\uff1d1": "'\uff1d1",
     "a=1": "a=1",
     "": "",
