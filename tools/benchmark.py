@@ -27,6 +27,7 @@ from pathlib import Path
 # The scripts of both folders use `terminal`, which is in examples/.
 sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
 import benchmark_curation
+import benchmark_data
 import benchmark_scale
 import benchmark_search
 import benchmark_tasks
@@ -35,7 +36,7 @@ import terminal
 REPOSITORY = Path(__file__).resolve().parents[1]
 BACKENDS = ("tensorflow", "jax", "torch")
 PACKAGES = ("keras", "tensorflow", "jax", "torch", "open-clip-torch", "tokenizers", "numpy", "pillow", "torchvision")
-MODULES = (benchmark_tasks, benchmark_curation, benchmark_scale, benchmark_search)
+MODULES = (benchmark_tasks, benchmark_data, benchmark_curation, benchmark_scale, benchmark_search)
 TASKS = {name: task for module in MODULES for name, task in module.TASKS.items()}
 
 
@@ -173,6 +174,9 @@ MORE_COLUMNS = (
     ("CPU ms per query", "cpu_ms", "{:.2f}"),
     ("recall at 10", "recall_at_10", "{:.3f}"),
     ("build, s", "build_seconds", "{:.1f}"),
+    ("resident, MiB", "resident_mib", "{:,.0f}"),
+    ("open, s", "open_seconds", "{:.2f}"),
+    ("bytes per sample", "bytes_per_sample", "{:.1f}"),
 )
 
 

@@ -6,6 +6,8 @@ from typing import Any
 from keras_clip.data.readers.brief import brief
 
 CROPS = ("paper", "random_resized")
+# The orders of training: see `epochs.order`.
+SHUFFLES = ("samples", "blocks")
 # Of a random resized crop in open_clip.
 _CROP_SCALE = (0.9, 1.0)
 
@@ -68,6 +70,15 @@ def region_scale(crop: str, crop_scale: tuple[float, float] | None) -> tuple[flo
             f"crop_scale must be (low, high) with 0 < low <= high <= 1. Received: crop_scale={crop_scale}."
         )
     return low, high
+
+
+def check_shuffle(shuffle: str) -> None:
+    """Raises a ValueError for another order than those of `SHUFFLES`."""
+    if shuffle not in SHUFFLES:
+        raise ValueError(
+            f"shuffle must be one of {', '.join(map(repr, SHUFFLES))}. Received: shuffle={shuffle!r}. To keep the "
+            "order of the samples, pass training=False."
+        )
 
 
 def check_numbers(batch_size: int, seed: int, shard: tuple[int, int], max_broken: float) -> None:

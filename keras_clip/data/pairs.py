@@ -1,6 +1,6 @@
 """The input of training: reads stored image-caption pairs and makes batches for `fit`, on any backend.
 
-A reader (see `readers`) reads samples by index, in blocks, so that a full shuffle across all shards costs nothing.
+A reader (see `readers`) reads samples by index, in blocks, so that a full shuffle across all shards needs no buffer.
 `tf.data` decodes and crops the images in parallel. Only captions and broken samples return to Python, one batch at a
 time.
 """
@@ -10,7 +10,14 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from keras_clip.data.arguments import check_numbers, check_size, component, increasing_lengths, region_scale
+from keras_clip.data.arguments import (
+    check_numbers,
+    check_shuffle,
+    check_size,
+    component,
+    increasing_lengths,
+    region_scale,
+)
 from keras_clip.data.epochs import make_epochs
 from keras_clip.data.epochs.base import parallel_images
 from keras_clip.data.image_files import PixelBudget
@@ -34,6 +41,7 @@ def image_text_pairs(
     text_lengths: Sequence[int] | None = None,
     crop: str = "paper",
     crop_scale: tuple[float, float] | None = None,
+    shuffle: str = "samples",
     seed: int = 0,
     shard: tuple[int, int] = (0, 1),
     delimiter: str | None = None,
@@ -61,15 +69,16 @@ def image_text_pairs(
 
     A text is one caption, whatever its lines. Files may be given as a path, a glob or braces (`{00000..00031}.tar`).
     A list of files, folders, datasets or readers is one source, also of several forms. Tars and TFRecords are indexed
-    once, with a progress bar if there are many; the index is stored beside the file as `<file>.index.npz`, or in the
-    user's cache folder, where there are also copies of compressed files (.gz, .bz2, .xz) and of Parquet files, which
-    support random access. A shard that is cut short or damaged raises an error before the first epoch.
+    once, by one process while others wait, with a progress bar if there are many. The index is stored beside the file
+    as `<file>.index`, of several files as `.keras_clip-*.index` in their folder, or in the user's cache folder. There
+    are also copies of compressed files (.gz, .bz2, .xz) and of Parquet files, which support random access. A shard that
+    is cut short or damaged raises an error before the first epoch.
 
     In training, every epoch is one pass over all samples in an order shuffled across all shards (of a stream: within
     1,024 samples), with a random crop and one of several captions; order, crops and captions depend on the seed and the
-    number of the epoch, which counts how often the dataset has been iterated. Shards are read at random positions: keep
-    them on a local disk. Otherwise samples keep their order, with their first caption, resized and centre-cropped, and
-    the smaller last batch is included.
+    number of the epoch, which counts how often the dataset has been iterated. Shards are read at random positions,
+    unless `shuffle` is "blocks". Otherwise samples keep their order, with their first caption, resized and
+    centre-cropped, and the smaller last batch is included.
 
     Training can resume in the middle of an epoch: after `epochs.start_at(epoch, step, broken)` the next pass begins at
     that step, with the samples, crops and captions of a run that was never interrupted (`training.Checkpoints` does
@@ -83,9 +92,9 @@ def image_text_pairs(
     training, other samples are repeated instead, so that an epoch has as many steps as its length says. Captions
     longer than the context are truncated. Texts are as long as the longest of their batch, rounded up to one of
     `text_lengths`, so that compiled backends compile at most one program for each of these lengths. Memory holds a few
-    blocks of 64 encoded images, the decoded images in flight, and a few batches, whatever the size of the data; and for
-    each sample of a tar 12 bytes for each of its members, 8 bytes and its key, of a TFRecord or a table 12 bytes, of a
-    folder its path and caption.
+    blocks of 64 encoded images, the decoded images in flight, and a few batches, whatever the size of the data. The
+    index of tars and TFRecords, some ten bytes a sample and its key, is mapped from its file; that of a table is in
+    memory, as are the paths and captions of a folder.
 
     Args:
         source: see above.
@@ -104,6 +113,10 @@ def image_text_pairs(
             does; large JPEGs are decoded at a fraction of their size. A few thousand images need the variety of the
             latter, with a crop_scale such as (0.4, 1).
         crop_scale: lowest and highest fraction of an image's area that a random resized crop keeps; None: (0.9, 1).
+        shuffle: the order of training. "samples": any sample may follow any other. "blocks": blocks of 256 consecutive
+            samples are shuffled, and the samples within windows of 64 blocks (16,384 samples), so that files are read
+            nearly in sequence: for hard disks, network file systems and remote shards. Samples that are stored next to
+            one another should then not be alike.
         seed: int >= 0.
         shard: (index, count): one of `count` disjoint parts of each epoch, for as many processes.
         delimiter: the character that separates the columns of tables. None: a tab in `.tsv` files, otherwise a comma, a
@@ -130,6 +143,7 @@ def image_text_pairs(
     image_preprocessor = component("image_preprocessor", image_preprocessor, model)
     lengths = increasing_lengths(text_lengths, tokenizer)
     scale = region_scale(crop, crop_scale)
+    check_shuffle(shuffle)
     check_numbers(batch_size, seed, shard, max_broken)
     with tf.device("/CPU:0"):
         budget = None if max_pixels_in_flight is None else PixelBudget(max_pixels_in_flight)
@@ -137,7 +151,7 @@ def image_text_pairs(
         reader = open_reader(source, mapping, delimiter=delimiter)
         skipped = SkippedSamples(brief(source), max_broken, getattr(reader, "skipped", None), STRAY)
         options = skipped, seed, shard, batch_size, image_preprocessor
-        epochs = make_epochs(reader, training, *options)
+        epochs = make_epochs(reader, training, *options, shuffle=shuffle)
         # A mapping that does not fit is an error before the number of samples is one.
         good = epochs.samples(decode)
         check_size(epochs.num_samples, batch_size, training, source)

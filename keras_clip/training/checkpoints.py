@@ -213,6 +213,9 @@ class Checkpoints(keras.callbacks.Callback):
         if "data's crop" in own:
             # The only crop of the versions whose checkpoints do not tell it.
             identity = {"data's crop": "random_resized", **identity}
+        if "data's order" in own:
+            # Until then, the permutation of an epoch was held in memory. The two must not be mixed in one epoch.
+            identity = {"data's order": "permutation in memory", **identity}
         # What checkpoints of earlier versions do not tell is not compared.
         unknown = {key for key in own if key not in identity and key.startswith(("data's ", "run's "))}
         for key in sorted({*identity, *own} - unknown):

@@ -180,6 +180,18 @@ def test_a_checkpoint_of_an_earlier_version_is_resumed(source, copy):
     assert checkpoints.first_step == STEPS * EPOCHS
 
 
+def test_an_epoch_that_began_in_another_order_is_not_continued(source, copy):
+    """Earlier versions held a permutation in memory: half an epoch of each would repeat samples."""
+    for path in copy.iterdir():
+        record, entries, arrays = checkpoint_file.read(path)
+        arrays = [np.array(array) for array in arrays]
+        assert record["identity"].pop("data's order") == "keyed permutation by samples"
+        checkpoint_file.write(path, entries, arrays, record)
+    clip, pairs, checkpoints = trainer(source, copy, flip=True)
+    with pytest.raises(keras_clip.training.DifferentTrainingError, match="order 'permutation in memory', and here"):
+        fit(clip, pairs, checkpoints)
+
+
 def test_an_epoch_of_another_length_is_refused(source, tmp_path):
     clip, pairs, checkpoints = trainer(source, tmp_path)
     with pytest.raises(ValueError, match="Received: 5 steps per epoch, and data of 8 batches"):

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from keras_clip.data.epochs.base import Epochs, call_python, first_place, parallel_images
+from keras_clip.data.epochs.order import SampleOrder
 from keras_clip.data.readers import Reader
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
+# What a run that is resumed must share. Another way to order the samples gets another name.
+ORDER = "keyed permutation"
 # Samples that identify a source.
 _DIGESTED = 64
 # Samples that are read at a time.
@@ -22,19 +25,21 @@ _BLOCK = 64
 class IndexedEpochs(Epochs):
     """Epochs over a source that is read by index."""
 
-    def __init__(self, reader: Reader, training: bool, *options: Any):
+    def __init__(self, reader: Reader, training: bool, *options: Any, shuffle: str = "samples"):
         super().__init__(*options)
+        self._shuffle = shuffle if training else None
         self._reader, self._training = reader, training
         # In training, all processes take the same number of steps; otherwise they would wait for each other at the end.
         everything = range(len(reader))
         self.num_samples = len(reader) // self._parts if training else len(everything[self._part :: self._parts])
         self._failure: Exception | None = None
-        # Two epochs are cached: the current one, and the next one, which starts before the current one ends.
-        self.order = functools.lru_cache(maxsize=2)(self._order)
+        # Of two epochs: the current one, and the next one, which starts before the current one ends.
+        self._order = functools.lru_cache(maxsize=2)(self._order_of)
 
     @property
     def identity(self) -> dict[str, Any]:
-        return {**super().identity, "source": self._source_digest}
+        order = {"order": f"{ORDER} by {self._shuffle}"} if self._training else {}
+        return {**super().identity, **order, "source": self._source_digest}
 
     @functools.cached_property
     def _source_digest(self) -> str:
@@ -50,12 +55,8 @@ class IndexedEpochs(Epochs):
         self._failure = None
         return super().begin()
 
-    def _order(self, epoch: int) -> np.ndarray:
-        """Returns the sample indices of an epoch. All processes permute equally, and each takes every n-th index."""
-        order = np.arange(len(self._reader))
-        if self._training:
-            np.random.default_rng([self.seed, epoch]).shuffle(order)
-        return order[self._part :: self._parts][: self.num_samples]
+    def _order_of(self, epoch: int) -> SampleOrder:
+        return SampleOrder(len(self._reader), self._shuffle, self.seed, epoch)
 
     def samples(self, decode: Callable) -> "tf.data.Dataset":
         """Returns (place, pixels, caption) of the samples without broken ones.
@@ -123,7 +124,14 @@ class IndexedEpochs(Epochs):
         return positions, np.arange(len(ids) + 1) == len(ids), seeds, images, captions
 
     def _ids(self, epoch: int, start: int, count: int) -> np.ndarray:
-        return self.order(epoch)[start : start + count]
+        """The samples at places of this process's part of an epoch. The parts are disjoint."""
+        places = np.arange(start, min(start + count, self.num_samples))
+        if self._shuffle == "blocks":
+            # Each process reads other blocks.
+            places += self._part * self.num_samples
+        else:
+            places = places * self._parts + self._part
+        return self._order(epoch).samples(places)
 
     def _pairs(self, epoch: int, ids: np.ndarray) -> tuple[list[bytes], list[bytes], np.ndarray]:
         images, captions = self._reader.read(ids)

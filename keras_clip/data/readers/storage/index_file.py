@@ -33,8 +33,8 @@ _MAGIC = b"keras_clip index 4\n"
 # Where the directory begins, its sections, the bytes of its JSON, the SHA-256 of the directory.
 _END = struct.Struct("<qqq32s")
 # After so many samples, the pages of the file are no longer counted as memory of the process. They stay in the cache of
-# the system. A page fault can map 16 pages, so that this is at most 256 MB.
-_SAMPLES_MAPPED = 4096
+# the system. A page fault at one sample can map 2 MB, so that this is at most 512 MB.
+_SAMPLES_MAPPED = 256
 
 
 class SampleIndex:
@@ -142,10 +142,10 @@ class SampleIndex:
 
     def _release(self, samples: int) -> None:
         self._mapped += samples
-        if self._mapped >= _SAMPLES_MAPPED and isinstance(self._buffer.base, mmap.mmap):
+        if self._mapped >= _SAMPLES_MAPPED and self._path is not None:
             self._mapped = 0
             if hasattr(mmap, "MADV_DONTNEED"):
-                self._buffer.base.madvise(mmap.MADV_DONTNEED)
+                self._buffer.base.obj.madvise(mmap.MADV_DONTNEED)
 
     def packed(self, shard: int) -> PackedShard | None:
         """Returns the packed index of a shard, to copy it to another file; None if it is damaged."""

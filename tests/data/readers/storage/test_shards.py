@@ -20,9 +20,9 @@ from numbered_pairs import numbered, read_all, tar_members, write_shards, write_
 from keras_clip.data.readers import find_files
 from keras_clip.data.readers.storage import indexing
 from keras_clip.data.readers.storage.byte_strings import ByteStrings
-from keras_clip.data.readers.storage.index_file import IndexFile
+from keras_clip.data.readers.storage.index_file import IndexFile, write_index
 from keras_clip.data.readers.storage.indexing import index_in_memory, open_index
-from keras_clip.data.readers.storage.shard_index import ShardIndex
+from keras_clip.data.readers.storage.shard_index import ShardIndex, pack
 from keras_clip.data.readers.tar import TarReader, index_tar
 from keras_clip.engines import Processes
 
@@ -320,19 +320,25 @@ class TestPacked:
         with pytest.raises(OSError, match="Start again"):
             pickle.loads(sent)
 
-    def test_the_mapped_pages_are_given_back(self, tar, monkeypatch):
-        index, given_back = TarReader([tar])._index, []
+    def test_the_mapped_pages_are_given_back(self, tmp_path):
+        """A reader of a large index does not hold what it has looked at."""
+        index = ShardIndex.of_spans("x", random_spans("any order", np.random.default_rng(0), 10_000), 4)
+        packed = pack(index, 2**40, 0)
+        with open(tmp_path / "large.index", "wb") as file:
+            write_index(file, [str(number) for number in range(1000)], [packed] * 1000)
+        large = IndexFile(str(tmp_path / "large.index")).select(range(1000))
+        assert len(packed.data) * 1000 > 80e6
+        before, most = mapped_bytes(), 0
+        for ids in np.arange(len(large)).reshape(-1, 64)[::53]:
+            large.spans(ids)
+            most = max(most, mapped_bytes() - before)
+        assert most < 30e6
 
-        class Map:
-            def madvise(self, what):
-                given_back.append(what)
 
-        monkeypatch.setattr("keras_clip.data.readers.storage.index_file._SAMPLES_MAPPED", 50)
-        monkeypatch.setattr("keras_clip.data.readers.storage.index_file.mmap.mmap", Map)
-        index._buffer = type("Buffer", (), {"base": Map(), "__getitem__": index._buffer.__getitem__})()
-        for _ in range(5):
-            index.spans(ALL)
-        assert len(given_back) == 1
+def mapped_bytes():
+    """The bytes of files that this process has mapped and that are in memory."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssFile"))
+    return 1024 * int(line.split()[1])
 
 
 class TestByteStrings:
