@@ -24,7 +24,7 @@ import tensorflow as tf
 from small_clip import LENGTH, SIDE, build  # noqa: E402
 
 import keras_clip  # noqa: E402
-from keras_clip.training import state  # noqa: E402
+from keras_clip.training import checkpoint_file, state  # noqa: E402
 
 EPOCHS, BATCH, EVERY = 4, 8, 3
 
@@ -57,17 +57,19 @@ def kill():
 
 def kill_in_write(number):
     """Kills the process after it has written a few tensors of the checkpoint with this number."""
-    values = state.values
-    left = [number]
+    write, left = checkpoint_file.write, [number]
 
-    def cut(model):
+    def cut(path, entries, arrays, record):
         left[0] -= 1
-        for i, array in enumerate(values(model)):
-            if left[0] == 0 and i == 9:
+        write(path, entries, until(arrays, 9) if left[0] == 0 else arrays, record)
+
+    def until(arrays, last):
+        for i, array in enumerate(arrays):
+            if i == last:
                 kill()
             yield array
 
-    state.values = cut
+    checkpoint_file.write = cut
 
 
 def read(source, shard=(0, 1)):

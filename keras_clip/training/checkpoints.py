@@ -14,6 +14,7 @@ import numpy as np
 from keras_clip import compat
 from keras_clip.files import PART
 from keras_clip.training import checkpoint_file, state
+from keras_clip.training.background import Background
 
 _NAME = re.compile(r"step-(\d{9,})\.safetensors")
 # A true value for `model.stop_training` that differs from those that other callbacks set.
@@ -41,6 +42,9 @@ class Checkpoints(keras.callbacks.Callback):
     its SHA-256: for a damaged one there is a warning, and the one before it is used. Files are in the format
     safetensors.
 
+    The step that saves only copies the state to the memory of the host; a thread writes it while the training goes on.
+    Then an error of writing, such as a full disk, is raised by the next checkpoint or at the end of `fit`.
+
     Put it before callbacks that change weights at the end of an epoch. The state of other callbacks, such as the
     patience of `EarlyStopping`, and of the global generators of numpy and Python is not saved.
 
@@ -54,6 +58,8 @@ class Checkpoints(keras.callbacks.Callback):
         keep: int > 0. Number of checkpoints to keep, the newest. With one only, no other is left if it is damaged.
         identity: {name: JSON data} that a resumed training must share beside the model, the optimizer and the data,
             such as the options of an augmentation of your own.
+        background: bool. Whether a thread writes the files, which takes memory of the host for a copy of the state.
+            False: the training waits.
 
     Attributes:
         first_step: int. Steps that were done before `fit` began, which it does not repeat; 0 of a new training.
@@ -75,6 +81,7 @@ class Checkpoints(keras.callbacks.Callback):
         every: int = 1000,
         keep: int = 3,
         identity: Mapping[str, Any] | None = None,
+        background: bool = True,
     ):
         super().__init__()
         if not hasattr(getattr(pairs, "epochs", None), "start_at"):
@@ -90,7 +97,10 @@ class Checkpoints(keras.callbacks.Callback):
         if every < 1 or keep < 1:
             raise ValueError(f"`every` and `keep` must be positive. Received: every={every}, keep={keep}.")
         self.folder = Path(folder)
-        self.every, self.keep = every, keep
+        self.every, self.keep, self.background = every, keep, background
+        self._writer = Background()
+        # The copy of the state that is being written. Its memory is used for the next one.
+        self._copy: list[np.ndarray] = []
         # Normalised by a JSON round trip.
         self._own_identity = json.loads(json.dumps(dict(identity or {})))
         self.first_step = 0
@@ -103,6 +113,9 @@ class Checkpoints(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict | None = None) -> None:
         """Restores the newest checkpoint, if there is one."""
+        # The last one of a `fit` that was interrupted.
+        self._writer.wait()
+        self._copy = []
         if self.params.get("steps") != self._length:
             raise ValueError(
                 f"An epoch of `fit` must be one of the data. Received: {self.params.get('steps')} steps per epoch, and "
@@ -155,7 +168,9 @@ class Checkpoints(keras.callbacks.Callback):
         self._save(epoch + 1, 0, logs)
 
     def on_train_end(self, logs: dict | None = None) -> None:
-        """Restores the history of a run that had ended before."""
+        """Waits for the last file, and restores the history of a run that had ended before."""
+        self._writer.wait()
+        self._copy = []
         compat.set_initial_epoch(self.model, None)
         if not self._has_begun:
             self._restore_history()
@@ -250,15 +265,30 @@ class Checkpoints(keras.callbacks.Callback):
         record = {"epoch": epoch, "step": step, "identity": self._identity(), "history": self._history(epoch, logs)}
         index, record["broken"] = state.each_process(self._epochs.broken_before(epoch, step), self.model)
         values = state.values(self.model)
-        if index == 0:
-            path = self.folder / f"step-{total:09d}.safetensors"
-            checkpoint_file.write(path, state.entries(self.model), values, record)
-            for old in list(self._files().values())[self.keep :]:
-                old.unlink(missing_ok=True)
-        else:
+        if index:
+            # Processes read the variables together, and the first one writes.
             for _ in values:
                 pass
+        elif self.background:
+            self._writer.wait()
+            self._writer.start(self._write, total, state.entries(self.model), self._copied(values), record)
+        else:
+            self._write(total, state.entries(self.model), values, record)
         self._saved = total
+
+    def _copied(self, values):
+        """The values in memory that the next step does not change."""
+        if not self._copy:
+            self._copy = [np.array(value) for value in values]
+        else:
+            for copy, value in zip(self._copy, values, strict=True):
+                np.copyto(copy, value)
+        return self._copy
+
+    def _write(self, total, entries, values, record):
+        checkpoint_file.write(self.folder / f"step-{total:09d}.safetensors", entries, values, record)
+        for old in list(self._files().values())[self.keep :]:
+            old.unlink(missing_ok=True)
 
     def _history(self, epoch, logs):
         """The history, with the epoch that has just ended, which the callback `History` may not have added yet."""
