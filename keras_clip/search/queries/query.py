@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 MAX_TERMS = 64
@@ -195,8 +196,9 @@ def _is_operator(text, place):
     if text[place] not in _PLUS + _MINUS or (place and not text[place - 1].isspace()):
         return False
     after = text[place + 1 : place + 2]
-    # "-5 degrees" is text, "-0.5*night" is not.
-    return not after.isdecimal() and after not in (".", ",") or bool(_WEIGHT.match(text, place + 1))
+    # "-5 degrees" and "--" are text, "-0.5*night" is not.
+    is_text = after.isdecimal() or (after and after in f".,{_PLUS}{_MINUS}")
+    return not is_text or bool(_WEIGHT.match(text, place + 1))
 
 
 def _term(sign, part):
@@ -266,7 +268,8 @@ def _written(term):
 
 
 def _plain(number):
-    return f"{number:.17f}".rstrip("0").rstrip(".") if float(f"{number:.17f}") == number else repr(number)
+    """A number without an exponent, which reads back as the same."""
+    return format(Decimal(repr(number)), "f").removesuffix(".0")
 
 
 def _check_text(text):
