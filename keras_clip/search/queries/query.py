@@ -126,8 +126,8 @@ def parse(text: str) -> Query:
 
     A plus or minus is an operator where a space or the beginning of the query is before it; before a digit it needs a
     space after it too. Any other one is part of the text, as in "t-shirt", "C++" and "at -5 degrees". Quotes protect
-    operators: "Paris - the city". Inside quotes, \\" is a quote. A weight is a number and an asterisk at the beginning
-    of a term. A query of spaces only has no terms.
+    operators: "Paris - the city". Inside quotes, \\" is a quote and \\\\ a backslash. A weight is a number and an
+    asterisk at the beginning of a term. A query of spaces only has no terms.
 
     Args:
         text: str, in any script.
@@ -156,7 +156,7 @@ def _split(text):
     while place < len(text):
         character = text[place]
         if close:
-            if character == "\\" and text[place + 1 : place + 2] in close:
+            if _is_escape(text, place, close):
                 place += 1
             elif character in close:
                 close = None
@@ -235,7 +235,7 @@ def _unquoted(value, part):
         return None
     close, place = _QUOTES[value[0]], 1
     while place < len(value) and value[place] not in close:
-        place += 2 if value[place] == "\\" and value[place + 1 : place + 2] in close else 1
+        place += 2 if _is_escape(value, place, close) else 1
     if place >= len(value):
         raise ValueError(
             f"A term that begins with a quote must end with one. Received: {part.strip()!r}. Add the closing quote "
@@ -243,12 +243,16 @@ def _unquoted(value, part):
         )
     if place != len(value) - 1:
         return None
-    text = value[1:-1]
-    for quote in close:
-        text = text.replace(f"\\{quote}", quote)
+    text = re.sub(rf"\\([{re.escape(close)}\\])", r"\1", value[1:-1])
     if not text.strip():
         raise ValueError(f"There must be a text inside quotes. Received: {part.strip()!r}. Leave the quotes out.")
     return text
+
+
+def _is_escape(text, place, close):
+    """Whether a backslash at a place protects the closing quote, or another backslash, after it."""
+    after = text[place + 1 : place + 2]
+    return text[place] == "\\" and after != "" and after in f"{close}\\"
 
 
 def _written(term):
@@ -264,7 +268,7 @@ def _written(term):
     except ValueError:
         is_plain = False
     # A trailing space and operator of the next term could join with the text.
-    return term.text if is_plain else '"{}"'.format(term.text.replace('"', '\\"'))
+    return term.text if is_plain else '"{}"'.format(re.sub(r'(["\\])', r"\\\1", term.text))
 
 
 def _plain(number):
