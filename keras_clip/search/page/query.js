@@ -105,7 +105,8 @@ function name({ text, picture, upload }) {
   if (upload !== undefined) return `upload:${upload}`;
   try {
     const [only, ...others] = parse(text);
-    if (only.text === text && only.weight === 1 && !others.length) return text;
+    const hasQuote = Object.keys(QUOTES).some((quote) => text.includes(quote));
+    if (only.text === text && only.weight === 1 && !others.length && !hasQuote) return text;
   } catch {
     // Quotes keep what would be an error.
   }

@@ -267,7 +267,8 @@ def _written(term):
         is_plain = parse(term.text) == Query([Term(text=term.text)])
     except ValueError:
         is_plain = False
-    # A trailing space and operator of the next term could join with the text.
+    # A quote that stands alone here could belong to one of another term.
+    is_plain = is_plain and not any(quote in term.text for quote in _QUOTES)
     return term.text if is_plain else '"{}"'.format(re.sub(r'(["\\])', r"\\\1", term.text))
 
 
