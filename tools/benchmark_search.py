@@ -134,7 +134,8 @@ def pictures_of(embeddings):
         "taken": rng.integers(0, 1_700_000_000, count).astype("datetime64[s]"),
     }
     rows = np.arange(count)
-    return SimpleNamespace(version=1, embeddings=embeddings, ids=rows + 1, rows=rows, columns=lambda names: columns)
+    facts = {"version": 1, "generation": 0, "embeddings": embeddings, "ids": rows + 1, "rows": rows}
+    return SimpleNamespace(**facts, columns=lambda names: columns)
 
 
 def page_factory(task, arguments, is_product=False):

@@ -24,7 +24,7 @@ function split(text) {
   for (let place = 0; place < text.length; place++) {
     const character = text[place];
     if (close) {
-      if (character === "\\" && place + 1 < text.length && close.includes(text[place + 1])) place++;
+      if (isEscape(text, place, close)) place++;
       else if (close.includes(character)) close = null;
     } else if (character in QUOTES && opens(text, start, place)) {
       close = QUOTES[character];
@@ -50,7 +50,11 @@ function opens(text, start, place) {
 function isOperator(text, place) {
   if (!(PLUS + MINUS).includes(text[place]) || (place && !SPACE.test(text[place - 1]))) return false;
   const after = text.slice(place + 1);
-  return !/^[\p{Nd}.,]/u.test(after) || WEIGHT.test(after);
+  return !/^[\p{Nd}.,+＋\-−－]/u.test(after) || WEIGHT.test(after);
+}
+
+function isEscape(text, place, close) {
+  return text[place] === "\\" && place + 1 < text.length && `${close}\\`.includes(text[place + 1]);
 }
 
 function term(sign, part) {
@@ -76,12 +80,11 @@ function unquoted(value) {
   const close = QUOTES[value[0]];
   let place = 1;
   while (place < value.length && !close.includes(value[place])) {
-    place += value[place] === "\\" && place + 1 < value.length && close.includes(value[place + 1]) ? 2 : 1;
+    place += isEscape(value, place, close) ? 2 : 1;
   }
   if (place >= value.length) throw new Error("A term that begins with a quote must end with one.");
   if (place !== value.length - 1) return null;
-  let text = value.slice(1, -1);
-  for (const quote of close) text = text.replaceAll(`\\${quote}`, quote);
+  const text = value.slice(1, -1).replace(/\\(.)/gsu, (pair, next) => (`${close}\\`.includes(next) ? next : pair));
   if (!text.trim()) throw new Error("Write something inside the quotes.");
   return text;
 }
@@ -102,9 +105,10 @@ function name({ text, picture, upload }) {
   if (upload !== undefined) return `upload:${upload}`;
   try {
     const [only, ...others] = parse(text);
-    if (only.text === text && only.weight === 1 && !others.length) return text;
+    const hasQuote = Object.keys(QUOTES).some((quote) => text.includes(quote));
+    if (only.text === text && only.weight === 1 && !others.length && !hasQuote) return text;
   } catch {
     // Quotes keep what would be an error.
   }
-  return `"${text.replaceAll('"', '\\"')}"`;
+  return `"${text.replace(/["\\]/gu, "\\$&")}"`;
 }

@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 MAX_TERMS = 64
@@ -125,8 +126,8 @@ def parse(text: str) -> Query:
 
     A plus or minus is an operator where a space or the beginning of the query is before it; before a digit it needs a
     space after it too. Any other one is part of the text, as in "t-shirt", "C++" and "at -5 degrees". Quotes protect
-    operators: "Paris - the city". Inside quotes, \\" is a quote. A weight is a number and an asterisk at the beginning
-    of a term. A query of spaces only has no terms.
+    operators: "Paris - the city". Inside quotes, \\" is a quote and \\\\ a backslash. A weight is a number and an
+    asterisk at the beginning of a term. A query of spaces only has no terms.
 
     Args:
         text: str, in any script.
@@ -155,7 +156,7 @@ def _split(text):
     while place < len(text):
         character = text[place]
         if close:
-            if character == "\\" and text[place + 1 : place + 2] in close:
+            if _is_escape(text, place, close):
                 place += 1
             elif character in close:
                 close = None
@@ -195,8 +196,9 @@ def _is_operator(text, place):
     if text[place] not in _PLUS + _MINUS or (place and not text[place - 1].isspace()):
         return False
     after = text[place + 1 : place + 2]
-    # "-5 degrees" is text, "-0.5*night" is not.
-    return not after.isdecimal() and after not in (".", ",") or bool(_WEIGHT.match(text, place + 1))
+    # "-5 degrees" and "--" are text, "-0.5*night" is not.
+    is_text = after.isdecimal() or (after and after in f".,{_PLUS}{_MINUS}")
+    return not is_text or bool(_WEIGHT.match(text, place + 1))
 
 
 def _term(sign, part):
@@ -233,7 +235,7 @@ def _unquoted(value, part):
         return None
     close, place = _QUOTES[value[0]], 1
     while place < len(value) and value[place] not in close:
-        place += 2 if value[place] == "\\" and value[place + 1 : place + 2] in close else 1
+        place += 2 if _is_escape(value, place, close) else 1
     if place >= len(value):
         raise ValueError(
             f"A term that begins with a quote must end with one. Received: {part.strip()!r}. Add the closing quote "
@@ -241,12 +243,16 @@ def _unquoted(value, part):
         )
     if place != len(value) - 1:
         return None
-    text = value[1:-1]
-    for quote in close:
-        text = text.replace(f"\\{quote}", quote)
+    text = re.sub(rf"\\([{re.escape(close)}\\])", r"\1", value[1:-1])
     if not text.strip():
         raise ValueError(f"There must be a text inside quotes. Received: {part.strip()!r}. Leave the quotes out.")
     return text
+
+
+def _is_escape(text, place, close):
+    """Whether a backslash at a place protects the closing quote, or another backslash, after it."""
+    after = text[place + 1 : place + 2]
+    return text[place] == "\\" and after != "" and after in f"{close}\\"
 
 
 def _written(term):
@@ -261,12 +267,14 @@ def _written(term):
         is_plain = parse(term.text) == Query([Term(text=term.text)])
     except ValueError:
         is_plain = False
-    # A trailing space and operator of the next term could join with the text.
-    return term.text if is_plain else '"{}"'.format(term.text.replace('"', '\\"'))
+    # A quote that stands alone here could belong to one of another term.
+    is_plain = is_plain and not any(quote in term.text for quote in _QUOTES)
+    return term.text if is_plain else '"{}"'.format(re.sub(r'(["\\])', r"\\\1", term.text))
 
 
 def _plain(number):
-    return f"{number:.17f}".rstrip("0").rstrip(".") if float(f"{number:.17f}") == number else repr(number)
+    """A number without an exponent, which reads back as the same."""
+    return format(Decimal(repr(number)), "f").removesuffix(".0")
 
 
 def _check_text(text):

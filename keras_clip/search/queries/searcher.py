@@ -82,6 +82,7 @@ class Snapshot:
 
     Attributes:
         version: int.
+        generation: int. Rows keep their number within one.
         embeddings: float32 (N, E), memory-mapped.
         ids: int64 (M,), ascending.
         rows: int64 (M,), the rows of the pictures in `embeddings`.
@@ -90,6 +91,7 @@ class Snapshot:
 
     def __init__(self, index: Any):
         self.version: int = index.version
+        self.generation: int = index.generation
         self.embeddings: np.ndarray = index.embeddings
         self.ids, self.rows = np.asarray(index.ids, np.int64), np.asarray(index.rows, np.int64)
         self.columns: dict[str, np.ndarray] = dict(index.columns(filtering.COLUMNS))
@@ -185,6 +187,8 @@ class Searcher:
         self._rankings = RankingCache(_CACHE_BYTES)
         self._snapshots: OrderedDict[int, Snapshot] = OrderedDict()
         self._levels: dict[int, Levels] = {}
+        # The generation of the rows that `vectors` has.
+        self._generation: int | None = None
         self._lock, self._refreshing = threading.Lock(), threading.Lock()
         if index.embeddings.shape[1] != clip.embed_dim and len(index.ids):
             raise ValueError(
@@ -309,7 +313,11 @@ class Searcher:
             # Pictures of the state that the index was read in are no longer in it.
             self.index.refresh()
             snapshot = Snapshot(self.index)
+        if self._generation != snapshot.generation:
+            # Until it is built anew, searches are exact.
+            self._generation = None
         self.vectors.build(snapshot.embeddings)
+        self._generation = snapshot.generation
         with self._lock:
             self._snapshots[snapshot.version] = snapshot
             self._snapshots.move_to_end(snapshot.version)
@@ -385,11 +393,13 @@ class Searcher:
     def _nearest(self, snapshot, vector, positions):
         """Returns the positions of pictures and their scores in order: of all, or of the first ones if approximate."""
         size, rows = len(snapshot.embeddings), snapshot.rows[positions]
-        # Another index has the rows of the newest version only.
-        if not isinstance(self.vectors, ExactIndex) and snapshot.version == self.version and len(rows):
+        found = None
+        if not isinstance(self.vectors, ExactIndex) and self._generation == snapshot.generation and len(rows):
             allowed = np.zeros(size, bool)
             allowed[rows] = True
             found = self.vectors.search(vector[None], min(APPROXIMATE_RESULTS, len(rows)), allowed)
+        # Rows may have been renumbered meanwhile.
+        if found is not None and self._generation == snapshot.generation:
             rows, scores = (values[0][found[0][0] >= 0] for values in found)
             positions = snapshot.position_of_row[rows]
             by_id = np.argsort(positions)

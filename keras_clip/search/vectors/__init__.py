@@ -1,4 +1,4 @@
-"""Indexes of vectors: queries to rows and scores. They know nothing of pictures."""
+"""Indexes of vectors: queries to rows and scores. They do not know what pictures are."""
 
 from keras_clip.search.vectors.exact import ExactIndex
 from keras_clip.search.vectors.index import Index

@@ -27,7 +27,7 @@ class Index(Protocol):
         Args:
             queries: float (Q, E).
             k: int >= 1.
-            allowed: bool (N,) or None. Only these rows are found; None: all.
+            allowed: bool (M,), M <= N, or None. Only these rows are found, and none behind the first M; None: all.
 
         Returns:
             Rows, int64 (Q, k), and their inner products, float32 (Q, k): the largest first, equal ones by row. Where
@@ -95,11 +95,12 @@ def checked_search(
         raise ValueError(f"`k` must be an integer of at least 1. Received: k={k!r}.")
     if allowed is not None:
         allowed = np.asarray(allowed)
-        if allowed.dtype != bool or allowed.shape != shape[:1]:
+        if allowed.dtype != bool or allowed.ndim != 1 or len(allowed) > shape[0]:
             raise ValueError(
-                f"`allowed` must be bool ({shape[0]},), one for each row. Received: {allowed.dtype} of shape "
+                f"`allowed` must be bool (M,), M <= {shape[0]}, one for each row. Received: {allowed.dtype} of shape "
                 f"{allowed.shape}."
             )
+        allowed = np.concatenate([allowed, np.zeros(shape[0] - len(allowed), bool)])
         allowed = None if allowed.all() else allowed
     return queries, int(k), allowed
 

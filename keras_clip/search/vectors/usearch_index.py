@@ -11,8 +11,8 @@ from keras_clip import files
 from keras_clip.search.vectors.index import checked_embeddings, fingerprint, require_same
 from keras_clip.search.vectors.over_fetching import OverFetching
 
-# Rows that are added at a time.
-_BLOCK = 2**16
+# Rows that are added at a time, while no search runs.
+_BLOCK = 2**10
 
 
 class UsearchIndex(OverFetching):
@@ -34,38 +34,46 @@ class UsearchIndex(OverFetching):
     def __init__(self, connectivity: int = 16, expansion_add: int = 128, expansion_search: int = 128):
         _usearch()
         self.connectivity, self.expansion_add, self.expansion_search = connectivity, expansion_add, expansion_search
-        self._embeddings, self._indexed = np.zeros((0, 1), np.float32), 0
-        self._graph, self._fingerprint, self._viewed = None, None, None
-        self._lock = threading.Lock()
+        self._state = np.zeros((0, 1), np.float32), None, 0
+        # The file of a graph in a memory map.
+        self._fingerprint, self._viewed = None, None
+        # One thread extends the index; usearch must not search while it makes room.
+        self._building, self._lock = threading.Lock(), threading.Lock()
 
     def build(self, embeddings: np.ndarray) -> None:
         """Adds the rows of float32 embeddings (N, E) that it does not have; begins anew if the first ones differ."""
         embeddings = checked_embeddings(embeddings)
-        with self._lock:
-            is_same = len(embeddings) >= self._indexed and self._fingerprint == fingerprint(embeddings, self._indexed)
-            if not (is_same and self._graph is not None):
-                self._graph, self._indexed, self._viewed = self._new(embeddings.shape[1]), 0, None
-            elif self._viewed is not None and len(embeddings) > self._indexed:
+        with self._building:
+            _, graph, indexed = self._state
+            is_same = len(embeddings) >= indexed and self._fingerprint == fingerprint(embeddings, indexed)
+            if graph is None or not is_same:
+                graph, indexed, self._viewed = self._new(embeddings.shape[1]), 0, None
+            elif self._viewed is not None and len(embeddings) > indexed:
                 # A graph in a memory map cannot grow.
-                self._graph, self._viewed = _usearch().restore(str(self._viewed), view=False), None
-            for start in range(self._indexed, len(embeddings), _BLOCK):
+                graph, self._viewed = _usearch().restore(str(self._viewed), view=False), None
+                graph.expansion_search = self.expansion_search
+            for start in range(indexed, len(embeddings), _BLOCK):
                 stop = min(start + _BLOCK, len(embeddings))
-                self._graph.add(np.arange(start, stop), np.ascontiguousarray(embeddings[start:stop]))
-            self._embeddings, self._indexed = embeddings, len(embeddings)
-            self._fingerprint = fingerprint(embeddings, len(embeddings))
+                with self._lock:
+                    graph.add(np.arange(start, stop), np.ascontiguousarray(embeddings[start:stop]))
+            self._state, self._fingerprint = (
+                (embeddings, graph, len(embeddings)),
+                fingerprint(embeddings, len(embeddings)),
+            )
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the graph to `path` and what it was built of to `path` with the suffix .json."""
-        if self._graph is None:
-            raise ValueError("Only a graph that was built can be saved. Received: an empty index. Call `build` first.")
-        with self._lock:
+        with self._building:
+            _, graph, indexed = self._state
+            if graph is None:
+                raise ValueError("Only an index that was built can be saved. Received: a new one. Call `build` first.")
             with files.replacing(path) as temporary:
-                self._graph.save(str(temporary))
+                graph.save(str(temporary))
             options = {"connectivity": self.connectivity, "expansion_add": self.expansion_add}
             files.write_json(
                 _facts(path),
                 {
-                    "rows": self._indexed,
+                    "rows": indexed,
                     "fingerprint": self._fingerprint,
                     "options": {**options, "expansion_search": self.expansion_search},
                 },
@@ -89,9 +97,9 @@ class UsearchIndex(OverFetching):
         saved = json.loads(_facts(path).read_text(encoding="utf-8"))
         require_same(saved["fingerprint"], checked_embeddings(embeddings), saved["rows"], path)
         index = cls(**saved["options"])
-        index._graph, index._viewed = _usearch().restore(str(path), view=True), Path(path)
-        index._graph.expansion_search = index.expansion_search
-        index._embeddings, index._indexed, index._fingerprint = embeddings, saved["rows"], saved["fingerprint"]
+        graph, index._viewed = _usearch().restore(str(path), view=True), Path(path)
+        graph.expansion_search = index.expansion_search
+        index._state, index._fingerprint = (embeddings, graph, saved["rows"]), saved["fingerprint"]
         return index
 
     def _new(self, dimensions):
@@ -104,9 +112,9 @@ class UsearchIndex(OverFetching):
             expansion_search=self.expansion_search,
         )
 
-    def _nearest(self, queries, count):
+    def _nearest(self, structure, queries, count):
         with self._lock:
-            matches = self._graph.search(queries, count)
+            matches = structure.search(queries, count)
         keys, counts = np.atleast_2d(matches.keys), np.atleast_1d(getattr(matches, "counts", len(matches)))
         return [row[:found].astype(np.int64) for row, found in zip(keys, counts, strict=True)]
 

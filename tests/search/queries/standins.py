@@ -45,9 +45,9 @@ class Pictures:
     """As much of a `PictureIndex` as a search uses; `change` makes a new version, which `refresh` moves on to."""
 
     def __init__(self, embeddings, seed=0, **columns):
-        self._all = np.zeros((0, DIMENSIONS), np.float32)
         self._columns = {}
-        self._state = self._next = (0, self._all, np.zeros(0, np.int64), np.zeros(0, np.int64))
+        nothing = np.zeros(0, np.int64)
+        self._state = self._next = (0, np.zeros((0, DIMENSIONS), np.float32), nothing, nothing, 0)
         self._rng = np.random.default_rng(seed)
         self.change(add=embeddings, **columns)
         self.refresh()
@@ -56,9 +56,10 @@ class Pictures:
     embeddings = property(lambda self: self._state[1])
     ids = property(lambda self: self._state[2])
     rows = property(lambda self: self._state[3])
+    generation = property(lambda self: self._state[4])
 
     def change(self, add=(), remove=(), compact=False, **columns):
-        version, embeddings, ids, rows = self._next
+        version, embeddings, ids, rows, generation = self._next
         keep = ~np.isin(ids, list(remove))
         ids, rows = ids[keep], rows[keep]
         add = np.asarray(add, np.float32).reshape(-1, DIMENSIONS)
@@ -79,8 +80,8 @@ class Pictures:
             }
             self._columns[id] = drawn | {name: values[place] for name, values in columns.items()}
         if compact:
-            embeddings, rows = embeddings[rows], np.arange(len(rows))
-        self._next = (version + 1, embeddings, ids, rows)
+            embeddings, rows, generation = embeddings[rows], np.arange(len(rows)), generation + 1
+        self._next = (version + 1, embeddings, ids, rows, generation)
 
     def refresh(self):
         is_newer, self._state = self._next[0] != self._state[0], self._next

@@ -45,6 +45,9 @@ MEANINGS = {
     "A4-": terms("A4-"),
     "Paris – the city": terms("Paris – the city"),
     "コーヒー": terms("コーヒー"),
+    "cat -- dog": terms("cat -- dog"),
+    "--- title ---": terms("--- title ---"),
+    "a +- b": terms("a +- b"),
     # Weights
     '2*"red car" + dog - 0.5*night + picture:17': terms(("red car", 2), "dog", ("night", -0.5), 17),
     "2 * red car": terms(("red car", 2)),
@@ -64,6 +67,9 @@ MEANINGS = {
     '"2*3"': terms("2*3"),
     '"picture:17"': terms("picture:17"),
     '"say \\"cheese\\""': terms('say "cheese"'),
+    '"- a\\\\"': terms("- a\\"),
+    '"C:\\dir - x"': terms("C:\\dir - x"),
+    "a\\": terms("a\\"),
     "“Paris - the city” - rain": terms("Paris - the city", ("rain", -1)),
     "「夜 - 海」": terms("夜 - 海"),
     "«a + b» + c": terms("a + b", "c"),
@@ -136,7 +142,7 @@ words = st.text(
         st.tuples(
             words.filter(str.strip).map(lambda text: {"text": text})
             | st.integers(0, 10**9).map(lambda i: {"picture": i}),
-            st.floats(1e-3, 1e6) | st.floats(-1e6, -1e-3) | st.sampled_from([1, -1, 2]),
+            st.floats(1e-100, 1e100) | st.floats(-1e6, -1e-300) | st.sampled_from([1, -1, 2]),
         ),
         max_size=5,
     )

@@ -1,5 +1,6 @@
 """The same tests on all indexes of vectors: results of exact search, filters, more rows, files, refusals."""
 
+import threading
 import warnings
 
 import numpy as np
@@ -96,6 +97,11 @@ def test_filter(index, fraction):
     rows, scores = index.search(QUERIES, k, allowed)
     assert allowed[rows].all()
     require_close((rows, scores), brute_force(VECTORS, QUERIES, k, allowed))
+
+
+def test_filter_of_the_first_rows(index):
+    # Rows behind the filter are not found, so that an older state can be searched while rows are added.
+    require_close(index.search(QUERIES, 10, np.ones(2000, bool)), brute_force(VECTORS[:2000], QUERIES, 10))
 
 
 def test_filter_that_keeps_none_of_the_neighbours(index):
@@ -197,7 +203,7 @@ REFUSED = {
     "k of 0": (QUERIES, 0, None, "`k` must be"),
     "k is a bool": (QUERIES, True, None, "`k` must be"),
     "k is a float": (QUERIES, 2.5, None, "`k` must be"),
-    "a filter of another length": (QUERIES, 5, np.ones(2999, bool), "`allowed` must be bool"),
+    "a filter that is too long": (QUERIES, 5, np.ones(3001, bool), "`allowed` must be bool"),
     "a filter of ids": (QUERIES, 5, np.arange(3000), "`allowed` must be bool"),
 }
 
@@ -251,10 +257,33 @@ def test_usearch_keeps_its_graph_when_rows_are_added(tmp_path):
     index.save(tmp_path / "graph")
     opened = UsearchIndex.open(tmp_path / "graph", VECTORS)
     opened.build(VECTORS)
-    assert len(opened._graph) == 3000
-    graph = index._graph
+    assert len(opened._state[1]) == 3000
+    graph = index._state[1]
     index.build(VECTORS)
-    assert index._graph is graph
+    assert index._state[1] is graph
+
+
+def test_search_while_rows_are_added(kind):
+    if kind is Qdrant:
+        return  # Its server does that; the local mode is for one thread.
+    index = kind()
+    index.build(VECTORS[:200])
+    faults, found = [], 0
+
+    def add():
+        for stop in range(400, 3001, 200):
+            index.build(VECTORS[:stop])
+
+    thread = threading.Thread(target=add)
+    thread.start()
+    while thread.is_alive() or not found:
+        rows, scores = index.search(QUERIES, 10, np.ones(200, bool))
+        expected = brute_force(VECTORS[:200], QUERIES, 10)
+        faults += [] if recall(rows, expected[0]) > 0.9 and (rows < 200).all() else [rows]
+        found += 1
+    thread.join()
+    assert not faults
+    require_close(index.search(QUERIES, 10), brute_force(VECTORS, QUERIES, 10))
 
 
 def test_qdrant_keeps_collections_of_others():
