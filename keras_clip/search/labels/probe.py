@@ -28,12 +28,12 @@ class Suggestion:
 
     Args:
         picture: int, its id.
-        class_id: int, the class that the probe predicts; None: none of them, in a probe of a single class.
+        class_id: int, the class that the probe predicts, or the only one, which the picture may not belong to.
         probability: float, of this class by the probe.
     """
 
     picture: int
-    class_id: int | None
+    class_id: int
     probability: float
 
 
@@ -189,8 +189,10 @@ def _suggestions(index, labelling, fitted, classes, by_hand):
     ids = labelling.ids[places]
 
     def suggestion(place):
-        of_class = classes[best[place]].id if len(classes) > 1 else classes[0].id if best[place] else None
-        return Suggestion(int(ids[place]), of_class, float(probability[place]))
+        if len(classes) > 1:
+            return Suggestion(int(ids[place]), classes[best[place]].id, float(probability[place]))
+        belongs = probability[place] if best[place] else 1 - probability[place]
+        return Suggestion(int(ids[place]), classes[0].id, float(belongs))
 
     differs = np.flatnonzero(best != current)
     surest = differs[np.lexsort([ids[differs], -probability[differs]])][:MOST]

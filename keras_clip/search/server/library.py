@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ from keras_clip.printable import printable
 from keras_clip.search.labels import exports
 from keras_clip.search.labels.assigning import ClassCounts, Labelling, class_encoder
 from keras_clip.search.labels.classes import Classes, ClassExists
-from keras_clip.search.labels.exports import Row
+from keras_clip.search.labels.exports import Left, Row
 from keras_clip.search.labels.probe import Suggestion, train_probe
 from keras_clip.search.pictures.index import Picture, PictureIndex, RemovedPicture
 from keras_clip.search.pictures.reading import OutsideOfRoot, open_inside
@@ -245,6 +246,16 @@ class Library:
         with _refused("bad_export"):
             rows = self.rows(pictures, classes)
             return Download(name, media_type, exports.parts(format, rows, self._open))
+
+    def write(
+        self,
+        format: str,
+        target: str | os.PathLike,
+        pictures: Sequence[int] | None = None,
+        classes: Sequence[int] | None = None,
+    ) -> Left:
+        """Writes an export to a file or folder: see `exports.export` and `rows`; returns what was left out."""
+        return exports.export(format, self.rows(pictures, classes), self._open, target)
 
     def rows(self, pictures: Sequence[int] | None = None, classes: Sequence[int] | None = None) -> Iterator[Row]:
         """Yields the pictures of an export with their labels.

@@ -66,7 +66,7 @@ def serve(
     is_local = _is_loopback(host)
     token = _checked_token(token) if token is not None or is_local else secrets.token_urlsafe(24)
     with contextlib.closing(_listening(host, port)) as listener, PictureIndex.open(folder) as index:
-        library = Library(index, _loaded(clip, index, folder), vectors)
+        library = Library(index, load_clip(clip, index, folder), vectors)
         try:
             application = create_application(
                 library, [*LOOPBACK, *_names(host), *allow_hosts], token, any_address=_is_wildcard(host)
@@ -95,7 +95,20 @@ def serve(
             library.close()
 
 
-def _loaded(clip: Any, index: PictureIndex, folder: str | os.PathLike) -> Any:
+def load_clip(clip: Any, index: PictureIndex, folder: str | os.PathLike) -> Any:
+    """Returns the model of an index, with both towers.
+
+    Args:
+        clip: `CLIPModel`, or a model as `presets.load` takes it. None: that of the index.
+        index: the index.
+        folder: its folder, for messages.
+
+    Returns:
+        `CLIPModel`.
+
+    Raises:
+        ValueError: another model than that of the index, or none.
+    """
     if clip is None:
         clip = index.model
     if clip is None:
