@@ -2,12 +2,16 @@
 
     python examples/search.py index photos/ --model vit_b32
     python examples/search.py find "red car - night"
+    python examples/search.py serve
+    python examples/search.py label cat --prompt "a photo of a cat"
+    python examples/search.py export cats.tar --classes cat
 
 `index` encodes the pictures of folders, and brings the index up to date when it is called again. The other commands
 work on the index. `COMMAND --help` describes the options of a command.
 """
 
 import argparse
+import contextlib
 import json
 import os
 from collections.abc import Callable
@@ -224,11 +228,109 @@ def draw(args):
     print(f"{args.pictures:,} pictures in {args.folder}")
 
 
+def add_serve_arguments(parser):
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    parser.add_argument("--port", type=int, default=8300, help="port, 0 for any free one (default: 8300)")
+    parser.add_argument("--token", help="what clients must send; made if --host is not this machine")
+    parser.add_argument(
+        "--allow-host", action="append", default=[], help="a further name by which the server may be addressed"
+    )
+    parser.add_argument("--model", help="where the model of the index is now (default: where it was)")
+
+
+def serve(args):
+    from keras_clip.search.server import serve
+
+    serve(
+        args.index,
+        args.model,
+        host=args.host,
+        port=args.port,
+        token=args.token,
+        allow_hosts=args.allow_host,
+        report=lambda line: print(line, flush=True),
+    )
+
+
+def add_label_arguments(parser):
+    parser.add_argument("name", nargs="?", help="the class; without one, all classes are listed")
+    parser.add_argument("--prompt", action="append", help="a text that describes the class (default: its name)")
+    parser.add_argument("--threshold", type=float, help="cosine from which a picture belongs to it (default: neutral)")
+    parser.add_argument("--yes", type=int, nargs="+", default=[], help="ids of pictures that belong to it by hand")
+    parser.add_argument("--no", type=int, nargs="+", default=[], help="ids of pictures that do not")
+    parser.add_argument("--remove", action="store_true", help="remove the class and its labels by hand")
+    parser.add_argument("--model", help="where the model of the index is now (default: where it was)")
+
+
+def label(args):
+    with library_of(args) as library:
+        if args.name is not None:
+            known = {each.name: each.id for each in library.classes_of_index.all()}
+            if args.remove:
+                library.remove_class(library.classes_of_index.named(args.name).id)
+            elif args.name not in known:
+                known[args.name] = library.add_class(args.name, args.prompt or [args.name], args.threshold)["id"]
+            else:
+                changes = {"prompts": args.prompt, "threshold": args.threshold}
+                library.change_class(
+                    known[args.name], {key: value for key, value in changes.items() if value is not None}
+                )
+            for ids, value in ((args.yes, True), (args.no, False)):
+                if ids:
+                    library.label(ids, known[args.name], value)
+        for each in library.classes():
+            print(
+                f"{printable(each['name'])}: {each['pictures']:,} pictures, {each['by_hand']:,} by hand, "
+                f"threshold {each['threshold']:.3f}"
+            )
+
+
+def add_export_arguments(parser):
+    parser.add_argument("target", type=Path, help="file, or folder of the format folder")
+    parser.add_argument("--format", choices=("csv", "json", "paths", "tar", "folder"), help="default: by the name")
+    parser.add_argument("--classes", nargs="+", help="names of classes (default: all)")
+    parser.add_argument("--model", help="where the model of the index is now (default: where it was)")
+
+
+def export(args):
+    formats = {".csv": "csv", ".jsonl": "json", ".txt": "paths", ".tar": "tar", ".zip": "folder", "": "folder"}
+    chosen = args.format or formats.get(args.target.suffix.lower())
+    if chosen is None:
+        raise SystemExit(
+            f"--format is needed for {args.target}: its name is none of *{', *'.join(filter(None, formats))}."
+        )
+    with library_of(args) as library:
+        classes = args.classes and [library.classes_of_index.named(name).id for name in args.classes]
+        left = library.write(chosen, args.target, classes=classes)
+    print(f"Written to {printable(args.target)}")
+    if left.pictures:
+        print(f"  left out: {len(left.pictures):,} pictures whose files cannot be read, such as {left.pictures[0][1]}")
+
+
+@contextlib.contextmanager
+def library_of(args):
+    """The index with its model and labels; errors of the library are those of the command."""
+    from keras_clip.search.server import ApiError, Library
+    from keras_clip.search.server.serving import load_clip
+
+    with (
+        search.PictureIndex.open(args.index) as opened,
+        contextlib.closing(Library(opened, load_clip(args.model, opened, args.index))) as library,
+    ):
+        try:
+            yield library
+        except ApiError as error:
+            raise SystemExit(error.message) from None
+
+
 MOST_BROKEN = 10
 COMMANDS = {
     "index": Command(add_index_arguments, index, "encode the pictures of folders, or bring the index up to date"),
     "watch": Command(add_watch_arguments, watch, "keep the index up to date until it is interrupted"),
     "find": Command(add_find_arguments, find, "print the pictures that fit words and pictures best"),
+    "serve": Command(add_serve_arguments, serve, "serve the page on this machine, until it is interrupted"),
+    "label": Command(add_label_arguments, label, "save a class that the model labels, or correct it by hand"),
+    "export": Command(add_export_arguments, export, "write labelled pictures as a data set"),
     "broken": Command(add_broken_arguments, broken, "list the files that cannot be read"),
     "draw": Command(add_draw_arguments, draw, "draw scenes with captions, to try the search without pictures"),
 }

@@ -139,9 +139,9 @@ FORMATS = frozenset({"csv", "tarfile", "tensorflow_datasets", "pyarrow"})
 READING_ATTRIBUTES = frozenset({"TFRecordDataset", "rglob"})
 # Modules that write such files: tables of results, the tables of curation, and the shards that it makes.
 WRITERS = {
-    "csv": ("evaluation.results", "training.telemetry"),
+    "csv": ("evaluation.results", "training.telemetry", "search.labels.exports"),
     "pyarrow": ("curation",),
-    "tarfile": ("curation.writing",),
+    "tarfile": ("curation.writing", "search.labels.exports"),
 }
 MEANINGLESS = frozenset({"utils", "util", "common", "helpers", "helper", "misc"})
 

@@ -3,6 +3,7 @@
 Nothing leaves the machine, and nothing is written beside the pictures.
 """
 
+from keras_clip.search.labels import Classes, Labelling, SavedClass, train_probe
 from keras_clip.search.pictures import Changes, Picture, PictureIndex, update_index, watch
 from keras_clip.search.queries import (
     Cluster,

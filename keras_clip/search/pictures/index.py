@@ -1,5 +1,6 @@
 """Reads an index of pictures: a snapshot of its latest complete state."""
 
+import json
 import os
 import sqlite3
 import threading
@@ -16,6 +17,7 @@ from keras_clip.model import CLIPModel, ImageEmbedder
 from keras_clip.printable import printable
 from keras_clip.search.pictures import database, rows, thumbnails
 from keras_clip.search.pictures.indexed_model import require_model
+from keras_clip.search.pictures.reading import open_inside
 
 _EPOCH = datetime(1970, 1, 1)
 # Columns of numbers, with their dtypes, and of strings.
@@ -79,6 +81,10 @@ class BrokenFile(NamedTuple):
     path: str
     reason: str
     detail: str
+
+
+class RemovedPicture(KeyError):
+    """A picture that the index had and that was removed."""
 
 
 class PictureIndex:
@@ -169,13 +175,32 @@ class PictureIndex:
             The facts as they are now: a picture may have been renamed since the snapshot.
 
         Raises:
-            KeyError: no such picture, or it was removed.
+            KeyError: no such picture; a `RemovedPicture` if it was removed.
         """
         found = self._read(f"SELECT {_COLUMNS} FROM pictures WHERE id = ?", (int(id),))
         if not found or found[0][-1]:
             state = "one that was removed" if found else "none"
-            raise KeyError(f"There must be a picture of this id. Received: id={id}, {state}. `refresh` the index.")
+            error = RemovedPicture if found else KeyError
+            raise error(f"There must be a picture of this id. Received: id={id}, {state}. `refresh` the index.")
         return self._picture(found[0])
+
+    def pictures(self, ids: Sequence[int], removed: bool = True) -> dict[int, Picture]:
+        """Returns the facts of several pictures, as they are now.
+
+        Args:
+            ids: ints; those of no picture are left out.
+            removed: whether to return pictures that were removed, too: with the facts that they had.
+
+        Returns:
+            {id: facts}, in the order of `ids`.
+        """
+        wanted = list(dict.fromkeys(map(int, ids)))
+        # A list of SQLite has no limit on its length, in contrast to the number of values of a statement.
+        rows = self._read(
+            f"SELECT {_COLUMNS} FROM pictures WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(wanted),)
+        )
+        found = {row[0]: self._picture(row) for row in rows if removed or not row[-1]}
+        return {id: found[id] for id in wanted if id in found}
 
     def columns(self, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Returns facts of all pictures.
@@ -242,6 +267,7 @@ class PictureIndex:
         Raises:
             KeyError: no such picture.
             FileNotFoundError: neither the thumbnail nor the picture is there.
+            OSError: the picture cannot be read, or is no longer inside its root: see `open_inside`.
             ValueError: the picture is broken now.
         """
         picture = self.picture(id)
@@ -252,7 +278,8 @@ class PictureIndex:
                 return data
         except FileNotFoundError:
             pass
-        image = open_image(picture.path, "picture", MAX_PIXELS)
+        with open_inside(self.roots[picture.root], picture.path) as file:
+            image = open_image(file.read(), "picture", MAX_PIXELS)
         try:
             return thumbnails.write(path, image)
         except OSError:

@@ -207,6 +207,11 @@ class Searcher:
         """The version of the index that a search without a cursor searches."""
         return self._newest().version
 
+    @property
+    def neutral_cosine(self) -> float:
+        """The cosine with a text from which a picture resembles it more than a neutral prompt: a first threshold."""
+        return self._levels_of(self._newest()).text
+
     def refresh(self) -> bool:
         """Moves on to the newest version of the index; returns whether there was one. Cursors remain valid."""
         with self._refreshing:

@@ -1,6 +1,8 @@
 """Who may ask, and what a browser may do with the answer: hosts, origins, tokens, methods and headers."""
 
+import asyncio
 import hmac
+import ipaddress
 from collections.abc import Iterable
 from urllib.parse import parse_qs, urlsplit
 
@@ -23,6 +25,8 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
 }
+# Seconds in which a client must take a part of an answer, 256 KB at most.
+_SEND_SECONDS = 60
 _METHODS = ("GET", "HEAD", "POST", "PATCH", "DELETE")
 
 
@@ -37,10 +41,11 @@ class Guard:
         app: the application behind it.
         hosts: host names, without port, by which the server may be addressed.
         token: str or None. Clients must send it: as `?token=` once, which sets a cookie, or as a Bearer token.
+        any_address: whether every IP address is a known host, too: names can be made to point here, addresses cannot.
     """
 
-    def __init__(self, app: ASGIApp, hosts: Iterable[str], token: str | None = None):
-        self._app, self._token = app, token
+    def __init__(self, app: ASGIApp, hosts: Iterable[str], token: str | None = None, any_address: bool = False):
+        self._app, self._token, self._any_address = app, token, any_address
         self._hosts = frozenset(host.lower() for host in hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -56,7 +61,9 @@ class Guard:
                 for name, value in HEADERS.items():
                     headers[name] = value
                 headers.setdefault("Cache-Control", "no-store")
-            await send(message)
+            # A client that takes nothing would hold its file, its thread and its connection for good.
+            async with asyncio.timeout(_SEND_SECONDS):
+                await send(message)
 
         try:
             response = self._response(scope)
@@ -67,7 +74,7 @@ class Guard:
     def _response(self, scope: Scope) -> Response | None:
         headers = Headers(scope=scope)
         hosts = headers.getlist("host")
-        if len(hosts) != 1 or self._name(hosts[0]) not in self._hosts:
+        if len(hosts) != 1 or not self._is_known(_name(hosts[0])):
             raise ApiError(
                 403,
                 "bad_host",
@@ -88,21 +95,23 @@ class Guard:
             )
         return self._authenticated(scope, headers) if self._token is not None else None
 
-    def _name(self, host: str) -> str:
+    def _is_known(self, name: str) -> bool:
+        if name in self._hosts:
+            return True
+        if not self._any_address:
+            return False
         try:
-            parts = urlsplit(f"//{host}")
-            port_is_valid = parts.port is None or parts.port >= 0
+            return bool(ipaddress.ip_address(name))
         except ValueError:
-            return ""
-        is_plain = not (parts.path or parts.query or parts.fragment or "@" in host)
-        return (parts.hostname or "") if port_is_valid and is_plain else ""
+            return False
 
     def _authenticated(self, scope: Scope, headers: Headers) -> Response | None:
         query = parse_qs(scope["query_string"].decode("latin-1"), max_num_fields=None)
         given = query.get("token", [])
         if scope["method"] == "GET" and len(given) == 1 and self._is_token(given[0]):
-            # The address with the token goes no further: not into the history, nor into a bookmark that is shared.
-            response = RedirectResponse(scope["path"].replace("//", "/") or "/", 303)
+            # The address with the token goes no further: not into the history, nor into a bookmark that is shared. The
+            # target is fixed, since a path such as //name would lead to another server.
+            response = RedirectResponse("/", 303)
             response.set_cookie(
                 COOKIE, self._token, httponly=True, samesite="strict", secure=scope["scheme"] == "https"
             )
@@ -121,3 +130,14 @@ class Guard:
 
     def _is_token(self, value: str) -> bool:
         return hmac.compare_digest(value.encode("utf-8", "replace"), self._token.encode())
+
+
+def _name(host: str) -> str:
+    """Returns the name in a `Host` header, without its port; "" for a wrong one."""
+    try:
+        parts = urlsplit(f"//{host}")
+        port_is_valid = parts.port is None or parts.port >= 0
+    except ValueError:
+        return ""
+    is_plain = not (parts.path or parts.query or parts.fragment or "@" in host)
+    return (parts.hostname or "") if port_is_valid and is_plain else ""
