@@ -81,7 +81,9 @@ class DrawnLibrary:
                 part = 0.5 * (self.colour == nearest)
             else:
                 words = term["text"].lower().split()
-                part = 0.5 * sum(self.colour == c for c, name in enumerate(COLOURS) if name in words) + np.zeros(self.size)
+                part = 0.5 * sum(self.colour == c for c, name in enumerate(COLOURS) if name in words) + np.zeros(
+                    self.size
+                )
                 part = part + 0.5 * sum(self.shape == s for s, name in enumerate(SHAPES) if name in words)
             scores = scores + term["weight"] * part
         return scores
@@ -131,7 +133,7 @@ class DrawnLibrary:
             "thumbnail": f"/pictures/{i}/thumbnail",
             "score": score,
             "relevance": relevance,
-            "copies": 2 if collapsed and i % 10 == 1 else 1,
+            "copies": 2 if collapsed and i // 6 % 2 else 1,
             "labels": self._labels(i),
         }
 
@@ -257,5 +259,7 @@ class DrawnLibrary:
 
     def probe(self, classes):
         time.sleep(0.05)
-        rows = [{"picture": 3 * i + 1, "class": classes[i % len(classes)], "probability": 0.5 + i / 100} for i in range(6)]
+        rows = [
+            {"picture": 3 * i + 1, "class": classes[i % len(classes)], "probability": 0.5 + i / 100} for i in range(6)
+        ]
         return {"accuracy": 0.9, "low": 0.8, "high": 0.95, "pictures": 40, "suggestions": rows}

@@ -43,11 +43,16 @@ export const count = (value, noun, plural = `${noun}s`) => `${number.format(valu
 export const percent = (value) => `${Math.round(100 * value)} %`;
 
 let timer = null;
+let waiting = [];
 
-/** Says something to screen readers. The pause joins what follows at once. */
+/** Says something to screen readers. A pause joins what is said at the same time. */
 export function announce(text) {
   clearTimeout(timer);
-  timer = setTimeout(() => (find("#live").textContent = text), 150);
+  waiting.push(text);
+  timer = setTimeout(() => {
+    find("#live").textContent = waiting.join(". ");
+    waiting = [];
+  }, 150);
 }
 
 /** Runs a function when the calls have paused. */

@@ -14,9 +14,10 @@ const FORMATS = [
 /**
  * A menu that exports what a function returns when a format is chosen.
  * @param {function(): {pictures: ?number[], classes: ?number[]}} chosen
+ * @param {string} name of the menu
  */
-export function exportMenu(chosen) {
-  const summary = make("summary", { class: "tool", text: "Export" });
+export function exportMenu(chosen, name = "Export") {
+  const summary = make("summary", { class: "tool", text: name });
   const note = make("p", { class: "note", role: "status", hidden: true });
   const menu = make("details", { class: "menu" }, summary);
   const run = async (format, button) => {
@@ -25,10 +26,10 @@ export function exportMenu(chosen) {
     note.hidden = false;
     note.textContent = "Preparing…";
     try {
-      const name = await download(format, pictures, classes);
+      const file = await download(format, pictures, classes);
       menu.open = false;
       note.hidden = true;
-      announce(`Exported to ${name}`);
+      announce(`Exported to ${file}`);
       summary.focus();
     } catch (error) {
       note.textContent = error.message;
@@ -36,8 +37,8 @@ export function exportMenu(chosen) {
       button.disabled = false;
     }
   };
-  const buttons = FORMATS.map(([format, name]) => {
-    const button = make("button", { type: "button", "data-format": format, text: name });
+  const buttons = FORMATS.map(([format, text]) => {
+    const button = make("button", { type: "button", "data-format": format, text });
     button.addEventListener("click", () => run(format, button));
     return button;
   });

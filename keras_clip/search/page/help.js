@@ -6,7 +6,7 @@ const KEYS = [
   ["/", "Write a search"],
   ["← ↑ → ↓", "Move between pictures"],
   ["Home End", "First and last picture"],
-  ["Page Up, Page Down", "A window up or down"],
+  ["PgUp PgDn", "A window up or down"],
   ["Enter", "Open a picture; ← and → lead on"],
   ["m", "More like the open picture"],
   ["x", "Select; Shift + x selects up to here"],

@@ -56,7 +56,7 @@ export class Labels {
     const add = make("form", { class: "add", submit: (event) => (event.preventDefault(), this.#add()) }, this.#name, make("button", { type: "submit", class: "primary", text: "Add" }));
     const train = make("button", { type: "button", class: "tool train", text: "Train a probe", click: () => this.#train(train) });
     const all = () => ({ pictures: null, classes: classes.list.map(({ id }) => id) });
-    this.#more.append(make("div", { class: "actions" }, exportMenu(all), train), this.#probe);
+    this.#more.append(make("div", { class: "actions" }, exportMenu(all, "Export all"), train), this.#probe);
     this.element = make("div", { class: "labels" }, add, this.#note, this.#list, this.#more);
     classes.addEventListener("change", () => this.show());
   }
