@@ -169,6 +169,7 @@ def add_duplicates_arguments(parser):
         "--same", choices=("image", "pair"), default="image", help="compare images alone, or with equal captions"
     )
     parser.add_argument("--distance", type=int, default=4, help="bits in which perceptual hashes may differ")
+    add_colours_argument(parser)
     parser.add_argument("--cosine", type=float, default=0.95, help="embeddings with a larger cosine are duplicates")
     parser.add_argument("--clusters", type=int, help="clusters of embeddings (default: one for 8,000 images)")
     parser.add_argument("--prefer", metavar="PASS.COLUMN", help="of duplicates the largest stays, as profile.pixels")
@@ -190,6 +191,16 @@ def add_duplicates_arguments(parser):
     add_pool_arguments(parser)
 
 
+def add_colours_argument(parser):
+    parser.add_argument(
+        "--colours",
+        type=lambda text: None if text == "any" else float(text),
+        default=16.0,
+        metavar="NUMBER",
+        help="of 255, in which the colours of images with near hashes may differ, or any (default: 16)",
+    )
+
+
 def duplicates(args):
     pool = open_pool(args)
     prefer = tuple(args.prefer.partition(".")[::2]) if args.prefer else None
@@ -201,6 +212,7 @@ def duplicates(args):
         methods=tuple(args.method),
         same=args.same,
         distance=args.distance,
+        colours=args.colours,
         cosine=args.cosine,
         clusters=args.clusters,
         prefer=prefer,
@@ -217,6 +229,10 @@ def find_test_sets(args, pool):
     pairs = [named.partition("=") for named in args.test_set]
     if not all(name and path for name, _, path in pairs):
         raise SystemExit(f"--test-set is NAME=PATH. Received: --test-set {' '.join(args.test_set)}.")
+    if len({name for name, _, _ in pairs}) < len(pairs):
+        raise SystemExit(f"The names of test sets must differ. Received: --test-set {' '.join(args.test_set)}.")
+    if args.detector and not args.detector.is_file():
+        raise SystemExit(f"--detector is the file detector.keras. Received: --detector {args.detector}, no file.")
     options = terminal.source_options(args)
     delimiter = {"delimiter": options["delimiter"]} if "delimiter" in options else {}
     readers = {name: open_reader(path, options.get("mapping"), captions=False, **delimiter) for name, _, path in pairs}
@@ -234,9 +250,12 @@ def find_test_sets(args, pool):
         for name, reader in readers.items():
             is_embedded, found = curation.embed_images(embedder, reader, np.arange(len(reader)))
             vectors[name] = np.where(is_embedded[:, None], found, np.nan)
+    fingerprints = {name: curation.fingerprint_images(reader) for name, reader in readers.items()}
     test_images = curation.TestImages(
-        {name: curation.hash_images(reader) for name, reader in readers.items()},
+        {name: hashes for name, (hashes, _) in fingerprints.items()},
         vectors,
+        colours={} if args.colours is None else {name: colours for name, (_, colours) in fingerprints.items()},
+        most_colours=args.colours or 0.0,
         distance=args.test_distance,
         cosine=args.test_cosine,
         embeddings=embeddings,
@@ -388,6 +407,7 @@ def add_all_arguments(parser):
     parser.add_argument("--min-score", type=float, help="reject pairs with a lower CLIP score; needs --model")
     parser.add_argument("--same", choices=("image", "pair"), default="image", help="see `duplicates`")
     parser.add_argument("--distance", type=int, default=4, help="bits in which hashes of duplicates may differ")
+    add_colours_argument(parser)
     parser.add_argument("--test-set", action="append", default=[], metavar="NAME=PATH", help="see `duplicates`")
     parser.add_argument("--test-distance", type=int, default=4, help="as --distance, for the images of test sets")
     parser.add_argument("--queries", type=Path, help="balance the pairs over these queries; see `match`")
@@ -434,7 +454,9 @@ def steps(args):
     scores = ["--rule", f"clip_score >= {args.min_score}"] if args.min_score is not None else []
     yield "filter", "--basic" if args.basic else "--lenient", *scores
     tests = [option for named in args.test_set for option in ("--test-set", named)]
+    colours = "any" if args.colours is None else args.colours
     limits = ("--same", args.same, "--distance", args.distance, "--test-distance", args.test_distance)
+    limits += ("--colours", colours)
     yield "duplicates", "--after", "filter", "--seed", args.seed, *limits, *tests
     if args.queries:
         yield "match", "--queries", args.queries

@@ -40,7 +40,7 @@ INSIDE = {
         ("profiling", "queries", "rules", "clusters", "keeping"),
         ("passes",),
         ("pool",),
-        ("shards", "draws", "verdicts", "expressions"),
+        ("shards", "draws", "verdicts", "expressions", "colours"),
     ),
     "data": (
         ("pairs",),

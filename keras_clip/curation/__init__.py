@@ -5,7 +5,7 @@ from keras_clip.curation.card import CardSettings, record_command, write_card
 from keras_clip.curation.duplicates import DuplicateSettings, find_duplicates
 from keras_clip.curation.filters import filter_pairs
 from keras_clip.curation.keeping import KeepList, keep, verdicts_of
-from keras_clip.curation.leaks import TestImages, find_test_images, hash_images
+from keras_clip.curation.leaks import TestImages, find_test_images, fingerprint_images, hash_images
 from keras_clip.curation.matching import Matcher, match
 from keras_clip.curation.passes import ShardPass, run_pass
 from keras_clip.curation.pool import Pool, read_table, write_table

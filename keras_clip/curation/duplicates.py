@@ -5,7 +5,8 @@ duplicates, the pair that is preferred stays, then the one with the smallest has
 order of the shards. `Duplicates` turns the decisions into the verdict of each shard.
 
 Memory: the search for copies needs 48 bytes for each pair of a part of the pool, and divides the pool into as many
-parts as the limit requires. The search for perceptual hashes needs 80 bytes for each distinct hash, of the whole pool.
+parts as the limit requires. The search for perceptual hashes needs 280 bytes for each image, of the whole pool, and 80
+bytes for each distinct hash if colours do not count.
 The search for embeddings needs the embeddings of a few clusters.
 """
 
@@ -20,6 +21,7 @@ import numpy as np
 
 from keras_clip import files
 from keras_clip.curation.clusters import ClusterDuplicates, Clusters, cluster_ranges, train_centroids
+from keras_clip.curation.colours import MOST_COLOURS, check_colours, colour_rows, verifier
 from keras_clip.curation.draws import check_seed, hash_pairs, mix
 from keras_clip.curation.keeping import verdicts_of
 from keras_clip.curation.passes import ShardPass, run_pass
@@ -44,6 +46,7 @@ _LATER = ("test_images", "balance")
 # rows of their profiles.
 REMOVED = np.dtype([("shard", "<i4"), ("row", "<i4"), ("of_shard", "<i4"), ("of_row", "<i4"), ("method", "<i4")])
 _BYTES = 48
+_COLUMNS = ("image", "image_low", "text", "hash", "rank", "draw")
 # Units that are merged at a time at least.
 _MERGED = 2**20
 
@@ -57,6 +60,8 @@ class DuplicateSettings:
         same: "image": images are compared, whatever their captions; if one is removed, all its captions are. "pair":
             pairs are duplicates only if their captions have the same `text_hash` too.
         distance: int in [0, 16]. Perceptual hashes that differ in at most this number of bits are near duplicates.
+        colours: float >= 0 or None. Of near duplicates by hash, the mean colours of each of 8 x 8 parts differ by at
+            most this number of 255, after their brightness is made equal. None: colours do not count.
         cosine: float in (-1, 1]. Embeddings with a cosine above it are near duplicates: 1 - epsilon of SemDeDup.
         clusters: int or None: one for 8,000 images, and at most 50,000.
         prefer: (pass, column) or None. The duplicate with the largest value stays; the column "pixels" of the profile
@@ -73,6 +78,7 @@ class DuplicateSettings:
     methods: tuple[str, ...] = ("exact", "perceptual")
     same: str = "image"
     distance: int = 4
+    colours: float | None = MOST_COLOURS
     cosine: float = 0.95
     clusters: int | None = None
     prefer: tuple[str, str] | None = None
@@ -89,6 +95,7 @@ class DuplicateSettings:
             raise ValueError(f'`same` must be "image" or "pair". Received: same={self.same!r}.')
         if isinstance(self.distance, bool) or not isinstance(self.distance, int) or not 0 <= self.distance <= 16:
             raise ValueError(f"`distance` must be an integer in [0, 16]. Received: distance={self.distance!r}.")
+        check_colours(self.colours)
         if not -1 < self.cosine <= 1:
             raise ValueError(f"`cosine` must be in (-1, 1]. Received: cosine={self.cosine!r}.")
         check_seed(self.seed)
@@ -258,6 +265,7 @@ def find_duplicates(
     if settings.after is None:
         after = verdicts_of(pool, without=["profile", *_LATER], before=name)
         settings = dataclasses.replace(settings, after=tuple(after))
+    _check_columns(pool, settings)
     run_pass(pool, Sketch(settings), engine, progress=progress)
     sketches = _Sketches(pool)
     removed, key = np.zeros(0, REMOVED), sketches.digest() + repr(settings.same)
@@ -296,16 +304,27 @@ def exact_duplicates(
 
 
 def perceptual_duplicates(
-    parts: Callable[[], Iterator[tuple[int, np.ndarray, Mapping[str, np.ndarray]]]], distance: int
+    parts: Callable[[], Iterator[tuple[int, np.ndarray, Mapping[str, np.ndarray]]]],
+    distance: int,
+    colours: float | None = None,
 ) -> np.ndarray:
-    """Returns the near duplicates by perceptual hash: arguments as of `exact_duplicates`, and the distance in bits.
+    """Returns the near duplicates by perceptual hash.
 
-    Units with equal hashes are one node, for which its first unit stands. A node is removed if it is near a node before
-    it that stays.
+    Units with equal hashes, colours and captions are one node, for which its first unit stands. A node is removed if it
+    is near a node before it that stays.
+
+    Args:
+        parts: as of `exact_duplicates`; with a number for `colours`, the columns have `colours`, uint8 (N, 192), too.
+        distance: as of `DuplicateSettings`.
+        colours: as of `DuplicateSettings`.
+
+    Returns:
+        `REMOVED`, sorted.
     """
     nodes, pending, held = None, [], 0
+    names = _COLUMNS if colours is None else (*_COLUMNS, "colours")
     for part in parts():
-        pending.append(_gathered([part], lambda columns: slice(None)))
+        pending.append(_gathered([part], lambda columns: slice(None), names))
         held += len(pending[-1]["row"])
         # Merged whenever as much has come as there are nodes: each unit is sorted a few times at most.
         if held > max(_MERGED, 0 if nodes is None else len(nodes["row"])):
@@ -314,18 +333,18 @@ def perceptual_duplicates(
     if nodes is None or not len(nodes["hash"]):
         return np.zeros(0, REMOVED)
     has_text = bool(nodes["text"].any())
-    rows, others = near_pairs(nodes["hash"], None, distance, nodes["text"] if has_text else None)
+    verify = None if colours is None else verifier(nodes["colours"], nodes["colours"], colours)
+    rows, others = near_pairs(nodes["hash"], None, distance, nodes["text"] if has_text else None, verify)
     places = np.empty(len(nodes["hash"]), np.int64)
     places[_order(nodes, ())] = np.arange(len(places))
     stays = greedy_representatives(len(places), rows, others, places)
-    # `nodes` is sorted by (hash, text); a number of 64 bits stands for both.
-    keys = nodes["hash"] ^ mix(nodes["text"])
+    # A number of 64 bits stands for hash, text and colours.
+    keys = _keys(nodes)
     sorted_keys = np.argsort(keys)
     found = []
     for part in parts():
-        units = _gathered([part], lambda columns: slice(None))
-        wanted = units["hash"] ^ mix(units["text"]) if len(units["hash"]) else units["hash"]
-        node = stays[sorted_keys[np.searchsorted(keys, wanted, sorter=sorted_keys)]]
+        units = _gathered([part], lambda columns: slice(None), names)
+        node = stays[sorted_keys[np.searchsorted(keys, _keys(units), sorter=sorted_keys)]]
         found.append(_removals(units, np.arange(len(node)), node, nodes))
     return np.sort(np.concatenate(found), order=["shard", "row"])
 
@@ -345,7 +364,7 @@ class _Sketches:
     def num_units(self) -> int:
         return sum(self._pool.marker(SKETCH, shard)["counts"]["compared"] for shard in self.shards)
 
-    def without(self, removed: np.ndarray) -> Callable:
+    def without(self, removed: np.ndarray, has_colours: bool = False) -> Callable:
         """Returns a function that yields the units of each shard, except those that are removed already."""
 
         def parts():
@@ -355,6 +374,8 @@ class _Sketches:
                 is_unit[removed["row"][removed["shard"] == number]] = False
                 rows = np.flatnonzero(is_unit)
                 filled = {name: table[name].fill_null(0).to_numpy()[rows] for name in table.column_names}
+                if has_colours:
+                    filled["colours"] = colour_rows(self._pool.table("profile", shard, ["colours"])["colours"], rows)
                 yield number, rows, filled
 
         return parts
@@ -365,7 +386,8 @@ def _merge(method, pool, sketches, settings, removed, memory, engine) -> np.ndar
     if method == "exact":
         new = exact_duplicates(parts, max(1, -(-sketches.num_units() * _BYTES // memory)))
     elif method == "perceptual":
-        new = perceptual_duplicates(parts, settings.distance)
+        parts = sketches.without(removed, settings.colours is not None)
+        new = perceptual_duplicates(parts, settings.distance, settings.colours)
     else:
         new = _embedding_duplicates(pool, sketches, settings, removed, memory, engine)
     new["method"] = list(REASONS).index(method)
@@ -400,9 +422,34 @@ def _embedding_duplicates(pool, sketches, settings, removed, memory, engine) -> 
     return np.sort(result, order=["shard", "row"])
 
 
+def _check_columns(pool: Pool, settings: DuplicateSettings) -> None:
+    """Raises a ValueError unless the columns that the settings name exist and have values of the right kind."""
+    import pyarrow as pa
+
+    if settings.prefer not in (None, ("profile", "pixels")):
+        pool.require(settings.prefer[0])
+        kind = pool.column_type(*settings.prefer)
+        if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
+            raise ValueError(
+                "The column of `prefer` must have numbers. Received: "
+                f"prefer={settings.prefer!r}, of type {kind}. `('profile', 'pixels')` is width * height."
+            )
+    if "perceptual" in settings.methods and settings.colours is not None:
+        pool.require("profile")
+        pool.column_type("profile", "colours")
+    if "embedding" in settings.methods:
+        pool.require(settings.embeddings[0])
+        kind = pool.column_type(*settings.embeddings)
+        if not pa.types.is_fixed_size_list(kind):
+            raise ValueError(
+                "The column of `embeddings` must have vectors of one length. Received: "
+                f"embeddings={settings.embeddings!r}, of type {kind}."
+            )
+
+
 def _own_settings(method, settings, pool) -> Any:
     if method == "perceptual":
-        return settings.distance
+        return settings.distance, settings.colours
     if method == "embedding":
         name = settings.embeddings[0]
         outputs = [pool.marker(name, shard) for shard in sorted(pool.shards, key=lambda shard: shard.name)]
@@ -458,8 +505,7 @@ def _scattered(columns, rows, num_rows) -> "pyarrow.Table":
     return pa.table(table)
 
 
-def _gathered(parts, chosen) -> dict[str, np.ndarray]:
-    names = ("image", "image_low", "text", "hash", "rank", "draw")
+def _gathered(parts, chosen, names: Sequence[str] = _COLUMNS) -> dict[str, np.ndarray]:
     gathered: dict[str, list] = {name: [] for name in (*names, "shard", "row")}
     for number, rows, columns in parts:
         which = chosen(columns)
@@ -476,14 +522,24 @@ def _order(units, leading: Sequence[str]) -> np.ndarray:
     return np.lexsort([units[name] for name in reversed(names)])
 
 
+def _keys(units) -> np.ndarray:
+    """Returns a number of 64 bits for hash, text and colours, if there are any, uint64 (N,)."""
+    keys = units["hash"].astype(np.uint64) ^ mix(units["text"].astype(np.uint64))
+    if "colours" in units:
+        for word in np.ascontiguousarray(units["colours"]).view(np.uint64).reshape(len(keys), -1).T:
+            keys = mix(keys) ^ word
+    return keys
+
+
 def _leaders(nodes, pending) -> dict[str, np.ndarray] | None:
-    """Returns the first unit of each pair of hash and text, sorted by these."""
+    """Returns the first unit of each hash, text and colours, sorted by the key of these."""
     gathered = [each for each in (nodes, *pending) if each is not None]
     if not gathered:
         return None
     units = {name: np.concatenate([each[name] for each in gathered]) for name in gathered[0]}
-    order = _order(units, ("hash", "text"))
-    same = (np.diff(units["hash"][order]) == 0) & (np.diff(units["text"][order]) == 0)
+    units["key"] = _keys(units)
+    order = _order(units, ("key",))
+    same = np.diff(units.pop("key")[order]) == 0
     leaders = order[np.unique(_first_of_runs(same, len(order)))]
     return {name: values[leaders] for name, values in units.items()}
 

@@ -108,8 +108,9 @@ def filter_pairs(
     if missing:
         raise ValueError(f"Lists that rules name must be given. Received: lists={sorted(lists)}, without {missing}.")
     places = _places(pool, [column for rule in rules for column in rule.columns], places or {}, name)
-    for each in dict.fromkeys(["profile", *after, *places.values()]):
-        pool.require(each)
+    pool.require("profile", *after, *places.values())
+    for column, place in places.items():
+        pool.column_type(place, column)
     shares = dict.fromkeys(share for rule in rules for share in rule.shares)
     thresholds = {share: _threshold(pool, places[share[0]], share, after) for share in shares}
     used = {key: values for key, values in lists.items() if any(key in rule.lists for rule in rules)}

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from keras_clip.curation.clusters import embedding_rows
+from keras_clip.curation.colours import MOST_COLOURS, check_colours, colour_rows, verifier
 from keras_clip.curation.passes import ShardPass, run_pass
 from keras_clip.curation.pool import Pool
 from keras_clip.curation.shards import Shard
-from keras_clip.data.image_files import MAX_PIXELS
+from keras_clip.data.image_files import MAX_PIXELS, open_image
 from keras_clip.data.readers import Reader
 from keras_clip.engines import Engine
-from keras_clip.similarity.fingerprints import HASH_SHORTEST, perceptual_hash
+from keras_clip.similarity.fingerprints import COLOUR_SIDE, HASH_SHORTEST, colours_of_decoded, hash_of_decoded
 from keras_clip.similarity.hamming import near_pairs
 from keras_clip.similarity.nearest import nearest_vectors
 
@@ -35,6 +36,9 @@ class TestImages(ShardPass):
             masked array, images without a hash are masked.
         vectors: {name of the test set: embeddings of its images, float (M, E), unit vectors}; rows of NaN are images
             without an embedding.
+        colours: {name of the test set: colours of its images, uint8 (M, 192)}, from `fingerprint_images`. Those of an
+            image that is near by its hash must be similar too, see `DuplicateSettings`. None: they do not count.
+        most_colours: float >= 0. The largest difference of colours.
         distance: int in [0, 16]. Hashes that differ in at most this number of bits are near.
         cosine: float in (-1, 1]. Embeddings with at least this cosine are near.
         embeddings: (pass, column) of the embeddings of the pool, by the same model as `vectors`.
@@ -53,6 +57,8 @@ class TestImages(ShardPass):
         hashes: Mapping[str, np.ndarray] | None = None,
         vectors: Mapping[str, np.ndarray] | None = None,
         *,
+        colours: Mapping[str, np.ndarray] | None = None,
+        most_colours: float = MOST_COLOURS,
         distance: int = 4,
         cosine: float = 0.95,
         embeddings: tuple[str, str] = ("score", "image_embedding"),
@@ -72,6 +78,11 @@ class TestImages(ShardPass):
                       for kind, sets in present.items()}  # fmt: skip
         self._hashes = {name: np.ma.getdata(each)[self._rows["hashes"][name]] for name, each in hashes.items()}
         self._vectors = {name: np.asarray(each)[self._rows["vectors"][name]] for name, each in vectors.items()}
+        if set(colours or {}) - set(hashes):
+            raise ValueError(f"Colours go with hashes. Received: those of {sorted(set(colours) - set(hashes))} alone.")
+        self._colours = {name: np.asarray(each)[self._rows["hashes"][name]] for name, each in (colours or {}).items()}
+        check_colours(most_colours)
+        self._most_colours = most_colours
         if not self._hashes and not self._vectors:
             raise ValueError("Hashes or embeddings of a test set must be given. Received: none.")
         if not -1 < cosine <= 1:
@@ -83,11 +94,17 @@ class TestImages(ShardPass):
         )  # fmt: skip
         self.inputs = ("profile", embeddings[0]) if self._vectors else ("profile",)
 
+    @property
+    def needs_colours(self) -> bool:
+        """Whether the colours of the profile are read."""
+        return bool(self._colours)
+
     def config(self) -> dict[str, Any]:
         """See `ShardPass.config`."""
         given = {"hashes": self._hashes, "vectors": self._vectors}
         given |= {f"rows of {kind}": sets for kind, sets in self._rows.items()}
         digests = {kind: {name: _digest(array) for name, array in sets.items()} for kind, sets in given.items()}
+        digests["colours"] = {name: [_digest(each), self._most_colours] for name, each in self._colours.items()}
         settings = [self._distance, self._cosine, list(self._embeddings), self._drop]
         return {"version": 2, "test sets": digests, "settings": settings}
 
@@ -102,7 +119,8 @@ class TestImages(ShardPass):
         place, names = np.full(profile.num_rows, -1), np.full(profile.num_rows, None, object)
         found = []
         for name, index in self._hashes.items():
-            rows, nearest, similarity = _near_hashes(profile["perceptual_hash"], index, self._distance)
+            colours = self._colours.get(name)
+            rows, nearest, similarity = _near_hashes(profile, index, self._distance, colours, self._most_colours)
             found.append((name, rows, self._rows["hashes"][name][nearest], similarity))
         if self._vectors:
             table, column = inputs[self._embeddings[0]], self._embeddings[1]
@@ -140,6 +158,9 @@ def find_test_images(
     Returns:
         Number of pairs by reason, also if they are only listed.
     """
+    if test_images.needs_colours:
+        pool.require("profile")
+        pool.column_type("profile", "colours")
     return run_pass(pool, test_images, engine, progress=progress)
 
 
@@ -153,21 +174,41 @@ def hash_images(reader: Reader, max_pixels: int = MAX_PIXELS) -> np.ma.MaskedArr
     Returns:
         Masked array uint64 (M,), in which the images that cannot be decoded are masked.
     """
-    hashes, is_broken = np.zeros((len(reader), 8), np.uint8), np.zeros(len(reader), bool)
+    return fingerprint_images(reader, max_pixels)[0]
+
+
+def fingerprint_images(reader: Reader, max_pixels: int = MAX_PIXELS) -> tuple[np.ma.MaskedArray, np.ndarray]:
+    """Returns the perceptual hashes and the colours of the images of a test set, as the profile computes them.
+
+    Args:
+        reader: `Reader` of the test set.
+        max_pixels: int. Larger images are left out.
+
+    Returns:
+        Hashes, masked array uint64 (M,), in which the images that cannot be decoded are masked, and colours, uint8
+        (M, 192), 0 for these.
+    """
+    hashes, is_broken = np.zeros(len(reader), np.uint64), np.zeros(len(reader), bool)
+    colours = np.zeros((len(reader), 3 * COLOUR_SIDE**2), np.uint8)
     for start in range(0, len(reader), _READ):
-        for row, image in enumerate(reader.read(np.arange(start, min(start + _READ, len(reader))))[0], start):
+        for row, content in enumerate(reader.read(np.arange(start, min(start + _READ, len(reader))))[0], start):
             try:
-                hashes[row] = perceptual_hash(image, max_pixels, HASH_SHORTEST)
+                image = open_image(content, "image", max_pixels, HASH_SHORTEST)
             except ValueError:
                 is_broken[row] = True
-    return np.ma.MaskedArray(hashes.view(">u8").reshape(-1).astype(np.uint64), is_broken)
+                continue
+            hashes[row] = hash_of_decoded(image)
+            colours[row] = np.frombuffer(colours_of_decoded(image), np.uint8)
+    return np.ma.MaskedArray(hashes, is_broken), colours
 
 
-def _near_hashes(column, index, distance) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _near_hashes(profile, index, distance, colours, most) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns the rows that are near, the nearest place of the index for each, and 1 - bits / 64."""
+    column = profile["perceptual_hash"]
     rows = np.flatnonzero(~np.asarray(column.is_null().combine_chunks()))
     hashes = column.fill_null(0).to_numpy()[rows]
-    queries, places = near_pairs(hashes, index, distance)
+    verify = None if colours is None else verifier(colour_rows(profile["colours"], rows), colours, most)
+    queries, places = near_pairs(hashes, index, distance, verify=verify)
     bits = np.bitwise_count(hashes[queries] ^ index[places])
     order = np.lexsort([places, bits, queries])
     _, first = np.unique(queries[order], return_index=True)

@@ -250,6 +250,28 @@ class Pool:
         """
         return read_table(self.path(name, shard), columns)
 
+    def column_type(self, name: str, column: str) -> "pyarrow.DataType":
+        """Returns the type of a column of a pass.
+
+        Args:
+            name: name of the pass, which must be complete.
+            column: name of the column.
+
+        Returns:
+            The type.
+
+        Raises:
+            ImportError: pyarrow is not installed.
+            ValueError: the pass has no such column.
+        """
+        schema = require_parquet().read_schema(self.path(name, self.shards[0]))
+        if column not in schema.names:
+            raise ValueError(
+                f"The pass {name!r} must have the column that is named. Received: {column!r}. It has "
+                f"{', '.join(schema.names)}. If an earlier version of keras_clip made it, run it again."
+            )
+        return schema.field(column).type
+
     def tables(self, name: str, columns: Sequence[str] | None = None) -> Iterator["pyarrow.Table"]:
         """Yields the table of a pass for each shard, in the order of the shards.
 

@@ -16,7 +16,7 @@ from keras_clip.data.image_files import MAX_PIXELS, decode, open_header, reason_
 from keras_clip.data.readers import Captions, Reader
 from keras_clip.data.tokenizer import CLIPTokenizer
 from keras_clip.engines import Engine
-from keras_clip.similarity.fingerprints import HASH_SHORTEST, hash_of_decoded
+from keras_clip.similarity.fingerprints import COLOUR_SIDE, HASH_SHORTEST, colours_of_decoded, hash_of_decoded
 
 if TYPE_CHECKING:
     import pyarrow
@@ -48,7 +48,8 @@ def profile_schema() -> "pyarrow.Schema":
     - `decode_ok`, and `reason` if not: "no image", "undecodable image" or "image too large";
     - `format`, `mode`, `width`, `height` in pixels after the orientation is applied, `aspect`: longer side by shorter
       side; null if the header cannot be read;
-    - `bytes` and `sha256` of the image file; `perceptual_hash`: 64 bits;
+    - `bytes` and `sha256` of the image file; `perceptual_hash`: 64 bits; `colours` of its parts, see
+      `similarity.fingerprints.colours_of_decoded`;
     - `characters`, `words` (separated by white space), `tokens` of `CLIPTokenizer`, with start and end tokens, before
       truncation;
     - `utf8_ok`; `blank`; `file_name_like`: the caption is a file name, a number or camera settings;
@@ -73,6 +74,7 @@ def profile_schema() -> "pyarrow.Schema":
             ("bytes", pa.int64()),
             ("sha256", pa.string()),
             ("perceptual_hash", pa.uint64()),
+            ("colours", pa.binary(3 * COLOUR_SIDE**2)),
             ("characters", pa.int32()),
             ("words", pa.int32()),
             ("tokens", pa.int32()),
@@ -94,7 +96,7 @@ class Profile(ShardPass):
 
     name = "profile"
     reads_source = True
-    version = 1
+    version = 2
 
     def __init__(self, max_pixels: int = MAX_PIXELS):
         self.max_pixels = max_pixels
@@ -200,17 +202,19 @@ def _samples(reader: Reader, ids: np.ndarray) -> Iterator[_Sample]:
         yield from map(_Sample, keys, block.tolist(), images, captions)
 
 
-def _image_columns(image: bytes, max_pixels: int) -> dict[str, Any]:
+def _image_columns(content: bytes, max_pixels: int) -> dict[str, Any]:
     """Decodes an image file once."""
-    columns: dict[str, Any] = {"bytes": len(image), "sha256": hashlib.sha256(image).hexdigest(), "decode_ok": False}
-    if not image:
+    columns: dict[str, Any] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    columns["decode_ok"] = False
+    if not content:
         return columns | {"reason": "no image"}
     try:
-        header = open_header(image, "image", max_pixels)
+        header = open_header(content, "image", max_pixels)
         columns |= {"format": header.format, "mode": header.mode} | _sides(*upright_sides(header))
         # The whole file is read nevertheless, so that a damaged one is found.
         reduce_jpeg(header, HASH_SHORTEST)
-        columns["perceptual_hash"] = hash_of_decoded(decode(header, "image"))
+        image = decode(header, "image")
+        columns["perceptual_hash"], columns["colours"] = hash_of_decoded(image), colours_of_decoded(image)
     except ValueError as error:
         return columns | {"reason": reason_of(error)}
     return columns | {"decode_ok": True}

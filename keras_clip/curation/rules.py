@@ -163,7 +163,12 @@ def datacomp_basic(language: str = "en") -> tuple[Rule, ...]:
     Returns:
         Rules on the profile: the image is decodable, the caption is in the language, has more than 2 words and more
         than 5 characters, the shorter side is at least 200 pixels, and the aspect is at most 3.
+
+    Raises:
+        ValueError: a language that is not named by two letters.
     """
+    if not (isinstance(language, str) and len(language) == 2 and language.isascii() and language.islower()):
+        raise ValueError(f"`language` must be two letters of ISO 639-1, such as 'en'. Received: language={language!r}.")
     return (
         Rule("decode_ok", "image cannot be used", "decodable"),
         Rule(f"language == {language!r}", f"caption not in {language}", "DataComp basic: language"),

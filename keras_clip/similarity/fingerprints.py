@@ -1,5 +1,7 @@
 """Fingerprints of images: a digest, equal for exact copies, and a hash with nearly the same bits for altered copies.
 
+The hash is one of shades of grey; the mean colours of a few parts of the image verify what it finds.
+
 The embedding of an image encoder is a fingerprint too; `nearest.nearest_vectors` compares both kinds.
 """
 
@@ -12,6 +14,8 @@ import numpy as np
 from keras_clip.data.image_files import MAX_PIXELS, open_image
 
 HASH_BITS = 64
+# Parts of an image in each direction whose mean colours are compared.
+COLOUR_SIDE = 8
 # The shorter side, in pixels, to which a JPEG may be reduced while it is decoded for a hash (`shortest` of
 # `data.image_files.open_header`). At 500 x 375, decoding and hashing then take 0.7 ms instead of 1.6 ms. On 250
 # photographs 0.25 bits change on average, and at most 4.
@@ -78,6 +82,42 @@ def hash_of_decoded(image: Any) -> int:
     lowest = np.round(_COSINES @ np.asarray(grey, np.float64) @ _COSINES.T, 3)
     middle = np.sort(lowest, axis=None)[HASH_BITS // 2 - 1 : HASH_BITS // 2 + 1]
     return int.from_bytes(np.packbits(lowest > middle.mean()).tobytes(), "big")
+
+
+def colours_of_decoded(image: Any) -> bytes:
+    """Returns the mean colours of 8 x 8 parts of an image, by which images of one perceptual hash are told apart.
+
+    Args:
+        image: PIL image, as of `hash_of_decoded`.
+
+    Returns:
+        192 bytes: red, green and blue of each part, row by row.
+    """
+    from PIL import Image
+
+    size = (COLOUR_SIDE, COLOUR_SIDE)
+    # A box filter would depend on how the parts fall on whole pixels, so that a copy of another size would differ.
+    return image.convert("RGB").resize(size, Image.Resampling.HAMMING, reducing_gap=3.0).tobytes()
+
+
+def colour_differences(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Returns the largest difference of the colours of images, after their brightness is made equal.
+
+    Both are multiplied by a factor, such that their root mean squares are equal, as far as factors between 3/4 and 4/3
+    allow: a copy may be brighter or darker as a whole, but a part of another colour counts.
+
+    Args:
+        first: uint8 (N, 192), from `colours_of_decoded`.
+        second: uint8 (N, 192).
+
+    Returns:
+        float32 (N,), in [0, 300).
+    """
+    one, other = np.asarray(first, np.float32), np.asarray(second, np.float32)
+    # Black images stay as they are.
+    norms = np.maximum(np.linalg.norm(one, axis=1), 1), np.maximum(np.linalg.norm(other, axis=1), 1)
+    factor = np.sqrt(np.clip(norms[1] / norms[0], 3 / 4, 4 / 3))[:, None]
+    return np.abs(one * factor - other / factor).max(axis=1, initial=0)
 
 
 def hash_vectors(hashes: Sequence[np.ndarray]) -> np.ndarray:

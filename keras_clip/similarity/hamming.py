@@ -7,7 +7,7 @@ by the number of hashes, and verifies each candidate.
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -18,7 +18,11 @@ _MAX_TABLES = 1000
 
 
 def near_pairs(
-    queries: np.ndarray, index: np.ndarray | None = None, distance: int = 4, groups: np.ndarray | None = None
+    queries: np.ndarray,
+    index: np.ndarray | None = None,
+    distance: int = 4,
+    groups: np.ndarray | None = None,
+    verify: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns all pairs of hashes that differ in at most `distance` bits.
 
@@ -27,6 +31,8 @@ def near_pairs(
         index: uint64 (M,). None: pairs among the queries, each once.
         distance: int in [0, 16].
         groups: uint64 (N,) or None. Only queries of one group are compared with each other; takes `index=None`.
+        verify: function of rows of the queries and rows of the index, int64 (P,), that returns which of these pairs
+            count, bool (P,), in any order of the two; or None.
 
     Returns:
         Rows of the queries and rows of the index, int64 (P,) each, in ascending order. With `index=None`, the first row
@@ -56,6 +62,9 @@ def near_pairs(
             if groups is not None:
                 near &= groups[row] == groups[other]
             row, other = row[near], other[near]
+            if verify is not None and len(row):
+                is_verified = verify(row, other)
+                row, other = row[is_verified], other[is_verified]
             if is_self:
                 row, other = np.minimum(row, other), np.maximum(row, other)
             found.append(row.astype(np.uint64) * np.uint64(len(index)) + other.astype(np.uint64))

@@ -13,6 +13,7 @@ from PIL import Image, ImageEnhance
 from keras_clip import curation
 from keras_clip.curation import duplicates
 from keras_clip.curation.duplicates import DuplicateSettings, exact_duplicates, perceptual_duplicates
+from keras_clip.data.readers import open_reader
 
 pytestmark = pytest.mark.backend_free
 pa = pytest.importorskip("pyarrow")
@@ -326,3 +327,66 @@ def test_a_pool_without_embeddings(tmp_path):
     pool = make_pool(tmp_path, {"a": PLANTED["alone"]}, 1)
     with pytest.raises(ValueError, match="'score' must be complete"):
         removed(pool, methods=("embedding",))
+
+
+def painted(colours, brightness=1.0):
+    """Returns a drawing of two shapes in two colours on white, whose shades of grey are nearly equal."""
+    image = Image.new("RGB", (96, 96), "white")
+    image.paste(colours[0], (10, 10, 50, 60))
+    image.paste(colours[1], (55, 40, 90, 90))
+    return ImageEnhance.Brightness(image).enhance(brightness)
+
+
+RED, GREEN, BLUE = (200, 60, 60), (60, 124, 60), (90, 90, 200)
+COLOURED = {
+    "red": painted((RED, BLUE)),
+    "again": painted((RED, BLUE)).resize((60, 60), Image.Resampling.LANCZOS),
+    "darker": painted((RED, BLUE), 0.85),
+    "green": painted((GREEN, BLUE)),
+    "other": painted((RED, GREEN)),
+    "grey": painted((RED, BLUE)).convert("L"),
+}
+
+
+@pytest.fixture(scope="module")
+def coloured(tmp_path_factory):
+    planted = {key: (encoded(image), [key]) for key, image in COLOURED.items()}
+    return make_pool(tmp_path_factory.mktemp("coloured"), planted)
+
+
+def test_images_that_differ_in_a_colour_are_no_duplicates(coloured):
+    found = removed(coloured, methods=("perceptual",))
+    assert len(images_of(found) & {"red", "again", "darker"}) == 2
+    assert not images_of(found) & {"green", "other", "grey"}
+    # By shades of grey alone they are.
+    assert len(images_of(removed(coloured, methods=("perceptual",), colours=None))) == 5
+
+
+def test_test_images_of_other_colours_are_not_near(coloured, tmp_path):
+    (tmp_path / "red.png").write_bytes(encoded(COLOURED["red"]))
+    hashes, colours = curation.fingerprint_images(open_reader(str(tmp_path), captions=False))
+    near = {}
+    for name, of_set in (("grey", None), ("colours", {"set": colours})):
+        test_images = curation.TestImages({"set": hashes}, colours=of_set, name=name)
+        curation.find_test_images(coloured, test_images, "serial", progress=False)
+        near[name] = {key for (key, _), reason in verdicts(coloured, name).items() if reason}
+    assert near == {"grey": set(COLOURED), "colours": {"red", "again", "darker"}}
+
+
+@pytest.mark.parametrize("colours", [-1, float("nan"), float("inf"), "16", True])
+def test_differences_of_colours_are_numbers(colours):
+    with pytest.raises(ValueError, match="`colours` must be a number of at least 0, or None. Received: colours="):
+        DuplicateSettings(colours=colours)
+
+
+COLUMNS = {
+    "no column": (("profile", "pixel"), "'profile' must have the column that is named. Received: 'pixel'"),
+    "a text": (("profile", "caption"), "`prefer` must have numbers. Received: prefer=.*of type string"),
+    "no pass": (("scores", "x"), "'scores' must be complete"),
+}
+
+
+@pytest.mark.parametrize("prefer, message", COLUMNS.values(), ids=COLUMNS)
+def test_a_preference_is_a_column_of_numbers(coloured, prefer, message):
+    with pytest.raises(ValueError, match=message):
+        removed(coloured, prefer=prefer)

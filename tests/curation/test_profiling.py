@@ -11,7 +11,8 @@ from PIL import Image
 
 from keras_clip import curation
 from keras_clip.curation.profiling import is_file_name_like, text_hash
-from keras_clip.similarity.fingerprints import HASH_SHORTEST, perceptual_hash
+from keras_clip.data.image_files import MAX_PIXELS, open_image
+from keras_clip.similarity.fingerprints import HASH_SHORTEST, colours_of_decoded, perceptual_hash
 
 pytestmark = pytest.mark.backend_free
 
@@ -70,6 +71,7 @@ def test_a_good_pair(table):
         "bytes": len(image),
         "sha256": hashlib.sha256(image).hexdigest(),
         "perceptual_hash": int.from_bytes(perceptual_hash(image, shortest=HASH_SHORTEST).tobytes(), "big"),
+        "colours": colours_of_decoded(open_image(image, "image", MAX_PIXELS, HASH_SHORTEST)),
         "characters": 36,
         "words": 8,
         "tokens": 10,

@@ -10,6 +10,7 @@ from PIL import Image, ImageEnhance
 
 from keras_clip import similarity
 from keras_clip.data import synthetic
+from keras_clip.similarity.fingerprints import colour_differences, colours_of_decoded
 
 pytestmark = pytest.mark.backend_free
 
@@ -116,3 +117,41 @@ def test_large_images_and_other_files_are_refused():
         similarity.perceptual_hash(encoded(picture(size=20), "PNG"), max_pixels=100)
     with pytest.raises(ValueError, match="Not an image"):
         similarity.pixel_digest(b"no image")
+
+
+def test_colours_are_means_of_parts():
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    pixels[:32, 32:] = 200, 100, 50
+    colours = np.frombuffer(colours_of_decoded(Image.fromarray(pixels)), np.uint8).reshape(8, 8, 3)
+    assert colours[1, 6].tolist() == [200, 100, 50] and colours[6, 1].tolist() == colours[1, 1].tolist() == [0, 0, 0]
+    grey = Image.fromarray(pixels[..., 0])
+    assert set(colours_of_decoded(grey)[18:21]) == {200}
+
+
+# Two images, and the largest difference: both are scaled to the geometric mean of their brightness.
+DIFFERENCES = {
+    "equal": ([100, 100], [100, 100], 0),
+    "brighter": ([100, 50], [120, 60], 0),
+    "much brighter": ([100, 100], [200, 200], 200 / (4 / 3) ** 0.5 - 100 * (4 / 3) ** 0.5),
+    "another part": ([60, 80], [80, 60], 20),
+    "black": ([0, 0], [0, 0], 0),
+}
+
+
+@pytest.mark.parametrize("first, second, expected", DIFFERENCES.values(), ids=DIFFERENCES)
+def test_differences_of_colours(first, second, expected):
+    first, second = (np.array([values], np.uint8) for values in (first, second))
+    for one, other in ((first, second), (second, first)):
+        assert colour_differences(one, other) == pytest.approx([expected], abs=1e-4)
+
+
+def test_colours_of_a_copy_of_another_size_are_equal():
+    generator = np.random.default_rng(0)
+    image = Image.fromarray(generator.integers(0, 256, (9, 12, 3), np.uint8)).resize(
+        (240, 180), Image.Resampling.BICUBIC
+    )
+    colours = [
+        np.frombuffer(colours_of_decoded(image.resize(size, Image.Resampling.LANCZOS)), np.uint8)[None]
+        for size in ((240, 180), (120, 90), (131, 97), (64, 64))
+    ]
+    assert max(colour_differences(colours[0], other)[0] for other in colours[1:]) < 8

@@ -184,7 +184,7 @@ def read_queries(path: str | os.PathLike, ignore_case: bool | None = None) -> Qu
     require_parquet()
     try:
         table = read_table(path)
-        record = json.loads(table.schema.metadata[b"keras_clip.queries"])
+        record = json.loads((table.schema.metadata or {})[b"keras_clip.queries"])
     except (pyarrow.ArrowInvalid, KeyError, TypeError) as error:
         raise ValueError(
             f"Expected a list of queries written by `write_queries`, or a text file with an entry in each line. "

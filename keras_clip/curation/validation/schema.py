@@ -38,7 +38,7 @@ def load(path: str | os.PathLike | None = None) -> "schema_pb2.Schema":
     except FileNotFoundError:
         raise FileNotFoundError(f"No such schema. Received: {path}. {copy}") from None
     except (text_format.ParseError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not the text form of a schema: {error}. {copy}") from error
+        raise ValueError(f"A schema must be in text form. Received: {path}: {error}. {copy}") from error
     versions = [int(found[1]) for comment in schema.annotation.comment for found in _VERSION.finditer(comment)]
     if versions != [VERSION]:
         received = f"version {versions[0]}" if versions else "no version"
