@@ -7,8 +7,8 @@ from typing import Any
 from keras_clip.data.readers.brief import brief
 
 # The names of the image and of the caption (of tuples without names: their places), or a function of an element that
-# returns (image, caption or captions). The second name may be None if no captions are needed. For files the first may be
-# None, which stands for the usual names.
+# returns (image, caption or captions). The second name may be None if no captions are needed. For files the first may
+# be None, which stands for the usual names.
 Mapping = tuple[str | int | None, str | int | None] | Callable
 
 # Usual names of the caption in tables and in the .json of tars, and of the path of an image in tables.
