@@ -210,8 +210,12 @@ def digits_table():
             for most in (1000, 20_000)
         ]
         found = [(probe.coef, probe.intercept), *((fit.coef_, fit.intercept_) for fit in theirs)]
-        cells = " | ".join(f"{objective(features, labels, *parameters, C):#.7g}" for parameters in found)
+        cells = " | ".join(_seven_digits(objective(features, labels, *parameters, C)) for parameters in found)
         yield f"| {C:,} | {probe.iterations} | {cells} |"
+
+
+def _seven_digits(value):
+    return f"{value:#.7g}" if value >= 1e-3 else f"{value:.6e}".replace("e-0", "e-")
 
 
 def parse_args(argv):

@@ -14,6 +14,7 @@ import keras
 
 from keras_clip import compat
 from keras_clip.files import WholeFileMixin
+from keras_clip.layers.input_data import check_input_data
 
 _KEY = "parts"
 
@@ -46,6 +47,36 @@ class Composite(compat.BuildHook):
 
 class CompositeModel(WholeFileMixin, Composite, compat.CompiledFunctions):
     """A `keras.Model` whose constructor makes and builds all of its parts."""
+
+    def fit(self, x: Any = None, *args, **kwargs) -> keras.callbacks.History:
+        """As `keras.Model.fit`, with the errors of `check_input_data`."""
+        check_input_data(x)
+        return super().fit(x, *args, **kwargs)
+
+    def evaluate(self, x: Any = None, *args, **kwargs) -> dict[str, float] | list[float] | float:
+        """As `keras.Model.evaluate`, with the errors of `check_input_data`."""
+        check_input_data(x)
+        return super().evaluate(x, *args, **kwargs)
+
+    def predict(self, x: Any, *args, **kwargs) -> Any:
+        """As `keras.Model.predict`, with the errors of `check_input_data`."""
+        check_input_data(x)
+        return super().predict(x, *args, **kwargs)
+
+    def train_on_batch(self, x: Any, *args, **kwargs) -> Any:
+        """As `keras.Model.train_on_batch`, with the errors of `check_input_data`."""
+        check_input_data(x)
+        return super().train_on_batch(x, *args, **kwargs)
+
+    def test_on_batch(self, x: Any, *args, **kwargs) -> Any:
+        """As `keras.Model.test_on_batch`, with the errors of `check_input_data`."""
+        check_input_data(x)
+        return super().test_on_batch(x, *args, **kwargs)
+
+    def predict_on_batch(self, x: Any) -> Any:
+        """As `keras.Model.predict_on_batch`, with the errors of `check_input_data`."""
+        check_input_data(x)
+        return super().predict_on_batch(x)
 
     def quantize(self, mode: str = "int8", **kwargs) -> None:
         """Quantises the linear layers and embeddings to int8 for inference, which takes a quarter of the memory.

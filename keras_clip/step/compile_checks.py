@@ -24,6 +24,7 @@ def check_compile_arguments(model: keras.Model, optimizer, options: dict) -> Non
                 f"Received: metrics with {metric!r}. `fit` and `evaluate` log `image_to_text_accuracy` and "
                 "`text_to_image_accuracy` in any case; other metrics are functions of both embeddings."
             )
+        _check_metric(metric)
     inner = getattr(optimizer, "inner_optimizer", optimizer)
     steps = getattr(inner, "gradient_accumulation_steps", None)
     if steps:
@@ -45,6 +46,43 @@ def check_compile_arguments(model: keras.Model, optimizer, options: dict) -> Non
                 f"ema_overwrite_frequency={inner.ema_overwrite_frequency}. Leave it at None: with `use_ema=True` alone "
                 "the averages become the weights when `fit` ends."
             )
+
+
+def _check_metric(metric) -> None:
+    """Raises a ValueError for a metric that cannot be called with two arrays of embeddings."""
+    function = metric if metric is None or not isinstance(metric, str) else keras.metrics.get(metric)
+    is_sparse = isinstance(function, _SPARSE) or function in _SPARSE
+    update = getattr(function, "update_state", function)
+    if not callable(update):
+        return
+    try:
+        parameters = list(inspect.signature(update).parameters.values())
+    except (TypeError, ValueError):  # of a function that has no signature
+        parameters = None
+    if isinstance(function, type):
+        parameters = parameters and parameters[1:]
+    if is_sparse or (parameters is not None and not _takes_two(parameters)):
+        raise ValueError(
+            "A metric must take the image and the text embeddings of the pairs, both (B, E), as `y_true` and `y_pred`. "
+            f"Received: metrics with {metric!r}. Pass a metric of two arrays, such as "
+            "`keras.metrics.CosineSimilarity()`, or a function of both."
+        )
+
+
+_SPARSE = (
+    keras.metrics.SparseCategoricalAccuracy,
+    keras.metrics.SparseTopKCategoricalAccuracy,
+    keras.metrics.SparseCategoricalCrossentropy,
+)
+
+
+def _takes_two(parameters) -> bool:
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    if any(each.kind is inspect.Parameter.VAR_POSITIONAL for each in parameters):
+        return True
+    names = [each.name for each in parameters if each.kind in kinds]
+    # `keras.metrics.Mean` and the like take values and their weights.
+    return len(names) >= 2 and names[1] != "sample_weight"
 
 
 def check_targets(model: keras.Model, method: Callable, args: tuple, options: dict) -> None:

@@ -188,6 +188,32 @@ def test_metrics_as_functions_and_of_classes():
         clip.compile("sgd", metrics=["accuracy"])
 
 
+@pytest.mark.backend_free
+@pytest.mark.parametrize(
+    "metric",
+    [
+        keras.metrics.Mean(),
+        keras.metrics.Sum,
+        keras.metrics.SparseCategoricalAccuracy(),
+        "sparse_categorical_accuracy",
+        lambda embeddings: 0.0,
+        lambda embeddings, *, other: 0.0,
+    ],
+    ids=["of values", "a class", "of labels", "its name", "a function of one", "a keyword"],
+)
+def test_metrics_that_do_not_take_two_embeddings(metric):
+    clip = build()
+    for given in ([metric], {"similarity": metric}):
+        with pytest.raises(ValueError, match=r"A metric must take the image and the text embeddings.*Received: metr"):
+            clip.compile("sgd", metrics=given)
+
+
+@pytest.mark.backend_free
+def test_metrics_that_take_two_embeddings():
+    metrics = [keras.metrics.MeanSquaredError, "cosine_similarity", lambda *both: 0.0, lambda a, b, c=1: 0.0]
+    build().compile("sgd", metrics=metrics)
+
+
 @pytest.mark.parametrize("name", ["sample_weight", "class_weight", "y"])
 def test_targets_and_weights_are_refused(name):
     clip, data = build("convolution"), pairs(4)

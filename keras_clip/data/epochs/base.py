@@ -130,7 +130,7 @@ class Epochs(ABC):
         if not len(image):
             return "no image", ""
         if not caption.strip():
-            return "no caption", ""
+            return "no caption", "white space only" if caption else ""
         try:
             caption.decode()
         except UnicodeDecodeError as error:

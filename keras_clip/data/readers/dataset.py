@@ -14,6 +14,7 @@ from keras_clip.data.readers.elements.mapping import (
     CAPTION_NAMES,
     PATH_NAMES,
     Mapping,
+    fields_of,
     names_of,
     pair_of,
     require_columns,
@@ -86,7 +87,8 @@ class SequenceReader(Reader):
 
     def _other_columns(self, element: Any) -> dict[str, Any]:
         if isinstance(element, (tuple, list)) and self._image is not None:
-            element = dict(enumerate(element))
+            is_named = fields_of(element) and isinstance(self._image, str)
+            element = dict(zip(fields_of(element), element, strict=True)) if is_named else dict(enumerate(element))
         if not isinstance(element, AnyMapping):
             return {}
         columns = {name: value for name, value in element.items() if name != self._image}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from keras_clip.data.readers.elements import hugging_face
 from keras_clip.data.readers.elements.images import read_pair
-from keras_clip.data.readers.elements.mapping import Mapping, pair_of, require_columns, require_mapping
+from keras_clip.data.readers.elements.mapping import Mapping, fields_of, pair_of, require_columns, require_mapping
 from keras_clip.data.readers.reader import Stream
 
 if TYPE_CHECKING:
@@ -61,13 +61,14 @@ class DatasetStream(Stream):
     def _pair(self, *parts):
         import tensorflow as tf
 
-        # tf.data passes the parts of a tuple one by one.
+        # tf.data passes the parts of a tuple one by one, but not those of a named tuple.
         element = parts[0] if len(parts) == 1 else parts
+        parts = tuple(element) if len(parts) == 1 and fields_of(element) else parts
         mapping = self._mapping
         if not callable(mapping):
             require_columns(mapping, element)
             image, captions = pair_of(mapping)(element)
-        elif len(parts) > 1 and _positions(mapping) in (len(parts), None):
+        elif len(parts) > 1 and _positions(mapping) in ((len(parts), None) if element is parts else (len(parts),)):
             image, captions = mapping(*parts)
         else:
             image, captions = mapping(element)

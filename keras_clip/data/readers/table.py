@@ -252,6 +252,12 @@ def _index_table(path: str, file: str, wanted: _Wanted, delimiter: str | None) -
                     spans.append((start, lines.end - start))
                 start = lines.end
         except csv.Error as error:
+            if "field limit" in str(error):
+                raise ValueError(
+                    f"A value of a table may have {csv.field_size_limit():,} characters. Received: {path}, a longer "
+                    f"one that ends in line {rows.line_num}. Close the quote that is open there, or write long texts "
+                    "as .jsonl."
+                ) from error
             raise ValueError(
                 f"A value with a {delimiter!r}, a line break or a quote in it must stand in quotes, as in "
                 f'"a ""fine"" dog". Received: {path}, line {rows.line_num}: {error}.'

@@ -122,7 +122,7 @@ def _is_utf8(text: bytes) -> bool:
 
 
 class _Member(NamedTuple):
-    """A member of a tar; `target` is the target of a link, None for other members."""
+    """A member of a tar; `target` is the `_place` that a link leads to, None for other members."""
 
     name: str
     offset: int
@@ -152,7 +152,8 @@ def index_tar(path: str, image: str | None = None, text: str | None = "txt") -> 
     """
     passed_over = SkippedSamples(path)
     members = _members(path, passed_over)
-    by_name = {member.name: member for member in members}
+    # Of a file and a link of one place, such as `a.jpg` and `./a.jpg`, links lead to the file.
+    by_name = {_place(member.name): member for member in sorted(members, key=lambda member: member.target is None)}
     samples: dict[str, dict[str, tuple[int, int]]] = {}
     with open(path, "rb") as file:
         for member in members:
@@ -176,9 +177,9 @@ def _members(path: str, passed_over: SkippedSamples) -> list[_Member]:
                 target = None
                 if not info.isfile():
                     if info.islnk():
-                        target = info.linkname
+                        target = _place(info.linkname)
                     elif info.issym():
-                        target = posixpath.normpath(posixpath.join(posixpath.dirname(info.name), info.linkname))
+                        target = _place(posixpath.join(posixpath.dirname(info.name), info.linkname))
                     else:
                         if not info.isdir():
                             passed_over.add(info.name, "not a regular file")
@@ -190,6 +191,11 @@ def _members(path: str, passed_over: SkippedSamples) -> list[_Member]:
         ) from error
     _require_end_marker(path, end)
     return members
+
+
+def _place(name: str) -> str:
+    """The place of a member as links name it: `./a.jpg` and `/a.jpg` are `a.jpg`, whichever form the archiver wrote."""
+    return posixpath.normpath(name.lstrip("/"))
 
 
 def _note_member(

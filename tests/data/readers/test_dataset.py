@@ -1,5 +1,6 @@
 """Datasets in memory: the accepted types of images and captions."""
 
+import collections
 import functools
 import io
 import operator
@@ -344,12 +345,54 @@ class TestDataFrames:
             open_reader(frame)
 
 
+class Once:
+    """An object that can be iterated over, and nothing else."""
+
+    def __init__(self, elements):
+        self._elements = elements
+
+    def __iter__(self):
+        return iter(self._elements)
+
+
 class TestElements:
     @pytest.mark.parametrize("mapping", [(0, 1), [0, -1], lambda pair: pair])
     def test_tuples(self, mapping):
         found = read_all(open_reader(pictures(3), mapping))
         assert [texts for _, texts in found] == [[b"0"], [b"1"], [b"2"]]
         assert np.array_equal(pixels(found[1][0]), pixels(image_file(1)))
+
+    @pytest.mark.parametrize(
+        "mapping",
+        [("photo", "words"), (0, 1), ("photo", -1), lambda row: (row.photo, row.words)],
+        ids=["names", "places", "one of each", "f"],
+    )
+    def test_named_tuples(self, mapping):
+        Row = collections.namedtuple("Row", "photo words")
+        rows = [Row(image, words) for image, words in pictures(3)]
+        for source in (rows, Once(rows)):
+            reader = open_reader(source, mapping)
+            pairs = reader.pairs(1).as_numpy_iterator() if isinstance(source, Once) else read_all(reader)
+            found = [(image, list(texts)) for image, texts in pairs]
+            assert [texts for _, texts in found] == [[b"0"], [b"1"], [b"2"]]
+            assert np.array_equal(pixels(found[1][0]), pixels(image_file(1)))
+        if mapping == ("photo", "words"):
+            assert open_reader(rows, mapping).metadata(np.array([2])) == [{"words": "2"}]
+
+    def test_named_tuples_without_these_names(self):
+        rows = [collections.namedtuple("Row", "photo words")(b"A", "x")]
+        with pytest.raises(ValueError, match=r"\('image', 'words'\) for the columns \['photo', 'words'\]"):
+            open_reader(rows, ("image", "words"))
+
+    @pytest.mark.parametrize(
+        "mapping", [("photo", "words"), (0, 1), lambda row: (row.photo, row.words), lambda image, text: (image, text)]
+    )
+    def test_named_tuples_of_tf_data(self, mapping):
+        import tensorflow as tf
+
+        row = collections.namedtuple("Row", "photo words")([b"A", b"B"], ["x", "y"])
+        found = list(open_reader(tf.data.Dataset.from_tensor_slices(row), mapping).pairs(1).as_numpy_iterator())
+        assert [(image, texts.tolist()) for image, texts in found] == [(b"A", [b"x"]), (b"B", [b"y"])]
 
     def test_labels_of_tuples(self):
         from keras_clip.evaluation import sources

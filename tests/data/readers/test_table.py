@@ -44,6 +44,14 @@ class TestTables:
         with pytest.raises(ValueError, match=f"must stand in quotes.*Received: .*{name}, line {line}"):
             open_reader(tmp_path / name)
 
+    @pytest.mark.parametrize(
+        "row", ["3.png," + "word " * 30_000, '3.png,"a quote' + "\n4.png,word" * 20_000], ids=["long", "open quote"]
+    )
+    def test_a_value_beyond_the_limit_of_csv(self, row, tmp_path):
+        (tmp_path / "a.csv").write_text(f"path,caption\n0.png,x\n{row}\n")
+        with pytest.raises(ValueError, match=r"may have 131,072 characters. Received: .*a.csv, .*line \d+. Close the"):
+            open_reader(tmp_path / "a.csv")
+
     @pytest.mark.parametrize("header", [("url", "caption"), ("path", "label")])
     def test_missing_columns(self, header, tmp_path):
         table = write_table(tmp_path / "pairs.csv", numbered(2), header)

@@ -158,6 +158,30 @@ class TestLinks:
         assert dict(zip(reader.keys(np.arange(3)), read_all(reader), strict=True)) == expected
         assert TarReader([path], captions=False).keys(np.arange(3)) == list(expected)
 
+    FORMS = {
+        "hard link, ./ before the member": ("./b.jpg", "x/a.jpg", tarfile.LNKTYPE),
+        "hard link, ./ before the target": ("b.jpg", "./x/a.jpg", tarfile.LNKTYPE),
+        "hard link, / before the target": ("b.jpg", "/x/a.jpg", tarfile.LNKTYPE),
+        "symbolic link, ./ before the member": ("./b.jpg", "x/a.jpg", tarfile.SYMTYPE),
+        "symbolic link through a folder": ("./y/b.jpg", ".././x//a.jpg", tarfile.SYMTYPE),
+        "a link to its own place": ("./x/a.jpg", "x/a.jpg", tarfile.LNKTYPE),
+    }
+
+    @pytest.mark.parametrize("prefix", ["", "./", "/"])
+    @pytest.mark.parametrize("link", FORMS.values(), ids=FORMS)
+    def test_every_form_of_a_place(self, link, prefix, tmp_path):
+        path = tmp_path / "a.tar"
+        with tarfile.open(path, "w") as tar:
+            member = tarfile.TarInfo(f"{prefix}x/a.jpg")
+            member.size = 1
+            tar.addfile(member, io.BytesIO(b"A"))
+            member = tarfile.TarInfo(link[0])
+            member.linkname, member.type = link[1:]
+            if member.name != f"{prefix}x/a.jpg":
+                tar.addfile(member)
+        reader = TarReader([str(path)])
+        assert {image for image, _ in read_all(reader)} == {b"A"} and not reader.skipped.counts
+
     @pytest.mark.parametrize("target", ["x/gone.jpg", "/etc/passwd", "b.jpg", "../x/b.jpg"])
     def test_a_link_without_target_is_passed_over(self, target, tmp_path):
         reader = TarReader([self.write(tmp_path / "a.tar", [("x/b.jpg", target, tarfile.SYMTYPE)])])

@@ -6,9 +6,9 @@ from typing import Any
 
 from keras_clip.data.readers.brief import brief
 
-# The names of the image and of the caption (of tuples: their places), or a function of an element that returns (image,
-# caption or captions). The second name may be None if no captions are needed. For files the first may be None, which
-# stands for the usual names.
+# The names of the image and of the caption (of tuples without names: their places), or a function of an element that
+# returns (image, caption or captions). The second name may be None if no captions are needed. For files the first may
+# be None, which stands for the usual names.
 Mapping = tuple[str | int | None, str | int | None] | Callable
 
 # Usual names of the caption in tables and in the .json of tars, and of the path of an image in tables.
@@ -55,7 +55,19 @@ def pair_of(mapping: Mapping) -> Callable[[Any], tuple[Any, Any]]:
     if callable(mapping):
         return mapping
     image, caption = mapping
-    return lambda element: (element[image], None if caption is None else element[caption])
+    return lambda element: (column(element, image), None if caption is None else column(element, caption))
+
+
+def column(element: Any, name: str | int) -> Any:
+    """Returns a column of an element: of a mapping or a named tuple by its name, of a tuple by its place."""
+    if isinstance(name, str) and (fields := fields_of(element)):
+        return element[fields.index(name)]
+    return element[name]
+
+
+def fields_of(element: Any) -> tuple[str, ...]:
+    """The names of the parts of a named tuple; of any other element ()."""
+    return getattr(element, "_fields", ()) if isinstance(element, tuple) else ()
 
 
 def names_of(
@@ -76,11 +88,14 @@ def require_columns(mapping: Mapping, element: Any) -> None:
     if isinstance(element, AnyMapping) or (isinstance(element, list) and all(isinstance(name, str) for name in names)):
         missing = [name for name in names if name not in element]
     elif isinstance(element, (tuple, list)):
-        missing = [name for name in names if isinstance(name, str) or not -len(element) <= name < len(element)]
+        fields, size = fields_of(element), len(element)
+        missing = [
+            name for name in names if (name not in fields if isinstance(name, str) else not -size <= name < size)
+        ]
     else:
         missing = []
     if missing:
-        columns = range(len(element)) if isinstance(element, tuple) else element
+        columns = fields_of(element) or (range(len(element)) if isinstance(element, tuple) else element)
         raise ValueError(
             "A mapping must name two columns of the dataset, image and caption. "
             f"Received: mapping={brief(mapping)} for the columns {brief(list(columns))}."
