@@ -17,6 +17,8 @@ import tensorflow as tf
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * {devices}
 )
+# Each graph runs for a few steps only, so TensorFlow does not spend time on optimizing it.
+tf.config.optimizer.set_experimental_options({{"disable_meta_optimizer": True}})
 """
 
 

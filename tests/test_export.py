@@ -117,6 +117,7 @@ def check(classifier, format, path, images, dtype="uint8", atol=1e-5):
         np.testing.assert_allclose(RUN[format](path, inputs[batch]), expected, atol=atol)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", [pytest.param(format, marks=SLOW_ELSEWHERE) for format in RUN])
 def test_gives_the_probabilities_and_is_small(format, classifier, images, tmp_path):
     path = tmp_path / "new folder" / "exported"

@@ -124,6 +124,7 @@ def test_a_process_that_hangs_is_ended():
         run_python("import time\nprint('before', flush=True)\ntime.sleep(60)", timeout=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["tensorflow", "jax"])
 def test_logical_devices(backend):
     count = {"tensorflow": "len(tf.config.list_logical_devices('CPU'))", "jax": "__import__('jax').device_count('cpu')"}
@@ -168,6 +169,7 @@ def test_no_module_is_left_out_of_both_lanes():
         assert "backend_free" in source or not conftest._is_backend_free(source), path
 
 
+@pytest.mark.slow
 def test_processes_share_a_lane(tmp_path):
     for name in "abcdef":
         (tmp_path / f"test_{name}.py").write_text(NOTED)
@@ -180,6 +182,7 @@ def test_processes_share_a_lane(tmp_path):
     assert len({process for rows in noted.values() for process, _ in rows}) == 2
 
 
+@pytest.mark.slow
 def test_a_lane_that_breaks_or_runs_nothing_fails(tmp_path):
     (tmp_path / "test_a.py").write_text("import os, pytest\n@pytest.mark.backend_free\ndef test_a(): os._exit(3)")
     lines = run_python(LANES, str(tmp_path), "--lanes", "free", "torch").splitlines()

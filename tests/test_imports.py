@@ -56,6 +56,7 @@ assert not hidden & set(sys.modules), hidden & set(sys.modules)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", OTHERS)
 def test_import_is_light(backend):
     times = []

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 import keras_clip
-from keras_clip import encoders, zero_shot
+from keras_clip import encoders
 from keras_clip.data import CLIPTokenizer
 from keras_clip.evaluation import mean_per_class
 from keras_clip.evaluation.classifiers.zero_shot import PromptTable
-from keras_clip.zero_shot import embed_classes
+from keras_clip.zero_shot import class_embeddings, embed_classes
+from keras_clip.zero_shot.labelled_batches import ranks_of
 
 NAMES = ["cat", ["dog", "little dog"], "a boat on a very wide and very blue lake", "tree", "CAT"]
 TEMPLATES = ("{}", "a photo of a {}.", "a drawing of the {}, one of the many of them.")
@@ -90,25 +91,25 @@ BY_HAND = {
 
 @pytest.mark.parametrize("names, templates, table, expected", BY_HAND.values(), ids=BY_HAND)
 def test_class_embeddings_by_hand(names, templates, table, expected):
-    embeddings = zero_shot.embed_classes(TableOfTexts(table), names, templates)
+    embeddings = embed_classes(TableOfTexts(table), names, templates)
     assert embeddings.dtype == np.float32
     np.testing.assert_allclose(embeddings, expected, atol=1e-6)
 
 
 def test_equal_prompts_are_computed_once():
     texts = TableOfTexts({"cat": [1, 0], "dog": [0, 1]})
-    embeddings = zero_shot.embed_classes(texts, ["cat", "dog", "CAT", " cat"], ["{}"])
+    embeddings = embed_classes(texts, ["cat", "dog", "CAT", " cat"], ["{}"])
     assert [shape for shape, _ in texts.batches] == [(8, 3)]
     assert set(texts.batches[0][1]) == {"cat", "dog"}
     np.testing.assert_array_equal(embeddings, [[1, 0], [0, 1], [1, 0], [1, 0]])
 
 
 def test_many_prompts_have_few_shapes(monkeypatch):
-    monkeypatch.setattr(zero_shot, "BATCH_SIZE", 16)
-    monkeypatch.setattr(zero_shot, "TOKENS_PER_WIDTH", 10)
+    monkeypatch.setattr(class_embeddings, "BATCH_SIZE", 16)
+    monkeypatch.setattr(class_embeddings, "TOKENS_PER_WIDTH", 10)
     names = [" ".join("x" * (1 + i % 7)) + f" {i // 10} {i % 10}" for i in range(60)]
     texts = TableOfTexts({name: [i, 1.0] for i, name in enumerate(names)})
-    embeddings = zero_shot.embed_classes(texts, names, ["{}"])
+    embeddings = embed_classes(texts, names, ["{}"])
     np.testing.assert_allclose(embeddings[:, 0] / embeddings[:, 1], np.arange(60), rtol=1e-4)
     shapes = [shape for shape, _ in texts.batches]
     assert len({width for _, width in shapes}) == 3
@@ -129,13 +130,13 @@ WIDTHS = {
 
 @pytest.mark.parametrize("lengths, saved, expected", WIDTHS.values(), ids=WIDTHS)
 def test_widths(lengths, saved, expected, monkeypatch):
-    monkeypatch.setattr(zero_shot, "TOKENS_PER_WIDTH", saved)
-    assert zero_shot._widths(np.array(lengths)) == expected
+    monkeypatch.setattr(class_embeddings, "TOKENS_PER_WIDTH", saved)
+    assert class_embeddings._widths(np.array(lengths)) == expected
 
 
 @pytest.mark.parametrize("tokens_per_width", [0, 4096], ids=["three widths", "one width"])
 def test_class_embeddings_equal_the_naive_loop(tokens_per_width, clip, monkeypatch):
-    monkeypatch.setattr(zero_shot, "TOKENS_PER_WIDTH", tokens_per_width)
+    monkeypatch.setattr(class_embeddings, "TOKENS_PER_WIDTH", tokens_per_width)
     classifier = keras_clip.ZeroShotClassifier(clip, NAMES, TEMPLATES)
     expected = naive_class_embeddings(clip, NAMES, TEMPLATES)
     assert np.abs(expected[0] - expected[1]).max() > 0.01
@@ -378,7 +379,7 @@ RANKS = {
 
 @pytest.mark.parametrize("row, label, expected", RANKS.values(), ids=RANKS)
 def test_ranks(row, label, expected):
-    assert zero_shot._ranks(np.array([row], "float32"), np.array([label])).tolist() == [expected]
+    assert ranks_of(np.array([row], "float32"), np.array([label])).tolist() == [expected]
 
 
 def test_fine_tuning_trains_the_image_tower_only():

@@ -3,6 +3,7 @@
 # `test` installs all that the others do and more. Nothing is done when nothing changed since the last time.
 set -eu
 cd "$(dirname "$0")/.."
+. tools/choose_python.sh
 
 case "$1" in
 demo) extras=tensorflow,demo ;;
@@ -14,7 +15,7 @@ test) extras=tensorflow,jax,torch,hub,export,demo,cluster,curation,evaluation,pa
     ;;
 esac
 
-key="$(cat pyproject.toml constraints.txt tools/setup.sh | cksum) $PWD"
+key="$(cat pyproject.toml constraints.txt tools/setup.sh tools/choose_python.sh | cksum) $PWD"
 for stamp in ".venv/installed-$1" .venv/installed-test; do
     if [ -x .venv/bin/python ] && [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$key" ]; then
         exit 0
@@ -22,19 +23,9 @@ for stamp in ".venv/installed-$1" .venv/installed-test; do
 done
 
 # TensorFlow 2.21 has no wheels for Python 3.14.
-usable() {
-    "$1" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' >/dev/null 2>&1
-}
-
-if ! usable .venv/bin/python; then
-    chosen=
-    for python in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
-        if usable "$python"; then
-            chosen=$python
-            break
-        fi
-    done
-    if [ -z "$chosen" ]; then
+if ! usable .venv/bin/python 11 13; then
+    candidates=${PYTHON:-python3 python3.13 python3.12 python3.11}
+    if ! chosen=$(choose_python 11 13 $candidates); then
         echo "Python 3.11, 3.12 or 3.13 with its venv module is needed. Received: ${PYTHON:-$(python3 --version 2>&1)}." >&2
         echo "Install one, or name it: make $1 PYTHON=/path/to/python3.12" >&2
         exit 1

@@ -4,6 +4,7 @@
 # TFDV 1.21 where the machine's C library allows it, else 1.16 on Python 3.11. Nothing is done when nothing changed.
 set -eu
 cd "$(dirname "$0")/.."
+. tools/choose_python.sh
 
 # The wheels of TFDV 1.21 are for glibc 2.39 and newer (manylinux_2_39).
 glibc=$(getconf GNU_LIBC_VERSION 2>/dev/null | cut -d ' ' -f 2)
@@ -15,26 +16,14 @@ fi
 pins=constraints-validation-$version.txt
 environment=.venv-validation
 
-key="$(cat "$pins" tools/setup_validation.sh | cksum) $PWD"
+key="$(cat "$pins" tools/setup_validation.sh tools/choose_python.sh | cksum) $PWD"
 stamp=$environment/installed
 if [ -x $environment/bin/python ] && [ -f $stamp ] && [ "$(cat $stamp)" = "$key" ]; then
     exit 0
 fi
 
-usable() {
-    "$1" -c "import ensurepip, sys, venv; sys.exit(not (3, $oldest) <= sys.version_info[:2] <= (3, $newest))" \
-        >/dev/null 2>&1
-}
-
-chosen=
 # The Python of the other environment may be too new for this one.
-for python in ${PYTHON:-} $candidates; do
-    if usable "$python"; then
-        chosen=$python
-        break
-    fi
-done
-if [ -z "$chosen" ]; then
+if ! chosen=$(choose_python $oldest $newest ${PYTHON:-} $candidates); then
     echo "TFDV $version needs Python 3.$oldest${newest:+ to 3.$newest} with its venv module (glibc ${glibc:-unknown})." >&2
     echo "Install one, or name it: make validation PYTHON=/path/to/python3.$newest" >&2
     exit 1

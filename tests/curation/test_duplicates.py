@@ -159,6 +159,7 @@ def contents(pool, names):
     }
 
 
+@pytest.mark.slow
 def test_the_same_bytes_from_both_engines_and_after_an_interruption(pool, tmp_path, monkeypatch):
     options = {"settings": DuplicateSettings(after=()), "progress": False}
     expected = curation.find_duplicates(pool, "serial", **options)

@@ -306,6 +306,7 @@ def test_statistics_are_the_same_in_every_run(clean):
     assert one == two == (clean / "validate" / "statistics.pb").read_bytes()
 
 
+@pytest.mark.slow
 def test_command(clean, tmp_path, capsys):
     curate = scripts.load_script("examples/curate.py")
     arguments = ["validate", "--work", str(clean), "--out", str(tmp_path / "out"), "--checks", "checker"]

@@ -49,6 +49,7 @@ def by_tfdv(tmp_path_factory):
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=" ".join)
 def test_verdicts_are_those_of_tfdv(case, by_tfdv):
     derived, earlier, computed, theirs = by_tfdv[case]
@@ -194,6 +195,7 @@ def random_schema(draw):
     return made
 
 
+@pytest.mark.slow
 def test_verdicts_of_random_schemas_are_those_of_tfdv(tmp_path):
     cases = []
     for seed in range(200):
@@ -230,6 +232,7 @@ def kinds_of(anomalies):
     return found | {("", reason["type"]) for reason in anomalies.get("datasetAnomalyInfo", {}).get("reason", [])}
 
 
+@pytest.mark.slow
 def test_validate_runs_tfdv_with_options_of_beam(tmp_path):
     folder = planted_faults.pool(tmp_path / "pool", planted_faults.one_german_shard)
     options = ["--runner=BundleBasedDirectRunner", f"--temp_location={tmp_path / 'shared'}"]

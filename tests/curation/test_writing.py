@@ -139,6 +139,7 @@ def test_training_reads_all_of_it(written, monkeypatch):
     assert pairs.skipped.total == 0
 
 
+@pytest.mark.slow
 def test_engines_orders_and_interruptions_give_the_same_bytes(written, raw, tmp_path, monkeypatch):
     _, folder, counts = written
     monkeypatch.setenv("KERAS_BACKEND", "numpy")

@@ -283,6 +283,7 @@ VIEWS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("view_of", VIEWS.values(), ids=VIEWS)
 def test_sides_beyond_32_bits_once_they_are_resized(view_of):

@@ -96,6 +96,7 @@ def test_the_progress_bar_shows_it(plain, capfd):
     assert "zero_shot_accuracy: " in capfd.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.backend_free
 def test_tensorboard_writes_it(plain, tmp_path):
     tensorflow = pytest.importorskip("tensorflow", reason="backend unable: no TensorFlow")

@@ -254,6 +254,7 @@ def test_a_second_call_needs_no_encoder(clip, folder, results, monkeypatch):
     assert again.scores == wanted and set(again.tables) == {"templates"}
 
 
+@pytest.mark.slow
 @pytest.mark.backend_free
 def test_the_report_has_every_figure_that_one_model_gives(results, tmp_path, monkeypatch):
     results.tables["efficiency"] = [{"objective": "contrastive", "images": 8, "accuracy": 0.1}]

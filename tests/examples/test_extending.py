@@ -6,7 +6,7 @@ import pytest
 from gradients import loss_and_gradients, value_and_gradients
 from keras import ops
 from scripts import load_script
-from small_clip import build, pairs
+from small_clip import FEW_STEPS, build, pairs
 
 import keras_clip
 
@@ -93,7 +93,7 @@ def whole(loss="contrastive"):
 
 def test_the_loss_trains_in_micro_batches_and_is_saved(tmp_path):
     trained = []
-    for options in ({}, {"microbatch_size": 5}):
+    for options in (FEW_STEPS, {"microbatch_size": 5}):
         clip = build(loss=hard.HardNegativeLoss(BETA))
         assert clip.logit_scale is clip.contrast.logit_scale and clip.logit_bias is None
         clip.compile(sgd(), **options)
@@ -126,12 +126,12 @@ sys.path[:0] = ["tests", "examples"]
 import keras, numpy as np
 from hard_negative_loss import HardNegativeLoss
 from small_clip import build, pairs
-def trained():
+def trained(**options):
     clip = build(loss=HardNegativeLoss(0.7))
-    clip.compile(keras.optimizers.SGD(0.5))
+    clip.compile(keras.optimizers.SGD(0.5), **options)
     clip.fit(pairs(), batch_size=24, shuffle=False, verbose=0)
     return [keras.ops.convert_to_numpy(keras.ops.convert_to_tensor(v)) for v in clip.trainable_variables]
-one = trained()
+one = trained(run_eagerly=True)
 with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
     two = trained()
 print(max(float(np.abs(a - b).max()) for a, b in zip(one, two)))
@@ -185,7 +185,7 @@ def test_schedule_and_mask_serve_any_optimizer():
     schedule = keras_clip.training.schedule(0.1, warmup_steps=10, total_steps=110)
     rates = [float(ops.convert_to_numpy(schedule(step))) for step in (0, 10, 60, 110)]
     assert rates == pytest.approx([0.01, 0.1, 0.05, 0.0], abs=1e-6)
-    clip.compile(keras.optimizers.Lion(schedule, weight_decay=0.1))
+    clip.compile(keras.optimizers.Lion(schedule, weight_decay=0.1), **FEW_STEPS)
     clip.fit(pairs(24), batch_size=24, verbose=0)
 
 

@@ -26,6 +26,7 @@ for script in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.backend_free
 def test_help_loads_no_framework():
     lines = run_python(HELP, *map(str, [*EXAMPLES, *TOOLS])).splitlines()
@@ -101,6 +102,7 @@ def test_output_of_an_import_is_shown_when_it_fails(tmp_path):
     assert code == 2 and errors == "library missing; script.py: error: no jax\n"
 
 
+@pytest.mark.slow
 def test_frameworks_start_quietly(tmp_path):
     lines = [
         "import keras, numpy as np, tensorflow",

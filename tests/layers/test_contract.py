@@ -94,7 +94,10 @@ def make(name, rng, **more):
     for variable in component.weights:
         if "seed" not in variable.path:
             noise = 0.1 * rng.normal(size=variable.shape).astype(variable.dtype)
-            variable.assign_add(np.abs(noise) if "variance" in variable.path else noise)
+            # Added by NumPy, since JAX compiles each operation for each shape.
+            variable.assign(
+                keras.ops.convert_to_numpy(variable) + (np.abs(noise) if "variance" in variable.path else noise)
+            )
     return component, x, shape, mixed_dtype
 
 

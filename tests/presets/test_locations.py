@@ -93,6 +93,7 @@ def load(process, tmp_path_factory):
     return load
 
 
+@pytest.mark.slow
 def test_download_then_cache_then_offline(hub, load, expected, tmp_path):
     (first, again), progress = load(["hf://org/tiny", "hf://org/tiny"], hub.url, tmp_path)
     np.testing.assert_array_equal(np.float32(first), expected)

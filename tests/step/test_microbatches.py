@@ -111,7 +111,7 @@ def test_losses_added_by_layers_count():
 
 
 def test_evaluate_is_of_the_whole_batch():
-    clip, data = build(), pairs()
+    clip, data = build("convolution"), pairs()
     clip.compile("sgd")
     whole = clip.evaluate(data, batch_size=20, verbose=0, return_dict=True)
     clip.compile("sgd", microbatch_size=3)

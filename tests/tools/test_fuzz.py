@@ -12,6 +12,7 @@ def tool():
     return load_script("tools/fuzz.py")
 
 
+@pytest.mark.slow
 def test_no_faults(tool, capfd, tmp_path):
     assert tool.main(["--count", "5000", "--out", str(tmp_path)]) == 0, capfd.readouterr().out
     rows = capfd.readouterr().out.splitlines()[1 : 1 + len(tool.SHARES)]

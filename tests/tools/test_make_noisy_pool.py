@@ -36,6 +36,7 @@ def curated(scripts, tmp_path_factory):
     )
 
 
+@pytest.mark.slow
 def test_the_planted_faults_are_found(scripts, curated, capsys):
     tool, curate = scripts
     folder, curate_all = curated

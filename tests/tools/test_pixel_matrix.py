@@ -18,6 +18,7 @@ def rows(tool):
     return tool.compare()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 def test_no_faults(tool, rows):
     assert [row for row in rows if tool.is_fault(row)] == []

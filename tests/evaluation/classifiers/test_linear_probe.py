@@ -117,6 +117,7 @@ DIGITS = ["ten classes", "columns of other scales", "columns of other scales, by
 DIGITS += ["fewer images than features", "two classes"]
 
 
+@pytest.mark.slow
 @pytest.mark.backend_free
 @pytest.mark.parametrize("C", [1e-6, 1e-2, 1e2, 1e5, 1e6])
 @pytest.mark.parametrize("kind", [*DIGITS, "several labels"])

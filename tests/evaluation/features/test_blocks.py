@@ -75,6 +75,7 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_bytes_of_one(clip, serial, tmp_path):
     clip.save(tmp_path / "clip.keras")
     store = build(tmp_path / "clip.keras", make(), tmp_path / "store", engine=Processes(2))

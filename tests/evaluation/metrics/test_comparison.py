@@ -184,6 +184,7 @@ def test_the_permutation_test_by_enumeration():
     assert compare_scores(*(score(correct=c) for c in (first, second))).p_value == 1
 
 
+@pytest.mark.slow
 def test_equal_models_seldom_differ(rng):
     """5 % of the tests of models that are equally good have a p-value of at most 0.05."""
     found = {"mean_per_class": 0, "expected_calibration_error": 0}

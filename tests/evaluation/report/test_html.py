@@ -171,6 +171,7 @@ def close(pixels, color):
     return int((np.abs(pixels[..., :3].astype(int) - color).max(axis=-1) < 12).sum())
 
 
+@pytest.mark.slow
 def test_a_browser_shows_it(written, tmp_path):
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:

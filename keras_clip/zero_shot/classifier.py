@@ -1,11 +1,8 @@
-"""Zero-shot classifiers, whose weights are the embeddings of class prompts (Radford et al., 2021, section 3.1)."""
+"""`ZeroShotClassifier`: the image embedder of a CLIP and the embeddings of its classes."""
 
-import itertools
-import math
 import os
-import reprlib
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import keras
 import numpy as np
@@ -17,133 +14,19 @@ from keras_clip.encoders.contract import images_shape
 from keras_clip.export import export_image_model
 from keras_clip.layers.composite import CompositeModel
 from keras_clip.layers.pixel_range import ChecksPixelRange
-from keras_clip.model import CLIPModel, ImageEmbedder, TextEmbedder
+from keras_clip.model import CLIPModel, ImageEmbedder
 from keras_clip.optimizers.precision import check_precision
-from keras_clip.prompts import validate_class_names, validate_templates, warn_of_equal_prompts
+from keras_clip.prompts import validate_class_names, validate_templates
 from keras_clip.types import Tensor
+from keras_clip.zero_shot.class_embeddings import embed_classes
+from keras_clip.zero_shot.labelled_batches import labelled_batches, ranks_of, to_numpy
+from keras_clip.zero_shot.progress import progress
 
-MAX_WIDTHS = 3
-# Each additional width costs a compilation, which must save the computation of this many tokens.
-TOKENS_PER_WIDTH = 4096
-BATCH_SIZE = 256
 # The losses that are computed from probabilities or logits, by the names that `compile` takes.
 _CROSS_ENTROPIES = {
     "sparse_categorical_crossentropy": keras.losses.SparseCategoricalCrossentropy,
     "categorical_crossentropy": keras.losses.CategoricalCrossentropy,
 }
-# Seconds before a progress bar appears.
-PROGRESS_DELAY = 5
-
-
-def _progress(total: int | None, description: str, hidden: bool = False):
-    from tqdm import tqdm
-
-    return tqdm(total=total, desc=description, delay=PROGRESS_DELAY, leave=False, disable=hidden)
-
-
-def _widths(lengths: np.ndarray) -> list[int]:
-    """Returns at most three padded widths, ascending, that minimise the computed tokens for texts of these lengths."""
-    known, counts = np.unique(lengths, return_counts=True)
-    up_to = dict(zip(known.tolist(), counts.cumsum().tolist(), strict=True))
-    longest = int(known[-1])
-
-    def cost(widths):
-        held = [up_to[width] for width in widths]
-        tokens = sum(w * (b - a) for w, a, b in zip(widths, [0, *held[:-1]], held, strict=True))
-        return tokens + TOKENS_PER_WIDTH * len(widths)
-
-    shorter = known[:-1].tolist()
-    choices = ([*chosen, longest] for count in range(MAX_WIDTHS) for chosen in itertools.combinations(shorter, count))
-    return min(choices, key=cost)
-
-
-def _embed_rows(text_embedder: TextEmbedder, token_ids: np.ndarray) -> np.ndarray:
-    """Returns embeddings (B, E) of token ids (B, L), in batches of few shapes and with few padding tokens."""
-    lengths = (token_ids == text_embedder.tokenizer.end_token_id).argmax(axis=1) + 1
-    embeddings = np.empty((len(token_ids), text_embedder.embed_dim), np.float32)
-    shorter = 0
-    with _progress(len(token_ids), "Embedding prompts") as bar:
-        for width in _widths(lengths):
-            rows = np.flatnonzero((lengths > shorter) & (lengths <= width))
-            shorter = width
-            # All batches of a width have one size, so that it compiles once; the last one is padded with its own rows.
-            size = 8 * math.ceil(len(rows) / math.ceil(len(rows) / BATCH_SIZE) / 8)
-            for start in range(0, len(rows), size):
-                batch = rows[start : start + size]
-                filled = token_ids[np.resize(batch, size), :width]
-                embeddings[batch] = text_embedder.predict_on_batch(filled)[: len(batch)]
-                bar.update(len(batch))
-    return embeddings
-
-
-def unit_length(x: np.ndarray) -> np.ndarray:
-    """Returns vectors divided by their length; a zero vector remains zero.
-
-    Args:
-        x: floats (..., E).
-
-    Returns:
-        Floats (..., E) of unit length.
-    """
-    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-6)
-
-
-def embed_classes(
-    text_embedder: TextEmbedder,
-    class_names: Sequence[str | Sequence[str]],
-    templates: Sequence[str] = ("a photo of a {}.",),
-) -> np.ndarray:
-    """Returns the weights of a zero-shot head: the mean of each class's prompt embeddings, scaled to unit length.
-
-    The ensemble is formed over embeddings, not over probabilities (Radford et al., 2021, section 3.1.4). Duplicate
-    prompts are encoded once, and short prompts at a shorter sequence length. There is a warning of classes whose
-    prompts the tokenizer makes equal, since the second of them is never predicted.
-
-    Args:
-        text_embedder: the text embedder of a `CLIPModel`: `clip.text_embedder`.
-        class_names: K names. A class with several names is a list of them; all prompts of a class have equal weight.
-        templates: texts with one `{}` each, which the class name replaces.
-
-    Returns:
-        float32 array (K, E) of unit length.
-
-    Raises:
-        ValueError: templates without exactly one `{}`, empty or duplicate names, or a prompt that is too long.
-    """
-    templates = validate_templates(templates)
-    class_names = validate_class_names(class_names)
-    prompts = [[t.replace("{}", name) for name in names for t in templates] for names in class_names]
-    token_ids = tokenize_prompts(text_embedder.tokenizer, list(itertools.chain.from_iterable(prompts)))
-    owners = [(t, k, name) for k, names in enumerate(class_names) for name in names for t in templates]
-    warn_of_equal_prompts(owners, token_ids)
-    token_ids, inverse = np.unique(token_ids, axis=0, return_inverse=True)
-    embeddings = _embed_rows(text_embedder, token_ids)
-    ends = np.cumsum([len(class_prompts) for class_prompts in prompts])
-    means = [embeddings[rows].mean(axis=0) for rows in np.split(inverse.reshape(-1), ends[:-1])]
-    return unit_length(np.stack(means))
-
-
-def tokenize_prompts(tokenizer: Callable, prompts: list[str]) -> np.ndarray:
-    """Returns the token ids of prompts, as long as the longest of them.
-
-    Args:
-        tokenizer: the tokenizer of a `CLIPModel`.
-        prompts: P texts.
-
-    Returns:
-        int32 (P, L).
-
-    Raises:
-        ValueError: a prompt that is longer than the context of the text encoder.
-    """
-    try:
-        return tokenizer(prompts, length="longest")
-    except ValueError as error:
-        longest = max(prompts, key=len)
-        raise ValueError(
-            f"Every prompt must fit the context length of the text encoder: {error} Received: class_names and "
-            f"templates whose longest prompt is {longest!r}. Shorten them."
-        ) from error
 
 
 @keras.saving.register_keras_serializable(package="keras_clip")
@@ -206,7 +89,7 @@ class ZeroShotClassifier(ChecksPixelRange, CompositeModel):
         _check_clip(clip, image_embedder, class_embeddings, logit_scale)
         if class_embeddings is None:
             class_embeddings = embed_classes(clip.text_embedder, class_names, templates)
-        class_embeddings = _to_numpy(class_embeddings)
+        class_embeddings = to_numpy(class_embeddings)
         shape = (len(self.names_per_class), image_embedder.embed_dim)
         if class_embeddings.shape != shape:
             raise ValueError(
@@ -220,7 +103,7 @@ class ZeroShotClassifier(ChecksPixelRange, CompositeModel):
         self.logit_scale = self.add_weight(name="logit_scale", shape=(), **fixed)
         # A copy: JAX would share one array with `clip`, whose steps free it.
         self.logit_scale.assign(
-            _to_numpy(ops.convert_to_tensor(clip.logit_scale if logit_scale is None else logit_scale))
+            to_numpy(ops.convert_to_tensor(clip.logit_scale if logit_scale is None else logit_scale))
         )
         self.mark_built()
 
@@ -344,11 +227,11 @@ class ZeroShotClassifier(ChecksPixelRange, CompositeModel):
         if keras_arguments:
             return super().evaluate(x, y, batch_size=batch_size, verbose=verbose, **keras_arguments)
         labels, ranks = [], []
-        with _progress(None, "Classifying", hidden=not verbose) as bar:
-            for images, batch_labels in _labelled_batches(x, y, batch_size or 32):
+        with progress(None, "Classifying", hidden=not verbose) as bar:
+            for images, batch_labels in labelled_batches(x, y, batch_size or 32):
                 probabilities = self.predict_on_batch(images)
                 labels.append(self._indices(batch_labels, len(probabilities)))
-                ranks.append(_ranks(probabilities, labels[-1]))
+                ranks.append(ranks_of(probabilities, labels[-1]))
                 bar.update(len(probabilities))
         if not labels or not sum(map(len, labels)):
             raise ValueError(f"There must be at least one labelled image. Received: x={x!r}.")
@@ -373,7 +256,7 @@ class ZeroShotClassifier(ChecksPixelRange, CompositeModel):
 
     def _indices(self, labels, size: int) -> np.ndarray:
         """Converts labels (B,) to class indices."""
-        labels = _to_numpy(labels)
+        labels = to_numpy(labels)
         if labels.shape not in ((size,), (size, 1)):
             raise ValueError(f"There must be one label per image, ({size},). Received: labels.shape={labels.shape}.")
         labels = labels.reshape(-1)
@@ -458,55 +341,3 @@ def _check_clip(clip, image_embedder, class_embeddings, logit_scale) -> None:
             f"`clip` must have a text embedder and a temperature. Received: clip={clip.name!r} of type "
             f"{type(clip).__name__}. Load the whole CLIP, or pass {' and '.join(f'`{name}`' for name in missing)}."
         )
-
-
-def _to_numpy(x) -> np.ndarray:
-    return ops.convert_to_numpy(x) if ops.is_tensor(x) else np.asarray(x)
-
-
-def _pixels(images) -> np.ndarray:
-    """Images as an array; an error for paths, and for images that are not of one size."""
-    try:
-        array = _to_numpy(images)
-    except ValueError:  # Of arrays that differ in their shapes.
-        array = np.empty(0, object)
-    if array.dtype.kind in "OSU":
-        raise ValueError(
-            "Images must be an array (B, H, W, 3) of uint8 or normalised floats. Received: "
-            f"{reprlib.repr(images)}. Pass what `image_preprocessor` returns for files, or images of several sizes."
-        )
-    return array
-
-
-def _labelled_batches(x, y, batch_size: int) -> Iterator[tuple]:
-    """Yields batches (images, labels)."""
-    if y is None and isinstance(x, tuple) and len(x) == 2:
-        x, y = x
-    if y is not None:
-        images, labels = _pixels(x), _to_numpy(y)
-        if len(images) != len(labels):
-            raise ValueError(
-                f"There must be one label per image. Received: {len(images)} images and {len(labels)} labels."
-            )
-        for start in range(0, len(images), batch_size):
-            yield images[start : start + batch_size], labels[start : start + batch_size]
-        return
-    if isinstance(x, np.ndarray) or ops.is_tensor(x):
-        raise ValueError(f"Images require labels. Received: x of shape {tuple(x.shape)}, y=None. Pass `y`.")
-    for batch in x:
-        if not isinstance(batch, tuple | list) or len(batch) != 2:
-            raise ValueError(
-                "A dataset must yield batches (images, labels). "
-                f"Received: a batch of type {type(batch).__name__}, in x={x!r}."
-            )
-        images, labels = batch
-        if isinstance(images, dict):
-            images = images["images"]
-        yield _pixels(images), labels
-
-
-def _ranks(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Returns the rank of the true class, from 0, (B,). Ties are ranked by class index, and NaN is never correct."""
-    true = probabilities[np.arange(len(labels)), labels][:, None]
-    before = np.arange(probabilities.shape[1]) < labels[:, None]
-    return (~(probabilities <= true) | ((probabilities == true) & before)).sum(axis=1)
