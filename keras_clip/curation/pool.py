@@ -17,6 +17,7 @@ from keras_clip import files
 from keras_clip.data.readers import Reader, open_reader
 from keras_clip.data.readers.brief import brief
 from keras_clip.data.readers.forms import Part, parts_of
+from keras_clip.data.readers.storage.paths import is_remote
 
 if TYPE_CHECKING:
     import pyarrow
@@ -333,6 +334,8 @@ def _is_paths(source: Any) -> bool:
 
 def _absolute(source: Any) -> Any:
     """Makes paths absolute, so that workers and later runs find them from any folder."""
+    if is_remote(source):
+        return source
     if isinstance(source, (str, os.PathLike)):
         return os.path.abspath(os.path.expanduser(os.fspath(source)))
     if isinstance(source, (list, tuple)) and all(isinstance(each, (str, os.PathLike)) for each in source):
