@@ -131,7 +131,7 @@ LAZY = BACKENDS | {
     "huggingface_hub",
     "safetensors",
 }
-LAZY |= {"ray", "tensorflow_datasets", "sklearn", "pandas", "scipy", "pyarrow"}
+LAZY |= {"aiohttp", "fsspec", "ray", "tensorflow_datasets", "sklearn", "pandas", "scipy", "pyarrow"}
 # Only the readers open files with samples, so that training and evaluation read a format by the same code.
 READERS = ("data.readers",)
 FORMATS = frozenset({"csv", "tarfile", "tensorflow_datasets", "pyarrow"})

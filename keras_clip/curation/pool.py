@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from keras_clip import files
 from keras_clip.curation.shards import Shard, described_mapping, shards_of
 from keras_clip.data.readers.brief import brief
+from keras_clip.data.readers.storage.paths import is_remote
 
 if TYPE_CHECKING:
     import pyarrow
@@ -366,6 +367,8 @@ def _is_paths(source: Any) -> bool:
 
 def _absolute(source: Any) -> Any:
     """Makes paths absolute, so that workers and later runs find them from any folder."""
+    if is_remote(source):
+        return source
     if isinstance(source, (str, os.PathLike)):
         return os.path.abspath(os.path.expanduser(os.fspath(source)))
     if isinstance(source, (list, tuple)) and all(isinstance(each, (str, os.PathLike)) for each in source):

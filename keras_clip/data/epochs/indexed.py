@@ -2,7 +2,9 @@
 
 import functools
 import hashlib
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +35,14 @@ class IndexedEpochs(Epochs):
         everything = range(len(reader))
         self.num_samples = len(reader) // self._parts if training else len(everything[self._part :: self._parts])
         self._failure: Exception | None = None
+        if self._shuffle == "blocks" and hasattr(reader, "expect_neighbours"):
+            reader.expect_neighbours()
+        # Blocks that are being read, by epoch and position, for readers that wait for answers.
+        self._blocks_ahead = getattr(reader, "blocks_ahead", 0)
+        self._ahead: dict[tuple[int, int], Future] = {}
+        self._lock = threading.Lock()
+        if self._blocks_ahead:
+            self._readers = ThreadPoolExecutor(self._blocks_ahead, "read ahead")
         # Of two epochs: the current one, and the next one, which starts before the current one ends.
         self._order = functools.lru_cache(maxsize=2)(self._order_of)
 
@@ -114,7 +124,7 @@ class IndexedEpochs(Epochs):
         first = start if start >= 0 else self.num_samples
         positions = np.append(first + np.arange(len(ids)), first + len(ids))
         try:
-            images, captions, seeds = self._pairs(epoch, ids)
+            images, captions, seeds = self._block(epoch, start, ids) if start >= 0 else self._pairs(epoch, ids)
         except Exception as error:
             self._failure = error
             positions, ids = positions[-1:], ids[:0]
@@ -122,6 +132,22 @@ class IndexedEpochs(Epochs):
         seeds = np.concatenate([seeds, np.zeros((1, 2), np.int64)])
         images, captions = (np.array([*column, b""], object) for column in (images, captions))
         return positions, np.arange(len(ids) + 1) == len(ids), seeds, images, captions
+
+    def _block(self, epoch: int, start: int, ids: np.ndarray) -> tuple[list[bytes], list[bytes], np.ndarray]:
+        """The pairs of a block, which has been read ahead if the reader asks for that."""
+        if not self._blocks_ahead:
+            return self._pairs(epoch, ids)
+        with self._lock:
+            last = min(self.num_samples, start + (self._blocks_ahead + 1) * _BLOCK)
+            for following in range(start, last, _BLOCK):
+                if (epoch, following) not in self._ahead:
+                    some = ids if following == start else self._ids(epoch, following, _BLOCK)
+                    self._ahead[epoch, following] = self._readers.submit(self._pairs, epoch, some)
+            block = self._ahead.pop((epoch, start), None)
+            # What an epoch that was abandoned has read ahead.
+            while len(self._ahead) > 4 * self._blocks_ahead:
+                self._ahead.pop(next(iter(self._ahead))).cancel()
+        return self._pairs(epoch, ids) if block is None else block.result()
 
     def _ids(self, epoch: int, start: int, count: int) -> np.ndarray:
         """The samples at places of this process's part of an epoch. The parts are disjoint."""

@@ -13,7 +13,8 @@ from keras_clip.data.readers.joined import JoinedReader
 from keras_clip.data.readers.parquet import ParquetReader
 from keras_clip.data.readers.reader import Reader, Stream, is_reader
 from keras_clip.data.readers.storage.manifest import check_manifests
-from keras_clip.data.readers.storage.paths import find_files
+from keras_clip.data.readers.storage.paths import find_files, is_remote
+from keras_clip.data.readers.storage.remote import open_binary
 from keras_clip.data.readers.stream import DatasetStream, is_iterable, is_tf_dataset
 from keras_clip.data.readers.table import TableReader
 from keras_clip.data.readers.tar import TarReader
@@ -119,7 +120,7 @@ def open_reader(
     readers = []
     for form, part, _ in parts:
         if form.is_sharded:
-            check_manifests(part)
+            check_manifests([path for path in part if not is_remote(path)])
         options = {"delimiter": delimiter} if delimiter is not None and form.name == "table" else {}
         # A user's reader takes no mapping, also if sources joined with it need one.
         is_own = form.name == "reader" and len(parts) > 1
@@ -161,7 +162,7 @@ def parts_of(source: Any) -> list[Part]:
             continue
         for path in find_files(each):
             # A glob may find a shard and a link to it.
-            place = os.path.realpath(path)
+            place = path if is_remote(path) else os.path.realpath(path)
             if place in known:
                 continue
             known.add(place)
@@ -197,9 +198,15 @@ def _form_of_object(source: Any) -> Form:
 
 def _form_of_path(path: str) -> Form:
     """Returns the form of a file, by its extension, or else by its first bytes."""
-    form = next((form for form in FORMS if form.fits(path)), None)
+    # A web address may have a query after the name of the file.
+    name = path.partition("?")[0] if is_remote(path) else path
+    form = next((form for form in FORMS if form.fits(name)), None)
+    if is_remote(path) and form is not None and not form.is_sharded:
+        raise ValueError(
+            f"Remote sources are .tar, .tfrecord and .parquet files. Received: {path!r}, a {form.name}. Download it."
+        )
     if form is None and not os.path.isdir(path):
-        with open(path, "rb") as file:
+        with open_binary(path) as file:
             head = file.read(262)
         name = "Parquet" if head.startswith(b"PAR1") else "tar" if head[257:] == b"ustar" else ""
         form = next((form for form in FORMS if form.name == name), None)

@@ -21,8 +21,15 @@ class JoinedReader(SamplesOfSeveral):
         super().__init__(names, list(map(len, readers)))
         self._readers = list(readers)
         for reader in readers:
+            self.blocks_ahead = max(self.blocks_ahead, getattr(reader, "blocks_ahead", 0))
             if reader_skipped := getattr(reader, "skipped", None):
                 self.skipped.merge(reader_skipped)
+
+    def expect_neighbours(self) -> None:
+        """Tells those readers that can use it that neighbours are needed soon."""
+        for reader in self._readers:
+            if hasattr(reader, "expect_neighbours"):
+                reader.expect_neighbours()
 
     @property
     def _names(self) -> list[str]:

@@ -14,6 +14,8 @@ from keras_clip.data.readers.elements.images import as_image_file
 from keras_clip.data.readers.elements.mapping import CAPTION_NAMES, PATH_NAMES, Mapping, names_of
 from keras_clip.data.readers.reader import Captions, as_captions
 from keras_clip.data.readers.storage.copies import copy_of, size_limit
+from keras_clip.data.readers.storage.paths import is_remote
+from keras_clip.data.readers.storage.remote import open_binary
 from keras_clip.data.readers.storage.shards import SamplesOfSeveral
 
 if TYPE_CHECKING:
@@ -205,7 +207,7 @@ def _convert(path: str, file: BinaryIO) -> None:
 
     limit = size_limit(path)
     try:
-        source = parquet.ParquetFile(path)
+        source = parquet.ParquetFile(open_binary(path) if is_remote(path) else path)
         schema = pyarrow.schema(
             [
                 field.with_type(field.type.value_type) if pyarrow.types.is_dictionary(field.type) else field

@@ -29,9 +29,12 @@ class Reader(Protocol):
     Attributes:
         skipped: `SkippedSamples` or None. Files that the reader passed over, which the pipeline and the images of an
             evaluation report.
+        blocks_ahead: int. How many blocks of 64 samples training reads ahead, each in a thread of its own: some, if
+            every read has to wait for an answer.
     """
 
     skipped: SkippedSamples | None = None
+    blocks_ahead: int = 0
 
     @abstractmethod
     def __len__(self) -> int:

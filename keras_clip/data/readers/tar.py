@@ -7,7 +7,7 @@ import os
 import posixpath
 import tarfile
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from keras_clip.data.readers.elements.mapping import CAPTION_NAMES, Mapping, nam
 from keras_clip.data.readers.reader import Captions, as_captions
 from keras_clip.data.readers.storage.copies import decompressed
 from keras_clip.data.readers.storage.indexing import open_index
+from keras_clip.data.readers.storage.remote import open_binary
 from keras_clip.data.readers.storage.shard_index import ShardIndex
 from keras_clip.data.readers.storage.shards import Shards, describe_damage
 from keras_clip.data.skipped import SkippedSamples
@@ -75,12 +76,18 @@ class TarReader(Shards):
 
     def read(self, ids: np.ndarray) -> tuple[list[bytes], list[Captions]]:
         """Returns the bytes of the image members, and the captions."""
-        return self._bytes(ids, _IMAGE), self.captions(ids)
+        # Of a remote shard, neighbouring parts arrive with one request.
+        images, texts = self._read_parts(ids, (_IMAGE, _TEXT))
+        return images, self._captions(ids, texts)
 
     def captions(self, ids: np.ndarray) -> list[Captions]:
         """Returns the text of each `.txt` member as one caption, or else the captions of the `.json` member."""
-        captions = [[text] for text in self._bytes(ids, _TEXT)]
-        rows = np.flatnonzero(~self._has(ids, _TEXT) & self._has(ids, _RECORD))
+        return self._captions(ids, self._bytes(ids, _TEXT))
+
+    def _captions(self, ids: np.ndarray, texts: Sequence[bytes]) -> list[Captions]:
+        captions = [[text] for text in texts]
+        empty = np.flatnonzero([not text for text in texts])
+        rows = empty[~self._has(ids[empty], _TEXT) & self._has(ids[empty], _RECORD)]
         for row, record in zip(rows.tolist(), self._bytes(ids[rows], _RECORD), strict=True):
             captions[row] = self._captions_of_record(record)
         return captions
@@ -155,9 +162,9 @@ def index_tar(path: str, image: str | None = None, text: str | None = "txt") -> 
     # Of a file and a link of one place, such as `a.jpg` and `./a.jpg`, links lead to the file.
     by_name = {_place(member.name): member for member in sorted(members, key=lambda member: member.target is None)}
     samples: dict[str, dict[str, tuple[int, int]]] = {}
-    with open(path, "rb") as file:
+    with open_binary(path) as file:
         for member in members:
-            _note_member(path, samples, member, by_name, passed_over, (image, text), file.fileno())
+            _note_member(path, samples, member, by_name, passed_over, (image, text), file)
     spans = [_spans(key, found, text, passed_over) for key, found in samples.items()]
     keys = [key.encode("utf-8", "surrogateescape") for key in samples]
     return ShardIndex.of_spans(path, spans, _PARTS, keys, passed_over)
@@ -168,7 +175,10 @@ def _members(path: str, passed_over: SkippedSamples) -> list[_Member]:
     members = []
     end = 0
     try:
-        with tarfile.open(path, "r:", encoding="utf-8", errors="surrogateescape") as tar:
+        with (
+            open_binary(path) as file,
+            tarfile.open(path, "r:", file, encoding="utf-8", errors="surrogateescape") as tar,
+        ):
             for info in tar:
                 if tar.offset <= end:
                     raise tarfile.ReadError("a member of negative size")
@@ -205,7 +215,7 @@ def _note_member(
     members: dict[str, _Member],
     passed_over: SkippedSamples,
     wanted: tuple[str | None, str | None],
-    descriptor: int,
+    file: BinaryIO,
 ) -> None:
     """Adds a member to the sample of its key, by extension, or counts it as passed over."""
     folder, _, base = member.name.rpartition("/")
@@ -221,7 +231,7 @@ def _note_member(
     if not is_part and "." in extension:
         passed_over.add(member.name, "a second dot in the name, where keys end at the first")
         return
-    if not is_part and (image or not is_unnamed_image(extension, functools.partial(_head, descriptor, place))):
+    if not is_part and (image or not is_unnamed_image(extension, functools.partial(_head, file, place))):
         is_format = extension in OTHER_IMAGE_EXTENSIONS
         passed_over.add(member.name, why_passed_over(extension) if is_format else "no part of a pair")
         return
@@ -248,8 +258,9 @@ def _follow(member: _Member, members: dict[str, _Member]) -> _Member | None:
     return None
 
 
-def _head(descriptor: int, member: _Member, size: int) -> bytes:
-    return os.pread(descriptor, min(size, member.size), member.offset)
+def _head(file: BinaryIO, member: _Member, size: int) -> bytes:
+    file.seek(member.offset)
+    return file.read(min(size, member.size))
 
 
 def _spans(key: str, found: dict[str, tuple[int, int]], text: str | None, passed_over: SkippedSamples) -> tuple:
@@ -267,8 +278,8 @@ def _spans(key: str, found: dict[str, tuple[int, int]], text: str | None, passed
 
 def _require_end_marker(path: str, end: int) -> None:
     """Raises a ValueError if the tar does not end in blocks of zeros; `tarfile` also accepts truncated files."""
-    with open(path, "rb") as file:
-        if os.fstat(file.fileno()).st_size % _BLOCK:
+    with open_binary(path) as file:
+        if file.seek(0, os.SEEK_END) % _BLOCK:
             raise ValueError(
                 "A WebDataset shard must be a whole tar file. "
                 + describe_damage(path, f"not a multiple of {_BLOCK} bytes: the file is cut short or damaged")

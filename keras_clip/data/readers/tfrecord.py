@@ -12,6 +12,7 @@ from keras_clip.data.readers.elements.mapping import Mapping, names_of
 from keras_clip.data.readers.reader import Captions
 from keras_clip.data.readers.storage.copies import decompressed
 from keras_clip.data.readers.storage.indexing import open_index
+from keras_clip.data.readers.storage.remote import open_binary
 from keras_clip.data.readers.storage.shard_index import ShardIndex
 from keras_clip.data.readers.storage.shards import Shards, describe_damage
 
@@ -116,11 +117,12 @@ def index_tfrecord(path: str) -> ShardIndex:
         ValueError: the file is compressed, damaged or truncated.
     """
     spans = []
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
+    with open_binary(path) as file:
+        size = file.seek(0, os.SEEK_END)
         offset = 0
         while offset < size:
-            header = os.pread(file.fileno(), 12, offset)
+            file.seek(offset)
+            header = file.read(12)
             if len(header) < 12 or _masked_crc32c(header[:8]) != struct.unpack("<I", header[8:])[0]:
                 raise ValueError(
                     "A TFRecord file must be whole and uncompressed. "

@@ -40,8 +40,10 @@ class TestForms:
     REFUSED = {
         "a glob without a match": ("nothing/*.tar", None, FileNotFoundError, r"nothing/\*.tar"),
         "an empty list": ([], None, FileNotFoundError, "an empty list"),
-        "a tar on S3": ("s3://bucket/a.tar", None, ValueError, "local files"),
-        "a web address": ("https://host/a.tar", None, ValueError, "Download"),
+        "another protocol": ("sftp://host/a.tar", None, ValueError, "local files, or files of s3://"),
+        "a list of web addresses": ("https://host/*.tar", None, ValueError, "by braces"),
+        "a remote table": ("https://host/a.csv", None, ValueError, "a table. Download it"),
+        "a file of another host": ("file://host/a.tar", None, ValueError, "local files"),
         "a pipe": ("pipe:curl", None, ValueError, "local files"),
         "a list of two forms": (["b.tfrecord", "c.zip"], None, ValueError, "'c.zip', which is none of these"),
         "an unknown form": ("c.zip", None, ValueError, "'c.zip', which is none of these"),

@@ -4,17 +4,19 @@ import bz2
 import contextlib
 import glob
 import gzip
-import hashlib
 import logging
 import lzma
 import os
+import re
 import shutil
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from keras_clip import files
+from keras_clip.data.readers.storage.paths import is_remote
+from keras_clip.data.readers.storage.remote import open_binary, stamp
+from keras_clip.data.readers.storage.user_cache import in_cache, write_whole
 
 _COMPRESSIONS = {
     "gzip": (b"\x1f\x8b", gzip.open),
@@ -22,36 +24,19 @@ _COMPRESSIONS = {
     "xz": (b"\xfd7zXZ\0", lzma.open),
     "zstd": (b"\x28\xb5\x2f\xfd", None),
 }
+_ENDINGS = {"gzip": r"\.t?gz$", "bzip2": r"\.(bz2|tbz2?)$", "xz": r"\.t?xz$", "zstd": r"\.t?zst$"}
 # A decompressed file may be 200 times as large as the compressed one, or a gigabyte; more is taken for an attack.
 _MAX_RATIO, _FREE_BYTES = 200, 2**30
 
 
-def in_cache(folder: str, path: str, suffix: str) -> str:
-    """Returns the path in the user's cache folder for a file.
-
-    Args:
-        folder: name of the folder in the cache.
-        path: path of the file.
-        suffix: end of the file name.
-
-    Returns:
-        The path.
-    """
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    name = hashlib.sha256(os.path.realpath(path).encode("utf-8", "surrogateescape")).hexdigest()[:32]
-    return str(root / "keras_clip" / folder / (name + suffix))
-
-
-@contextlib.contextmanager
-def write_whole(path: str) -> Iterator[BinaryIO]:
-    """Gives an open file that replaces `path` when it is complete, since another process may be reading `path`."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with files.replacing(path) as temporary, temporary.open("wb") as file:
-        yield file
-
-
 def compression(path: str) -> str | None:
-    """Returns the name of the compression of a file, by its first bytes; None if it is not compressed."""
+    """Returns the name of the compression of a file, by its first bytes; None if it is not compressed.
+
+    Of remote files the name tells it, so that a file that is not needed yet is not opened.
+    """
+    if is_remote(path):
+        whole = path.partition("?")[0]
+        return next((name for name, ending in _ENDINGS.items() if re.search(ending, whole, re.IGNORECASE)), None)
     with open(path, "rb") as file:
         head = file.read(8)
     return next((name for name, (magic, _) in _COMPRESSIONS.items() if head.startswith(magic)), None)
@@ -79,7 +64,7 @@ def decompressed(path: str) -> str:
     def expand(file: BinaryIO) -> None:
         limit = size_limit(path)
         try:
-            with opener(path, "rb") as packed:
+            with open_binary(path) as source, opener(source, "rb") as packed:
                 while chunk := packed.read(1 << 20):
                     file.write(chunk)
                     if file.tell() > limit:
@@ -94,7 +79,7 @@ def decompressed(path: str) -> str:
 
 def size_limit(path: str) -> int:
     """The most bytes that a copy of a file may have. More is taken for an attack on the disk."""
-    return max(_FREE_BYTES, _MAX_RATIO * os.path.getsize(path))
+    return max(_FREE_BYTES, _MAX_RATIO * stamp(path)[0])
 
 
 def copy_of(path: str, suffix: str, write: Callable[[BinaryIO], None]) -> str:
@@ -108,15 +93,16 @@ def copy_of(path: str, suffix: str, write: Callable[[BinaryIO], None]) -> str:
     Returns:
         The path of the copy, in the user's cache folder.
     """
-    stat = os.stat(path)
-    place = in_cache("copies", path, f"-{stat.st_size}-{stat.st_mtime_ns}-{os.path.basename(path)[-40:]}{suffix}")
+    size, changed = stamp(path)
+    name = re.sub(r"[^\w.-]", "_", os.path.basename(path))[-40:] if is_remote(path) else os.path.basename(path)[-40:]
+    place = in_cache("copies", path, f"-{size}-{changed}-{name}{suffix}")
     if not os.path.exists(place):
         for old in glob.glob(glob.escape(in_cache("copies", path, "-")) + "*"):
             with contextlib.suppress(OSError):
                 os.unlink(old)
         logging.getLogger("keras_clip").info("copying %s to %s, to read it at any place", path, place)
         free = shutil.disk_usage(_existing_folder(place)).free
-        if free < stat.st_size:
+        if free < size:
             raise OSError(
                 f"{path} must be copied to be read at any place, and the copy does not fit. Received: {free:,} free "
                 f"bytes in {os.path.dirname(place)}. Convert it to .tar, or set XDG_CACHE_HOME to a larger disk."

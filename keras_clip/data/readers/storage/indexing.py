@@ -17,10 +17,11 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from keras_clip.data.readers.storage.copies import in_cache, write_whole
 from keras_clip.data.readers.storage.index_file import IndexFile, SampleIndex, write_index
-from keras_clip.data.readers.storage.paths import INDEX_SUFFIX, OLD_INDEX_SUFFIX
+from keras_clip.data.readers.storage.paths import INDEX_SUFFIX, OLD_INDEX_SUFFIX, is_remote
+from keras_clip.data.readers.storage.remote import stamp, stamps
 from keras_clip.data.readers.storage.shard_index import PackedShard, ShardIndex, pack
+from keras_clip.data.readers.storage.user_cache import in_cache, write_whole
 from keras_clip.data.skipped import SkippedSamples
 from keras_clip.engines import Processes
 from keras_clip.engines.processes import num_cores
@@ -70,7 +71,7 @@ def open_index(paths: Sequence[str], make: Callable[[str], ShardIndex], variant:
     Raises:
         ValueError: `make` refuses a shard.
     """
-    shards = [_Shard(path, *stamp(path)) for path in paths]
+    shards = [_Shard(path, *stamped) for path, stamped in zip(paths, stamps(paths), strict=True)]
     places = _places(paths, variant)
     for place in places:
         if index := _stored(place, shards, variant):
@@ -110,12 +111,6 @@ def index_in_memory(indexes: Sequence[ShardIndex], files: Sequence[str]) -> Samp
     return _in_memory([pack(index, *stamp(file)) for index, file in zip(indexes, files, strict=True)])
 
 
-def stamp(path: str) -> tuple[int, int]:
-    """Returns the size of a shard in bytes, and when it was changed, in nanoseconds."""
-    stat = os.stat(path)
-    return stat.st_size, stat.st_mtime_ns
-
-
 def _described(paths: Sequence[str]) -> str:
     return paths[0] if len(paths) == 1 else f"{len(paths)} shards in {os.path.dirname(os.path.abspath(paths[0]))}"
 
@@ -133,18 +128,23 @@ def _write(place: _Place, made: "_Made", variant: str) -> None:
 
 def _places(paths: Sequence[str], variant: str) -> list[_Place]:
     """Returns where the index may be stored: beside the shards, and in the user's cache folder."""
-    whole = [os.path.abspath(path) for path in paths]
-    folder = os.path.commonpath(list(map(os.path.dirname, whole)))
-    names = [os.path.relpath(path, folder) for path in whole]
+    has_remote = any(map(is_remote, paths))
+    if has_remote:
+        folder = os.path.dirname(paths[0])
+        names = [path if is_remote(path) else os.path.abspath(path) for path in paths]
+    else:
+        whole = [os.path.abspath(path) for path in paths]
+        folder = os.path.commonpath(list(map(os.path.dirname, whole)))
+        names = [os.path.relpath(path, folder) for path in whole]
     about = f".{variant}" if variant else ""
-    if len(names) == 1:
+    if len(names) == 1 and not has_remote:
         file = f"{names[0]}{about}{INDEX_SUFFIX}"
     else:
         digest = hashlib.sha256("\0".join(names).encode("utf-8", "surrogateescape")).hexdigest()[:16]
         file = f".keras_clip-{digest}{about}{INDEX_SUFFIX}"
     beside = _Place(Path(folder), file, names)
     cached = _Place(Path(in_cache("index", folder, "")), file, names)
-    is_near = folder != os.path.sep and all(name.count(os.sep) <= _DEPTH for name in names)
+    is_near = not has_remote and folder != os.path.sep and all(name.count(os.sep) <= _DEPTH for name in names)
     return [beside, cached] if is_near else [cached]
 
 

@@ -6,32 +6,55 @@ import os
 import re
 import stat
 from collections.abc import Sequence
+from typing import Any
 
+# Protocols of remote files, and the package that fsspec needs for each.
+PROTOCOLS = {
+    "s3": "s3fs",
+    "s3a": "s3fs",
+    "gs": "gcsfs",
+    "gcs": "gcsfs",
+    "hf": "huggingface_hub",
+    "http": "aiohttp",
+    "https": "aiohttp",
+}
+_URL = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 # The index that `indexing` writes beside a shard, `<shard>.index`, and that of earlier versions.
 INDEX_SUFFIX = ".index"
 OLD_INDEX_SUFFIX = ".index.npz"
 INDEX_SUFFIXES = (INDEX_SUFFIX, OLD_INDEX_SUFFIX)
 
 
+def protocol_of(path: str) -> str:
+    """Returns the protocol of a URL, "" of another path."""
+    match = _URL.match(path)
+    return match[1].lower() if match else ""
+
+
+def is_remote(path: Any) -> bool:
+    """Returns whether a path is the URL of a remote file."""
+    return isinstance(path, str) and protocol_of(path) in PROTOCOLS
+
+
 def find_files(source: str | os.PathLike | Sequence) -> list[str]:
     """Returns the files that a path, a glob, a brace expression or a list of these matches.
 
     Args:
-        source: `a.tar`, `shards/*.tar`, `{00000..00031}.tar`, `{train,val}/*.tar`, or a list of these.
+        source: `a.tar`, `shards/*.tar`, `{00000..00031}.tar`, `{train,val}/*.tar`, `s3://bucket/*.tar`, or a list of
+            these. Remote files are not checked.
 
     Returns:
         Existing paths in order, each once.
 
     Raises:
         FileNotFoundError: no file matches, or the list is empty.
-        ValueError: not a local file.
+        ValueError: another protocol; `*` in a web address.
+        ImportError: the package for the protocol is not installed.
     """
     found = {}
     for entry in [source] if isinstance(source, (str, os.PathLike)) else source:
         for pattern in _expand_braces(os.path.expanduser(os.fspath(entry))):
-            if re.match(r"(?!file:)\w+:", pattern):
-                raise ValueError(f"A source must be local files. Received: {pattern!r}. Download or mount it first.")
-            paths = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
+            paths = _matching(pattern)
             paths = [path for path in paths if not path.endswith(INDEX_SUFFIXES)]
             if not paths:
                 raise FileNotFoundError(
@@ -41,6 +64,21 @@ def find_files(source: str | os.PathLike | Sequence) -> list[str]:
     if not found:
         raise FileNotFoundError(f"A source must name files. Received: source={source!r}, an empty list.")
     return list(found)
+
+
+def _matching(pattern: str) -> list[str]:
+    if is_remote(pattern):
+        from keras_clip.data.readers.storage.remote import find_urls
+
+        return find_urls(pattern)
+    if protocol_of(pattern) == "file":
+        pattern = re.sub(r"^file://(localhost)?(?=/)", "", pattern, flags=re.IGNORECASE)
+    if re.match(r"\w+:", pattern):
+        raise ValueError(
+            f"A source must be local files, or files of {', '.join(f'{name}://' for name in PROTOCOLS)}. "
+            f"Received: {pattern!r}. Download or mount it first."
+        )
+    return [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
 
 
 def _expand_braces(pattern: str) -> list[str]:
@@ -87,6 +125,7 @@ def names_among(paths: Sequence[str]) -> list[str]:
     Returns:
         The paths below the folder that they have in common, with slashes and without extensions where these are equal.
     """
+    # URLs are taken for relative paths, which gives the same names.
     whole = [os.path.abspath(path) for path in paths]
     folder = os.path.commonpath([os.path.dirname(path) for path in whole])
     names = [os.path.relpath(path, folder).replace(os.sep, "/") for path in whole]

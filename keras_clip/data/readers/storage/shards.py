@@ -15,10 +15,13 @@ import numpy as np
 from keras_clip.data.readers.reader import Reader
 from keras_clip.data.readers.storage.copies import compression
 from keras_clip.data.readers.storage.index_file import SampleIndex
-from keras_clip.data.readers.storage.paths import names_among
+from keras_clip.data.readers.storage.paths import is_remote, names_among
+from keras_clip.data.readers.storage.remote import RemoteShards, stamp
 from keras_clip.data.skipped import SkippedSamples
 
 _OPEN_FILES = 256
+# Blocks of samples that are read ahead of training from remote files.
+_BLOCKS_AHEAD = 8
 # Rows of an index that are read at a time where all are needed.
 _ROWS = 1 << 14
 
@@ -108,8 +111,16 @@ class Shards(SamplesOfSeveral):
             self._chosen = np.concatenate([ids[self._has_part(ids, needed)] for ids in _in_blocks(len(index))])
         for number, passed_over in index.passed_over.items():
             self.skipped.merge(passed_over, f"{paths[number]}: ")
-        self._local = list(files)
+        self._local, self._remote = list(files), None
+        if any(map(is_remote, files)):
+            self._remote = RemoteShards(files, index.sections["size"], index.sections["changed"])
+            self.blocks_ahead = _BLOCKS_AHEAD
         self._files: OrderedDict[int, io.FileIO] = OrderedDict()
+
+    def expect_neighbours(self) -> None:
+        """Tells that samples that are stored near to one another are needed soon after one another."""
+        if self._remote is not None:
+            self._remote.uses_blocks = True
 
     def __getstate__(self) -> dict[str, Any]:
         # Open files cannot be sent to another process, which opens its own.
@@ -128,19 +139,27 @@ class Shards(SamplesOfSeveral):
         return self._has_part(self._indexed(ids), part)
 
     def _bytes(self, ids: np.ndarray, part: int) -> list[bytes]:
-        """That part of each sample. The loop over them runs in C, and releases the interpreter's lock to read."""
-        offsets, sizes = (column[:, part].tolist() for column in self._index.spans(self._indexed(ids)))
-        shards = self._shards(ids).tolist()
-        files = {shard: self._file(shard) for shard, size in zip(shards, sizes, strict=True) if size}
-        descriptors = [files[shard].fileno() if size else -1 for shard, size in zip(shards, sizes, strict=True)]
-        parts = [
-            os.pread(descriptor, size, offset) if size else b""
-            for descriptor, size, offset in zip(descriptors, sizes, offsets, strict=True)
+        """That part of each sample."""
+        return self._read_parts(ids, (part,))[0]
+
+    def _read_parts(self, ids: np.ndarray, parts: Sequence[int]) -> list[list[bytes]]:
+        """Some parts of each sample, part by part; `b""` if a sample has no such part."""
+        offsets, sizes = (columns[:, list(parts)] for columns in self._index.spans(self._indexed(ids)))
+        shards = self._shards(ids)
+        if self._remote is not None:
+            return self._remote.read(shards, offsets, sizes)
+        files = {shard: self._file(shard) for shard in np.unique(shards).tolist()}
+        descriptors = [files[shard].fileno() for shard in shards.tolist()]
+        # The loops run in C, and release the interpreter's lock to read.
+        found = [
+            list(map(os.pread, descriptors, sizes[:, part].tolist(), offsets[:, part].tolist()))
+            for part in range(len(parts))
         ]
-        if list(map(len, parts)) != sizes:
-            short = next(k for k, part in enumerate(parts) if len(part) != sizes[k])
-            self._raise_changed(ids[short], f"{len(parts[short])} of {sizes[short]} bytes")
-        return parts
+        lengths = np.array([list(map(len, column)) for column in found], np.int64).reshape(len(parts), -1).T
+        if not np.array_equal(lengths, sizes):
+            row, part = np.argwhere(lengths != sizes)[0].tolist()
+            self._raise_changed(ids[row], f"{lengths[row, part]} of {sizes[row, part]} bytes")
+        return found
 
     def _raise_changed(self, index: int, what: str) -> None:
         """Raises the error of a file that has changed since it was indexed."""
@@ -167,4 +186,4 @@ def describe_damage(path: str, what: str) -> str:
     """Returns the end of an error message about a damaged shard: path, fault and size."""
     packed = compression(path)
     what = f"a {packed} file. Decompress it" if packed else what
-    return f"Received: {path}: {what} ({os.path.getsize(path)} bytes)."
+    return f"Received: {path}: {what} ({stamp(path)[0]} bytes)."
