@@ -230,7 +230,7 @@ class _Update:
         pending: list[Encoded] = []
         committed = time.monotonic()
         with self._bar("Encoding", count) as bar:
-            for results in self._results(roots, count):
+            for results in self._results(roots):
                 pending += results
                 bar.update(len(results))
                 if len(pending) >= _PICTURES or time.monotonic() - committed >= _SECONDS:
@@ -238,12 +238,11 @@ class _Update:
                     pending, committed = [], time.monotonic()
             self._enter(pending)
 
-    def _results(self, roots: dict[int, bytes], count: int) -> Iterator[list[Encoded]]:
+    def _results(self, roots: dict[int, bytes]) -> Iterator[list[Encoded]]:
         engine, block = self._engine, max(1, _PICTURES // self._batch_size) * self._batch_size
         if isinstance(engine, str):
-            # A model in memory stays in this process.
-            is_loaded = engine == "auto" and self._model.name is None
-            engine = engine_named("serial" if is_loaded else engine, -(-count // block))
+            # An encoder uses all cores, or the accelerator, by itself.
+            engine = None if engine == "auto" else engine_named(engine)
         if engine is None or isinstance(engine, Serial):
             return encode(self._model.embedder(), self._wanted(roots), self._folder, self._batch_size, self._budget)
         self._model.require_name()
