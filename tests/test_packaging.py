@@ -87,9 +87,9 @@ def test_wheel(tmp_path):
     names = set(zipfile.ZipFile(wheel).namelist())
     modules = {str(path.relative_to(source)) for path in (source / "keras_clip").rglob("*.py")}
     merges = list((source / "keras_clip" / "data").glob("*.gz"))
-    kinds = ("*.json", "*.j2", "*.pbtxt", "*.txt")
-    others = [path for kind in kinds for path in (source / "keras_clip").rglob(kind)]
-    assert merges and {path.suffix for path in others} == {".json", ".j2", ".pbtxt", ".txt"}
+    kinds = (".css", ".html", ".j2", ".js", ".json", ".pbtxt", ".svg", ".txt")
+    others = [path for kind in kinds for path in (source / "keras_clip").rglob(f"*{kind}")]
+    assert merges and {path.suffix for path in others} == {*kinds}
     tables = {str(path.relative_to(source)) for path in merges + others}
     others = names - modules - tables
     assert modules | tables <= names
