@@ -28,6 +28,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
 import benchmark_curation
 import benchmark_data
+import benchmark_inference
 import benchmark_scale
 import benchmark_search
 import benchmark_tasks
@@ -36,7 +37,14 @@ import terminal
 REPOSITORY = Path(__file__).resolve().parents[1]
 BACKENDS = ("tensorflow", "jax", "torch")
 PACKAGES = ("keras", "tensorflow", "jax", "torch", "open-clip-torch", "tokenizers", "numpy", "pillow", "torchvision")
-MODULES = (benchmark_tasks, benchmark_data, benchmark_curation, benchmark_scale, benchmark_search)
+MODULES = (
+    benchmark_tasks,
+    benchmark_inference,
+    benchmark_data,
+    benchmark_curation,
+    benchmark_scale,
+    benchmark_search,
+)
 TASKS = {name: task for module in MODULES for name, task in module.TASKS.items()}
 
 
