@@ -21,6 +21,8 @@ from keras_clip.similarity.fingerprints import hash_of_decoded
 
 # Reasons by which files that are no pictures are counted.
 BEING_WRITTEN, UNREADABLE, TOO_LARGE = "being written", "unreadable file", "file too large"
+# Those that say nothing about the content: each update tries again.
+PASSING = (BEING_WRITTEN, UNREADABLE)
 # Bytes of a file: more than an uncompressed image of the largest number of pixels has.
 _MOST_BYTES = 2**31
 # Letters of a caption, and bytes that are read for them.

@@ -24,7 +24,7 @@ from keras_clip.model import CLIPModel, ImageEmbedder
 from keras_clip.search.pictures import comparing, database, rows
 from keras_clip.search.pictures.compaction import compact, remove_old_files
 from keras_clip.search.pictures.encoding import Encoded, EncodePictures, Wanted, encode
-from keras_clip.search.pictures.facts import BEING_WRITTEN, UNKNOWN_TIME, UNSETTLED, Facts
+from keras_clip.search.pictures.facts import PASSING, UNKNOWN_TIME, UNSETTLED, Facts
 from keras_clip.search.pictures.indexed_model import IndexedModel
 from keras_clip.search.pictures.roots import check_roots, enter_roots, require_folder
 
@@ -290,7 +290,7 @@ class _Update:
             "SELECT root, path, caption_mtime_ns, size, mtime_ns FROM todo WHERE number = ?", (result.number,)
         ).fetchone()
         if isinstance(facts, Broken):
-            is_settled = facts.reason != BEING_WRITTEN and time.time_ns() - mtime_ns > UNSETTLED
+            is_settled = facts.reason not in PASSING and time.time_ns() - mtime_ns > UNSETTLED
             time_of_change = mtime_ns if is_settled else UNKNOWN_TIME
             self._changes["removed"] += comparing.enter_broken(connection, root, path, size, time_of_change, facts)
         elif facts is not None:

@@ -125,6 +125,7 @@ def test_arguments_are_checked(tmp_path, pictures, options, message):
         update(tmp_path, **arguments)
 
 
+@pytest.mark.slow
 def test_processes_give_the_same_index(tmp_path, pictures, saved):
     (pictures / "broken.jpg").write_bytes(b"broken")
     (pictures / "0.txt").write_text("caption")
