@@ -60,12 +60,13 @@ def add_index_arguments(parser):
         default="serial",
         help="where pictures are encoded (default: serial, in this process on all its cores or its GPU)",
     )
+    parser.add_argument("--fast-jpeg", action="store_true", help="decode large JPEGs smaller: faster, slightly inexact")
     parser.add_argument("--workers", type=int, help="number of workers of an engine (default: one for each core)")
     parser.add_argument("--address", help="of the Ray cluster (default: RAY_ADDRESS, or this machine alone)")
 
 
 def index(args):
-    options = {"engine": chosen_engine(args), "batch_size": args.batch_size}
+    options = {"engine": chosen_engine(args), "batch_size": args.batch_size, "fast_jpeg": args.fast_jpeg}
     changes = search.update_index(args.index, args.folders or None, args.model, **options)
     show(changes, args.index)
 
@@ -85,6 +86,7 @@ def watch(args):
         on_change=lambda changes: show(changes, args.index),
         engine=chosen_engine(args),
         batch_size=args.batch_size,
+        fast_jpeg=args.fast_jpeg,
     )
 
 

@@ -308,7 +308,7 @@ def enter_unreadable(connection: sqlite3.Connection, unreadable: list[tuple[int,
 
 
 def enter_broken(connection: sqlite3.Connection, root: int, path: bytes, size: int, mtime_ns: int, why: Broken) -> int:
-    """Enters a file that is no picture.
+    """Enters a file that is no picture. What was at its place stays while it is unknown what is there now.
 
     Returns:
         int. 1 if a picture that was at its place is removed, else 0.
@@ -316,6 +316,8 @@ def enter_broken(connection: sqlite3.Connection, root: int, path: bytes, size: i
     connection.execute(
         "INSERT OR REPLACE INTO broken VALUES (?, ?, ?, ?, ?, ?)", (root, path, size, mtime_ns, why.reason, why.detail)
     )
+    if why.reason in facts.PASSING:
+        return 0
     return connection.execute(
         "UPDATE pictures SET removed = 1 WHERE root = ? AND path = ? AND removed = 0", (root, path)
     ).rowcount

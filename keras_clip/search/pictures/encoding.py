@@ -45,7 +45,12 @@ class Encoded(NamedTuple):
 
 
 def encode(
-    embedder: ImageEmbedder, pictures: Iterable[Wanted], place: Path, batch_size: int, budget: PixelBudget
+    embedder: ImageEmbedder,
+    pictures: Iterable[Wanted],
+    place: Path,
+    batch_size: int,
+    budget: PixelBudget,
+    fast_jpeg: bool = False,
 ) -> Iterator[list[Encoded]]:
     """Encodes pictures batch by batch, while the next ones are read.
 
@@ -55,6 +60,7 @@ def encode(
         place: folder of the index, for thumbnails.
         batch_size: int. All batches have this size, so that the encoder compiles once.
         budget: bounds the pixels that are decoded at the same time.
+        fast_jpeg: see `facts.read`.
 
     Returns:
         Iterator over the results of each batch.
@@ -68,7 +74,7 @@ def encode(
     batches = iter(lambda: list(itertools.islice(pictures, batch_size)), [])
 
     def read(picture):
-        return picture, facts.read(picture.path, picture.has_caption, preprocessor, place, budget)
+        return picture, facts.read(picture.path, picture.has_caption, preprocessor, place, budget, fast_jpeg)
 
     for batch in in_threads(batches, read):
         results = [result for _, result in batch]
@@ -104,13 +110,22 @@ class EncodePictures:
         batch_size: int. Images per step.
         max_pixels: int or None, see `PixelBudget`: of each worker.
         parts: the parts of the model by `model_parts`. A worker whose model or preprocessing differs is refused.
+        fast_jpeg: see `facts.read`.
     """
 
     uses_accelerator = True
 
-    def __init__(self, model: str, place: Path, batch_size: int, max_pixels: int | None, parts: dict[str, Any]):
+    def __init__(
+        self,
+        model: str,
+        place: Path,
+        batch_size: int,
+        max_pixels: int | None,
+        parts: dict[str, Any],
+        fast_jpeg: bool = False,
+    ):
         self._model, self._place, self._batch_size, self._parts = model, place.absolute(), batch_size, parts
-        self._max_pixels = max_pixels
+        self._max_pixels, self._fast_jpeg = max_pixels, fast_jpeg
 
     def start(self) -> ImageEmbedder:
         """Loads the model."""
@@ -126,4 +141,4 @@ class EncodePictures:
     def run(self, state: ImageEmbedder, item: list[Wanted]) -> list[Encoded]:
         """Encodes a block."""
         budget = PixelBudget(self._max_pixels)
-        return list(itertools.chain(*encode(state, item, self._place, self._batch_size, budget)))
+        return list(itertools.chain(*encode(state, item, self._place, self._batch_size, budget, self._fast_jpeg)))

@@ -14,13 +14,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from keras_clip.data.decoding import Broken
-from keras_clip.data.image_files import PixelBudget, decode, open_header, reason_of
+from keras_clip.data.image_files import PixelBudget, decode, open_header, reason_of, reduce_jpeg
 from keras_clip.data.images import ImagePreprocessor
 from keras_clip.search.pictures import thumbnails
 from keras_clip.similarity.fingerprints import hash_of_decoded
 
 # Reasons by which files that are no pictures are counted.
 BEING_WRITTEN, UNREADABLE, TOO_LARGE = "being written", "unreadable file", "file too large"
+# Those that say nothing about the content: each update tries again.
+PASSING = (BEING_WRITTEN, UNREADABLE)
 # Bytes of a file: more than an uncompressed image of the largest number of pixels has.
 _MOST_BYTES = 2**31
 # Letters of a caption, and bytes that are read for them.
@@ -28,6 +30,8 @@ _MOST_LETTERS = 10_000
 # A file that was written this number of nanoseconds ago may change once more without another time of change: file
 # systems count in up to 2 seconds.
 UNSETTLED = 2_000_000_000
+# A JPEG that is decoded smaller keeps this number of times the sides that the encoder sees.
+_SHARP = 2
 # The time of change that no file has: such a file is read again by the next update.
 UNKNOWN_TIME = -1
 _EXIF, _DATE_TIME_ORIGINAL, _DATE_TIME, _DESCRIPTION = 0x8769, 0x9003, 0x0132, 0x010E
@@ -64,7 +68,7 @@ class Facts(NamedTuple):
         format: str, Pillow's name, such as "JPEG".
         caption: str, the text beside the picture.
         description: str, the text in its metadata.
-        perceptual_hash: int in [0, 2**64).
+        perceptual_hash: int in [0, 2**64), of the thumbnail.
     """
 
     size: int
@@ -116,7 +120,14 @@ def content(path: bytes) -> Content | Broken | None:
     return Content(data, before.st_mtime_ns if is_settled else UNKNOWN_TIME, before.st_mtime_ns)
 
 
-def read(path: bytes, has_caption: bool, preprocessor: ImagePreprocessor, place: Path, budget: PixelBudget):
+def read(
+    path: bytes,
+    has_caption: bool,
+    preprocessor: ImagePreprocessor,
+    place: Path,
+    budget: PixelBudget,
+    fast_jpeg: bool = False,
+) -> Read | Broken | None:
     """Reads and decodes a picture, and writes its thumbnail.
 
     Args:
@@ -125,6 +136,7 @@ def read(path: bytes, has_caption: bool, preprocessor: ImagePreprocessor, place:
         preprocessor: gives the pixels for the encoder.
         place: folder of the index.
         budget: bounds the pixels that are decoded at the same time.
+        fast_jpeg: whether a large JPEG is decoded at 1/2, 1/4 or 1/8 of its size.
 
     Returns:
         `Read`; `Broken`; or None if there is no such file any more.
@@ -143,18 +155,25 @@ def read(path: bytes, has_caption: bool, preprocessor: ImagePreprocessor, place:
         # A picture of several MPO frames is a JPEG with more behind it.
         format = "JPEG" if header.format == "MPO" else header.format
         with budget.hold(header.width * header.height):
+            width, height = header.size
+            if fast_jpeg:
+                reduce_jpeg(header, _SHARP * max(*preprocessor.resize_sides, thumbnails.SIDE / 2))
+            decoded = header.size
             image = decode(header, "image")
+            if image.size != decoded:
+                width, height = height, width
             pixels = preprocessor.resize_decoded(image)
-            bits = hash_of_decoded(image)
+            small = thumbnails.reduced(image)
+            bits = hash_of_decoded(small)
             thumbnail = thumbnails.path_of(place, sha256)
             if not thumbnail.exists():
-                thumbnails.write(thumbnail, image)
+                thumbnails.write(thumbnail, small)
     except ValueError as error:
         return Broken(reason_of(error), str(error))
     taken, description = _metadata(header)
     taken = local_seconds(file.modified_ns) if taken is None else taken
     caption = caption_of(path) if has_caption else ""
-    facts = Facts(len(file.data), file.mtime_ns, sha256, *image.size, taken, format, caption, description, bits)
+    facts = Facts(len(file.data), file.mtime_ns, sha256, width, height, taken, format, caption, description, bits)
     return Read(facts, pixels)
 
 

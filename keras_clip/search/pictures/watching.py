@@ -25,6 +25,7 @@ def watch(
     stop: threading.Event | None = None,
     engine: str | Engine | None = None,
     batch_size: int = 32,
+    fast_jpeg: bool = False,
     progress: bool = False,
 ) -> None:
     """Updates an index again and again: see `update_index`.
@@ -41,6 +42,7 @@ def watch(
         stop: ends the watch when it is set, after the present update. None: it never ends.
         engine: see `update_index`.
         batch_size: see `update_index`.
+        fast_jpeg: see `update_index`.
         progress: see `update_index`.
 
     Raises:
@@ -49,7 +51,7 @@ def watch(
     if not interval > 0:
         raise ValueError(f"`interval` must be a positive number of seconds. Received: interval={interval!r}.")
     stop = stop or threading.Event()
-    updater = Updater(Path(folder), IndexedModel(clip), engine, batch_size, progress=progress)
+    updater = Updater(Path(folder), IndexedModel(clip), engine, batch_size, fast_jpeg=fast_jpeg, progress=progress)
     is_first = True
     while not stop.is_set():
         began = time.monotonic()

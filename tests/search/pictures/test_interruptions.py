@@ -38,6 +38,7 @@ def update(tmp_path, pictures, embedder):
     return update
 
 
+@pytest.mark.slow
 def test_killed_updates(tmp_path):
     output = run_python(REPOSITORY / "tests" / "killed_updates.py", str(tmp_path / "work"), "4", backend="torch")
     assert " of 4 updates killed" in output
@@ -152,6 +153,30 @@ def test_a_file_that_is_being_written_is_left_for_the_next_update(update, tmp_pa
     monkeypatch.undo()
     changes = update()
     assert (changes.added, changes.broken) == (1, 0)
+
+
+def test_a_picture_that_cannot_be_read_now_stays_and_is_tried_again(update, tmp_path, pictures, monkeypatch):
+    update()
+    draw(pictures / "3.png", 44)
+    draw(pictures / "new.png", 45)
+    opened = os.open
+
+    def refusing(path, *arguments, **options):
+        if os.fspath(path) in (os.fsencode(pictures / "3.png"), os.fsencode(pictures / "new.png")):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(facts.os, "open", refusing)
+    for _ in range(2):
+        changes = update()
+        assert (changes.added, changes.removed, changes.broken) == (0, 0, 2)
+    with PictureIndex.open(tmp_path / "index") as index:
+        assert len(index) == 6
+        assert index.broken_counts() == {"unreadable file": 2}
+    monkeypatch.undo()
+    # Nothing of the files changed but the permission to read them.
+    changes = update()
+    assert (changes.added, changes.changed, changes.broken) == (1, 1, 0)
 
 
 def test_a_file_that_is_removed_or_replaced_during_an_update(update, tmp_path, pictures, monkeypatch):

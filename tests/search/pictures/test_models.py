@@ -1,11 +1,13 @@
 """The model of an index: which are taken, which are refused, where it is loaded; damaged indexes, later formats."""
 
+import io
 import sqlite3
 
 import keras
 import numpy as np
 import pytest
 from picture_folders import SIDE, build_embedder, draw
+from PIL import Image
 from scripts import load_script
 
 import keras_clip
@@ -123,6 +125,7 @@ def test_arguments_are_checked(tmp_path, pictures, options, message):
         update(tmp_path, **arguments)
 
 
+@pytest.mark.slow
 def test_processes_give_the_same_index(tmp_path, pictures, saved):
     (pictures / "broken.jpg").write_bytes(b"broken")
     (pictures / "0.txt").write_text("caption")
@@ -180,10 +183,6 @@ def test_damaged_indexes(tmp_path, pictures):
 
 
 def test_thumbnails_are_bounded_and_made_again(tmp_path, pictures):
-    import io
-
-    from PIL import Image
-
     draw(pictures / "wide.jpg", 8, (1000, 100))
     draw(pictures / "line.png", 9, (2000, 1))
     update(tmp_path, pictures, build_embedder())
@@ -199,6 +198,25 @@ def test_thumbnails_are_bounded_and_made_again(tmp_path, pictures):
         assert index.thumbnail(id) == thumbnail
         path.unlink()
         assert index.thumbnail(id) == thumbnail
+
+
+def test_large_jpegs_may_be_decoded_smaller(tmp_path, pictures):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    draw(pictures / "turned.jpg", 8, (640, 480), exif=exif, quality=95)
+    draw(pictures / "large.jpg", 9, (1600, 1201), quality=95)
+    embedder = build_embedder()
+    update(tmp_path, pictures, embedder)
+    update_index(tmp_path / "fast", pictures, embedder, fast_jpeg=True, progress=False)
+    exact, fast = PictureIndex.open(tmp_path / "index"), PictureIndex.open(tmp_path / "fast")
+    for name, column in exact.columns(["name", "width", "height"]).items():
+        np.testing.assert_array_equal(fast.columns([name])[name], column)
+    assert {(480, 640), (1600, 1201)} <= set(zip(*exact.columns(["width", "height"]).values(), strict=True))
+    np.testing.assert_allclose(fast.embeddings, exact.embeddings, atol=0.01)
+    names = exact.columns(["name"])["name"]
+    large = (names == "turned.jpg") | (names == "large.jpg")
+    np.testing.assert_array_equal(fast.embeddings[~large], exact.embeddings[~large])
+    assert (fast.embeddings[large] != exact.embeddings[large]).any(axis=1).all()
 
 
 def test_a_store_of_labelled_pictures(tmp_path, pictures):
