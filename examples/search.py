@@ -69,6 +69,8 @@ def index(args):
     options = {"engine": chosen_engine(args), "batch_size": args.batch_size, "fast_jpeg": args.fast_jpeg}
     changes = search.update_index(args.index, args.folders or None, args.model, **options)
     show(changes, args.index)
+    with search.PictureIndex.open(args.index) as opened:
+        search.find_copies(opened)
 
 
 def add_watch_arguments(parser):

@@ -15,6 +15,7 @@ from keras_clip.search.queries import (
     Searcher,
     StaleCursor,
     Term,
+    find_copies,
     parse,
 )
 from keras_clip.search.vectors import ExactIndex, Index, QdrantIndex, UsearchIndex

@@ -8,9 +8,12 @@ So a chain of similar pictures does not become one group.
 
 import os
 import threading
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from keras_clip import files
 from keras_clip.search.vectors.index import fingerprint
@@ -29,6 +32,8 @@ _SINGLE = 20
 _ROWS, _COLUMNS = 2**8, 2**12
 # Where more pairs than this fraction remain after the first comparison, all are computed.
 _DENSE = 0.02
+# Seconds before a progress bar appears.
+_DELAY = 5
 # Rows from which the directions of the first comparison are computed.
 _SAMPLE = 2**12
 
@@ -51,7 +56,13 @@ class Copies:
         self._known: dict[int, str] = {}
         self._lock = threading.RLock()
 
-    def update(self, embeddings: np.ndarray) -> None:
+    @classmethod
+    def of(cls, index: Any) -> "Copies":
+        """Returns those of a `PictureIndex`, which are kept in its folder if it has one."""
+        folder = getattr(index, "folder", None)
+        return cls(None if folder is None else Path(folder) / "copies.npz")
+
+    def update(self, embeddings: np.ndarray, progress: bool = False) -> None:
         """Compares the rows of float32 unit vectors (N, E) that are new with all before them.
 
         100,000 rows take about a minute of one core, and the time grows with the square. Embeddings that do not begin
@@ -59,17 +70,20 @@ class Copies:
 
         Args:
             embeddings: float32 (N, E), unit vectors.
+            progress: whether to show progress in the terminal if it takes more than some seconds.
         """
         with self._lock:
-            if not self._known:
-                self._load()
             size = len(embeddings)
-            if size in self._known and self._known[size] == fingerprint(embeddings, size):
+            if self._known.get(size) == fingerprint(embeddings, size):
+                return
+            # Another process may have compared them meanwhile.
+            self._load(embeddings)
+            if self._known.get(size) == fingerprint(embeddings, size):
                 return
             known = max((rows for rows in self._known if rows <= size), default=0)
             if known == 0 or self._known[known] != fingerprint(embeddings, known):
                 known, self._known = 0, {}
-            parents, cosines = nearest_before(embeddings, known)
+            parents, cosines = nearest_before(embeddings, known, progress)
             self.parents = np.concatenate([self.parents[:known], parents])
             self.cosines = np.concatenate([self.cosines[:known], cosines])
             self._known = {rows: digest for rows, digest in self._known.items() if rows <= known}
@@ -105,16 +119,20 @@ class Copies:
             waiting = waiting[~ready]
         return group
 
-    def _load(self):
+    def _load(self, embeddings):
+        """Takes the parents of the file if they are of more of the rows than those known."""
         if self.path is None or not self.path.exists():
             return
         try:
             with np.load(self.path, allow_pickle=False) as saved:
-                self.parents, self.cosines = saved["parents"], saved["cosines"]
-                self._known = {len(self.parents): str(saved["fingerprint"])}
-        except (OSError, ValueError, KeyError, EOFError):
-            # A cache of another version is computed again.
-            self.parents, self.cosines = np.zeros(0, np.int64), np.zeros(0, np.float32)
+                parents, cosines, digest = saved["parents"], saved["cosines"], str(saved["fingerprint"])
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            # A damaged file is written anew.
+            return
+        rows = len(parents)
+        if max(self._known, default=0) < rows <= len(embeddings) and fingerprint(embeddings, rows) == digest:
+            same = {known: old for known, old in self._known.items() if fingerprint(embeddings, known) == old}
+            self.parents, self.cosines, self._known = parents, cosines, {**same, rows: digest}
 
     def _save(self):
         if self.path is None:
@@ -127,7 +145,17 @@ class Copies:
             pass
 
 
-def nearest_before(embeddings: np.ndarray, start: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def find_copies(index: Any, progress: bool = True) -> None:
+    """Compares the new pictures of an index with all others, so that a `Searcher` of it need not do so.
+
+    Args:
+        index: `PictureIndex`, in whose folder the near-duplicates are kept.
+        progress: whether to show progress in the terminal if it takes more than some seconds.
+    """
+    Copies.of(index).update(index.embeddings, progress)
+
+
+def nearest_before(embeddings: np.ndarray, start: int = 0, progress: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Finds for each row the most similar one before it.
 
     The vectors are split into their part in a few directions, in which they are long, and the rest. By the inequality
@@ -137,6 +165,7 @@ def nearest_before(embeddings: np.ndarray, start: int = 0) -> tuple[np.ndarray, 
     Args:
         embeddings: float32 (N, E), unit vectors.
         start: int. The rows before are only compared with.
+        progress: whether to show progress.
 
     Returns:
         For the rows from `start` on: the rows, int64 (N - start,), and the cosines, float32 (N - start,). Where no
@@ -145,7 +174,8 @@ def nearest_before(embeddings: np.ndarray, start: int = 0) -> tuple[np.ndarray, 
     size = len(embeddings)
     parents, cosines = np.arange(start, size), np.zeros(size - start, np.float32)
     parts = _parts(embeddings)
-    for first in range(start, size, _ROWS):
+    firsts = range(start, size, _ROWS)
+    for first in tqdm(firsts, "Comparing pictures", delay=_DELAY, leave=False, disable=not progress):
         rows = np.arange(first, min(first + _ROWS, size))
         block = embeddings[rows]
         best, nearest = np.full(len(rows), FLOOR - _ROUNDING, np.float32), rows.copy()

@@ -19,7 +19,8 @@ class Filters:
 
     Args:
         folder: "ROOT:PATH", such as "0:2024/sea", with its subfolders; "0:" is all of the first root.
-        taken_after: `datetime.date`, `datetime.datetime` or ISO text. Pictures of this time or later.
+        taken_after: `datetime.date`, `datetime.datetime` or ISO text, without a time zone, as cameras record it.
+            Pictures of this time or later.
         taken_before: likewise. Pictures of this time or earlier; a date without a time counts to its end.
         min_width: int, pixels.
         min_height: int, pixels.
@@ -157,11 +158,14 @@ def _seconds(time, name, is_end):
             text = time.strip()
             time = datetime.date.fromisoformat(text) if len(text) <= 10 else datetime.datetime.fromisoformat(text)
         if isinstance(time, datetime.datetime):
+            if time.tzinfo is not None:
+                raise ValueError("Cameras do not record a time zone.")
             return time.replace(tzinfo=datetime.UTC).timestamp()
         midnight = datetime.datetime(time.year, time.month, time.day, tzinfo=datetime.UTC).timestamp()
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(
-            f'`{name}` must be a date or a time, such as "2024-07-31" or "2024-07-31T18:30". Received: {time!r}.'
+            f'`{name}` must be a date, or a time without a time zone, such as "2024-07-31" or "2024-07-31T18:30". '
+            f"Received: {time!r}."
         ) from error
     # A day lasts up to the last number before the next one.
     return float(np.nextafter(midnight + _SECONDS_OF_DAY, 0)) if is_end else midnight

@@ -6,7 +6,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,7 +42,7 @@ class Result:
     Args:
         id: int. The picture of the index.
         score: float, the cosine with the query; None if the query has no terms.
-        relevance: float in [0, 1]: with the sigmoid loss and a query of texts the probability that they belong to the
+        relevance: float in [0, 1]: with the sigmoid loss and a query of one text the probability that it belongs to the
             picture, else above 0.5 where the picture resembles the query more than a neutral one; None without terms.
         copies: int. The number of pictures in its near-duplicate group that meet the filters, itself included; 1 if
             the search does not collapse them.
@@ -65,6 +64,7 @@ class Page:
         cursor: str. Given to the next search, it continues after this page; None: this is the last page.
         version: int. The version of the index that was searched.
         cutoff: int. The number of results, over all pages, that resemble the query more than a neutral one.
+        is_probability: bool. Whether the relevance is a probability.
     """
 
     results: tuple[Result, ...]
@@ -72,6 +72,7 @@ class Page:
     cursor: str | None
     version: int
     cutoff: int
+    is_probability: bool
 
 
 class Snapshot:
@@ -182,8 +183,7 @@ class Searcher:
         self.index, self.clip, self.labelled = index, clip, labelled
         self.encoder = QueryEncoder(clip)
         self.vectors = ExactIndex() if vectors is None else vectors
-        folder = getattr(index, "folder", None)
-        self._copies = Copies(None if folder is None else Path(folder) / "copies.npz")
+        self._copies = Copies.of(index)
         self._rankings = RankingCache(_CACHE_BYTES)
         self._snapshots: OrderedDict[int, Snapshot] = OrderedDict()
         self._levels: dict[int, Levels] = {}
@@ -199,7 +199,7 @@ class Searcher:
 
     @property
     def is_probability(self) -> bool:
-        """Whether the relevance of a query of texts is a probability: the model was trained with the sigmoid loss."""
+        """Whether the relevance of one text is a probability: the model was trained with the sigmoid loss."""
         return self.clip.logit_bias is not None
 
     @property
@@ -419,7 +419,8 @@ class Searcher:
 
     def _scale(self, query, neutral):
         factor = 1.0 if self.clip.logit_scale is None else float(np.exp(_number(self.clip.logit_scale)))
-        if self.is_probability and all(term.is_text for term in query.terms):
+        # A weighted sum is no text that the model was trained with.
+        if self.is_probability and len(query.terms) == 1 and query.terms[0].is_text and query.terms[0].weight > 0:
             return Scale(factor, _number(self.clip.logit_bias), True)
         return Scale(factor, -factor * neutral, False)
 
@@ -452,7 +453,8 @@ def _page(ranking, place, limit):
         scores, relevance = ranking.scores[start:stop].tolist(), ranking.scale(ranking.scores[start:stop]).tolist()
     cursor = str(place._replace(offset=stop)) if stop < len(ranking.ids) else None
     results = tuple(map(Result, ids, scores, relevance, copies))
-    return Page(results, len(ranking.ids), cursor, place.version, ranking.cutoff)
+    is_probability = ranking.scale is not None and ranking.scale.is_probability
+    return Page(results, len(ranking.ids), cursor, place.version, ranking.cutoff, is_probability)
 
 
 def _check(limit, collapse):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from search.queries.standins import DIMENSIONS, Clip, Pictures, direction, unit
 
-from keras_clip.search.queries import CursorError, Filters, Query, Searcher, StaleCursor, Term, searcher
+from keras_clip.search.queries import CursorError, Filters, Query, Searcher, StaleCursor, Term, find_copies, searcher
 from keras_clip.search.queries.copies import nearest_before
 from keras_clip.search.vectors import UsearchIndex
 
@@ -189,7 +189,7 @@ def test_copies_are_kept_in_the_folder_and_compared_once(tmp_path, monkeypatch):
     index.folder = tmp_path
     compared, original = [], copies.nearest_before
     monkeypatch.setattr(
-        copies, "nearest_before", lambda e, start: compared.append((start, len(e))) or original(e, start)
+        copies, "nearest_before", lambda e, *options: compared.append((options[0], len(e))) or original(e, *options)
     )
     first = Searcher(index, Clip()).search("boat", collapse=0.95)
     assert tuples(Searcher(index, Clip()).search("boat", collapse=0.95).results) == tuples(first.results)
@@ -199,10 +199,17 @@ def test_copies_are_kept_in_the_folder_and_compared_once(tmp_path, monkeypatch):
     searched.search("boat", collapse=0.99)
     assert searched.search("boat", collapse=0.95, cursor=None).total
     assert compared == [(0, 50), (50, 58)]
+    # Outside of a search, too.
+    index.change(add=np.eye(DIMENSIONS)[:2])
+    index.refresh()
+    find_copies(index)
+    searched.refresh()
+    assert searched.search("boat", collapse=0.95).total
+    assert compared[2:] == [(58, 60)]
     # A damaged file is computed again.
     (tmp_path / "copies.npz").write_bytes(b"PK damaged")
     assert Searcher(index, Clip()).search("boat", collapse=0.95).total
-    assert compared[2:] == [(0, 58)]
+    assert compared[3:] == [(0, 60)]
 
 
 def test_compaction_renumbers_rows():
@@ -327,11 +334,16 @@ def test_relevance_of_pictures_is_relative_to_pairs_of_pictures():
     assert 0 < page.cutoff < 40
 
 
-@pytest.mark.parametrize("query, is_probability", [("boat", True), ("boat - sea", True), ("boat + picture:1", False)])
+@pytest.mark.parametrize(
+    "query, is_probability",
+    [("boat", True), ("2*boat", True), ("boat + sea", False), ("- boat", False), ("picture:1", False)],
+)
 def test_probability_of_the_sigmoid_loss(query, is_probability):
     searched = Searcher(pictures(30), Clip(logit_bias=np.float32(-10)))
     assert searched.is_probability and not Searcher(pictures(3), Clip()).is_probability
-    results = searched.search(query).results
+    page = searched.search(query)
+    results = page.results
+    assert page.is_probability == is_probability
     expected = 1 / (1 + np.exp(-(20 * np.array([r.score for r in results]) - 10)))
     assert np.allclose([r.relevance for r in results], expected, atol=1e-6) == is_probability
 
@@ -477,6 +489,8 @@ WRONG_FILTERS = [
     dict(taken_after="yesterday"),
     dict(taken_before="2024-13-01"),
     dict(taken_after=5),
+    dict(taken_after="2024-01-01T00:00:00Z"),
+    dict(taken_before="2024-01-01T00:00:00+02:00"),
     dict(min_width=-1),
     dict(min_width=2.5),
     dict(min_height=True),
