@@ -325,6 +325,8 @@ def library_of(args):
             yield library
         except ApiError as error:
             raise SystemExit(error.message) from None
+        except KeyError as error:
+            raise SystemExit(error.args[0]) from None
 
 
 MOST_BROKEN = 10
