@@ -81,7 +81,8 @@ def page(browser, server, library):
     library.said.clear()
     library.removed.clear()
     context = browser.new_context(viewport={"width": 1200, "height": 800}, accept_downloads=True)
-    context.set_default_timeout(8000)
+    # Long enough for a machine that runs other tests at the same time.
+    context.set_default_timeout(30000)
     context.add_init_script(
         """window.violations = [];
         addEventListener("securitypolicyviolation", (event) => violations.push(event.violatedDirective));"""
@@ -116,11 +117,11 @@ def wait_for_text(page, selector, text):
 
 
 def eventually(page, condition):
-    for _ in range(160):
+    for _ in range(600):
         if condition():
             return
         page.wait_for_timeout(50)
-    raise AssertionError("The condition did not become true in 8 s.")
+    raise AssertionError("The condition did not become true in 30 s.")
 
 
 def search(page, text):
@@ -351,7 +352,7 @@ def test_hundred_thousand_results(page):
     open_page(page)
     page.locator(".tile").first.focus()
     page.keyboard.press("End")
-    page.wait_for_function("() => document.activeElement.dataset.id === '99999'", timeout=20000)
+    page.wait_for_function("() => document.activeElement.dataset.id === '99999'")
     assert page.evaluate("document.activeElement.querySelector('.caption').textContent").endswith(" 99999.jpg")
     page.evaluate("scrollTo(0, 0.4 * document.documentElement.scrollHeight)")
     page.wait_for_function(
@@ -421,6 +422,8 @@ VIEWS = {
 def test_axe_finds_nothing_serious(page, library):
     library.add_class("round", ["circle"], 0.5)
     page.emulate_media(color_scheme="light", reduced_motion="reduce")
+    # Few tiles: each is like the others.
+    page.set_viewport_size({"width": 800, "height": 500})
     found = {}
     for name, address in VIEWS.items():
         page.goto(page.base + address)

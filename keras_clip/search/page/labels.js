@@ -2,7 +2,7 @@
 
 import { probe, thumbnailOf } from "./api.js";
 import { classes } from "./classes.js";
-import { announce, count, find, icon, make, percent, thumbnail } from "./dom.js";
+import { announce, count, find, make, percent, thumbnail } from "./dom.js";
 import { exportMenu } from "./exporting.js";
 import { state } from "./state.js";
 

@@ -277,7 +277,14 @@ function watchTheme() {
   show();
 }
 
+/** Bars that stick below the header need its height, which grows with the terms of a search. */
+function watchHeader() {
+  const header = find(".top");
+  new ResizeObserver(() => document.documentElement.style.setProperty("--header", `${header.offsetHeight}px`)).observe(header);
+}
+
 function start() {
+  watchHeader();
   watchTheme();
   find(".help").addEventListener("click", showHelp);
   watchConnection();
