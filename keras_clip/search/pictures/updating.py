@@ -243,7 +243,7 @@ class _Update:
         if isinstance(engine, str):
             # A model in memory stays in this process.
             is_loaded = engine == "auto" and self._model.name is None
-            engine = engine_named("serial" if is_loaded else engine, -(-count // block))
+            engine = engine_named("serial" if is_loaded else engine)
         if engine is None or isinstance(engine, Serial):
             return encode(self._model.embedder(), self._wanted(roots), self._folder, self._batch_size, self._budget)
         self._model.require_name()
