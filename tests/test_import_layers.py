@@ -23,7 +23,7 @@ LEVELS = (
     ("encoders",),
     ("layers",),
     ("export",),
-    ("similarity",),
+    ("similarity", "pages"),
     ("data", "losses"),
     ("distribution", "prompts", "optimizers", "custom_gradient", "printable", "engines"),
     ("compat",),
@@ -85,6 +85,7 @@ ONLY = {
         "evaluation.studies.scaling",
         "evaluation.studies.transfer",
         "files",
+        "pages",
         "printable",
     ),
 }

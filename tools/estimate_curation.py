@@ -32,7 +32,7 @@ RATES = {
         "balance": 2.7e-05,
     },
     "table_bytes": {
-        "profile": 110.0,
+        "profile": 300.0,
         "duplicates": 46.5,
         "match": 43.2,
         "balance": 4.0,

@@ -225,7 +225,7 @@ REFUSED = {
     ),
     "unfinished scores": (lambda folder: {"scores": folder}, "without 00000.parquet"),
     "no schema": (lambda folder: {"schema": folder / "none.pbtxt"}, "No such schema"),
-    "a schema that is something else": (set_schema("{"), "text form of a schema"),
+    "a schema that is something else": (set_schema("{"), "must be in text form"),
     "an old schema": (
         set_schema('annotation { comment: "keras_clip validation features, version 0" }'),
         "names version 0. Compare it with .*schema.pbtxt",

@@ -20,10 +20,12 @@ from keras_clip.curation.pool import Pool, read_table
 from keras_clip.data.image_files import MAX_PIXELS, open_image
 from keras_clip.data.readers.storage.manifest import read_manifest
 from keras_clip.engines import Engine
+from keras_clip.pages import page_template
 from keras_clip.printable import printable
 
 # Commands that examples/curate.py ran, one a line, in the folder of the pool.
 COMMANDS = "commands.txt"
+_TEMPLATE = Path(__file__).parent / "card.html.j2"
 _THUMBNAIL = 224
 _CAPTION = 160
 _POINTS = 300
@@ -103,7 +105,7 @@ def write_card(
     """
     settings, folder = settings or CardSettings(), Path(folder)
     # Before the passes run.
-    _require_jinja()
+    template = page_template(_TEMPLATE, "curation", {"share": _share, "size": _size})
     verdicts = KeepList(verdicts_of(pool) if verdicts is None else verdicts).inputs
     counts = keep(pool, verdicts, engine, progress=progress)
     summary = summarise(pool, engine, settings.seed, settings.num_kept, settings.num_rejected)
@@ -121,32 +123,9 @@ def write_card(
     }
     folder.mkdir(parents=True, exist_ok=True)
     page = folder / "card.html"
-    files.write_text(page, _safe(_render(facts, _sheets(pool, summary, counts, verdicts))))
+    files.write_text(page, _safe(template.render(**facts, sheets=_sheets(pool, summary, counts, verdicts))))
     files.write_text(folder / "card.md", _safe(markdown(facts)))
     return page
-
-
-def _render(facts: Mapping[str, Any], sheets: Sequence["_Sheet"]) -> str:
-    jinja2 = _require_jinja()
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"printable": printable, "share": _share, "size": _size}
-    return environment.get_template("card.html.j2").render(**facts, sheets=sheets)
-
-
-def _require_jinja() -> Any:
-    try:
-        import jinja2
-    except ImportError as error:
-        raise ImportError(
-            'The data card is laid out by Jinja2, which is not installed. pip install "keras_clip[curation]"'
-        ) from error
-    return jinja2
 
 
 def _manifest(folder: Path) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from keras_clip import files
 from keras_clip.curation.validation import checker
 from keras_clip.curation.validation import statistics as statistics_module
-from keras_clip.printable import printable
+from keras_clip.pages import page_template
 
 if TYPE_CHECKING:
     from tensorflow_metadata.proto.v0 import anomalies_pb2, schema_pb2, statistics_pb2
@@ -133,24 +133,14 @@ def render(
     earlier: "statistics_pb2.DatasetFeatureStatistics | None" = None,
 ) -> str:
     """Returns the page that `write` writes, as HTML."""
-    try:
-        import jinja2
-    except ImportError as error:
-        raise ImportError('The report needs Jinja2: pip install "keras_clip[curation]".') from error
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    template = page_template(
+        Path(__file__).parent / "report.html.j2", "curation", {"percent": percent, "number": number}
     )
-    environment.filters |= {"percent": percent, "number": number, "printable": printable}
     bad = {feature for feature, _, _, _ in anomalies}
     before = {_name(feature): feature for feature in earlier.features} if earlier else {}
     accepted = {share.feature: dict(share.others) for share in shares}
     cards = [_card(feature, before.get(_name(feature)), accepted, bad) for feature in statistics.features]
-    page = environment.get_template("report.html.j2").render(
+    page = template.render(
         anomalies=[
             (_label(kind, part), kind, feature or "pairs", description, part or _ALL)
             for feature, kind, description, part in anomalies

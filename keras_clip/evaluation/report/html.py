@@ -16,6 +16,7 @@ from keras_clip import files
 from keras_clip.evaluation.metrics.comparison import compare
 from keras_clip.evaluation.report.figure_data import gallery, table_name
 from keras_clip.evaluation.results import Results, Score, format_value
+from keras_clip.pages import page_template
 from keras_clip.printable import printable
 
 
@@ -87,18 +88,9 @@ def write(
 
 def render(results: Results, other: Results | None = None, title: str = "Evaluation of a CLIP model") -> str:
     """Returns the page that `write` writes, as HTML; arguments as of `write`."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        finalize=_shown,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    template = page_template(Path(__file__).parent / "template.html.j2", "evaluation", finalize=_shown)
     sections = [section for section in _sections(results, other) if section.blocks]
-    return environment.get_template("template.html.j2").render(title=title, facts=_facts(results), sections=sections)
+    return template.render(title=title, facts=_facts(results), sections=sections)
 
 
 def _sections(results: Results, other: Results | None) -> list[Section]:
