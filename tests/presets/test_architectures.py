@@ -3,11 +3,13 @@
 import gc
 import math
 
+import numpy as np
 import pytest
 
 from keras_clip import CLIPModel, ImageEmbedder, TextEmbedder
 from keras_clip.layers.initialisation import skip_initialization
 from keras_clip.presets.architectures import ARCHITECTURES, Architecture
+from keras_clip.presets.positions import resize_positions
 
 # Parameters of the whole model, and of its image tower.
 PUBLISHED = {
@@ -58,3 +60,12 @@ def test_towers_and_other_sizes():
     assert type(TINY.build(encoder="image")) is ImageEmbedder
     assert type(TINY.build(encoder="text")) is TextEmbedder
     assert TINY.image_size == 32 and TINY.grid == (4, 4)
+
+
+@pytest.mark.backend_free
+def test_positions_of_a_longer_text_by_hand():
+    table = np.array([[0.0, 8.0], [1.0, 0.0]])
+    # The centres of four intervals, in units of the two.
+    expected = [[0.0, 8.0], [0.25, 6.0], [0.75, 2.0], [1.0, 0.0]]
+    np.testing.assert_allclose(resize_positions(table, (2,), (4,)), expected)
+    np.testing.assert_array_equal(resize_positions(table, (2,), (1,)), table[:1])
