@@ -67,7 +67,7 @@ def change(root, draws, count):
         colours = np.random.default_rng(draws.randrange(10**6)).integers(0, 256, (8, 8, 3), np.uint8)
         Image.fromarray(colours).save(folder / f"{draws.randrange(10**6)}.png")
     draws.shuffle(files)
-    # At times so many that the index is compacted.
+    # At times two thirds, after which the index is compacted.
     gone = len(files) * 2 // 3 if draws.random() < 0.3 else min(4, len(files))
     for path in files[:gone]:
         path.unlink()

@@ -174,7 +174,7 @@ def test_a_picture_that_cannot_be_read_now_stays_and_is_tried_again(update, tmp_
         assert len(index) == 6
         assert index.broken_counts() == {"unreadable file": 2}
     monkeypatch.undo()
-    # Nothing of the files changed but the permission to read them.
+    # Only the permission to read the files changed.
     changes = update()
     assert (changes.added, changes.changed, changes.broken) == (1, 1, 0)
 
