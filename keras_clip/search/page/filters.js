@@ -24,7 +24,7 @@ export class Filters {
   #folders = new Map();
   #fields = {};
   #collapse = make("input", { type: "checkbox", id: "collapse" });
-  #threshold = input("threshold", { type: "range", min: 0.8, max: 1, step: 0.01, value: COPIES, "aria-label": "Similarity of near-duplicates" });
+  #threshold = input("threshold", { type: "range", min: 0.9, max: 1, step: 0.01, value: COPIES, "aria-label": "Similarity of near-duplicates" });
   #outputs = { relevance: make("output"), threshold: make("output") };
 
   constructor() {
