@@ -526,7 +526,9 @@ def _keys(units) -> np.ndarray:
     """Returns a number of 64 bits for hash, text and colours, if there are any, uint64 (N,)."""
     keys = units["hash"].astype(np.uint64) ^ mix(units["text"].astype(np.uint64))
     if "colours" in units:
-        for word in np.ascontiguousarray(units["colours"]).view(np.uint64).reshape(len(keys), -1).T:
+        # 24 words of 8 bytes each; there may be no row.
+        colours = np.ascontiguousarray(units["colours"])
+        for word in colours.view(np.uint64).reshape(len(keys), colours.shape[1] // 8).T:
             keys = mix(keys) ^ word
     return keys
 

@@ -363,6 +363,11 @@ def test_images_that_differ_in_a_colour_are_no_duplicates(coloured):
     assert len(images_of(removed(coloured, methods=("perceptual",), colours=None))) == 5
 
 
+def test_a_pool_that_is_rejected_as_a_whole_has_no_duplicates(coloured):
+    curation.filter_pairs(coloured, [curation.Rule("words > 99")], "serial", name="all", progress=False)
+    assert removed(coloured, methods=("exact", "perceptual"), after=("all",)) == {}
+
+
 def test_test_images_of_other_colours_are_not_near(coloured, tmp_path):
     (tmp_path / "red.png").write_bytes(encoded(COLOURED["red"]))
     hashes, colours = curation.fingerprint_images(open_reader(str(tmp_path), captions=False))
