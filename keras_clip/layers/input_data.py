@@ -9,7 +9,7 @@ import numpy as np
 
 
 def check_input_data(x: Any) -> None:
-    """Raises a ValueError for files, texts and PIL images in place of arrays, and for inputs of several lengths.
+    """Raises a ValueError for files, texts and PIL images in place of arrays, no rows, and inputs of several lengths.
 
     Args:
         x: the data of `fit`, `evaluate` or `predict`: an array or tensor, a dict of them, or a source of batches, which
@@ -28,6 +28,10 @@ def check_input_data(x: Any) -> None:
             )
     shapes = {name: tuple(getattr(part, "shape", None) or ()) for name, part in parts.items()}
     sizes = {name: shape[0] for name, shape in shapes.items() if shape}
+    if 0 in sizes.values():
+        raise ValueError(
+            f"There must be at least one row. Received: {', '.join(f'{name}.shape={shapes[name]}' for name in sizes)}."
+        )
     if len(set(sizes.values())) > 1:
         received = ", ".join(f"{size} {name}" for name, size in sizes.items())
         raise ValueError(

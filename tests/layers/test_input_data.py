@@ -48,6 +48,15 @@ def test_what_is_passed_on(data):
     check_input_data(data)
 
 
+@pytest.mark.backend_free
+@pytest.mark.parametrize(
+    "data", [np.zeros((0, 4, 4, 3)), {"images": np.zeros((0, 4, 4, 3)), "token_ids": np.ones((2, 4))}]
+)
+def test_no_rows(data):
+    with pytest.raises(ValueError, match=r"at least one row. Received: (x|images).shape=\(0, 4, 4, 3\)"):
+        check_input_data(data)
+
+
 @pytest.fixture(scope="module")
 def clip():
     image_encoder = keras_clip.encoders.VisionTransformer(16, 8, 8, 1, 1)
