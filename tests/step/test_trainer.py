@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
-from small_clip import build, pairs, reference, state, train
+from small_clip import FEW_STEPS, build, pairs, reference, state, train
 
 import keras_clip
 
@@ -270,11 +270,14 @@ def test_a_published_sigmoid_scale_is_kept():
     assert float(ops.convert_to_numpy(clip.logit_scale.value)) == pytest.approx(np.log(1000), abs=1e-4)
 
 
-def test_skipped_steps_are_counted_within_an_epoch_and_do_not_spoil_the_mean():
+@pytest.mark.parametrize("is_scaled", [False, True], ids=["plain", "loss scale"])
+def test_skipped_steps_are_counted_within_an_epoch_and_do_not_spoil_the_mean(is_scaled):
+    # A loss scale takes gradients that are not finite, to become smaller; the loss of such a step must not count.
     clip, data = build("convolution"), pairs(48)
     good = reference(rows=24, epochs=1)[0]["loss"][0]
     data["images"][:12] = np.nan
-    logs = train(clip, data, 12, epochs=1)[0]
+    optimizer = keras.optimizers.LossScaleOptimizer(SGD(0.1)) if is_scaled else None
+    logs = train(clip, data, 12, 1, optimizer, **FEW_STEPS)[0]
     assert logs["skipped_steps"] == [1]
     assert np.isfinite(logs["loss"][0]) and logs["loss"][0] < 2 * good
 
