@@ -120,7 +120,7 @@ class Shards(SamplesOfSeveral):
     def expect_neighbours(self) -> None:
         """Tells that samples that are stored near to one another are needed soon after one another."""
         if self._remote is not None:
-            self._remote.uses_blocks = True
+            self._remote.expect_neighbours()
 
     def __getstate__(self) -> dict[str, Any]:
         # Open files cannot be sent to another process, which opens its own.

@@ -245,6 +245,8 @@ class TestCache:
             reader = open_reader(f"{server.url}/{NAMES}")
             assert not reader._remote.uses_blocks, "the files are larger"
             reader.expect_neighbours()
+            assert not reader._remote.uses_blocks, "blocks of a window would push one another out"
+            reader._remote.uses_blocks = True
             for _ in range(2):
                 assert read_all(reader) == expected
                 assert 0 < cache_bytes(user_cache) <= 20_000
