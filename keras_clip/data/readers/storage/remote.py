@@ -2,7 +2,7 @@
 
 Credentials and options are those of fsspec: environment variables and configuration files of each provider, or
 `fsspec.config.conf`. Nothing that a server sends is executed or used as a path. A response that is longer than what was
-asked for is refused, and https is never left for http.
+requested is refused, and https is never left for http.
 """
 
 import functools
@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from keras_clip.data.readers.storage.block_cache import BLOCK_BYTES, BlockCache
-from keras_clip.data.readers.storage.paths import PROTOCOLS, is_remote, protocol_of
+from keras_clip.data.readers.storage.urls import PROTOCOLS, is_remote, protocol_of
 
 # Ranges that are requested at the same time.
 _CONNECTIONS = 64
@@ -206,7 +206,7 @@ def _web_class() -> type:
         )
 
     class Web(HTTPFileSystem):
-        """Asks for ranges only, and reads no more than it asked for."""
+        """Requests ranges only, and reads no more than it requested."""
 
         def __init__(self, *args: Any, **options: Any):
             super().__init__(*args, **{"get_client": client, **options})
@@ -241,7 +241,7 @@ def _web_class() -> type:
                 async for chunk in response.content.iter_any():
                     content += chunk
                     if len(content) > end - start:
-                        raise ValueError(f"A web server must send no more than was asked for. Received: {url}.")
+                        raise ValueError(f"A web server must send no more than was requested. Received: {url}.")
                 return bytes(content), response.headers
 
     return Web
@@ -268,7 +268,7 @@ class RemoteShards:
         self.uses_blocks = sum(self._sizes) <= BlockCache.default().limit
 
     def expect_neighbours(self) -> None:
-        """Tells that samples near to one another are needed soon after one another: blocks are worth keeping."""
+        """States that samples near to one another are needed soon after one another: blocks are worth keeping."""
         self.uses_blocks = self.uses_blocks or BlockCache.default().limit >= _WINDOW_BYTES
 
     def read(self, shards: np.ndarray, offsets: np.ndarray, sizes: np.ndarray) -> list[list[bytes]]:
