@@ -1,20 +1,25 @@
-"""Tasks of `tools/benchmark.py` for the reading of data: the index of large sets of shards.
+"""Tasks of `tools/benchmark.py` for the reading of data: the index of large sets of shards, and remote shards.
 
     python tools/benchmark.py index                       10 million samples
+    python tools/benchmark.py pipeline_remote             the pipeline from a web server that answers after 20 ms
     python tools/benchmark_data.py --samples 400000000    an index of any size, in a folder of its own; prints one line
 
-The shards are empty files of the right size: an index is generated for them, opened in another process, and samples are
-looked up at random places.
+The shards of the index are empty files of the right size: an index is generated for them, opened in another process,
+and samples are looked up at random places. The web server is another process of this machine, and takes a part of its
+cores.
 """
 
+import atexit
 import functools
 import os
+import shutil
+import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from benchmark_tasks import Entry, Task
+from benchmark_tasks import Entry, Task, pipeline_shards
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
 import terminal
@@ -22,7 +27,8 @@ import terminal
 REPOSITORY = Path(__file__).resolve().parents[1]
 PER_SHARD = 10_000
 BATCH = 64
-TASKS = {"index": Task("samples/s", 5)}
+DELAY = 0.02
+TASKS = {"index": Task("samples/s", 5), "pipeline_remote": Task("samples/s", 5)}
 
 
 def generate(folder, samples):
@@ -107,8 +113,62 @@ def index_task(arguments):
     return run
 
 
+SERVER = """
+import sys
+from range_server import RangeServer
+with RangeServer(sys.argv[1], float(sys.argv[2])) as server:
+    print(server.url, flush=True)
+    sys.stdin.read()
+"""
+
+
+def remote_pipeline(shuffle, keeps_blocks, arguments):
+    """Reads the shards of the task `pipeline` from a web server with a delay; every run begins with an empty cache."""
+    shards = [Path(path) for path in pipeline_shards(arguments)]
+    command = [sys.executable, "-c", SERVER, str(shards[0].parent), str(DELAY)]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "tests")}
+    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    atexit.register(server.kill)
+    cache = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, cache, ignore_errors=True)
+    os.environ["XDG_CACHE_HOME"] = str(cache)
+    if not keeps_blocks:
+        os.environ["KERAS_CLIP_CACHE_BYTES"] = "0"
+    url = server.stdout.readline().strip()
+    dataset = pipeline([f"{url}/{path.name}" for path in shards], shuffle)
+
+    def run():
+        shutil.rmtree(cache / "keras_clip" / "blocks", ignore_errors=True)
+        return sum(len(batch["images"]) for batch in dataset)
+
+    return run
+
+
+def local_pipeline(arguments):
+    dataset = pipeline(pipeline_shards(arguments), "samples")
+    return lambda: sum(len(batch["images"]) for batch in dataset)
+
+
+def pipeline(shards, shuffle):
+    from keras_clip.data import CLIPTokenizer, ImagePreprocessor, image_text_pairs
+
+    parts = {"tokenizer": CLIPTokenizer(), "image_preprocessor": ImagePreprocessor(224)}
+    return image_text_pairs(shards, batch_size=64, shuffle=shuffle, **parts)
+
+
 def contenders(task, arguments):
     """Returns the entries of the tasks of this module."""
+    if task == "pipeline_remote":
+        kinds = {
+            "20 ms, samples by ranges, no cache": ("samples", False),
+            "20 ms, samples, blocks fetched anew": ("samples", True),
+            "20 ms, blocks, fetched anew": ("blocks", True),
+        }
+        entries = [
+            Entry(label, "tensorflow", functools.partial(remote_pipeline, *kind), "local files", 0.8)
+            for label, kind in kinds.items()
+        ]
+        return [*entries, Entry("local files", "tensorflow", local_pipeline)]
     return [Entry("keras_clip", "tensorflow", index_task)]
 
 

@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 case "$1" in
 demo) extras=tensorflow,demo ;;
 search) extras=tensorflow,demo,search ;;
-test) extras=tensorflow,jax,torch,hub,export,demo,cluster,curation,evaluation,parquet,search,usearch,qdrant,reference,dev ;;
+test) extras=tensorflow,jax,torch,hub,export,demo,cluster,curation,evaluation,parquet,remote,search,usearch,qdrant,reference,dev ;;
 *)
     echo "tools/setup.sh: expected demo, search or test. Received: $1" >&2
     exit 2

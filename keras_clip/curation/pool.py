@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from keras_clip import files
 from keras_clip.curation.shards import Shard, described_mapping, shards_of
 from keras_clip.data.readers.brief import brief
-from keras_clip.data.readers.storage.paths import is_remote
+from keras_clip.data.readers.storage.urls import is_remote
 
 if TYPE_CHECKING:
     import pyarrow

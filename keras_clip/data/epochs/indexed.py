@@ -134,7 +134,7 @@ class IndexedEpochs(Epochs):
         return positions, np.arange(len(ids) + 1) == len(ids), seeds, images, captions
 
     def _block(self, epoch: int, start: int, ids: np.ndarray) -> tuple[list[bytes], list[bytes], np.ndarray]:
-        """The pairs of a block, which has been read ahead if the reader asks for that."""
+        """The pairs of a block, which has been read ahead if the reader requests that."""
         if not self._blocks_ahead:
             return self._pairs(epoch, ids)
         with self._lock:

@@ -13,8 +13,9 @@ from keras_clip.data.readers.joined import JoinedReader
 from keras_clip.data.readers.parquet import ParquetReader
 from keras_clip.data.readers.reader import Reader, Stream, is_reader
 from keras_clip.data.readers.storage.manifest import check_manifests
-from keras_clip.data.readers.storage.paths import find_files, is_remote
+from keras_clip.data.readers.storage.paths import find_files
 from keras_clip.data.readers.storage.remote import open_binary
+from keras_clip.data.readers.storage.urls import is_remote
 from keras_clip.data.readers.stream import DatasetStream, is_iterable, is_tf_dataset
 from keras_clip.data.readers.table import TableReader
 from keras_clip.data.readers.tar import TarReader

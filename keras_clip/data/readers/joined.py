@@ -26,7 +26,7 @@ class JoinedReader(SamplesOfSeveral):
                 self.skipped.merge(reader_skipped)
 
     def expect_neighbours(self) -> None:
-        """Tells those readers that can use it that neighbours are needed soon."""
+        """States, to the readers that can use it, that neighbours are needed soon."""
         for reader in self._readers:
             if hasattr(reader, "expect_neighbours"):
                 reader.expect_neighbours()

@@ -14,9 +14,9 @@ from keras_clip.data.readers.elements.images import as_image_file
 from keras_clip.data.readers.elements.mapping import CAPTION_NAMES, PATH_NAMES, Mapping, names_of
 from keras_clip.data.readers.reader import Captions, as_captions
 from keras_clip.data.readers.storage.copies import copy_of, size_limit
-from keras_clip.data.readers.storage.paths import is_remote
 from keras_clip.data.readers.storage.remote import open_binary
 from keras_clip.data.readers.storage.shards import SamplesOfSeveral
+from keras_clip.data.readers.storage.urls import is_remote
 
 if TYPE_CHECKING:
     import pyarrow

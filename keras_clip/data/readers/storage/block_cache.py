@@ -61,6 +61,7 @@ class BlockCache:
                 return
             self._bytes += size
         with contextlib.suppress(OSError):
+            self._folder.mkdir(parents=True, exist_ok=True)
             with files.replacing(self._folder / name) as temporary, temporary.open("wb") as file:
                 file.write(content + hashlib.sha256(content).digest())
             self._verified.add(name)
@@ -86,8 +87,6 @@ class BlockCache:
     def _make_room(self, size: int) -> None:
         if self._bytes is None or self._bytes + size > self.limit:
             # Other processes may have stored or removed blocks.
-            with contextlib.suppress(OSError):
-                self._folder.mkdir(parents=True, exist_ok=True)
             found = []
             with contextlib.suppress(OSError), os.scandir(self._folder) as entries:
                 for entry in entries:

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from keras_clip.data.readers.storage.paths import is_remote
 from keras_clip.data.readers.storage.remote import open_binary, stamp
+from keras_clip.data.readers.storage.urls import is_remote
 from keras_clip.data.readers.storage.user_cache import in_cache, write_whole
 
 _COMPRESSIONS = {
@@ -32,7 +32,7 @@ _MAX_RATIO, _FREE_BYTES = 200, 2**30
 def compression(path: str) -> str | None:
     """Returns the name of the compression of a file, by its first bytes; None if it is not compressed.
 
-    Of remote files the name tells it, so that a file that is not needed yet is not opened.
+    Of remote files the name says it, so that a file that is not needed yet is not opened.
     """
     if is_remote(path):
         whole = path.partition("?")[0]

@@ -1,6 +1,6 @@
 """A file with the packed indexes of shards, which the processes of a machine map into memory and share.
 
-The file has the data of each shard, one after the other, then a directory, and its end tells where the directory is.
+The file has the data of each shard, one after the other, then a directory, and its end says where the directory is.
 The directory is checked by its SHA-256 when the file is opened. The data are only read where samples are needed.
 """
 
@@ -32,8 +32,8 @@ from keras_clip.data.skipped import SkippedSamples
 _MAGIC = b"keras_clip index 4\n"
 # Where the directory begins, its sections, the bytes of its JSON, the SHA-256 of the directory.
 _END = struct.Struct("<qqq32s")
-# After so many samples, the pages of the file are no longer counted as memory of the process. They stay in the cache of
-# the system. A page fault at one sample can map 2 MB, so that this is at most 512 MB.
+# After this number of samples, the pages of the file are no longer counted as memory of the process. They stay in the
+# cache of the system. A page fault at one sample can map 2 MB, so that this is at most 512 MB.
 _SAMPLES_MAPPED = 256
 
 

@@ -18,9 +18,10 @@ from zipfile import BadZipFile
 import numpy as np
 
 from keras_clip.data.readers.storage.index_file import IndexFile, SampleIndex, write_index
-from keras_clip.data.readers.storage.paths import INDEX_SUFFIX, OLD_INDEX_SUFFIX, is_remote
+from keras_clip.data.readers.storage.paths import INDEX_SUFFIX, OLD_INDEX_SUFFIX
 from keras_clip.data.readers.storage.remote import stamp, stamps
 from keras_clip.data.readers.storage.shard_index import PackedShard, ShardIndex, pack
+from keras_clip.data.readers.storage.urls import is_remote
 from keras_clip.data.readers.storage.user_cache import in_cache, write_whole
 from keras_clip.data.skipped import SkippedSamples
 from keras_clip.engines import Processes

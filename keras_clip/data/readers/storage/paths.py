@@ -6,34 +6,14 @@ import os
 import re
 import stat
 from collections.abc import Sequence
-from typing import Any
 
-# Protocols of remote files, and the package that fsspec needs for each.
-PROTOCOLS = {
-    "s3": "s3fs",
-    "s3a": "s3fs",
-    "gs": "gcsfs",
-    "gcs": "gcsfs",
-    "hf": "huggingface_hub",
-    "http": "aiohttp",
-    "https": "aiohttp",
-}
-_URL = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
+from keras_clip.data.readers.storage.remote import find_urls
+from keras_clip.data.readers.storage.urls import PROTOCOLS, is_remote, protocol_of
+
 # The index that `indexing` writes beside a shard, `<shard>.index`, and that of earlier versions.
 INDEX_SUFFIX = ".index"
 OLD_INDEX_SUFFIX = ".index.npz"
 INDEX_SUFFIXES = (INDEX_SUFFIX, OLD_INDEX_SUFFIX)
-
-
-def protocol_of(path: str) -> str:
-    """Returns the protocol of a URL, "" of another path."""
-    match = _URL.match(path)
-    return match[1].lower() if match else ""
-
-
-def is_remote(path: Any) -> bool:
-    """Returns whether a path is the URL of a remote file."""
-    return isinstance(path, str) and protocol_of(path) in PROTOCOLS
 
 
 def find_files(source: str | os.PathLike | Sequence) -> list[str]:
@@ -68,8 +48,6 @@ def find_files(source: str | os.PathLike | Sequence) -> list[str]:
 
 def _matching(pattern: str) -> list[str]:
     if is_remote(pattern):
-        from keras_clip.data.readers.storage.remote import find_urls
-
         return find_urls(pattern)
     if protocol_of(pattern) == "file":
         pattern = re.sub(r"^file://(localhost)?(?=/)", "", pattern, flags=re.IGNORECASE)

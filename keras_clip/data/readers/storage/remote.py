@@ -2,7 +2,7 @@
 
 Credentials and options are those of fsspec: environment variables and configuration files of each provider, or
 `fsspec.config.conf`. Nothing that a server sends is executed or used as a path. A response that is longer than what was
-asked for is refused, and https is never left for http.
+requested is refused, and https is never left for http.
 """
 
 import functools
@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from keras_clip.data.readers.storage.block_cache import BLOCK_BYTES, BlockCache
-from keras_clip.data.readers.storage.paths import PROTOCOLS, is_remote, protocol_of
+from keras_clip.data.readers.storage.urls import PROTOCOLS, is_remote, protocol_of
 
 # Ranges that are requested at the same time.
 _CONNECTIONS = 64
@@ -31,6 +31,8 @@ _GAP_BYTES, _RANGE_BYTES = 1 << 16, 1 << 23
 _ATTEMPTS, _FIRST_DELAY, _LONGEST_DELAY = 12, 0.1, 20.0
 # When a source is opened, a wrong name should be an error soon.
 _ATTEMPTS_TO_OPEN = 4
+# With a smaller cache, the blocks of a window of `shuffle="blocks"` would push one another out.
+_WINDOW_BYTES = 256 << 20
 # Blocks that are fetched ahead of one that is read in sequence.
 _BLOCKS_AHEAD = 8
 # Responses of servers that may answer later.
@@ -204,7 +206,7 @@ def _web_class() -> type:
         )
 
     class Web(HTTPFileSystem):
-        """Asks for ranges only, and reads no more than it asked for."""
+        """Requests ranges only, and reads no more than it requested."""
 
         def __init__(self, *args: Any, **options: Any):
             super().__init__(*args, **{"get_client": client, **options})
@@ -239,7 +241,7 @@ def _web_class() -> type:
                 async for chunk in response.content.iter_any():
                     content += chunk
                     if len(content) > end - start:
-                        raise ValueError(f"A web server must send no more than was asked for. Received: {url}.")
+                        raise ValueError(f"A web server must send no more than was requested. Received: {url}.")
                 return bytes(content), response.headers
 
     return Web
@@ -264,6 +266,10 @@ class RemoteShards:
     def __init__(self, urls: Sequence[str], sizes: Sequence[int], versions: Sequence[int]):
         self._urls, self._sizes, self._versions = list(urls), list(map(int, sizes)), list(map(int, versions))
         self.uses_blocks = sum(self._sizes) <= BlockCache.default().limit
+
+    def expect_neighbours(self) -> None:
+        """States that samples near to one another are needed soon after one another: blocks are worth keeping."""
+        self.uses_blocks = self.uses_blocks or BlockCache.default().limit >= _WINDOW_BYTES
 
     def read(self, shards: np.ndarray, offsets: np.ndarray, sizes: np.ndarray) -> list[list[bytes]]:
         """Returns parts of samples.
@@ -297,20 +303,24 @@ class RemoteShards:
             if stop > start
             for block in range(start // BLOCK_BYTES, -(-stop // BLOCK_BYTES))
         }
-        for future in [self._block(shard, block) for shard, block in sorted(wanted)]:
-            future.result()
-        return [self._from_blocks(*place) for place in places]
+        arriving = {place: fetch_block(*self._file(place[0]), place[1]) for place in sorted(wanted)}
+        # None of blocks that are in the cache.
+        arrived = {place: future.result() for place, future in arriving.items()}
+        return [self._from_blocks(arrived, *place) for place in places]
 
-    def _block(self, shard: int, block: int) -> Future:
-        url, size, version = self._urls[shard], self._sizes[shard], self._versions[shard]
-        return fetch_block(url, size, version, block)
+    def _file(self, shard: int) -> tuple[str, int, int]:
+        return self._urls[shard], self._sizes[shard], self._versions[shard]
 
-    def _from_blocks(self, shard: int, start: int, stop: int) -> bytes:
-        url, size, version = self._urls[shard], self._sizes[shard], self._versions[shard]
-        return b"".join(
-            read_block(url, size, version, block, max(0, start - block * BLOCK_BYTES), stop - block * BLOCK_BYTES)
-            for block in range(start // BLOCK_BYTES, -(-stop // BLOCK_BYTES) if stop > start else 0)
-        )
+    def _from_blocks(self, arrived: dict[tuple[int, int], bytes | None], shard: int, start: int, stop: int) -> bytes:
+        found = []
+        for block in range(start // BLOCK_BYTES, -(-stop // BLOCK_BYTES) if stop > start else 0):
+            first, last = max(0, start - block * BLOCK_BYTES), stop - block * BLOCK_BYTES
+            content = arrived[shard, block]
+            if content is None:
+                found.append(read_block(*self._file(shard), block, first, last))
+            else:
+                found.append(content[first:last])
+        return b"".join(found)
 
     def _in_ranges(self, places: Sequence[tuple[int, int, int]]) -> list[bytes]:
         ranges: list[list[int]] = []
@@ -343,7 +353,9 @@ class RemoteFile(io.RawIOBase):
 
     def __init__(self, url: str):
         self._url, (self._size, self._version) = url, stamp(url)
-        self._place, self._ahead = 0, -1
+        self._place = 0
+        # The block that was read last, and those after it, which are on their way.
+        self._blocks: dict[int, Future] = {}
 
     def readable(self) -> bool:
         """True."""
@@ -367,14 +379,27 @@ class RemoteFile(io.RawIOBase):
         block, start = divmod(self._place, BLOCK_BYTES)
         count = min(len(buffer), BLOCK_BYTES - start, max(0, self._size - self._place))
         if count:
-            if block == self._ahead or not block:
-                last = min(block + _BLOCKS_AHEAD, (self._size - 1) // BLOCK_BYTES)
-                for following in range(block, last + 1):
-                    fetch_block(self._url, self._size, self._version, following)
-            self._ahead = block + 1 if start + count == BLOCK_BYTES or block >= self._ahead else self._ahead
-            buffer[:count] = read_block(self._url, self._size, self._version, block, start, start + count)
+            whole = self._block(block)
+            if whole is None:
+                buffer[:count] = read_block(self._url, self._size, self._version, block, start, start + count)
+            else:
+                buffer[:count] = whole[start : start + count]
             self._place += count
         return count
+
+    def _block(self, block: int) -> bytes | None:
+        """A block, None if it is in the cache. Of a file that is read in sequence, the next ones are requested."""
+        is_next = block in self._blocks or not block
+        last = min(block + _BLOCKS_AHEAD * is_next, (self._size - 1) // BLOCK_BYTES)
+        wanted = range(block, last + 1)
+        self._blocks = {number: future for number, future in self._blocks.items() if number in wanted}
+        for number in wanted:
+            if number not in self._blocks:
+                self._blocks[number] = fetch_block(self._url, self._size, self._version, number)
+        if not is_next and last * BLOCK_BYTES + BLOCK_BYTES < self._size:
+            # Then the following block counts as in sequence.
+            self._blocks[block + 1] = fetch_block(self._url, self._size, self._version, block + 1)
+        return self._blocks[block].result()
 
 
 _fetching: dict[tuple, Future] = {}
@@ -391,7 +416,7 @@ def fetch_block(url: str, size: int, version: int, block: int) -> Future:
         block: number of the block.
 
     Returns:
-        Future of None.
+        Future of the content, which is None if the block is in the cache.
     """
     name, cache = _block_name(url, size, version, block), BlockCache.default()
     with _fetching_lock:
@@ -406,21 +431,24 @@ def fetch_block(url: str, size: int, version: int, block: int) -> Future:
     return future
 
 
-def _fetch(cache: BlockCache, name: str, url: str, size: int, block: int) -> None:
+def _fetch(cache: BlockCache, name: str, url: str, size: int, block: int) -> bytes:
     start = block * BLOCK_BYTES
-    cache.write(name, read_range(url, start, min(size, start + BLOCK_BYTES)))
+    content = read_range(url, start, min(size, start + BLOCK_BYTES))
+    cache.write(name, content)
+    return content
 
 
 def read_block(url: str, size: int, version: int, block: int, start: int, stop: int) -> bytes:
     """Returns the bytes of a block from `start` up to `stop`, from the cache, or fetched if they are not there."""
     name, cache = _block_name(url, size, version, block), BlockCache.default()
-    fetch_block(url, size, version, block).result()
-    content = cache.read(name, start, stop)
-    if content is None:
-        # It was removed, damaged, or could not be stored.
-        first = block * BLOCK_BYTES
-        content = read_range(url, first + start, min(size, first + BLOCK_BYTES, first + stop))
-    return content
+    # In between, it may be found to be damaged, or be removed by another process.
+    for _ in range(3):
+        whole = fetch_block(url, size, version, block).result()
+        content = cache.read(name, start, stop) if whole is None else whole[start:stop]
+        if content is not None:
+            return content
+    first = block * BLOCK_BYTES
+    return read_range(url, first + start, min(size, first + BLOCK_BYTES, first + stop))
 
 
 def _block_name(url: str, size: int, version: int, block: int) -> str:

@@ -15,8 +15,9 @@ import numpy as np
 from keras_clip.data.readers.reader import Reader
 from keras_clip.data.readers.storage.copies import compression
 from keras_clip.data.readers.storage.index_file import SampleIndex
-from keras_clip.data.readers.storage.paths import is_remote, names_among
+from keras_clip.data.readers.storage.paths import names_among
 from keras_clip.data.readers.storage.remote import RemoteShards, stamp
+from keras_clip.data.readers.storage.urls import is_remote
 from keras_clip.data.skipped import SkippedSamples
 
 _OPEN_FILES = 256
@@ -118,9 +119,9 @@ class Shards(SamplesOfSeveral):
         self._files: OrderedDict[int, io.FileIO] = OrderedDict()
 
     def expect_neighbours(self) -> None:
-        """Tells that samples that are stored near to one another are needed soon after one another."""
+        """States that samples that are stored near to one another are needed soon after one another."""
         if self._remote is not None:
-            self._remote.uses_blocks = True
+            self._remote.expect_neighbours()
 
     def __getstate__(self) -> dict[str, Any]:
         # Open files cannot be sent to another process, which opens its own.

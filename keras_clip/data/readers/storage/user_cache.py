@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from keras_clip import files
-from keras_clip.data.readers.storage.paths import is_remote
+from keras_clip.data.readers.storage.urls import is_remote
 
 
 def cache_folder(name: str) -> Path:
@@ -32,7 +32,7 @@ def in_cache(folder: str, path: str, suffix: str) -> str:
         suffix: end of the file name.
 
     Returns:
-        The path. Nothing of the file's own name is in it.
+        The path. It contains no part of the file's own name.
     """
     whole = path if is_remote(path) else os.path.realpath(path)
     name = hashlib.sha256(whole.encode("utf-8", "surrogateescape")).hexdigest()[:32]

@@ -65,7 +65,7 @@ def test_an_index_is_made_once_and_again_for_another_version(folder):
         server.requests.clear()
         open_reader(f"{server.url}/{NAMES}")
         # Only the size and the version of each file are requested.
-        assert [asked for _, asked in server.requests] == ["bytes=0-0"] * 3
+        assert [span for _, span in server.requests] == ["bytes=0-0"] * 3
         write_tar(folder / "00001.tar", tar_members(numbered(7)))
         assert len(open_reader(f"{server.url}/{NAMES}")) == 47
 
@@ -161,7 +161,7 @@ REFUSED = {
     "not allowed": (403, Exception, "403"),
     "no ranges": ("whole", ValueError, "must give ranges"),
     "another range": ("elsewhere", ValueError, "must give ranges"),
-    "more than was asked for": ("more", ValueError, "no more than was asked for"),
+    "more than was requested": ("more", ValueError, "no more than was requested"),
     "always fails": (500, OSError, r"4 times without success, at last ClientResponseError: 500"),
     "always lost": ("reset", OSError, "4 times without success"),
 }
@@ -245,6 +245,8 @@ class TestCache:
             reader = open_reader(f"{server.url}/{NAMES}")
             assert not reader._remote.uses_blocks, "the files are larger"
             reader.expect_neighbours()
+            assert not reader._remote.uses_blocks, "blocks of a window would push one another out"
+            reader._remote.uses_blocks = True
             for _ in range(2):
                 assert read_all(reader) == expected
                 assert 0 < cache_bytes(user_cache) <= 20_000
