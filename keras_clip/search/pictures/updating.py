@@ -171,7 +171,6 @@ class Updater:
                     connection.close()
         return Changes(**changes, seconds=time.monotonic() - began)
 
-
     def _facts_of_new(self) -> dict[str, Any]:
         self._model.require_given(self._folder)
         return self._model.facts()

@@ -1,23 +1,18 @@
-"""Shards in an object store: moto's S3 server on this machine, read by s3fs.
-
-Both need a version of python-dateutil that `constraints.txt` excludes: install them in an environment of their own
-(docs/development.md).
-"""
+"""Shards in an object store: moto's S3 server on this machine, read by s3fs."""
 
 import numpy as np
 import pytest
+from moto.server import ThreadedMotoServer
 from numbered_pairs import numbered, read_all, write_shards
 
 from keras_clip.data.readers import open_reader
 
-pytest.importorskip("s3fs")
-moto_server = pytest.importorskip("moto.server")
 pytestmark = pytest.mark.backend_free
 
 
 @pytest.fixture(scope="module")
 def server():
-    server = moto_server.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     yield f"http://127.0.0.1:{server._server.server_port}"
     server.stop()
