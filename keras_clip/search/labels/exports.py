@@ -133,6 +133,7 @@ def export(
                 for part in _chunks(file):
                     copy.write(part)
         return left
+    target.parent.mkdir(parents=True, exist_ok=True)
     with files.replacing(target) as temporary, open(temporary, "wb") as file:
         for part in parts(format, rows, open_picture, left):
             file.write(part)

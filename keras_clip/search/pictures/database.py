@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-FORMAT = 1
+FORMAT = 2
 _NAME = "index.sqlite"
 # Milliseconds that a reader or writer waits for another transaction.
 _PATIENCE = 60_000
 # Paths are bytes: names need not be UTF-8. An id is never given twice; `row` is the place among the embeddings.
+# `caption_stamp` tells one version of the text beside a picture from another; NULL: it was not read at this place.
 _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE roots (id INTEGER PRIMARY KEY, path BLOB NOT NULL UNIQUE);
@@ -21,7 +22,7 @@ CREATE TABLE pictures (
     id INTEGER PRIMARY KEY, row INTEGER NOT NULL, root INTEGER NOT NULL, path BLOB NOT NULL, size INTEGER NOT NULL,
     mtime_ns INTEGER NOT NULL, sha256 TEXT NOT NULL, width INTEGER NOT NULL, height INTEGER NOT NULL,
     taken INTEGER NOT NULL, format TEXT NOT NULL, caption TEXT NOT NULL, description TEXT NOT NULL,
-    caption_mtime_ns INTEGER NOT NULL, perceptual_hash INTEGER NOT NULL, removed INTEGER NOT NULL DEFAULT 0
+    caption_stamp TEXT, perceptual_hash INTEGER NOT NULL, removed INTEGER NOT NULL DEFAULT 0
 );
 CREATE UNIQUE INDEX place ON pictures (root, path) WHERE removed = 0;
 CREATE INDEX content ON pictures (sha256);
