@@ -317,7 +317,8 @@ def export(args):
         left = library.write(chosen, args.target, classes=classes)
     print(f"Written to {printable(args.target)}")
     if left.pictures:
-        print(f"  left out: {len(left.pictures):,} pictures whose files cannot be read, such as {left.pictures[0][1]}")
+        id, reason = left.pictures[0]
+        print(f"  left out: {len(left.pictures):,} pictures, such as {id}: {reason}")
 
 
 @contextlib.contextmanager
