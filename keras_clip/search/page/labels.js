@@ -8,6 +8,8 @@ import { state } from "./state.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 const BARS = 40;
+// Pictures of each list of a probe: after so many labels, another probe suggests better ones.
+const SUGGESTED = 12;
 
 function histogram({ low = 0, high = 1, counts = [] }, threshold) {
   const svg = document.createElementNS(SVG, "svg");
@@ -159,8 +161,9 @@ export class Labels {
   }
 
   /** A heading and the pictures below it; nothing without pictures. */
-  #suggested(heading, suggestions) {
-    if (!suggestions.length) return [];
+  #suggested(heading, found) {
+    if (!found.length) return [];
+    const suggestions = found.slice(0, SUGGESTED);
     const names = new Map(classes.list.map(({ id, name }) => [id, name]));
     const list = suggestions.map(({ picture, class: id }) => ({ id: picture, class: id }));
     return [

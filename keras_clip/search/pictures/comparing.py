@@ -246,8 +246,8 @@ def _copy(connection: sqlite3.Connection, folder: Path, copies: list[tuple], fac
         rows.append(path, start, values[sources])
     for place, (id, root, path, size, mtime_ns) in enumerate(copies):
         connection.execute(
-            "INSERT INTO pictures SELECT ?, ?, ?, ?, ?, ?, sha256, width, height, taken, format, '', description, NULL, "
-            "perceptual_hash, 0 FROM pictures WHERE id = ?",
+            "INSERT INTO pictures SELECT ?, ?, ?, ?, ?, ?, sha256, width, height, taken, format, '', description, "
+            "NULL, perceptual_hash, 0 FROM pictures WHERE id = ?",
             (facts_of_index["next_id"] + place, start + place, root, path, size, mtime_ns, id),
         )
     facts_of_index["rows"] += len(copies)
