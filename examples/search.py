@@ -47,6 +47,14 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
+def positive(text):
+    """Returns the integer of at least 1 that an argument is."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"it must be an integer of at least 1. Received: {text}")
+    return value
+
+
 def add_index_arguments(parser):
     parser.add_argument("folders", nargs="*", help="folders of pictures (default: those of the index)")
     parser.add_argument(
@@ -146,7 +154,7 @@ def broken(args):
 def add_find_arguments(parser):
     parser.add_argument("query", help="""such as 'red car - night', '2*"red car" + picture:17', or '' for the newest""")
     parser.add_argument("--image", action="append", default=[], help="a picture file that joins the query")
-    parser.add_argument("--limit", type=int, default=20, help="results (default: 20)")
+    parser.add_argument("--limit", type=positive, default=20, help="results (default: 20)")
     parser.add_argument("--folder", help="only below this folder, ROOT:PATH, such as 0:2024/sea")
     parser.add_argument("--after", help="only taken at this date or later, such as 2024-01-31")
     parser.add_argument("--before", help="only taken at this date or earlier")
@@ -211,7 +219,7 @@ def as_json(picture, result):
 
 def add_draw_arguments(parser):
     parser.add_argument("folder", type=Path, help="folder of the pictures; existing ones are not drawn again")
-    parser.add_argument("--pictures", type=int, default=1500, help="number of pictures (default: 1500)")
+    parser.add_argument("--pictures", type=positive, default=1500, help="number of pictures (default: 1500)")
     parser.add_argument("--size", type=int, default=192, help="width and height in pixels (default: 192)")
 
 
@@ -226,9 +234,10 @@ def draw(args):
         path = args.folder / scene.rendition / scene.kind.colour / f"{scene.kind.shape} {number:05d}.jpg"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
+            # The picture is last: when it is there, so is its caption, also after an interruption.
+            path.with_suffix(".txt").write_text(synthetic.caption(scene), encoding="utf-8")
             with keras_clip.files.replacing(path) as temporary:
                 Image.fromarray(synthetic.draw(scene, args.size)).save(temporary, quality=92)
-            path.with_suffix(".txt").write_text(synthetic.caption(scene), encoding="utf-8")
     print(f"{args.pictures:,} pictures in {args.folder}")
 
 
@@ -308,7 +317,8 @@ def export(args):
         left = library.write(chosen, args.target, classes=classes)
     print(f"Written to {printable(args.target)}")
     if left.pictures:
-        print(f"  left out: {len(left.pictures):,} pictures whose files cannot be read, such as {left.pictures[0][1]}")
+        id, reason = left.pictures[0]
+        print(f"  left out: {len(left.pictures):,} pictures, such as {id}: {reason}")
 
 
 @contextlib.contextmanager

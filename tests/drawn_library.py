@@ -262,4 +262,5 @@ class DrawnLibrary:
         rows = [
             {"picture": 3 * i + 1, "class": classes[i % len(classes)], "probability": 0.5 + i / 100} for i in range(6)
         ]
-        return {"accuracy": 0.9, "low": 0.8, "high": 0.95, "pictures": 40, "suggestions": rows}
+        found = {"suggestions": rows[:4], "uncertain": rows[4:]}
+        return {"accuracy": 0.9, "low": 0.8, "high": 0.95, "pictures": 40, **found}

@@ -328,7 +328,10 @@ def test_labels_by_hand(page, library):
     wait_for_text(page, ".labelling .number", "3 by hand")
     page.locator(".train").click()
     wait_for_text(page, ".probe", "90 % correct (80 % to 95 %), on 40 pictures labelled by hand.")
-    page.locator(".suggestions button").nth(1).click()
+    # First those that the probe is least certain about, then those whose label it contradicts.
+    assert page.locator(".suggestions").evaluate_all("lists => lists.map(each => each.children.length)") == [2, 4]
+    assert page.locator(".suggestions").first.locator("button").first.get_attribute("aria-label").endswith("54 %?")
+    page.locator(".suggestions").nth(1).locator("button").nth(1).click()
     page.wait_for_selector("dialog.detail .verdicts .current")
     page.keyboard.press("y")
     page.wait_for_function("() => location.search.includes('picture=7')")

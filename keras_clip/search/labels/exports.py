@@ -12,7 +12,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from keras_clip import files
@@ -80,13 +80,15 @@ def parts(
     - "json": the same as a line of JSON for each picture (.jsonl), with a list of labels.
     - "paths": a path a line; one with a line break is written as a file: address.
     - "tar": a WebDataset shard: the file, its caption as .txt, its class as .cls, and the rest as .json.
-    - "folder": a zip of one folder for each class; a picture of several classes is in that of the first.
+    - "folder": a zip of one folder for each class, with captions as .txt beside the pictures; a picture of several
+      classes is in that of the first.
 
     Args:
         format: one of `FORMATS`.
         rows: `Row`s.
         open_picture: function of a `Picture` that opens its file for reading, and raises an OSError if it cannot.
-        left: is told which pictures were left out, because their files are not there any more. None: nobody is.
+        left: is told which pictures were left out, because their files are not there any more, or a
+            table cannot name them. None: nobody is.
 
     Returns:
         Iterator of bytes.
@@ -99,7 +101,9 @@ def parts(
     left = Left() if left is None else left
     if format in ("tar", "folder"):
         return (_tar if format == "tar" else _zip)(rows, open_picture, left)
-    return {"csv": _csv, "json": _json, "paths": _paths}[format](rows)
+    if format == "paths":
+        return _paths(rows)
+    return {"csv": _csv, "json": _json}[format](_with_text_path(rows, left))
 
 
 def export(
@@ -126,13 +130,16 @@ def export(
     if format == "folder" and target.suffix.lower() != ".zip":
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise ValueError(f"A class folder is written to a new or empty folder. Received: {target}.")
-        for name, file in _opened(rows, open_picture, left, _Names().in_class):
+        for name, file, caption in _opened(rows, open_picture, left, _Names().in_class):
             path = target / name
             path.parent.mkdir(parents=True, exist_ok=True)
             with files.replacing(path) as temporary, open(temporary, "xb") as copy:
                 for part in _chunks(file):
                     copy.write(part)
+            if caption:
+                path.with_suffix(".txt").write_bytes(caption)
         return left
+    target.parent.mkdir(parents=True, exist_ok=True)
     with files.replacing(target) as temporary, open(temporary, "wb") as file:
         for part in parts(format, rows, open_picture, left):
             file.write(part)
@@ -157,6 +164,19 @@ def _facts(row: Row) -> dict[str, Any]:
     }
 
 
+def _with_text_path(rows: Iterator[Row], left: Left) -> Iterator[Row]:
+    """Yields the rows whose paths can be in a table: one that is not UTF-8 would make the whole table unreadable."""
+    for row in rows:
+        try:
+            str(row.picture.path).encode()
+        except UnicodeEncodeError:
+            left.pictures.append(
+                (row.picture.id, "its path is not UTF-8, as a table must be: export a tar or a folder")
+            )
+        else:
+            yield row
+
+
 def _csv(rows: Iterator[Row]) -> Iterator[bytes]:
     for place, row in enumerate(rows):
         facts = _facts(row)
@@ -167,7 +187,7 @@ def _csv(rows: Iterator[Row]) -> Iterator[bytes]:
             writer.writerow(facts)
         # The path names the file in any case: it is absolute, so it begins no formula.
         writer.writerow([value if name == "path" else cell(value) for name, value in facts.items()])
-        yield text.getvalue().encode("utf-8", "surrogateescape")
+        yield text.getvalue().encode("utf-8", "replace")
 
 
 def _json(rows: Iterator[Row]) -> Iterator[bytes]:
@@ -235,7 +255,7 @@ def _tar(rows: Iterator[Row], open_picture: Callable, left: Left) -> Iterator[by
 def _zip(rows: Iterator[Row], open_picture: Callable, left: Left) -> Iterator[bytes]:
     sink = _Sink()
     with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as archive:
-        for name, file in _opened(rows, open_picture, left, _Names().in_class):
+        for name, file, caption in _opened(rows, open_picture, left, _Names().in_class):
             # The size that is declared first decides whether the member can be larger than 4 GiB.
             info = zipfile.ZipInfo(name)
             info.file_size = os.fstat(file.fileno()).st_size
@@ -244,18 +264,23 @@ def _zip(rows: Iterator[Row], open_picture: Callable, left: Left) -> Iterator[by
                 for part in _chunks(file, info.file_size):
                     member.write(part)
                     yield sink.take()
+            if caption:
+                text = zipfile.ZipInfo(str(PurePosixPath(name).with_suffix(".txt")))
+                text.external_attr = 0o644 << 16
+                archive.writestr(text, caption)
+                yield sink.take()
     yield sink.take()
 
 
 def _opened(
     rows: Iterator[Row], open_picture: Callable, left: Left, name_of: Callable[[Row], str]
-) -> Iterator[tuple[str, BinaryIO]]:
-    """Yields a name and the open file of each picture, which is closed before the next one."""
+) -> Iterator[tuple[str, BinaryIO, bytes]]:
+    """Yields a name, the open file and the caption of each picture; the file is closed before the next one."""
     for row in rows:
         file = _file_of(row, open_picture, left)
         if file is not None:
             with file:
-                yield name_of(row), file
+                yield name_of(row), file, row.caption.encode("utf-8", "replace")
 
 
 def _file_of(row: Row, open_picture: Callable, left: Left) -> BinaryIO | None:
@@ -289,11 +314,11 @@ class _Names:
 
     def _free(self, name: str, extension: str) -> str:
         for number in itertools.count(1):
-            candidate = f"{name}{f'_{number}' if number > 1 else ''}{extension}"
-            # Some file systems do not distinguish upper and lower case.
+            candidate = f"{name}{f'_{number}' if number > 1 else ''}"
+            # Some file systems do not distinguish upper and lower case; a caption has the name without the extension.
             if candidate.casefold() not in self._taken:
                 self._taken.add(candidate.casefold())
-                return candidate
+                return candidate + extension
 
 
 def portable(name: str) -> str:

@@ -8,6 +8,8 @@ import { state } from "./state.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 const BARS = 40;
+// Pictures of each list of a probe: after so many labels, another probe suggests better ones.
+const SUGGESTED = 12;
 
 function histogram({ low = 0, high = 1, counts = [] }, threshold) {
   const svg = document.createElementNS(SVG, "svg");
@@ -149,18 +151,29 @@ export class Labels {
     }
   }
 
-  #showProbe({ accuracy, low, high, pictures, suggestions }) {
+  #showProbe({ accuracy, low, high, pictures, suggestions, uncertain }) {
     const interval = low === undefined || low === null ? "" : ` (${percent(low)} to ${percent(high)})`;
-    const names = new Map(classes.list.map(({ id, name }) => [id, name]));
-    const list = suggestions.map(({ picture, class: id }) => ({ id: picture, class: id }));
     this.#probe.replaceChildren(
       make("p", { role: "status" }, make("strong", { text: `${percent(accuracy)} correct` }), `${interval}, on ${count(pictures, "picture")} labelled by hand.`),
-      suggestions.length ? make("p", { class: "note", text: "Labelling these would help most:" }) : "",
-      make("ul", { class: "suggestions" }, ...suggestions.map(({ picture, class: id, probability }, place) => {
+      ...this.#suggested("Labelling these would help most:", uncertain),
+      ...this.#suggested("The probe contradicts the label of these:", suggestions),
+    );
+  }
+
+  /** A heading and the pictures below it; nothing without pictures. */
+  #suggested(heading, found) {
+    if (!found.length) return [];
+    const suggestions = found.slice(0, SUGGESTED);
+    const names = new Map(classes.list.map(({ id, name }) => [id, name]));
+    const list = suggestions.map(({ picture, class: id }) => ({ id: picture, class: id }));
+    return [
+      make("p", { class: "note", text: heading }),
+      make("ul", { class: "suggestions", "aria-label": heading.replace(":", "") }, ...suggestions.map(({ picture, class: id, probability }, place) => {
         const text = `${names.get(id) ?? id}, ${percent(probability)}`;
         const open = make("button", { type: "button", "aria-label": `Is it ${text}?`, click: () => this.#openPicture(list, place) }, thumbnail(thumbnailOf(picture), 256, 256), make("span", { text }));
         return make("li", {}, open);
-      })));
+      })),
+    ];
   }
 }
 

@@ -18,12 +18,12 @@ _ROWS, _FILES = 5_000, 500
 # `todo` has the files that are not as the index knows them, until they are settled without a model.
 _TABLES = """
 CREATE TEMP TABLE found (
-    root INTEGER, path BLOB, stem BLOB, size INTEGER, mtime_ns INTEGER, caption_mtime_ns INTEGER DEFAULT 0,
+    root INTEGER, path BLOB, stem BLOB, size INTEGER, mtime_ns INTEGER, caption_stamp TEXT,
     PRIMARY KEY (root, path)
 ) WITHOUT ROWID;
-CREATE TEMP TABLE texts (root INTEGER, stem BLOB, mtime_ns INTEGER, PRIMARY KEY (root, stem)) WITHOUT ROWID;
+CREATE TEMP TABLE texts (root INTEGER, stem BLOB, stamp TEXT, PRIMARY KEY (root, stem)) WITHOUT ROWID;
 CREATE TEMP TABLE todo (
-    number INTEGER PRIMARY KEY, root INTEGER, path BLOB, caption_mtime_ns INTEGER,
+    number INTEGER PRIMARY KEY, root INTEGER, path BLOB, caption_stamp INTEGER,
     size INTEGER, mtime_ns INTEGER, sha256 TEXT, UNIQUE (root, path)
 );
 """
@@ -79,20 +79,21 @@ def scan(
             # A disk that is not connected: nothing below is taken for removed.
             scanned.unreadable.append((root, b"", error.strerror or str(error)))
     connection.execute(
-        "UPDATE found SET caption_mtime_ns = COALESCE((SELECT mtime_ns FROM texts WHERE texts.root = found.root AND "
-        "texts.stem = found.stem), 0)"
+        "UPDATE found SET caption_stamp = COALESCE((SELECT stamp FROM texts WHERE texts.root = found.root AND "
+        "texts.stem = found.stem), ?)",
+        (facts.NO_CAPTION,),
     )
     for root, path, _ in scanned.unreadable:
         low, high = (path + b"/", path + b"0") if path else (b"", b"\xff" * 8)
         connection.execute(
-            "INSERT OR IGNORE INTO found SELECT root, path, NULL, size, mtime_ns, caption_mtime_ns FROM pictures "
+            "INSERT OR IGNORE INTO found SELECT root, path, NULL, size, mtime_ns, caption_stamp FROM pictures "
             "WHERE removed = 0 AND root = ? AND (path = ? OR path >= ? AND path < ?)",
             (root, path, low, high),
         )
     # Pictures of roots that are not scanned stay as they are.
     marks = ", ".join(map(str, roots))
     connection.execute(
-        "INSERT OR IGNORE INTO found SELECT root, path, NULL, size, mtime_ns, caption_mtime_ns FROM pictures "
+        "INSERT OR IGNORE INTO found SELECT root, path, NULL, size, mtime_ns, caption_stamp FROM pictures "
         f"WHERE removed = 0 AND root NOT IN ({marks})"
     )
     return scanned
@@ -114,7 +115,7 @@ def _insert(connection: sqlite3.Connection, root: int, block: list[scanning.Foun
         if each.kind == scanning.PICTURE:
             pictures.append((root, each.path, os.path.splitext(each.path)[0], each.size, each.mtime_ns))
         elif each.kind == scanning.TEXT:
-            texts.append((root, each.path, each.mtime_ns))
+            texts.append((root, each.path, f"{each.mtime_ns} {each.size}"))
         elif each.kind == scanning.UNREADABLE:
             scanned.unreadable.append((root, each.path, each.detail))
         else:
@@ -132,8 +133,8 @@ def compare(connection: sqlite3.Connection) -> int:
         int. The number of unchanged pictures.
     """
     connection.execute(
-        "INSERT INTO todo (root, path, caption_mtime_ns, size, mtime_ns) "
-        "SELECT found.root, found.path, found.caption_mtime_ns, found.size, found.mtime_ns FROM found "
+        "INSERT INTO todo (root, path, caption_stamp, size, mtime_ns) "
+        "SELECT found.root, found.path, found.caption_stamp, found.size, found.mtime_ns FROM found "
         "LEFT JOIN pictures p ON p.root = found.root AND p.path = found.path AND p.removed = 0 "
         "LEFT JOIN broken b ON b.root = found.root AND b.path = found.path "
         "WHERE (p.id IS NULL OR p.size != found.size OR p.mtime_ns != found.mtime_ns) "
@@ -213,7 +214,7 @@ def settle(connection: sqlite3.Connection, folder: Path, changes: Counter, facts
                 if was_removed or is_freed:
                     connection.execute(
                         "UPDATE pictures SET root = ?, path = ?, size = ?, mtime_ns = ?, removed = 0, "
-                        "caption_mtime_ns = -1 WHERE id = ?",
+                        "caption_stamp = NULL WHERE id = ?",
                         (root, path, size, mtime_ns, id),
                     )
                 else:
@@ -245,8 +246,8 @@ def _copy(connection: sqlite3.Connection, folder: Path, copies: list[tuple], fac
         rows.append(path, start, values[sources])
     for place, (id, root, path, size, mtime_ns) in enumerate(copies):
         connection.execute(
-            "INSERT INTO pictures SELECT ?, ?, ?, ?, ?, ?, sha256, width, height, taken, format, '', description, -1, "
-            "perceptual_hash, 0 FROM pictures WHERE id = ?",
+            "INSERT INTO pictures SELECT ?, ?, ?, ?, ?, ?, sha256, width, height, taken, format, '', description, "
+            "NULL, perceptual_hash, 0 FROM pictures WHERE id = ?",
             (facts_of_index["next_id"] + place, start + place, root, path, size, mtime_ns, id),
         )
     facts_of_index["rows"] += len(copies)
@@ -282,18 +283,18 @@ def update_captions(connection: sqlite3.Connection, roots: dict[int, bytes]) -> 
     """
     changed, last = 0, -1
     while block := connection.execute(
-        "SELECT p.id, p.root, p.path, found.caption_mtime_ns, p.caption FROM pictures p JOIN found "
+        "SELECT p.id, p.root, p.path, found.caption_stamp, p.caption FROM pictures p JOIN found "
         "ON found.root = p.root AND found.path = p.path WHERE p.removed = 0 AND p.id > ? "
-        f"AND p.caption_mtime_ns != found.caption_mtime_ns ORDER BY p.id LIMIT {_FILES}",
+        f"AND p.caption_stamp IS NOT found.caption_stamp ORDER BY p.id LIMIT {_FILES}",
         (last,),
     ).fetchall():
         last = block[-1][0]
         with transaction(connection):
-            for id, root, path, mtime_ns, before in block:
+            for id, root, path, stamp, before in block:
                 whole = os.path.join(os.path.realpath(roots[root]), path)
-                caption = facts.caption_of(whole) if mtime_ns else ""
+                caption = facts.caption_of(whole) if stamp != facts.NO_CAPTION else ""
                 connection.execute(
-                    "UPDATE pictures SET caption = ?, caption_mtime_ns = ? WHERE id = ?", (caption, mtime_ns, id)
+                    "UPDATE pictures SET caption = ?, caption_stamp = ? WHERE id = ?", (caption, stamp, id)
                 )
                 changed += caption != before
     return changed

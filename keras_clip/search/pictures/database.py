@@ -9,11 +9,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-FORMAT = 1
+FORMAT = 2
 _NAME = "index.sqlite"
+# A cure of an error. The labels belong to the content of files, so that they fit the new index.
+BUILD_AGAIN = "delete the folder, but keep labels.sqlite with the labels by hand, and build the index again"
 # Milliseconds that a reader or writer waits for another transaction.
 _PATIENCE = 60_000
 # Paths are bytes: names need not be UTF-8. An id is never given twice; `row` is the place among the embeddings.
+# `caption_stamp` differs between versions of the text beside a picture; NULL: it was not read at this place.
 _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE roots (id INTEGER PRIMARY KEY, path BLOB NOT NULL UNIQUE);
@@ -21,7 +24,7 @@ CREATE TABLE pictures (
     id INTEGER PRIMARY KEY, row INTEGER NOT NULL, root INTEGER NOT NULL, path BLOB NOT NULL, size INTEGER NOT NULL,
     mtime_ns INTEGER NOT NULL, sha256 TEXT NOT NULL, width INTEGER NOT NULL, height INTEGER NOT NULL,
     taken INTEGER NOT NULL, format TEXT NOT NULL, caption TEXT NOT NULL, description TEXT NOT NULL,
-    caption_mtime_ns INTEGER NOT NULL, perceptual_hash INTEGER NOT NULL, removed INTEGER NOT NULL DEFAULT 0
+    caption_stamp TEXT, perceptual_hash INTEGER NOT NULL, removed INTEGER NOT NULL DEFAULT 0
 );
 CREATE UNIQUE INDEX place ON pictures (root, path) WHERE removed = 0;
 CREATE INDEX content ON pictures (sha256);
@@ -116,7 +119,7 @@ def _has_tables(connection: sqlite3.Connection) -> bool:
 def _require_format(connection: sqlite3.Connection, folder: Path) -> None:
     found = read_meta(connection)["format"]
     if found != FORMAT:
-        cure = "Upgrade keras_clip" if found > FORMAT else "Delete the folder and build the index again"
+        cure = "Upgrade keras_clip" if found > FORMAT else f"{BUILD_AGAIN[0].upper()}{BUILD_AGAIN[1:]}"
         raise ValueError(
             f"The index must be of format {FORMAT}. Received: {folder} of format {found}. {cure}, or give another "
             "folder."
@@ -153,8 +156,8 @@ def explained(folder: Path) -> Iterator[None]:
         raise OSError(errno.ENOSPC if is_full else errno.EIO, f"{error}: the index {folder}") from error
     except sqlite3.DatabaseError as error:
         raise ValueError(
-            f"The database of an index must be whole. Received: {path_of(folder)}: {error}. Restore a copy, or delete "
-            "the folder and build the index again."
+            f"The database of an index must be whole. Received: {path_of(folder)}: {error}. Restore a copy, or "
+            f"{BUILD_AGAIN}."
         ) from error
 
 

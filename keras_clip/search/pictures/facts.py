@@ -34,6 +34,8 @@ UNSETTLED = 2_000_000_000
 _SHARP = 2
 # The time of change that no file has: such a file is read again by the next update.
 UNKNOWN_TIME = -1
+# Stamp of a picture without a text beside it; that of a text is its time of change and its size.
+NO_CAPTION = "none"
 _EXIF, _DATE_TIME_ORIGINAL, _DATE_TIME, _DESCRIPTION = 0x8769, 0x9003, 0x0132, 0x010E
 _DATE = re.compile(r"(\d{4})[:-](\d\d)[:-](\d\d)[ T](\d\d):(\d\d):(\d\d)")
 

@@ -362,7 +362,7 @@ class PictureIndex:
                 if database.read_meta(self._connection)["generation"] == facts["generation"]:
                     raise ValueError(
                         f"The files of an index must be complete. Received: {error.filename}, which is missing. "
-                        "Restore a copy, or delete the folder and build the index again."
+                        f"Restore a copy, or {database.BUILD_AGAIN}."
                     ) from None
         self.features, self.embeddings = features, embeddings
         self.ids, self.rows = np.ascontiguousarray(pairs[:, 0]), np.ascontiguousarray(pairs[:, 1])

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_clip.search.pictures.database import BUILD_AGAIN
+
 COLUMNS = ("features", "embeddings")
 _BYTES = 4
 
@@ -65,6 +67,6 @@ def mapped(path: Path, count: int, width: int) -> np.ndarray:
 
 def _damaged(path: Path, rows: int) -> ValueError:
     return ValueError(
-        f"The files of an index must be complete. Received: {path}, with fewer than its {rows} rows. Delete the folder "
-        "of the index and build it again, or restore a copy."
+        f"The files of an index must be complete. Received: {path}, with fewer than its {rows} rows. Restore a "
+        f"copy, or {BUILD_AGAIN}."
     )

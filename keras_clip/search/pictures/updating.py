@@ -24,7 +24,7 @@ from keras_clip.model import CLIPModel, ImageEmbedder
 from keras_clip.search.pictures import comparing, database, rows
 from keras_clip.search.pictures.compaction import compact, remove_old_files
 from keras_clip.search.pictures.encoding import Encoded, EncodePictures, Wanted, encode
-from keras_clip.search.pictures.facts import PASSING, UNKNOWN_TIME, UNSETTLED, Facts
+from keras_clip.search.pictures.facts import NO_CAPTION, PASSING, UNKNOWN_TIME, UNSETTLED, Facts
 from keras_clip.search.pictures.indexed_model import IndexedModel
 from keras_clip.search.pictures.roots import check_roots, enter_roots, require_folder
 
@@ -286,8 +286,8 @@ class _Update:
 
     def _enter_one(self, result: Encoded) -> None:
         connection, facts = self._connection, result.facts
-        root, path, caption_mtime_ns, size, mtime_ns = connection.execute(
-            "SELECT root, path, caption_mtime_ns, size, mtime_ns FROM todo WHERE number = ?", (result.number,)
+        root, path, caption_stamp, size, mtime_ns = connection.execute(
+            "SELECT root, path, caption_stamp, size, mtime_ns FROM todo WHERE number = ?", (result.number,)
         ).fetchone()
         if isinstance(facts, Broken):
             is_settled = facts.reason not in PASSING and time.time_ns() - mtime_ns > UNSETTLED
@@ -302,7 +302,7 @@ class _Update:
             # SQLite has signed integers only.
             values["perceptual_hash"] -= 2**64 if facts.perceptual_hash >= 2**63 else 0
             values |= {"id": self._facts["next_id"], "row": self._facts["rows"], "root": root, "path": path}
-            values["caption_mtime_ns"] = caption_mtime_ns
+            values["caption_stamp"] = caption_stamp
             marks = ", ".join(f":{name}" for name in values)
             connection.execute(f"INSERT INTO pictures ({', '.join(values)}) VALUES ({marks})", values)
             self._facts["next_id"] += 1
@@ -340,12 +340,12 @@ class _Blocks(Sequence):
             part._starts = self._starts[place]
             return part
         found = self._connection.execute(
-            "SELECT number, root, path, caption_mtime_ns FROM todo WHERE number >= ? ORDER BY number LIMIT ?",
+            "SELECT number, root, path, caption_stamp FROM todo WHERE number >= ? ORDER BY number LIMIT ?",
             (self._starts[place], self._size),
         ).fetchall()
         return [
-            Wanted(number, os.path.join(self._roots[root], path), bool(caption_mtime_ns))
-            for number, root, path, caption_mtime_ns in found
+            Wanted(number, os.path.join(self._roots[root], path), caption_stamp != NO_CAPTION)
+            for number, root, path, caption_stamp in found
         ]
 
 

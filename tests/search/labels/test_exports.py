@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import tarfile
 import zipfile
@@ -89,11 +90,34 @@ def test_a_class_folder_is_read(rows, tmp_path):
     export("folder", iter(rows), opened, tmp_path / "classes.zip")
     shutil.unpack_archive(tmp_path / "classes.zip", tmp_path / "unpacked")
     found = {path.relative_to(tmp_path / "unpacked").as_posix() for path in (tmp_path / "unpacked").glob("*/*")}
-    assert found == {"cat/1.png", "cat/1_2.png", "dog/2.png", "dog/3.png"}
+    pictures = {"cat/1.png", "cat/1_2.png", "dog/2.png", "dog/3.png"}
+    assert found == pictures | {name.replace(".png", ".txt") for name in pictures}
+    # The captions are for training.
+    reader = open_reader(str(tmp_path / "classes"))
+    assert reader.captions(np.arange(4)) == [
+        *([b"a photo of a cat"], [b"a cat on a mat"], [b"=cmd()"], [b"a photo of a dog"])
+    ]
     for name in found:
         assert (tmp_path / "classes" / name).read_bytes() == (tmp_path / "unpacked" / name).read_bytes()
     with pytest.raises(ValueError, match="new or empty"):
         export("folder", iter(rows), opened, tmp_path / "classes")
+
+
+@pytest.mark.parametrize("format, name", [("csv", "out.csv"), ("json", "out.jsonl")])
+def test_a_path_that_is_not_utf8_does_not_make_a_table_unreadable(rows, tmp_path, format, name):
+    path = draw(tmp_path / os.fsdecode(b"na\xefve \n.png"), 7)
+    odd = Row(picture(path, 9), rows[0].labels)
+    left = export(format, iter([rows[0], odd, rows[3]]), opened, tmp_path / name)
+    assert [number for number, _ in left.pictures] == [9]
+    images = sources.from_files(str(tmp_path / name))
+    assert labels(images) == ["cat", "dog"]
+    # Formats that copy the pictures have all of them.
+    assert not export("tar", iter([odd]), opened, tmp_path / "out.tar").pictures
+
+
+def test_the_folder_of_an_export_is_made(rows, tmp_path):
+    export("csv", iter(rows), opened, tmp_path / "new" / "out.csv")
+    assert (tmp_path / "new" / "out.csv").exists()
 
 
 def test_paths(rows, tmp_path):
@@ -124,7 +148,7 @@ def test_odd_classes_and_no_class(rows, tmp_path):
     odd = [Row(rows[0].picture, [LabelledPicture(ODD, 0.5, True)]), Row(rows[3].picture, [])]
     data = b"".join(parts("folder", iter(odd), opened))
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        assert archive.namelist() == ["=AC_DC_ .._x/1.png", "unlabelled/3.png"]
+        assert archive.namelist() == ["=AC_DC_ .._x/1.png", "=AC_DC_ .._x/1.txt", "unlabelled/3.png"]
         assert archive.testzip() is None
     table = b"".join(parts("csv", iter(odd), opened)).decode()
     assert "'=AC/DC: ../x" in table

@@ -148,14 +148,15 @@ def test_processes_refuse_a_model_in_memory(tmp_path, pictures):
     assert update(tmp_path, pictures, build_embedder(), engine="auto").added == 5
 
 
-def test_an_index_of_a_later_format(tmp_path, pictures):
+@pytest.mark.parametrize("number, cure", [(1, "Delete the folder, but keep labels.sqlite"), (99, "Upgrade keras_clip")])
+def test_an_index_of_another_format(tmp_path, pictures, number, cure):
     update(tmp_path, pictures, build_embedder())
     connection = sqlite3.connect(tmp_path / "index" / "index.sqlite")
-    connection.execute("UPDATE meta SET value = '2' WHERE key = 'format'")
+    connection.execute("UPDATE meta SET value = ? WHERE key = 'format'", (str(number),))
     connection.commit()
     connection.close()
     for call in (lambda: PictureIndex.open(tmp_path / "index"), lambda: update(tmp_path)):
-        with pytest.raises(ValueError, match="of format 1. Received.*of format 2. Upgrade keras_clip, or give another"):
+        with pytest.raises(ValueError, match=f"Received.*of format {number}. {cure}.*, or give another"):
             call()
 
 
@@ -166,7 +167,9 @@ def test_damaged_indexes(tmp_path, pictures):
     place = tmp_path / "index"
     data = (place / "embeddings-0.f32").read_bytes()
     (place / "embeddings-0.f32").write_bytes(data[:-8])
-    with pytest.raises(ValueError, match="must be complete.*fewer than its 5 rows.*build it again"):
+    with pytest.raises(
+        ValueError, match="must be complete.*fewer than its 5 rows.*keep labels.sqlite.*build the index again"
+    ):
         PictureIndex.open(place)
     (place / "embeddings-0.f32").unlink()
     with pytest.raises(ValueError, match="must be complete.*missing"):
@@ -246,5 +249,10 @@ def test_commands_of_the_script(tmp_path, pictures, saved, capsys):
     assert '"path": "pictures/broken.jpg"' in capsys.readouterr().out
     script.main(["draw", str(tmp_path / "drawn"), "--pictures", "3", "--size", "32", *place])
     assert len(list((tmp_path / "drawn").rglob("*.jpg"))) == 3
+    assert all(path.with_suffix(".txt").read_text() for path in (tmp_path / "drawn").rglob("*.jpg"))
     with pytest.raises(SystemExit, match="--workers goes with"):
         script.main(["index", "--workers", "2", *place])
+    for arguments in (["find", "x", "--limit", "0"], ["draw", "x", "--pictures", "-1"]):
+        with pytest.raises(SystemExit, match="2"):
+            script.main([*arguments, *place])
+        assert "at least 1. Received" in capsys.readouterr().err

@@ -243,6 +243,23 @@ def test_captions_are_the_texts_beside_pictures_or_in_their_metadata(update, pic
     assert dict(zip(*index.columns(["name", "caption"]).values(), strict=True))["0.png"] == ""
 
 
+def test_captions_of_files_without_a_time_of_change(update, pictures):
+    """Reproducible archives set all times to the beginning of 1970."""
+    text = pictures / "0.txt"
+    text.write_text("a red car", encoding="utf-8")
+
+    def caption():
+        for path in (text, pictures / "0.png"):
+            os.utime(path, (0, 0))
+        index = update()[1]
+        return index.picture(next(id for id in index.ids if index_name(index, id) == "0.png")).caption
+
+    assert caption() == "a red car"
+    assert caption() == "a red car"
+    text.write_text("a bus", encoding="utf-8")
+    assert caption() == "a bus"
+
+
 def test_dates_and_orientation_are_those_of_the_camera(update, pictures):
     exif = Image.Exif()
     exif[0x0112] = 6
