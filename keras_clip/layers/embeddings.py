@@ -136,8 +136,8 @@ class TokenEmbedding(Composite, keras.layers.Layer):
         Tensor (B, L, D) in the compute dtype.
 
     Raises:
-        ValueError: texts are longer than `context_length`, or token ids are not (B, L) or, where they can be read, not of
-            the vocabulary.
+        ValueError: texts are longer than `context_length`, or token ids are not (B, L) or, where they can be read, not
+            of the vocabulary.
     """
 
     def __init__(self, vocabulary_size: int, context_length: int, width: int, **kwargs):

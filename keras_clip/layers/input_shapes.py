@@ -86,9 +86,9 @@ def check_vocabulary(token_ids: Any, vocabulary_size: int) -> None:
     lowest, highest = values.min(), values.max()
     if lowest < 0 or highest >= vocabulary_size:
         raise ValueError(
-            f"`token_ids` must be from 0 to {vocabulary_size - 1}, the vocabulary of the encoder. Received: values from "
-            f"{lowest} to {highest}. Pass what the model's `tokenizer` returns, which fills short texts with 0, or make "
-            "the encoder with another `vocabulary_size`."
+            f"`token_ids` must be from 0 to {vocabulary_size - 1}, the vocabulary of the encoder. Received: values "
+            f"from {lowest} to {highest}. Pass what the model's `tokenizer` returns, which pads texts with 0, or "
+            "make the encoder with another `vocabulary_size`."
         )
 
 
