@@ -20,7 +20,7 @@ from keras_clip.layers.composite import CompositeModel
 from keras_clip.layers.contrastive_loss import ContrastiveLoss
 from keras_clip.layers.embeddings import PixelNormalization
 from keras_clip.layers.inference import Inference
-from keras_clip.layers.input_shapes import check_images, check_images_shape
+from keras_clip.layers.input_shapes import check_images, check_images_shape, check_vocabulary
 from keras_clip.layers.pixel_range import ChecksPixelRange
 from keras_clip.layers.projection import ProjectionHead
 from keras_clip.losses import caption_groups
@@ -213,7 +213,7 @@ class TextEmbedder(_Embedder):
 
     Raises:
         ValueError: the encoder does not return (B, D), its context length is unknown, or its end token is not that of
-            the tokenizer.
+            the tokenizer; token ids outside of the vocabulary, where they can be read.
     """
 
     def __init__(self, encoder: keras.layers.Layer, embed_dim: int, tokenizer: CLIPTokenizer | None = None, **kwargs):
@@ -236,7 +236,13 @@ class TextEmbedder(_Embedder):
         TensorFlow and JAX compile the encoder at the first call. Texts are cut to the longest of the batch, which
         changes their embeddings by rounding errors only.
         """
+        if self._vocabulary is not None:
+            check_vocabulary(token_ids, self._vocabulary)
         return self._inference(self._cut(token_ids))
+
+    @property
+    def _vocabulary(self):
+        return getattr(self.encoder, "vocabulary_size", None)
 
     def _cut(self, token_ids):
         """Token ids without most of the padding that all texts have, if the encoder pools at an end token."""
@@ -374,6 +380,10 @@ class CLIPModel(ChecksPixelRange, GlobalBatchTrainer):
     logit_bias = property(
         lambda self: getattr(self.contrast, "logit_bias", None), doc="Scalar weight of the sigmoid loss, else None."
     )
+
+    @property
+    def _vocabulary(self):
+        return self.text_embedder._vocabulary
 
     @property
     def branches(self) -> tuple[Branch, ...]:

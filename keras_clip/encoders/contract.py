@@ -40,6 +40,10 @@ class ImageEncoder(Encoder):
 class TextEncoder(Encoder):
     """Base of the text encoders of this library: token ids (B, L) -> features (B, D)."""
 
+    @property
+    def _vocabulary(self):
+        return getattr(self, "vocabulary_size", None)
+
     def _export(self, filepath, format):
         export_text_model(self, filepath, format, self.context_length, output_name="features")
 

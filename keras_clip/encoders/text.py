@@ -38,7 +38,8 @@ class TextTransformer(TextEncoder):
         Features (B, D) in the compute dtype.
 
     Raises:
-        ValueError: texts longer than `context_length`, token ids that are not (B, L), or an unknown activation.
+        ValueError: texts longer than `context_length`, token ids that are not (B, L) or, where they can be read, not of
+            the vocabulary, or an unknown activation.
     """
 
     def __init__(

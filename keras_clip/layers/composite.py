@@ -50,33 +50,41 @@ class CompositeModel(WholeFileMixin, Composite, compat.CompiledFunctions):
 
     def fit(self, x: Any = None, *args, **kwargs) -> keras.callbacks.History:
         """As `keras.Model.fit`, with the errors of `check_input_data`."""
-        check_input_data(x)
+        self._check_data(x)
         return super().fit(x, *args, **kwargs)
 
     def evaluate(self, x: Any = None, *args, **kwargs) -> dict[str, float] | list[float] | float:
         """As `keras.Model.evaluate`, with the errors of `check_input_data`."""
-        check_input_data(x)
+        self._check_data(x)
         return super().evaluate(x, *args, **kwargs)
 
     def predict(self, x: Any, *args, **kwargs) -> Any:
         """As `keras.Model.predict`, with the errors of `check_input_data`."""
-        check_input_data(x)
+        self._check_data(x)
         return super().predict(x, *args, **kwargs)
 
     def train_on_batch(self, x: Any, *args, **kwargs) -> Any:
         """As `keras.Model.train_on_batch`, with the errors of `check_input_data`."""
-        check_input_data(x)
+        self._check_data(x)
         return super().train_on_batch(x, *args, **kwargs)
 
     def test_on_batch(self, x: Any, *args, **kwargs) -> Any:
         """As `keras.Model.test_on_batch`, with the errors of `check_input_data`."""
-        check_input_data(x)
+        self._check_data(x)
         return super().test_on_batch(x, *args, **kwargs)
 
     def predict_on_batch(self, x: Any) -> Any:
         """As `keras.Model.predict_on_batch`, with the errors of `check_input_data`."""
-        check_input_data(x)
+        self._check_data(x)
         return super().predict_on_batch(x)
+
+    def _check_data(self, x):
+        check_input_data(x, self._vocabulary)
+
+    @property
+    def _vocabulary(self) -> int | None:
+        """Number of tokens that the text encoder knows, for a model of token ids."""
+        return None
 
     def quantize(self, mode: str = "int8", **kwargs) -> None:
         """Quantises the linear layers and embeddings to int8 for inference, which takes a quarter of the memory.

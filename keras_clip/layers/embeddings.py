@@ -7,7 +7,7 @@ from keras_clip.layers.adaptable import LoraEmbedding
 from keras_clip.layers.composite import Composite
 from keras_clip.layers.convolutions import PatchConv2D
 from keras_clip.layers.initialisation import normal, uniform
-from keras_clip.layers.input_shapes import check_images, check_images_shape, check_token_ids
+from keras_clip.layers.input_shapes import check_images, check_images_shape, check_token_ids, check_vocabulary
 from keras_clip.layers.pixel_range import check_pixel_range
 
 
@@ -136,7 +136,8 @@ class TokenEmbedding(Composite, keras.layers.Layer):
         Tensor (B, L, D) in the compute dtype.
 
     Raises:
-        ValueError: texts are longer than `context_length`, or token ids are not (B, L).
+        ValueError: texts are longer than `context_length`, or token ids are not (B, L) or, where they can be read, not
+            of the vocabulary.
     """
 
     def __init__(self, vocabulary_size: int, context_length: int, width: int, **kwargs):
@@ -163,6 +164,7 @@ class TokenEmbedding(Composite, keras.layers.Layer):
 
     def call(self, token_ids):
         check_token_ids(token_ids, self.context_length)
+        check_vocabulary(token_ids, self.vocabulary_size)
         positions = self.positions[: ops.shape(token_ids)[1]]
         return self.tokens(token_ids) + ops.cast(positions, self.compute_dtype)
 

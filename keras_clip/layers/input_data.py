@@ -7,13 +7,16 @@ from typing import Any
 
 import numpy as np
 
+from keras_clip.layers.input_shapes import check_vocabulary
 
-def check_input_data(x: Any) -> None:
+
+def check_input_data(x: Any, vocabulary_size: int | None = None) -> None:
     """Raises a ValueError for files, texts and PIL images in place of arrays, no rows, and inputs of several lengths.
 
     Args:
         x: the data of `fit`, `evaluate` or `predict`: an array or tensor, a dict of them, or a source of batches, which
             is not read.
+        vocabulary_size: int or None. With it, `x` or its "token_ids" must be of this vocabulary.
 
     Raises:
         ValueError: see above.
@@ -38,6 +41,8 @@ def check_input_data(x: Any) -> None:
             f"All inputs must have one row for each pair. Received: {received}. Pass as many of each, row i of all "
             "being pair i."
         )
+    if vocabulary_size is not None:
+        check_vocabulary(parts.get("token_ids", parts.get("x")), vocabulary_size)
 
 
 def _is_raw(part: Any) -> bool:

@@ -1,9 +1,12 @@
-"""Checks that images and token ids have the shapes that an encoder was built for.
+"""Checks that images and token ids have the shapes, and token ids the values, that an encoder was built for.
 
 A wrong size would not always fail by itself: the patches of an image of twice the size are those of four images.
 """
 
+from typing import Any
+
 import keras
+import numpy as np
 
 from keras_clip.types import Tensor
 
@@ -66,6 +69,48 @@ def check_token_ids(token_ids: Tensor, context_length: int) -> None:
         import tensorflow as tf
 
         tf.debugging.assert_less_equal(tf.shape(token_ids)[1], context_length, message)
+
+
+def check_vocabulary(token_ids: Any, vocabulary_size: int) -> None:
+    """Raises a ValueError for token ids outside of the vocabulary, if their values are there to be read at no cost.
+
+    Backends take such ids differently: some fail without a cause, some embed them as NaN, and -1 as the last token.
+
+    Args:
+        token_ids: array or tensor of the backend. Graphs, accelerators and files mapped into memory are not read.
+        vocabulary_size: int. V.
+    """
+    values = _values(token_ids)
+    if values is None or not values.size or values.dtype.kind not in "iuf":
+        return
+    lowest, highest = values.min(), values.max()
+    if lowest < 0 or highest >= vocabulary_size:
+        raise ValueError(
+            f"`token_ids` must be from 0 to {vocabulary_size - 1}, the vocabulary of the encoder. Received: values "
+            f"from {lowest} to {highest}. Pass what the model's `tokenizer` returns, which pads texts with 0, or "
+            "make the encoder with another `vocabulary_size`."
+        )
+
+
+def _values(x) -> np.ndarray | None:
+    """The values of an array or of a tensor in the memory of the CPU, or None."""
+    if isinstance(x, np.ndarray):
+        return None if isinstance(x, np.memmap) else x
+    if isinstance(x, keras.KerasTensor) or not keras.ops.is_tensor(x):
+        return None
+    backend = keras.backend.backend()
+    try:
+        if backend == "tensorflow":
+            return x.numpy() if "CPU" in x.device else None
+        if backend == "jax":
+            is_near = x.is_fully_addressable and all(device.platform == "cpu" for device in x.devices())
+            return np.asarray(x) if is_near else None
+        import torch
+
+        is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        return x.numpy() if type(x) is torch.Tensor and x.device.type == "cpu" and not is_traced else None
+    except Exception:  # Each backend has its own for a value that a graph does not have yet.
+        return None
 
 
 def _runs_in_graph(x):

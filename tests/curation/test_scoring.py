@@ -232,6 +232,19 @@ def test_images_near_a_test_set(pool, scores):
     assert found["a", 0]["similarity"] == pytest.approx(1)
 
 
+def test_an_image_at_the_limit_is_near(pool, scores):
+    image = np.array(scores[0]["a", 0]["image_embedding"], np.float32)
+    across = np.roll(image, 1) - image * (np.roll(image, 1) @ image)
+    vectors = {"one": (0.8 * image + 0.6 * across / np.linalg.norm(across))[None]}
+    limit, found = 0.5, {}
+    for name in ("wide", "limit"):
+        test_images = curation.TestImages(vectors=vectors, cosine=limit, name=name)
+        curation.find_test_images(pool, test_images, "serial", progress=False)
+        found = rows(pool, name)["a", 0]
+        limit = found["similarity"]
+    assert limit == pytest.approx(0.8, abs=1e-5) and found["reason"]
+
+
 def test_images_near_a_test_set_by_hashes(pool, scores):
     profiles = rows(pool, "profile")
     own = np.uint64(profiles["e", 0]["perceptual_hash"])

@@ -426,3 +426,14 @@ class TestPixelBudget:
 def test_a_device_is_no_image():
     with pytest.raises(ValueError, match="regular file.*Received.*/dev/zero"):
         ImagePreprocessor(8).to_uint8("/dev/zero")
+
+
+@pytest.mark.backend_free
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_sides_of_every_orientation(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = io.BytesIO()
+    Image.new("RGB", (6, 4)).save(content, "JPEG", exif=exif)
+    image = Image.open(content)
+    assert image_files.upright_sides(image) == image_files.upright(image).size[::-1]

@@ -88,6 +88,31 @@ def test_wrong_token_ids(clip):
             clip.text_encoder(keras.KerasTensor(shape, "int32"))
 
 
+@pytest.mark.parametrize("value", [-1, 49408, 2**31 - 1])
+def test_token_ids_outside_of_the_vocabulary(clip, value):
+    wrong = np.full((2, 8), 49407, "int32")
+    wrong[1, 3] = value
+    whole = {"images": images((2, 32, 32, 3)), "token_ids": wrong}
+    clip.compile("sgd")
+    calls = [
+        lambda: clip.encode_text(wrong),
+        lambda: clip.text_embedder(wrong),
+        lambda: clip.text_encoder(keras.ops.convert_to_tensor(wrong)),
+        lambda: clip.text_embedder.predict(wrong, verbose=0),
+        lambda: clip.text_encoder.predict_on_batch(wrong),
+        lambda: clip(whole),
+        lambda: clip.predict(whole, verbose=0),
+        lambda: clip.fit(whole, verbose=0),
+        lambda: clip.evaluate({**whole, "token_ids": wrong.astype("int64")}, verbose=0),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match=r"from 0 to 49407, .*Received: values from .*`tokenizer`"):
+            call()
+    # What failed has left the model as it was, and the ends of the range are part of it.
+    wrong[1, 3] = 0
+    assert np.isfinite(keras.ops.convert_to_numpy(clip.encode_text(wrong))).all()
+
+
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="backend unable: shapes unknown until a graph runs")
 def test_sizes_that_a_graph_learns_when_it_runs(clip, wrapped):
     import tensorflow as tf

@@ -38,7 +38,8 @@ def wilson_interval(correct: float, total: float, confidence: float = 0.95) -> t
     fraction, spread = correct / total, z * z / total
     centre = (fraction + spread / 2) / (1 + spread)
     half = z * math.sqrt(fraction * (1 - fraction) / total + spread / (4 * total)) / (1 + spread)
-    return float(max(0.0, centre - half)), float(min(1.0, centre + half))
+    # Rounding may leave a bound beyond the fraction itself at 0 and 1.
+    return float(max(0.0, min(fraction, centre - half))), float(min(1.0, max(fraction, centre + half)))
 
 
 def blaker_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:

@@ -40,6 +40,13 @@ def test_more_confidence_is_wider(interval):
     assert wide[0] < narrow[0] < 0.5 < narrow[1] < wide[1]
 
 
+@pytest.mark.parametrize("total", [3, 7, 999, 10**6, 999_983])
+def test_the_interval_contains_the_fraction_at_its_ends(total):
+    """Exactly: rounding must not leave 0 or 1 outside."""
+    assert wilson_interval(0, total)[0] == 0
+    assert wilson_interval(total, total)[1] == 1
+
+
 def test_all_right():
     low, high = wilson_interval(10, 10)
     assert high == 1 and 0.7 < low < 0.75

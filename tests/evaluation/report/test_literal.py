@@ -123,6 +123,10 @@ def test_numbers_of_logarithmic_axes_are_still_set_in_tex():
 
 CELLS = {
     "=1+1": "'=1+1",
+    "\uff0b1+1": "'\uff0b1+1",
+    "\uff0d1": "'\uff0d1",
+    "\uff1d1+1": "'\uff1d1+1",
+    "\uff20SUM(1)": "'\uff20SUM(1)",
     "+1": "'+1",
     "-1": "'-1",
     "@x": "'@x",
