@@ -385,7 +385,7 @@ def hold_out(store: FeatureStore, share: float = VALIDATION_SHARE) -> tuple[Feat
             f"Expected enough images to hold out a fraction of {share:g} of each class for validation. Received: "
             f"{store}, whose classes have fewer than {int(1 / share)} images each. Pass `validation`, or more images."
         )
-    return store.take(~held), store.take(held)
+    return store.view(~held), store.view(held)
 
 
 def captions_of_tars(shards: str | os.PathLike | Sequence) -> dict[str, list[str]]:

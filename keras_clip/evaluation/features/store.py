@@ -21,6 +21,7 @@ from keras_clip.evaluation.features.encoding import EncodeBlock, load_model, loc
 from keras_clip.evaluation.features.key import Key, model_parts
 from keras_clip.evaluation.metrics.classification import IGNORED
 from keras_clip.evaluation.results import Examples, digest_of
+from keras_clip.evaluation.rows import Rows
 from keras_clip.lock import Lock
 from keras_clip.model import CLIPModel, ImageEmbedder
 from keras_clip.printable import printable
@@ -275,15 +276,38 @@ class FeatureStore:
         Returns:
             A store with the same classes.
         """
+        return self._with({name: np.asarray(getattr(self, name)[rows]) for name in _COLUMNS})
+
+    def _with(self, columns: dict[str, Any]) -> "FeatureStore":
         store = object.__new__(FeatureStore)
         store.__dict__.update(self.__dict__)
         store.__dict__.pop("examples", None)
-        for name in _COLUMNS:
-            setattr(store, name, np.asarray(getattr(self, name))[rows])
+        for name, column in columns.items():
+            setattr(store, name, column)
         return store
 
+    def view(self, rows: np.ndarray) -> "FeatureStore":
+        """Selects images as `take` does; features and embeddings in memory-mapped files are not copied.
+
+        Args:
+            rows: indices or bool (N,).
+
+        Returns:
+            A store with the same classes, whose features and embeddings may be `Rows`.
+        """
+        numbers = np.arange(len(self))[rows]
+        columns = {name: getattr(self, name) for name in _COLUMNS}
+        return self._with(
+            {
+                name: Rows([column], numbers)
+                if name in ("features", "embeddings") and isinstance(column, (np.memmap, Rows))
+                else np.asarray(column[numbers])
+                for name, column in columns.items()
+            }
+        )
+
     def of_classes(self, class_names: Sequence[str]) -> "FeatureStore":
-        """Selects the images of some classes, in memory.
+        """Selects the images of some classes; features and embeddings in memory-mapped files are not copied.
 
         Args:
             class_names: K names. Images of other classes are left out; of images with several classes, those without a
@@ -302,7 +326,7 @@ class FeatureStore:
             numbers[columns[columns >= 0]] = np.flatnonzero(columns >= 0)
             labels = numbers[self.labels]
             kept = labels >= 0
-        store = self.take(kept)
+        store = self.view(kept)
         store.class_names, store.labels = tuple(class_names), labels[kept]
         return store
 
