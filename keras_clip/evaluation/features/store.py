@@ -1,5 +1,6 @@
 """Features and embeddings of a dataset, computed once and stored, so that evaluations on them take seconds."""
 
+import contextlib
 import json
 import os
 import pickle
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_clip import files
 from keras_clip.data.arguments import check_max_broken
 from keras_clip.data.image_files import PixelBudget
 from keras_clip.data.skipped import MAX_BROKEN
@@ -27,6 +29,8 @@ from keras_clip.model import CLIPModel, ImageEmbedder
 from keras_clip.printable import printable
 
 _LOCK_SUFFIX = ".lock"
+# The stamp of the files of the images, by which it is seen that they have not changed.
+_NOTE = "files.json"
 _COLUMNS = ("features", "embeddings", "labels", "ids", "groups")
 
 
@@ -100,12 +104,17 @@ class FeatureStore:
         max_pixels_in_flight: int | None = None,
         max_broken: float = MAX_BROKEN,
         engine: str | Engine | None = None,
+        full_digest: bool = False,
     ) -> "FeatureStore":
         """Encodes images, or opens the store if it exists.
 
-        Every image is read once for the digest. If the process is interrupted or killed, the next call resumes. Images
-        that cannot be decoded are skipped, counted and named in `skipped`, with a warning; more than `max_broken` is an
-        error, also of a store that exists. PIL decodes them, with one thread per core.
+        Every image is read once for the digest. A store that exists is opened without this if its files show that no
+        image has changed: by their sizes, inodes, and times of change, of local folders, tables and tars. Other
+        sources, and files that changed in the last seconds, are read again.
+
+        If the process is interrupted or killed, the next call resumes. Images that cannot be decoded are skipped,
+        counted and named in `skipped`, with a warning; more than `max_broken` is an error, also of a store that exists.
+        PIL decodes them, with one thread per core.
 
         Several processes may build one store: the first one encodes, and the others wait for it, with a warning that
         names it, and open what it built. The lock of a process that died is taken over (see `keras_clip.lock`).
@@ -129,6 +138,8 @@ class FeatureStore:
             engine: where the images are encoded: "auto", "serial", "processes", "ray" or an `engines.Engine`. Other
                 processes take the model as `presets.load` does, and images that can be pickled: all `sources` can.
                 None: in this process.
+            full_digest: bool. Whether every image is read, also if the store exists and no file has changed by its
+                times: for file systems whose times cannot be relied on.
 
         Returns:
             The store.
@@ -150,6 +161,7 @@ class FeatureStore:
         given, clip = located(clip), load_model(clip)
         folder, embedder = Path(folder), getattr(clip, "image_embedder", clip)
         logit_scale = logit_scale_of(clip)
+        images.distrust() if full_digest else images.trust(_note_of(folder))
         dataset = {"name": images.name, "split": images.split, "images": images.digest()}
         key = Key({**model_parts(embedder, logit_scale), "data set": dataset})
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -168,6 +180,7 @@ class FeatureStore:
                     draft.finish(logit_scale)
         store = cls.open(folder)
         store._key.require_equal(key, folder)
+        _write_note(folder, images)
         store.skipped = recorded(f"{images.name}/{images.split}", store._broken, images.skipped, max_broken)
         size = len(images)
         store.skipped.check(size, size, ended=True)
@@ -329,6 +342,23 @@ class FeatureStore:
         store = self.view(kept)
         store.class_names, store.labels = tuple(class_names), labels[kept]
         return store
+
+
+def _note_of(folder: Path) -> dict[str, Any]:
+    """Returns the note on the files that the store was last found to be of; {} if there is none."""
+    try:
+        note = json.loads((folder / _NOTE).read_text(encoding="utf-8")) if (folder / MANIFEST).exists() else {}
+    except (OSError, ValueError):
+        note = {}
+    return note if isinstance(note, dict) else {}
+
+
+def _write_note(folder: Path, images: LabelledImages) -> None:
+    note = images.note()
+    if note is not None and note != _note_of(folder):
+        # Without the note, as in a folder that is read-only, the images are read again.
+        with contextlib.suppress(OSError):
+            files.write_json(folder / _NOTE, note)
 
 
 def _require_empty(folder: Path) -> None:
