@@ -630,7 +630,7 @@ def test_a_damaged_draft_begins_anew(clip, store, tmp_path, caplog):
 
 @pytest.mark.backend_free
 def test_a_store_is_opened_again_without_reading_an_image(clip, tmp_path, monkeypatch):
-    """It is read again where a file changed, and where this is asked for."""
+    """It is read again where a file changed, and with `full_digest=True`."""
     monkeypatch.setattr(source_reader, "_NANOSECONDS_SETTLED", 0)
     read = []
     monkeypatch.setattr(
