@@ -65,7 +65,7 @@ INSIDE = {
         ("datasets",),
         ("studies",),
         ("metrics",),
-        ("results",),
+        ("results", "rows"),
     ),
     "search": (
         ("server",),

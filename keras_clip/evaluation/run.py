@@ -59,6 +59,7 @@ def evaluate(
     verbose: int = 1,
     out: str | os.PathLike | None = None,
     max_broken: float | None = None,
+    full_digest: bool = False,
 ) -> Results:
     """Evaluates a model on datasets by the methods of the paper's section 3; each score has a confidence interval.
 
@@ -82,6 +83,8 @@ def evaluate(
             nothing is written.
         max_broken: float in [0, 1]. The fraction of the images of a split that may be unreadable; they are left out,
             counted and named in `Results.info["skipped"]`. None: that of each task.
+        full_digest: bool. Whether all images are read to see whether they have changed; False: only those of which the
+            sizes and times of change of the files do not show it (see `FeatureStore.build`).
 
     Returns:
         `Results`. `report.write` writes them as an HTML page.
@@ -133,7 +136,7 @@ def evaluate(
         return found
 
     def encoded(task: Task) -> Case:
-        case = Case(clip, task, encode(clip, task, folder, batch_size, max_broken), results, verbose)
+        case = Case(clip, task, encode(clip, task, folder, batch_size, max_broken, full_digest), results, verbose)
         _describe_images(case)
         return case
 

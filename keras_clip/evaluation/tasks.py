@@ -204,6 +204,7 @@ def encode(
     folder: str | os.PathLike | None,
     batch_size: int = 64,
     max_broken: float | None = None,
+    full_digest: bool = False,
 ) -> Splits:
     """Builds or opens the feature stores of a task, and checks that their classes match.
 
@@ -214,6 +215,7 @@ def encode(
         batch_size: int. Images per step of the encoder.
         max_broken: float in [0, 1]. The fraction of the images of a split that may be unreadable. None: that of the
             task.
+        full_digest: bool, as of `FeatureStore.build`.
 
     Returns:
         `Splits`.
@@ -236,13 +238,16 @@ def encode(
                 "Pass `folder`."
             )
         name = folder_name(images)
-        if built.setdefault(name, images).digest() != images.digest():
+        other = built.setdefault(name, images)
+        if other is not images and other.digest() != images.digest():
             raise ValueError(
                 "Different images must differ in their name or split, by which their stores are found. Received: two "
                 f"sets of images, both of {images.name}/{images.split}. Pass another `name` or `split` to one source."
             )
         limit = task.max_broken if max_broken is None else max_broken
-        return FeatureStore.build(clip, images, Path(folder) / name, batch_size, max_broken=limit)
+        return FeatureStore.build(
+            clip, images, Path(folder) / name, batch_size, max_broken=limit, full_digest=full_digest
+        )
 
     class_names = _common_classes(task)
     dropped: list[dict[str, Any]] = []
@@ -385,7 +390,7 @@ def hold_out(store: FeatureStore, share: float = VALIDATION_SHARE) -> tuple[Feat
             f"Expected enough images to hold out a fraction of {share:g} of each class for validation. Received: "
             f"{store}, whose classes have fewer than {int(1 / share)} images each. Pass `validation`, or more images."
         )
-    return store.take(~held), store.take(held)
+    return store.view(~held), store.view(held)
 
 
 def captions_of_tars(shards: str | os.PathLike | Sequence) -> dict[str, list[str]]:

@@ -89,6 +89,10 @@ class FolderReader(Reader):
         """Returns the first folder of the relative path of each file as its class."""
         return [{"class": folder} for folder in (key.rpartition("/")[0].partition("/")[0] for key in self.keys(ids))]
 
+    def image_files(self, ids: np.ndarray) -> tuple[str, list[str]]:
+        """Returns the file of each image."""
+        return "whole files", [os.fsdecode(self._paths[index]) for index in ids.tolist()]
+
     def stamp(self, ids: np.ndarray) -> str:
         """Returns a digest of the names, sizes and times of change of the images, and of their captions."""
         return digest_of(

@@ -60,6 +60,14 @@ class Reader(Protocol):
         """Returns other values that are stored with each of these samples, by name; by default, none."""
         return [{} for _ in ids]
 
+    def image_files(self, ids: np.ndarray) -> tuple[str, list[str]] | None:
+        """Returns the files that hold the images of these samples, and a text on which parts of them are the images.
+
+        If none of both changes and no file, then no image does. By default None: only reading the images shows this. A
+        class derived from one with this method has to define it anew.
+        """
+        return None
+
     def stamp(self, ids: np.ndarray) -> str | None:
         """Returns a digest of the state of these samples that is found without reading them, by times of change.
 

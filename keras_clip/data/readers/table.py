@@ -148,6 +148,10 @@ class TableReader(Shards):
             metadata.append(row)
         return metadata
 
+    def image_files(self, ids: np.ndarray) -> tuple[str, list[str]]:
+        """Returns the image file of each row."""
+        return "whole files", [table.image_path(row) for table, row in self._rows(ids)]
+
     def stamp(self, ids: np.ndarray) -> str:
         """Returns a digest of the rows, and of the sizes and times of change of the image files that they name."""
         images = [table.image_path(row) for table, row in self._rows(ids)]

@@ -61,6 +61,7 @@ class TarReader(Shards):
         self._caption_names = CAPTION_NAMES if texts in ([], ["json"], ["txt"]) else tuple(texts)
         make = functools.partial(index_tar, image=image, text=text)
         variant = "" if (image, text) == (None, "txt") else hashlib.sha256(f"{image} {text}".encode()).hexdigest()[:8]
+        self._members = f"members {image}"
         files = list(map(decompressed, paths))
         index = open_index(files, make, variant)
         super().__init__(paths, index, files, needed=None if captions else _IMAGE)
@@ -73,6 +74,10 @@ class TarReader(Shards):
         # This includes keys without an image, because training and evaluation must name samples alike.
         for keys in self._index.keys_by_shard():
             yield list(map(_as_text, keys))
+
+    def image_files(self, ids: np.ndarray) -> tuple[str, list[str]]:
+        """Returns the tar files of these samples."""
+        return self._members, [self.paths[shard] for shard in np.unique(self._shards(ids)).tolist()]
 
     def read(self, ids: np.ndarray) -> tuple[list[bytes], list[Captions]]:
         """Returns the bytes of the image members, and the captions."""

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from keras_clip.evaluation.classifiers.linear_probe import CSearch, search_C
-from keras_clip.evaluation.metrics.classification import accuracy, map_11pt
+from keras_clip.evaluation.classifiers.linear_probe import CSearch, LinearProbe, search_C
 
 SHOTS = (1, 2, 4, 8, 16)
 
@@ -63,16 +62,23 @@ class FewShotScore:
         seed: int. Seed of the subset.
         images: int. Size of the subset.
         C: float. Chosen on the validation split.
-        scores: float64 (N, K). Scores of the test images.
-        value: float. Metric of the scores.
+        probe: `LinearProbe`, which also scores other images.
+        features: (N, D) of the test images.
+        value: float. Metric of the scores of the test images.
     """
 
     shots: int | None
     seed: int
     images: int
     C: float
-    scores: np.ndarray
+    probe: LinearProbe
+    features: np.ndarray
     value: float
+
+    @property
+    def scores(self) -> np.ndarray:
+        """The scores of the test images, float64 (N, K), which are computed anew each time."""
+        return self.probe.decision_function(self.features)
 
 
 def few_shot_scores(
@@ -113,7 +119,6 @@ def few_shot_scores(
     labels = np.asarray(labels)
     several = labels.ndim == 2
     num_classes = num_classes or (labels.shape[1] if several else int(labels.max()) + 1)
-    metric = metric or (map_11pt if several else accuracy)
     runs = {}
     for k in shots:
         for seed in seeds if k is not None else seeds[:1]:
@@ -125,9 +130,8 @@ def few_shot_scores(
         found = whole if k is None else None
         if found is None:
             found = search_C((features[rows], labels[rows]), validation, metric, num_classes, refit=False, verbose=0)
-        scores = found.probe.decision_function(test[0])
-        value = float(metric(scores, np.asarray(test[1])))
-        results.append(FewShotScore(k, seed, len(rows), found.C, scores, value))
+        value = found.probe.measured(test[0], np.asarray(test[1]), metric)
+        results.append(FewShotScore(k, seed, len(rows), found.C, found.probe, test[0], value))
     return results
 
 

@@ -1,9 +1,15 @@
 """Checks features and labels for the classifiers and converts them to one form."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from keras_clip.evaluation.classifiers.matmul import tiles
 from keras_clip.evaluation.metrics.classification import IGNORED
+from keras_clip.evaluation.rows import Rows
+
+# Images of a training split that are compared with others at a time.
+KEYS_PER_BLOCK = 8192
 
 
 def check_features(features: np.ndarray) -> np.ndarray:
@@ -13,12 +19,12 @@ def check_features(features: np.ndarray) -> np.ndarray:
         features: (N, D).
 
     Returns:
-        The features as an array.
+        The features as an array, or as the `Rows` that they are.
 
     Raises:
         ValueError: another shape, no row, NaN or infinity.
     """
-    features = np.asarray(features)
+    features = features if isinstance(features, Rows) else np.asarray(features)
     if features.ndim != 2 or not features.size or features.dtype.kind not in "fiub":
         raise ValueError(
             f"`features` must be numbers (N, D). Received: shape {features.shape}, dtype {features.dtype}."
@@ -136,5 +142,18 @@ def targets_of(labels: np.ndarray, num_classes: int) -> np.ndarray:
 
 def unit_length(embeddings: np.ndarray) -> np.ndarray:
     """Checks embeddings (N, E) and normalises them to unit length in float64."""
-    embeddings = check_features(embeddings).astype("float64")
-    return embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+    return normalised(check_features(embeddings))
+
+
+def normalised(embeddings: np.ndarray) -> np.ndarray:
+    """Normalises embeddings (N, E), which were checked, to unit length in float64."""
+    embeddings = np.asarray(embeddings).astype("float64")
+    embeddings /= np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+    return embeddings
+
+
+def key_blocks(keys: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yields blocks of the embeddings (N, E) of a training split, and each of them in unit length, float64."""
+    for start in range(0, len(keys), KEYS_PER_BLOCK):
+        rows = slice(start, min(len(keys), start + KEYS_PER_BLOCK))
+        yield rows, normalised(keys[rows])

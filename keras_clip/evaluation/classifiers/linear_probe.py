@@ -16,7 +16,8 @@ import numpy as np
 from keras_clip.evaluation.classifiers.inputs import check_features, check_labels, check_split
 from keras_clip.evaluation.classifiers.matmul import multiply
 from keras_clip.evaluation.classifiers.newton import Problem
-from keras_clip.evaluation.metrics.classification import accuracy, map_11pt
+from keras_clip.evaluation.classifiers.tuning import Metric, metric_of_choices
+from keras_clip.evaluation.rows import Rows
 
 # C is 10 ** (step / 8): from 1e-6 to 1e6, first in steps of two decades.
 STEPS_PER_DECADE, LAST_STEP, FIRST_INTERVAL = 8, 48, 16
@@ -101,7 +102,9 @@ class LinearProbe:
         Returns:
             float64 (N, K): logits of a softmax, or of a sigmoid each if `multi_label`.
         """
-        return multiply(check_features(features), self.coef, "float64") + self.intercept
+        scores = multiply(check_features(features), self.coef, "float64")
+        scores += self.intercept
+        return scores
 
     def predict(self, features: np.ndarray) -> np.ndarray:
         """Predicts the most probable class.
@@ -114,6 +117,21 @@ class LinearProbe:
         """
         scores = self.decision_function(features)
         return (scores > 0).astype("uint8") if self.multi_label else scores.argmax(axis=1)
+
+    def measured(self, features: np.ndarray, labels: np.ndarray, metric: Metric | None = None) -> float:
+        """Returns the metric of the scores of images, which are computed in blocks if it is a mean over images.
+
+        Args:
+            features: (N, D).
+            labels: (N,) or (N, K).
+            metric: function of scores (N, K) and labels; None: as of `search_C`.
+
+        Returns:
+            float.
+        """
+        return metric_of_choices(
+            lambda rows: [("", self.decision_function(features[rows]))], labels, len(self.coef), metric
+        )[""]
 
 
 @dataclass(frozen=True)
@@ -146,8 +164,9 @@ class CSearch:
         Returns:
             A `CSearch` with the new probe.
         """
-        both = [np.concatenate(parts) for parts in zip(train, validation, strict=True)]
-        probe = LinearProbe(self.C, self.probe.max_iter).fit(*both, num_classes, start=self.probe)
+        features = Rows([check_features(part) for part, _ in (train, validation)])
+        labels = np.concatenate([part for _, part in (train, validation)])
+        probe = LinearProbe(self.C, self.probe.max_iter).fit(features, labels, num_classes, start=self.probe)
         return CSearch(self.C, self.scores, probe)
 
 
@@ -186,7 +205,6 @@ def search_C(
 
     features, (labels, num_classes) = check_features(train[0]), check_labels(train[1], len(train[0]), num_classes)
     held_out = check_split(*validation, features.shape[1], num_classes)
-    metric = metric or (map_11pt if labels.ndim == 2 else accuracy)
     problem, found, scores = Problem(features, labels, num_classes), {}, {}
 
     with tqdm(total=15 + refit, desc="Searching C", disable=not verbose, leave=False) as bar:
@@ -194,7 +212,7 @@ def search_C(
             nearest = found[min(found, key=lambda other: abs(other - step))]._solution if found else None
             probe = LinearProbe(_C(step), max_iter)
             found[step] = probe._take(problem.minimise(probe.C, max_iter, nearest), labels.ndim == 2)
-            scores[step] = float(metric(probe.decision_function(held_out[0]), held_out[1]))
+            scores[step] = probe.measured(*held_out, metric)
             if not math.isfinite(scores[step]):
                 raise ValueError(f"`metric` must return a finite number. Received: {scores[step]} for C={probe.C:g}.")
             bar.update()

@@ -13,6 +13,9 @@ from keras_clip.evaluation.metrics.classification import IGNORED
 
 # Elements of the widest array of a part of a tile when the second derivatives are formed (32 MiB of float64).
 HESSIAN_AREA = 2**22
+# Features of at most this many bytes are kept on the device. More are copied there tile by tile in every pass, which
+# takes far less time than the products.
+MOST_BYTES_KEPT = 2**30
 
 
 def _softmax_step(features, labels, weights, bias):
@@ -118,8 +121,8 @@ def _times_features(factors, features):
 class LogisticLoss:
     """Mean loss over the rows, without the penalty, in float32 or float64 as chosen per call.
 
-    The features are copied to the device once. Products have the chosen dtype; parameters and sums over tiles are
-    float64.
+    The features are copied to the device once or, if they are large, tile by tile in each pass. Products have the
+    chosen dtype; parameters and sums over tiles are float64.
 
     Args:
         features: numbers (N, D), as `check_features` passes them.
@@ -139,11 +142,12 @@ class LogisticLoss:
         if not self.softmax:
             labels = labels.reshape(self.rows, self.columns)
             labels = np.where(labels == IGNORED, 0, 1 - 2 * labels.astype("int8")).astype("int8")
+        self._features, self._dtype, self._slices = features, dtype, tiles(self.rows, max(self.width, self.columns))
         with full_precision():
-            self._tiles = [
-                (on_device(features[tile], dtype), on_device(labels[tile], "int32" if self.softmax else "int8"))
-                for tile in tiles(self.rows, max(self.width, self.columns))
-            ]
+            self._labels = [on_device(labels[tile], "int32" if self.softmax else "int8") for tile in self._slices]
+            self._kept = None
+            if features.size * np.dtype(dtype).itemsize <= MOST_BYTES_KEPT:
+                self._kept = [on_device(features[tile], dtype) for tile in self._slices]
         functions = (
             (_softmax_step, _softmax_product, _softmax_curvature, _softmax_hessian)
             if self.softmax
@@ -236,7 +240,8 @@ class LogisticLoss:
         """Yields the outputs of a function of one tile (or of its parts of some rows) and the parameters, float64."""
         with full_precision():
             parameters = [on_device(array, dtype) for array in parameters]
-            for features, labels in self._tiles:
+            features_of_tiles = self._kept or (on_device(self._features[tile], self._dtype) for tile in self._slices)
+            for features, labels in zip(features_of_tiles, self._labels, strict=True):
                 size = max(1, rows or len(features))
                 for start in range(0, len(features), size):
                     part = slice(start, start + size)

@@ -4,9 +4,8 @@ import math
 
 import numpy as np
 
-from keras_clip.evaluation.classifiers.inputs import check_features, check_labels
+from keras_clip.evaluation.classifiers.inputs import check_features, check_labels, targets_of
 from keras_clip.evaluation.classifiers.matmul import moments, multiply, on_device, tiles
-from keras_clip.evaluation.metrics.classification import IGNORED
 
 
 class RidgeProbe:
@@ -46,13 +45,9 @@ class RidgeProbe:
         features = check_features(features)
         labels, num_classes = check_labels(labels, len(features), num_classes)
         self.multi_label = labels.ndim == 2
-        if self.multi_label:
-            targets = np.where(labels == IGNORED, 0, labels)
-        else:
-            targets = labels[:, None] == np.arange(num_classes)
         width = features.shape[1]
         parts = (
-            on_device(np.concatenate([features[tile], targets[tile]], axis=1))
+            on_device(np.concatenate([features[tile], targets_of(labels[tile], num_classes)], axis=1))
             for tile in tiles(len(features), width + num_classes)
         )
         mean, covariance = moments(parts)

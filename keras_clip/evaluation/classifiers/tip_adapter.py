@@ -5,9 +5,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from keras_clip.evaluation.classifiers.inputs import check_labels, check_split, targets_of, unit_length
+from keras_clip.evaluation.classifiers.inputs import (
+    check_features,
+    check_labels,
+    check_split,
+    key_blocks,
+    normalised,
+    targets_of,
+    unit_length,
+)
 from keras_clip.evaluation.classifiers.matmul import multiply, tiles
-from keras_clip.evaluation.classifiers.tuning import Metric, Tuned, best_of
+from keras_clip.evaluation.classifiers.tuning import Metric, Tuned, best_of, row_blocks
 
 BETAS, ALPHAS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0), (0.0, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 
@@ -33,7 +41,7 @@ class TipAdapter:
         self.beta, self.alpha = float(beta), float(alpha)
 
     def fit(self, embeddings: np.ndarray, labels: np.ndarray) -> "TipAdapter":
-        """Stores the training split as the cache.
+        """Refers to the training split as the cache; it is not copied and may be memory-mapped.
 
         Args:
             embeddings: (N, E), few per class.
@@ -45,24 +53,32 @@ class TipAdapter:
         Raises:
             ValueError: inputs that `LinearProbe.fit` rejects.
         """
-        self.keys = unit_length(embeddings)
-        labels, num_classes = check_labels(labels, len(self.keys), len(self.class_embeddings))
-        self.targets = targets_of(labels, num_classes)
+        self.keys = check_features(embeddings)
+        self.labels, _ = check_labels(labels, len(self.keys), len(self.class_embeddings))
         return self
 
     def decision_function(self, embeddings: np.ndarray) -> np.ndarray:
         """Returns logits, float64 (N, K), of embeddings (N, E)."""
-        queries = unit_length(embeddings)
-        return self._zero_shot(queries) + self.alpha * self._cache(queries, self.beta)
+        embeddings = check_features(embeddings)
+        logits = np.empty((len(embeddings), len(self.class_embeddings)))
+        for rows in row_blocks(*logits.shape):
+            queries = normalised(embeddings[rows])
+            logits[rows] = self._zero_shot(queries) + self.alpha * self._caches(queries, [self.beta])[0]
+        return logits
 
     def _zero_shot(self, queries):
         return math.exp(self.logit_scale) * multiply(queries, self.class_embeddings, "float64")
 
-    def _cache(self, queries, beta):
-        result = np.empty((len(queries), len(self.class_embeddings)))
-        for tile in tiles(len(queries), len(self.keys)):
-            affinities = np.exp(beta * (multiply(queries[tile], self.keys) - 1))
-            result[tile] = multiply(affinities, self.targets.T)
+    def _caches(self, queries, betas):
+        """Returns the sums of the affinities by class, float64 (n, K), for each beta."""
+        num_classes = len(self.class_embeddings)
+        result = np.zeros((len(betas), len(queries), num_classes))
+        for keys, block in key_blocks(self.keys):
+            targets = targets_of(self.labels[keys], num_classes).T
+            for tile in tiles(len(queries), len(block)):
+                similarities = multiply(queries[tile], block)
+                for of_beta, beta in zip(result, betas, strict=True):
+                    of_beta[tile] += multiply(np.exp(beta * (similarities - 1)), targets)
         return result
 
 
@@ -94,10 +110,14 @@ def tune_tip_adapter(
     """
     head = TipAdapter(class_embeddings, logit_scale).fit(*train)
     embeddings, labels = check_split(*validation, head.keys.shape[1], len(head.class_embeddings))
-    queries = unit_length(embeddings)
-    zero_shot = head._zero_shot(queries)
-    caches = ((beta, head._cache(queries, beta)) for beta in betas)
-    scores = (((beta, alpha), zero_shot + alpha * cache) for beta, cache in caches for alpha in alphas)
-    (beta, alpha), score = best_of(scores, labels, metric)
+
+    def scores_of(rows):
+        queries = normalised(embeddings[rows])
+        zero_shot = head._zero_shot(queries)
+        for beta, cache in zip(betas, head._caches(queries, betas), strict=True):
+            for alpha in alphas:
+                yield (beta, alpha), zero_shot + alpha * cache
+
+    (beta, alpha), score = best_of(scores_of, labels, len(head.class_embeddings), metric)
     best = TipAdapter(class_embeddings, logit_scale, beta, alpha).fit(*train)
     return Tuned(best, score, {"beta": beta, "alpha": alpha})

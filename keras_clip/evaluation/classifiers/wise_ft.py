@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from keras_clip.evaluation.classifiers.inputs import check_split, unit_length
+from keras_clip.evaluation.classifiers.inputs import check_features, check_split, normalised, unit_length
 from keras_clip.evaluation.classifiers.linear_probe import LinearProbe
 from keras_clip.evaluation.classifiers.matmul import multiply
-from keras_clip.evaluation.classifiers.tuning import Metric, Tuned, best_of
+from keras_clip.evaluation.classifiers.tuning import Metric, Tuned, best_of, row_blocks
 
 ALPHAS = tuple(round(0.05 * i, 2) for i in range(21))
 
@@ -42,7 +42,11 @@ class WiseFT:
 
     def decision_function(self, embeddings: np.ndarray) -> np.ndarray:
         """Returns logits, float64 (N, K), of embeddings (N, E), which are scaled to unit length."""
-        return multiply(unit_length(embeddings), self.coef, "float64") + self.intercept
+        embeddings = check_features(embeddings)
+        logits = np.empty((len(embeddings), len(self.coef)))
+        for rows in row_blocks(*logits.shape):
+            logits[rows] = multiply(normalised(embeddings[rows]), self.coef, "float64") + self.intercept
+        return logits
 
 
 def tune_wise_ft(
@@ -73,6 +77,9 @@ def tune_wise_ft(
     heads = {alpha: WiseFT(class_embeddings, logit_scale, probe, alpha) for alpha in alphas}
     num_classes, width = probe.coef.shape
     embeddings, labels = check_split(*validation, width, num_classes)
-    scores = ((alpha, head.decision_function(embeddings)) for alpha, head in heads.items())
-    alpha, score = best_of(scores, labels, metric)
+
+    def scores_of(rows):
+        return ((alpha, head.decision_function(embeddings[rows])) for alpha, head in heads.items())
+
+    alpha, score = best_of(scores_of, labels, num_classes, metric)
     return Tuned(heads[alpha], score, {"alpha": alpha})

@@ -65,7 +65,8 @@ def zero_shot_scores(store: FeatureStore, class_embeddings: np.ndarray, logit_sc
     scores = np.empty((len(store), len(class_embeddings)), np.float32)
     for start in range(0, len(store), _ROWS):
         scores[start : start + _ROWS] = store.embeddings[start : start + _ROWS] @ class_embeddings.T
-    return scores * np.float32(np.exp(logit_scale))
+    scores *= np.float32(np.exp(logit_scale))
+    return scores
 
 
 class PromptTable:

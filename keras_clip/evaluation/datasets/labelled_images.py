@@ -49,14 +49,19 @@ class LabelledImages:
         empty_classes: what to do with a class of `class_names` without an image: "refuse" it with an error, "keep" it
             as a class that may be predicted, or "drop" it.
         skipped: `SkippedSamples`: the files that the source passed over. None: none.
+        stamp: function that returns a text which differs whenever an image has changed, found without reading the
+            images, or None if this is not known now. None: only reading the images shows it.
 
     Raises:
         ValueError: labels that are not among the classes, a class without an image, fewer than two classes, ids that
             are not unique, or columns of unequal length.
     """
 
-    # Hex digest of the images, once computed.
+    # Hex digest of the images, once computed, and the stamp of the files that it was computed from.
     _content: str | None = None
+    _content_stamp: str | None = None
+    # Whether the images were not read, since their files have the stamp of an earlier digest.
+    _is_trusted = False
 
     def __init__(
         self,
@@ -70,10 +75,11 @@ class LabelledImages:
         split: str = "test",
         empty_classes: str = "refuse",
         skipped: SkippedSamples | None = None,
+        stamp: Callable[[], str | None] | None = None,
     ):
         self.name, self.split = name, split
         self.skipped = SkippedSamples(f"{name}/{split}") if skipped is None else skipped
-        self.read = read
+        self.read, self._stamp = read, stamp
         self.class_names = None if class_names is None else _classes(labels, class_names, empty_classes)
         self.ids = tuple(ids)
         self.groups = ("",) * len(self.ids) if groups is None else tuple(groups)
@@ -96,12 +102,36 @@ class LabelledImages:
     def digest(self) -> str:
         """Hex digest of names, labels, ids, groups and the bytes of all images."""
         if self._content is None:
+            before = self._stamp and self._stamp()
             self._content = _content(self.read(0), len(self), self.name)
+            # Of files that changed meanwhile, it is not known what was read.
+            self._content_stamp = before if before is not None and before == self._stamp() else None
         whole = hashlib.sha256(self._content.encode())
         for texts in ((self.name, self.split), self.class_names or (), self.ids, self.groups):
             whole.update(repr(tuple(map(str, texts))).encode())
         whole.update(str((self.labels.dtype, self.labels.shape)).encode() + self.labels.tobytes())
         return whole.hexdigest()
+
+    def trust(self, note: Mapping[str, str]) -> None:
+        """Takes the digest of the images from the note of an earlier one, if no image has changed since by its stamp.
+
+        Args:
+            note: as of `note`; any other JSON object is ignored.
+        """
+        stamp = self._stamp() if self._content is None and self._stamp and note.get("content") else None
+        if stamp is not None and stamp == note.get("stamp"):
+            self._content, self._content_stamp, self._is_trusted = note["content"], stamp, True
+
+    def distrust(self) -> None:
+        """Has `digest` read the images, unless it has read them before."""
+        if self._is_trusted:
+            self._content, self._content_stamp, self._is_trusted = None, None, False
+
+    def note(self) -> dict[str, str] | None:
+        """Returns the digest of the images and the stamp of their files, for `trust`; None if either is unknown."""
+        if self._content is None or self._content_stamp is None:
+            return None
+        return {"stamp": self._content_stamp, "content": self._content}
 
 
 def _require_columns(images: LabelledImages, labels: int) -> None:

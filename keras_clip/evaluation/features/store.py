@@ -1,5 +1,6 @@
 """Features and embeddings of a dataset, computed once and stored, so that evaluations on them take seconds."""
 
+import contextlib
 import json
 import os
 import pickle
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_clip import files
 from keras_clip.data.arguments import check_max_broken
 from keras_clip.data.image_files import PixelBudget
 from keras_clip.data.skipped import MAX_BROKEN
@@ -21,11 +23,14 @@ from keras_clip.evaluation.features.encoding import EncodeBlock, load_model, loc
 from keras_clip.evaluation.features.key import Key, model_parts
 from keras_clip.evaluation.metrics.classification import IGNORED
 from keras_clip.evaluation.results import Examples, digest_of
+from keras_clip.evaluation.rows import Rows
 from keras_clip.lock import Lock
 from keras_clip.model import CLIPModel, ImageEmbedder
 from keras_clip.printable import printable
 
 _LOCK_SUFFIX = ".lock"
+# The stamp of the files of the images, by which it is seen that they have not changed.
+_NOTE = "files.json"
 _COLUMNS = ("features", "embeddings", "labels", "ids", "groups")
 
 
@@ -99,12 +104,17 @@ class FeatureStore:
         max_pixels_in_flight: int | None = None,
         max_broken: float = MAX_BROKEN,
         engine: str | Engine | None = None,
+        full_digest: bool = False,
     ) -> "FeatureStore":
         """Encodes images, or opens the store if it exists.
 
-        Every image is read once for the digest. If the process is interrupted or killed, the next call resumes. Images
-        that cannot be decoded are skipped, counted and named in `skipped`, with a warning; more than `max_broken` is an
-        error, also of a store that exists. PIL decodes them, with one thread per core.
+        Every image is read once for the digest. A store that exists is opened without this if its files show that no
+        image has changed: by their sizes, inodes, and times of change, of local folders, tables and tars. Other
+        sources, and files that changed in the last seconds, are read again.
+
+        If the process is interrupted or killed, the next call resumes. Images that cannot be decoded are skipped,
+        counted and named in `skipped`, with a warning; more than `max_broken` is an error, also of a store that exists.
+        PIL decodes them, with one thread per core.
 
         Several processes may build one store: the first one encodes, and the others wait for it, with a warning that
         names it, and open what it built. The lock of a process that died is taken over (see `keras_clip.lock`).
@@ -128,6 +138,8 @@ class FeatureStore:
             engine: where the images are encoded: "auto", "serial", "processes", "ray" or an `engines.Engine`. Other
                 processes take the model as `presets.load` does, and images that can be pickled: all `sources` can.
                 None: in this process.
+            full_digest: bool. Whether every image is read, also if the store exists and no file has changed by its
+                times: for file systems whose times cannot be relied on.
 
         Returns:
             The store.
@@ -149,6 +161,7 @@ class FeatureStore:
         given, clip = located(clip), load_model(clip)
         folder, embedder = Path(folder), getattr(clip, "image_embedder", clip)
         logit_scale = logit_scale_of(clip)
+        images.distrust() if full_digest else images.trust(_note_of(folder))
         dataset = {"name": images.name, "split": images.split, "images": images.digest()}
         key = Key({**model_parts(embedder, logit_scale), "data set": dataset})
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -167,6 +180,7 @@ class FeatureStore:
                     draft.finish(logit_scale)
         store = cls.open(folder)
         store._key.require_equal(key, folder)
+        _write_note(folder, images)
         store.skipped = recorded(f"{images.name}/{images.split}", store._broken, images.skipped, max_broken)
         size = len(images)
         store.skipped.check(size, size, ended=True)
@@ -275,15 +289,38 @@ class FeatureStore:
         Returns:
             A store with the same classes.
         """
+        return self._with({name: np.asarray(getattr(self, name)[rows]) for name in _COLUMNS})
+
+    def _with(self, columns: dict[str, Any]) -> "FeatureStore":
         store = object.__new__(FeatureStore)
         store.__dict__.update(self.__dict__)
         store.__dict__.pop("examples", None)
-        for name in _COLUMNS:
-            setattr(store, name, np.asarray(getattr(self, name))[rows])
+        for name, column in columns.items():
+            setattr(store, name, column)
         return store
 
+    def view(self, rows: np.ndarray) -> "FeatureStore":
+        """Selects images as `take` does; features and embeddings in memory-mapped files are not copied.
+
+        Args:
+            rows: indices or bool (N,).
+
+        Returns:
+            A store with the same classes, whose features and embeddings may be `Rows`.
+        """
+        numbers = np.arange(len(self))[rows]
+        columns = {name: getattr(self, name) for name in _COLUMNS}
+        return self._with(
+            {
+                name: Rows([column], numbers)
+                if name in ("features", "embeddings") and isinstance(column, (np.memmap, Rows))
+                else np.asarray(column[numbers])
+                for name, column in columns.items()
+            }
+        )
+
     def of_classes(self, class_names: Sequence[str]) -> "FeatureStore":
-        """Selects the images of some classes, in memory.
+        """Selects the images of some classes; features and embeddings in memory-mapped files are not copied.
 
         Args:
             class_names: K names. Images of other classes are left out; of images with several classes, those without a
@@ -302,9 +339,26 @@ class FeatureStore:
             numbers[columns[columns >= 0]] = np.flatnonzero(columns >= 0)
             labels = numbers[self.labels]
             kept = labels >= 0
-        store = self.take(kept)
+        store = self.view(kept)
         store.class_names, store.labels = tuple(class_names), labels[kept]
         return store
+
+
+def _note_of(folder: Path) -> dict[str, Any]:
+    """Returns the note on the files that the store was last found to be of; {} if there is none."""
+    try:
+        note = json.loads((folder / _NOTE).read_text(encoding="utf-8")) if (folder / MANIFEST).exists() else {}
+    except (OSError, ValueError):
+        note = {}
+    return note if isinstance(note, dict) else {}
+
+
+def _write_note(folder: Path, images: LabelledImages) -> None:
+    note = images.note()
+    if note is not None and note != _note_of(folder):
+        # Without the note, as in a folder that is read-only, the images are read again.
+        with contextlib.suppress(OSError):
+            files.write_json(folder / _NOTE, note)
 
 
 def _require_empty(folder: Path) -> None:

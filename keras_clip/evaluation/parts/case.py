@@ -78,28 +78,18 @@ class Case:
 
     @cached_property
     def few_shot(self) -> list[FewShotScore]:
-        """Linear probes trained on a few and on all images per class, with their scores on the images of `scored`."""
+        """Linear probes trained on a few and on all images per class, with their scores on the test split."""
         train, validation = self._features_of_both
-        labels = [self.splits.test.labels, *map(self.as_test, self.splits.shifts)]
         return few_shot_scores(
             (*train, self.splits.train.ids),
             validation,
-            (np.concatenate([store.features for store in self.scored]), np.concatenate(labels)),
+            (self.splits.test.features, self.splits.test.labels),
             shots=(*self.task.shots, None),
             seeds=self.task.seeds,
             metric=metrics.METRICS[self.task.metric],
             num_classes=self._num_classes,
             whole=self.searched,
         )
-
-    @property
-    def scored(self) -> list[FeatureStore]:
-        """The stores of the test split and the shifts, in the order of the rows of few-shot scores."""
-        return [self.splits.test, *self.splits.shifts.values()]
-
-    def as_test(self, name: str) -> np.ndarray:
-        """Returns the labels (N,) of a shift as class indices of the test split; of pooled classes the first ones."""
-        return np.array([group[0] for group in self.members(name)])[self.splits.shifts[name].labels]
 
     def members(self, name: str) -> list[list[int]]:
         """Returns for each class of a shift the indices of the classes of the test split that it covers."""

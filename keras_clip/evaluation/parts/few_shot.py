@@ -14,14 +14,12 @@ def run(case: Case) -> None:
     counts = np.bincount(labels, minlength=len(test.class_names))
     unequal = counts.min() != counts.max()
     for probe in case.few_shot:
-        scores = probe.scores[: len(test)]
-        value = float(metrics.METRICS[case.task.metric](scores, test.labels))
         # A curve needs a number for all images: their mean number per class.
-        curve.setdefault(probe.shots or len(labels) / len(test.class_names), []).append(value)
+        curve.setdefault(probe.shots or len(labels) / len(test.class_names), []).append(probe.value)
         details = {"seed": probe.seed, "C": probe.C, "images": probe.images}
         if probe.shots is None and not unequal:
             details["images_per_class"] = int(counts[0])
-        case.add(f"few_shot/{probe.shots or 'all'}", scores, case.protocol(*case.training_of(probe)), **details)
+        case.add(f"few_shot/{probe.shots or 'all'}", probe.scores, case.protocol(*case.training_of(probe)), **details)
     means = {per_class: float(np.mean(values)) for per_class, values in curve.items()}
     if len(means) < 2:  # A class has so few images that the smallest number of shots is all of them.
         return

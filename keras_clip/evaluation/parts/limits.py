@@ -98,7 +98,7 @@ def _few_shot_hits(case):
     test, hits = case.splits.test, {}
     for probe in case.few_shot:
         if probe.shots is not None:
-            hits.setdefault(probe.shots, []).append(metrics.correct(probe.scores[: len(test)], test.labels))
+            hits.setdefault(probe.shots, []).append(metrics.correct(probe.scores, test.labels))
     return hits
 
 

@@ -1,10 +1,11 @@
 """The part `robustness` of an evaluation."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from keras_clip.evaluation import metrics
+from keras_clip.evaluation.features.store import FeatureStore
 from keras_clip.evaluation.parts.case import Case
 from keras_clip.evaluation.parts.part import Part, ReportTable
 from keras_clip.evaluation.studies.robustness import (
@@ -19,11 +20,11 @@ from keras_clip.evaluation.studies.robustness import (
 def run(case: Case) -> None:
     """Adds the accuracy on each distribution shift, and on the test images of the same classes as the reference."""
     rows = case.results.tables.setdefault("robustness", [])
-    for method, training, details, scores in _classifiers(case):
-        reference = scores[0]
-        for (name, shift), shifted in zip(case.splits.shifts.items(), scores[1:], strict=True):
+    for method, training, details, scores_of in _classifiers(case):
+        reference = scores_of(case.splits.test)
+        for name, shift in case.splits.shifts.items():
             members = case.members(name)
-            shifted = pool_classes(shifted, members)
+            shifted = pool_classes(scores_of(shift), members)
             restricted, labels = _restricted(reference, case.splits.test.labels, members)
             score = metrics.METRICS["accuracy"].measure(
                 shifted,
@@ -57,22 +58,24 @@ def _restricted(scores, labels, members):
     return pool_classes(restricted, places), group_of[labels]
 
 
-def _classifiers(case: Case) -> Iterator[tuple[str, tuple, dict, list[np.ndarray]]]:
-    """Yields the method, how it was trained, details, and the scores on each of `case.scored`.
+def _classifiers(case: Case) -> Iterator[tuple[str, tuple, dict, Callable[[FeatureStore], np.ndarray]]]:
+    """Yields the method, how it was trained, details, and a function of a store that returns its scores.
 
     The methods are zero-shot and, with `train`, the probes.
     """
-    yield "zero_shot/family", (), {}, [case.zero_shot(store) for store in case.scored]
+    yield "zero_shot/family", (), {}, case.zero_shot
     if case.splits.train is None:
         return
-    ends = np.cumsum([len(store) for store in case.scored])[:-1]
     for few_shot in case.few_shot:
         if few_shot.shots is not None:
-            scores = np.split(few_shot.scores, ends)
-            yield f"few_shot/{few_shot.shots}", case.training_of(few_shot), {"seed": few_shot.seed}, scores
+            details = {"seed": few_shot.seed}
+            yield f"few_shot/{few_shot.shots}", case.training_of(few_shot), details, _scores_of(few_shot.probe)
     probe = case.probe.probe
-    scores = [probe.decision_function(store.features) for store in case.scored]
-    yield "linear_probe", case.training_of_probe, {"C": probe.C}, scores
+    yield "linear_probe", case.training_of_probe, {"C": probe.C}, _scores_of(probe)
+
+
+def _scores_of(probe):
+    return lambda store: probe.decision_function(store.features)
 
 
 PART = Part(

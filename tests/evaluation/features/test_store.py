@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import keras
 import numpy as np
@@ -24,7 +25,9 @@ from keras_clip.data import decoding
 from keras_clip.data.skipped import SkippedSamples
 from keras_clip.evaluation import FeatureStore, sources
 from keras_clip.evaluation.classifiers import zero_shot
+from keras_clip.evaluation.datasets import labelled_images
 from keras_clip.evaluation.datasets.labelled_images import LabelledImages
+from keras_clip.evaluation.datasets.sources import reader as source_reader
 from keras_clip.evaluation.features import draft, encoding
 from keras_clip.evaluation.features.key import model_parts
 
@@ -623,3 +626,36 @@ def test_a_damaged_draft_begins_anew(clip, store, tmp_path, caplog):
     for wrong in (None, 3, Image.new("RGB", (8, 8))):
         with pytest.raises(TypeError, match=f"of type {type(wrong).__name__}"):
             make([wrong, *FILES[1:]]).digest()
+
+
+@pytest.mark.backend_free
+def test_a_store_is_opened_again_without_reading_an_image(clip, tmp_path, monkeypatch):
+    """It is read again where a file changed, and with `full_digest=True`."""
+    monkeypatch.setattr(source_reader, "_NANOSECONDS_SETTLED", 0)
+    read = []
+    monkeypatch.setattr(
+        labelled_images,
+        "_content",
+        lambda images, *rest, to=labelled_images._content: read.append(1) or to(images, *rest),
+    )
+    for number in range(4):
+        path = tmp_path / "images" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((9, 9, 3), 40 * number, np.uint8)).save(path)
+    time.sleep(0.02)
+
+    def build(**options):
+        images = sources.folder_per_class(tmp_path / "images")
+        return FeatureStore.build(clip, images, tmp_path / "store", 2, **options)
+
+    first = build()
+    assert len(read) == 1
+    assert build().key == first.key and len(read) == 1
+    assert build(full_digest=True).key == first.key and len(read) == 2
+    (tmp_path / "store" / "files.json").unlink()
+    assert build().key == first.key and len(read) == 3
+    assert build().key == first.key and len(read) == 3
+    Image.fromarray(np.full((9, 9, 3), 7, np.uint8)).save(path)
+    with pytest.raises(ValueError, match="differs in data set"):
+        build()
+    assert len(read) == 4

@@ -16,6 +16,19 @@ def file_stamp(path: str | bytes | os.PathLike) -> tuple[int, ...]:
     return stat.st_size, stat.st_mtime_ns
 
 
+def change_stamp(path: str) -> tuple[int, ...]:
+    """Returns size, number, and times of change of a file and of what the file system knows of it; () if there is none.
+
+    Unlike `file_stamp`, it also differs for another file to which somebody gave the time of this one. Files of other
+    machines have no such stamp.
+    """
+    try:
+        stat = os.stat(path)
+    except (OSError, ValueError):
+        return ()
+    return stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns
+
+
 def digest_of(parts: Iterable[Any]) -> str:
     """Returns a digest of JSON data; of bytes and of texts that are no UTF-8 too, as 64 hexadecimal digits."""
     digest = hashlib.sha256()

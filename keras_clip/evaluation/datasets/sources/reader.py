@@ -3,6 +3,7 @@
 import functools
 import os
 import reprlib
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,11 +11,14 @@ import numpy as np
 
 from keras_clip.data.readers import Reader, open_reader
 from keras_clip.data.readers.brief import brief
+from keras_clip.data.readers.storage.stamps import change_stamp, digest_of
 from keras_clip.data.skipped import SkippedSamples
 from keras_clip.evaluation.datasets.labelled_images import Label, LabelledImages
 
 # Numbers of images and of metadata records that are read at a time.
 _IMAGES, _SAMPLES = 8, 1024
+# A file that was changed less than this before has no stamp: FAT has times of two seconds.
+_NANOSECONDS_SETTLED = 3 * 10**9
 
 
 def from_reader(
@@ -172,6 +176,7 @@ class Columns:
             [self.keys[row] for row in rows.tolist()],
             sorted(known) if class_names is None else class_names,
             groups=None if self.groups is None else [self.groups[row] for row in rows.tolist()],
+            stamp=functools.partial(_stamp, self._reader, rows),
             **{"skipped": getattr(self._reader, "skipped", None), **options},
         )
 
@@ -201,6 +206,20 @@ def _as_label(value: Any) -> Label:
         return value
     # Surrounding whitespace is not part of a name.
     return {str(part).strip(): 1 for part in value} if isinstance(value, (list, tuple)) else str(value).strip()
+
+
+def _stamp(reader: Reader, rows: np.ndarray) -> str | None:
+    """Returns a digest of the state of the files of the images; None if only reading them shows a change."""
+    # What a derived class reads may be more than the files that its base class names.
+    if "image_files" not in vars(type(reader)):
+        return None
+    newest = time.time_ns() - _NANOSECONDS_SETTLED
+    parts, paths = reader.image_files(rows)
+    stamps = [change_stamp(path) for path in paths]
+    # A file may change once more within the resolution of its times.
+    if not all(stamps) or max(max(stamp[2:]) for stamp in stamps) > newest:
+        return None
+    return digest_of([parts, *zip(map(os.path.abspath, paths), stamps, strict=True)])
 
 
 def _read(reader: Reader, rows: np.ndarray, start: int) -> Iterator[bytes]:
