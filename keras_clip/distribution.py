@@ -171,7 +171,9 @@ def stack(x: Tensor) -> Tensor:
         Tensor (R, ...), in the order of the replicas.
     """
     group = _process_group()
-    return _gather_function().apply(x[None], [1] * group.get_world_size(), group) if group is not None else gather(x[None])
+    return (
+        _gather_function().apply(x[None], [1] * group.get_world_size(), group) if group is not None else gather(x[None])
+    )
 
 
 def replica_offset(size: int | Tensor) -> Tensor | int:
@@ -322,6 +324,35 @@ def row_shards() -> int:
         return 1
     mesh = distribution.device_mesh
     return dict(zip(mesh.axis_names, mesh.shape, strict=True))[distribution.batch_dim_name]
+
+
+def map_row_shards(function, by_row, by_column):
+    """Calls a function on each device of JAX with the rows that it has, without any exchange inside.
+
+    XLA would otherwise choose the exchanges, and repeat them in every iteration of a loop.
+
+    Args:
+        function: `row_results, column_results = function(by_row, by_column)`; tuples of tensors, (rows, ...) and any.
+        by_row: nested tuples of tensors (n, ...), n a multiple of `row_shards()`.
+        by_column: nested tuples of tensors, of which every device gets all.
+
+    Returns:
+        The results of rows (n, ...), and those of columns with a leading axis: (row_shards(), ...).
+    """
+    import jax
+    from jax.sharding import PartitionSpec
+
+    distribution = keras.distribution.distribution()
+    rows, whole = PartitionSpec(distribution.batch_dim_name), PartitionSpec()
+
+    def call(by_row, by_column):
+        row_results, column_results = function(by_row, by_column)
+        return row_results, [x[None] for x in column_results]
+
+    mesh = distribution.device_mesh.backend_mesh
+    return jax.shard_map(call, mesh=mesh, in_specs=(rows, whole), out_specs=(rows, rows), check_vma=False)(
+        by_row, by_column
+    )
 
 
 def replicate(x: Tensor) -> Tensor:
