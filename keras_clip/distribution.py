@@ -19,6 +19,8 @@ from keras_clip import compat
 from keras_clip.types import Tensor
 
 _is_alone = contextvars.ContextVar("is_alone", default=False)
+# The rows of each torch process, in a step.
+_batch_sizes = contextvars.ContextVar("batch_sizes", default=None)
 
 
 @contextlib.contextmanager
@@ -29,6 +31,24 @@ def alone():
         yield
     finally:
         _is_alone.reset(token)
+
+
+@contextlib.contextmanager
+def batch(rows: int | None):
+    """A context of one step, in which torch processes exchange once how many rows of the batch each of them has.
+
+    Inside, `gather`, `replica_offset`, `row_range` and `global_mean` take tensors of one entry for each of these rows,
+    and exchange no sizes. It has no effect on other backends, where sizes are known or exchanged on the device.
+
+    Args:
+        rows: int. Rows of this replica; None: sizes are exchanged by each call, as outside of a step.
+    """
+    dist = _process_group()
+    token = _batch_sizes.set(None if dist is None or rows is None else _exchange_sizes(rows, dist))
+    try:
+        yield
+    finally:
+        _batch_sizes.reset(token)
 
 
 def _replica_context():
@@ -87,7 +107,7 @@ def gather(x: Tensor) -> Tensor:
 
 
 def _gather_over_processes(x, dist):
-    return _gather_function().apply(x, _sizes(len(x), x.device, dist), dist)
+    return _gather_function().apply(x, _sizes(len(x), dist), dist)
 
 
 @functools.cache
@@ -114,32 +134,67 @@ def _gather_function():
     return Gather
 
 
-def _sizes(size, device, dist):
+def _sizes(size, dist):
+    """The rows of each process, as `batch` knows them."""
+    known = _batch_sizes.get()
+    if known is None:
+        return _exchange_sizes(size, dist)
+    expected = known[dist.get_rank()]
+    if size != expected:
+        raise ValueError(
+            f"In a training step, a tensor that is gathered must have the {expected} rows of this process's part of "
+            f"the batch. Received: {size} rows. Gather other tensors in `with keras_clip.distribution.batch(None):`."
+        )
+    return known
+
+
+def _exchange_sizes(size, dist):
     import torch
 
+    # On the CPU where the processes can communicate there, since to read a size from a device waits for its work.
+    device = "cpu" if "cpu:" in dist.get_backend_config() else torch.device("cuda", torch.cuda.current_device())
     own = torch.tensor([size], device=device)
     sizes = [torch.empty_like(own) for _ in range(dist.get_world_size())]
     dist.all_gather(sizes, own)
     return torch.cat(sizes).tolist()
 
 
+def stack(x: Tensor) -> Tensor:
+    """Stacks tensors of one shape of all replicas, without an exchange of sizes.
+
+    The gradient is that of `gather`.
+
+    Args:
+        x: tensor of the same shape (...) on all replicas.
+
+    Returns:
+        Tensor (R, ...), in the order of the replicas.
+    """
+    group = _process_group()
+    return (
+        _gather_function().apply(x[None], [1] * group.get_world_size(), group) if group is not None else gather(x[None])
+    )
+
+
 def replica_offset(size: int | Tensor) -> Tensor | int:
     """Returns the number of rows on the replicas before this one, which has `size` rows.
 
-    All replicas communicate their sizes, since the last batch of an epoch may be divided unequally.
+    All replicas communicate their sizes, since the last batch of an epoch may be divided unequally; on torch once in a
+    step (`batch`).
 
     Args:
         size: int or int scalar. Rows of this replica.
 
     Returns:
-        int32 scalar; 0 without a strategy.
+        int32 scalar, or int: on torch, and 0 without a strategy.
     """
     context, group = _replica_context(), _process_group()
     if context is None and group is None:
         return 0
+    if group is not None:
+        return sum(_sizes(int(size), group)[: group.get_rank()])
     sizes = gather(ops.reshape(ops.cast(size, "int32"), (1,)))
-    index = context.replica_id_in_sync_group if context is not None else group.get_rank()
-    return ops.sum(sizes[:index])
+    return ops.sum(sizes[: context.replica_id_in_sync_group])
 
 
 def total(x: Tensor) -> Tensor:
@@ -168,7 +223,8 @@ def global_mean(x: Tensor) -> Tensor:
     Returns:
         float32 scalar.
     """
-    count = total(ops.cast(ops.shape(x)[0], "float32"))
+    group = _process_group()
+    count = sum(_sizes(len(x), group)) if group is not None else total(ops.cast(ops.shape(x)[0], "float32"))
     mean, replicas = ops.sum(x) / count, replica_count()
     return mean if replicas == 1 else mean + ops.stop_gradient(total(mean) / replicas - mean)
 
@@ -188,6 +244,8 @@ def row_range(count: int | Tensor) -> tuple[int | Tensor, int | Tensor]:
     if context is None and group is None:
         return 0, count
     if not _is_alone.get():
+        if group is not None:
+            return replica_offset(count), sum(_sizes(int(count), group))
         return replica_offset(count), total(ops.cast(count, "int32"))
     if context is not None:
         return context.replica_id_in_sync_group * count, context.num_replicas_in_sync * count
@@ -266,6 +324,35 @@ def row_shards() -> int:
         return 1
     mesh = distribution.device_mesh
     return dict(zip(mesh.axis_names, mesh.shape, strict=True))[distribution.batch_dim_name]
+
+
+def map_row_shards(function, by_row, by_column):
+    """Calls a function on each device of JAX with the rows that it has, without any exchange inside.
+
+    XLA would otherwise choose the exchanges, and repeat them in every iteration of a loop.
+
+    Args:
+        function: `row_results, column_results = function(by_row, by_column)`; tuples of tensors, (rows, ...) and any.
+        by_row: nested tuples of tensors (n, ...), n a multiple of `row_shards()`.
+        by_column: nested tuples of tensors, of which every device gets all.
+
+    Returns:
+        The results of rows (n, ...), and those of columns with a leading axis: (row_shards(), ...).
+    """
+    import jax
+    from jax.sharding import PartitionSpec
+
+    distribution = keras.distribution.distribution()
+    rows, whole = PartitionSpec(distribution.batch_dim_name), PartitionSpec()
+
+    def call(by_row, by_column):
+        row_results, column_results = function(by_row, by_column)
+        return row_results, [x[None] for x in column_results]
+
+    mesh = distribution.device_mesh.backend_mesh
+    return jax.shard_map(call, mesh=mesh, in_specs=(rows, whole), out_specs=(rows, rows), check_vma=False)(
+        by_row, by_column
+    )
 
 
 def replicate(x: Tensor) -> Tensor:

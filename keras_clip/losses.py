@@ -233,7 +233,7 @@ def negatives_logsumexp(
     both = bidirectional_logsumexp(images, distribution.gather(texts), log_scale, _positives(offset, groups))
     (by_row, by_column), (row_highest, column_highest) = _by_row_and_column(both, images)
     if distribution.replica_count() > 1:
-        by_column = ops.logsumexp(distribution.gather(by_column[None]), axis=0)
+        by_column = ops.logsumexp(distribution.stack(by_column), axis=0)
     by_column = by_column[offset : offset + size(images)]
     return Negatives(by_row, by_column, row_highest, _own_columns(column_highest, offset, images))
 
@@ -332,7 +332,7 @@ def _by_row_and_column(both, images):
 def _own_columns(column_highest, offset, images):
     """Returns the maxima over the images of all replicas, for the texts of this replica."""
     if distribution.replica_count() > 1:
-        column_highest = ops.max(distribution.gather(column_highest[None]), axis=0)
+        column_highest = ops.max(distribution.stack(column_highest), axis=0)
     return column_highest[offset : offset + size(images)]
 
 

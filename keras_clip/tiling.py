@@ -37,32 +37,25 @@ class _Axis(NamedTuple):
 
     Attributes:
         blocks: number of blocks.
-        width: number of rows of a block on each device.
+        width: number of rows of a block.
         is_padded: whether the blocks together may have more rows than the tensor.
-        shards: number of devices over which the first axis is sharded; each block has a part on every device.
     """
 
     blocks: int | Tensor
     width: int | Tensor
     is_padded: bool
-    shards: int
 
     def cut(self, x):
-        """Divides (n, ...) into (blocks, shards * width, ...), with zeros added at the end of each shard."""
+        """Divides (n, ...) into (blocks, width, ...), with zeros added at the end."""
         shape = x.shape[1:]
-        x = ops.reshape(x, (self.shards, -1, *shape))
         if self.is_padded:
-            missing = self.blocks * self.width - size(x, 1)
-            x = ops.concatenate([x, ops.zeros((self.shards, missing, *shape), x.dtype)], axis=1)
-        x = ops.reshape(x, (self.shards, self.blocks, self.width, *shape))
-        return ops.reshape(ops.swapaxes(x, 0, 1), (self.blocks, self.shards * self.width, *shape))
+            missing = self.blocks * self.width - size(x)
+            x = ops.concatenate([x, ops.zeros((missing, *shape), x.dtype)])
+        return ops.reshape(x, (self.blocks, self.width, *shape))
 
     def join(self, x, n):
         """Undoes `cut`."""
-        shape = x.shape[2:]
-        x = ops.swapaxes(ops.reshape(x, (self.blocks, self.shards, self.width, *shape)), 0, 1)
-        x = ops.reshape(x, (self.shards, self.blocks * self.width, *shape))
-        return ops.reshape(x[:, : n // self.shards], (n, *shape))
+        return ops.reshape(x, (self.blocks * self.width, *x.shape[2:]))[:n]
 
 
 def _compiled(function):
@@ -126,17 +119,17 @@ def size(x: Tensor, axis: int = 0) -> int | Tensor:
     return x.shape[axis] if x.shape[axis] is not None else ops.shape(x)[axis]
 
 
-def _grid(b, n, embed_dim, shards=1):
+def _grid(b, n, embed_dim):
     """Divides b rows and n columns into blocks of nearly equal size, so that little padding is needed."""
     maximum = max if isinstance(n, int) and isinstance(b, int) else ops.maximum
     area = maximum(TILE_AREA, n * embed_dim // 4)
 
-    def axis(n, most, shards=1):
+    def axis(n, most):
         blocks = -(-n // most)
         width = -(-n // blocks)
-        return _Axis(blocks, width, not isinstance(n, int) or blocks * width != n, shards)
+        return _Axis(blocks, width, not isinstance(n, int) or blocks * width != n)
 
-    rows = axis(b // shards, TILE_ROWS, shards)
+    rows = axis(b, TILE_ROWS)
     return rows, axis(n, maximum(1, area // rows.width))
 
 
@@ -175,12 +168,14 @@ def _mask_positives_and_padding(logits, row_numbers, column_numbers, is_padded, 
     return ops.where(others, logits, LOWEST)
 
 
-def _each_tile(step: Callable, rows, columns, row_state, column_state, scale, bias, offset):
+def _each_tile(step: Callable, merge: Callable, rows, columns, row_state, column_state, scale, bias, offset):
     """Reduces all tiles of scale * rows @ columns.T + bias.
 
     Args:
         step: `row_state, column_state = step(logits, rows, columns, row_state, column_state)`, called with the blocks
             of each tile; the first of its `columns` is scaled.
+        merge: returns the state of the columns (n, ...) from a tuple of the states (R, n, ...) of several devices, each
+            of which has seen other rows and began with `column_state`.
         rows: tuple of tensors (b, ...), the embeddings first.
         columns: tuple of tensors (n, ...), the embeddings first.
         row_state: tuple of tensors (b, ...). Initial values.
@@ -190,18 +185,30 @@ def _each_tile(step: Callable, rows, columns, row_state, column_state, scale, bi
         Both states after the last tile.
     """
     b, n = size(rows[0]), size(columns[0])
-    # Each device holds its rows and all columns; the columns are gathered once, not for each tile.
-    whole, shards = distribution.replicate, distribution.row_shards()
-    shards = shards if isinstance(b, int) and b % shards == 0 else 1
-    by_row, by_column = _grid(b, n, rows[0].shape[1], shards)
-    are_groups = len(offset.shape) > 0
-    if are_groups:
+    if len(offset.shape) > 0:
         numbers = ops.cast(offset, "int32")
-        row_numbers, column_numbers = by_row.cut(numbers[:b]), by_column.cut(whole(numbers[b:]))
+        row_numbers, column_numbers = numbers[:b], numbers[b:]
     else:
-        row_numbers = by_row.cut(ops.cast(offset, "int32") + ops.arange(1, b + 1, dtype="int32"))
-        column_numbers = by_column.cut(ops.arange(1, n + 1, dtype="int32"))
-    rows, columns = [by_row.cut(x) for x in rows], [by_column.cut(whole(x)) for x in columns]
+        row_numbers = ops.cast(offset, "int32") + ops.arange(1, b + 1, dtype="int32")
+        column_numbers = ops.arange(1, n + 1, dtype="int32")
+
+    def reduce(by_row, by_column):
+        return _own_tiles(step, *by_row, *by_column, scale, bias, len(offset.shape) > 0)
+
+    by_row, by_column = (rows, row_state, row_numbers), (columns, column_state, column_numbers)
+    shards = distribution.row_shards()
+    if shards == 1 or not isinstance(b, int) or b % shards:
+        return reduce(by_row, by_column)
+    row_state, column_states = distribution.map_row_shards(reduce, by_row, by_column)
+    return row_state, merge(column_states)
+
+
+def _own_tiles(step, rows, row_state, row_numbers, columns, column_state, column_numbers, scale, bias, are_groups):
+    """Reduces the tiles of the rows of one device; arguments as of `_each_tile`."""
+    b, n = size(rows[0]), size(columns[0])
+    by_row, by_column = _grid(b, n, rows[0].shape[1])
+    row_numbers, column_numbers = by_row.cut(row_numbers), by_column.cut(column_numbers)
+    rows, columns = [by_row.cut(x) for x in rows], [by_column.cut(x) for x in columns]
     split = len(row_state)
 
     def body(k, state):
@@ -221,9 +228,9 @@ def _each_tile(step: Callable, rows, columns, row_state, column_state, scale, bi
             *(_put(x, j, part) for x, part in zip(state[split:], column_parts_after, strict=True)),
         )
 
-    first = *map(by_row.cut, row_state), *(by_column.cut(whole(x)) for x in column_state)
+    first = *map(by_row.cut, row_state), *map(by_column.cut, column_state)
     last = _loop(body, by_row.blocks * by_column.blocks, first)
-    return [by_row.join(x, b) for x in last[:split]], [by_column.join(whole(x), n) for x in last[split:]]
+    return [by_row.join(x, b) for x in last[:split]], [by_column.join(x, n) for x in last[split:]]
 
 
 def _add_logsumexp(logits, state, axis):
@@ -232,6 +239,21 @@ def _add_logsumexp(logits, state, axis):
     new_highest = ops.maximum(highest, ops.max(logits, axis=axis))
     exponentials = _exp(logits - ops.expand_dims(new_highest, axis))
     return new_highest, total * ops.exp(highest - new_highest) + ops.sum(exponentials, axis=axis)
+
+
+def _merge_logsumexp(states):
+    # Gathered together: a maximum and a sum would be two reductions over the devices.
+    highest, total = ops.split(distribution.replicate(ops.concatenate(states, axis=1)), 2, axis=1)
+    most = ops.max(highest, axis=0)
+    return most, ops.sum(total * ops.exp(highest - most), axis=0)
+
+
+def _largest(states):
+    return tuple(ops.max(x, axis=0) for x in states)
+
+
+def _sum(states):
+    return tuple(ops.sum(x, axis=0) for x in states)
 
 
 def _backward(pull, rows, columns, log_scale, bias, offset, by_row, by_column):
@@ -253,7 +275,7 @@ def _backward(pull, rows, columns, log_scale, bias, offset, by_row, by_column):
 
     zeros = ops.zeros_like(rows), *(() if bias is None else (ops.zeros_like(rows[:, 0]),))
     (d_rows, *d_bias), (d_columns,) = _each_tile(
-        step, (rows, *by_row), (columns, *by_column), zeros, (ops.zeros_like(columns),), scale, bias, offset
+        step, _sum, (rows, *by_row), (columns, *by_column), zeros, (ops.zeros_like(columns),), scale, bias, offset
     )
     d_columns *= scale
     # Each logit is linear in its row, so the gradient of log_scale is the sum of gradient times logit.
@@ -271,7 +293,7 @@ def _logsumexp_forward(rows, columns, log_scale, offset):
         return _add_logsumexp(logits, row_state, axis=1), _add_logsumexp(logits, column_state, axis=0)
 
     states = [(ops.full((size(x),), LOWEST, "float32"), ops.zeros((size(x),), "float32")) for x in (rows, columns)]
-    states = _each_tile(step, (rows,), (columns,), *states, ops.exp(log_scale), None, offset)
+    states = _each_tile(step, _merge_logsumexp, (rows,), (columns,), *states, ops.exp(log_scale), None, offset)
     row_lse, column_lse = (highest + ops.log(total) for highest, total in states)
     result = _pack(row_lse, column_lse, *(highest for highest, _ in states))
     return result, (rows, columns, log_scale, offset, row_lse, column_lse)
@@ -305,7 +327,7 @@ def _softplus_forward(rows, columns, log_scale, bias, offset):
     highest = [ops.full((size(x),), LOWEST, "float32") for x in (rows, columns)]
     first = (highest[0], ops.zeros_like(highest[0])), (highest[1],)
     (row_highest, total), (column_highest,) = _each_tile(
-        step, (rows,), (columns,), *first, ops.exp(log_scale), bias, offset
+        step, _largest, (rows,), (columns,), *first, ops.exp(log_scale), bias, offset
     )
     result = _pack(total, ops.zeros_like(column_highest), row_highest, column_highest)
     return result, (rows, columns, log_scale, bias, offset)

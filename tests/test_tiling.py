@@ -93,26 +93,23 @@ def test_sum_of_softplus(b, n, offset, height, area, rng):
 
 @pytest.mark.parametrize("b", [1, 7, 1000, 8192, 100_000])
 @pytest.mark.parametrize("n", [1, 255, 257, 8192, 100_003])
-@pytest.mark.parametrize("shards", [1, 4])
-def test_tiles_cover_rows_and_columns_with_little_padding(b, n, shards):
+def test_tiles_cover_rows_and_columns_with_little_padding(b, n):
     embed_dim = 512
-    rows, columns = tiling._grid(b * shards, n, embed_dim, shards)
+    rows, columns = tiling._grid(b, n, embed_dim)
     for axis, length in ((rows, b), (columns, n)):
         covered = axis.blocks * axis.width
         # Each tile has less than one row or column of padding on average.
         assert 0 <= covered - length < axis.blocks
         assert axis.is_padded == (covered > length)
-    # The part of a tile on one device has a bounded area, or at most a quarter of the size of all column embeddings.
+    # A tile has a bounded area, or at most a quarter of the size of all column embeddings.
     assert rows.width <= 1024
     assert rows.width * columns.width <= max(tiling.TILE_AREA, n * embed_dim // 4)
 
 
-@pytest.mark.parametrize("n, blocks, width, shards", [(6, 3, 2, 1), (5, 3, 2, 1), (12, 2, 3, 2), (10, 3, 2, 2)])
-def test_joining_inverts_cutting(n, blocks, width, shards):
-    axis = tiling._Axis(blocks, width, blocks * width != n // shards, shards)
+@pytest.mark.parametrize("n, blocks, width", [(6, 3, 2), (5, 3, 2)])
+def test_joining_inverts_cutting(n, blocks, width):
+    axis = tiling._Axis(blocks, width, blocks * width != n)
     x = np.arange(1, 2 * n + 1).reshape(n, 2)
     cut = axis.cut(ops.convert_to_tensor(x))
-    assert tuple(cut.shape) == (blocks, shards * width, 2)
+    assert tuple(cut.shape) == (blocks, width, 2)
     np.testing.assert_array_equal(ops.convert_to_numpy(axis.join(cut, n)), x)
-    # The first block begins with the first rows of the first device.
-    np.testing.assert_array_equal(ops.convert_to_numpy(cut[0, :width]), x[:width])

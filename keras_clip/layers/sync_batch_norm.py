@@ -41,7 +41,7 @@ class SyncBatchNorm(compat.BatchNormMoments):
         # Deviations from the mean of each replica: sums of squares would cancel.
         # Joined by `concatenate`, since `stack` would keep its list of tensors in a reference cycle on torch.
         parts = ops.concatenate([mean, variance, rows * ops.ones_like(mean)])
-        parts = distribution.gather(ops.reshape(parts, (1, 3, -1)))
+        parts = distribution.stack(ops.reshape(parts, (3, -1)))
         means, variances, shares = parts[:, 0], parts[:, 1], parts[:, 2] / ops.sum(parts[:, 2], axis=0)
         mean = ops.sum(shares * means, axis=0)
         return mean, ops.sum(shares * (variances + ops.square(means - mean)), axis=0)

@@ -209,7 +209,9 @@ def train_torch(model, data):
     import torch
 
     model.zero_grad()
-    step = _Step(model, data)
+    x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+    with distribution.batch(len(x[model.branches[0].input_name])):
+        step = _Step(model, data)
     model.optimizer.scale_loss(step.loss).backward()
     variables = model.trainable_variables[:]
     with torch.no_grad():

@@ -116,7 +116,8 @@ def _torch():
     has_gpu = torch.cuda.is_available()
     if has_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    torch.distributed.init_process_group("nccl" if has_gpu else "gloo")
+    # Sizes are exchanged between CPUs, so that no process waits for its GPU.
+    torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if has_gpu else "gloo")
     try:
         yield Part(torch.distributed.get_rank(), torch.distributed.get_world_size())
     finally:
