@@ -37,7 +37,7 @@ def counts(processes):
     return [json.loads(output.splitlines()[-1]) for output in outputs]
 
 
-@pytest.mark.skipif(BACKEND != "torch", reason="processes of torch")
+@pytest.mark.skipif(BACKEND != "torch", reason="backend unable: torch.distributed")
 def test_torch_exchanges_sizes_once_a_step_and_a_batchnorm_one_message_in_each_direction():
     for of_process in counts(2):
         # Two waits: for the sizes, which are on the CPU, and for whether the step is finite.
@@ -50,7 +50,7 @@ def test_torch_exchanges_sizes_once_a_step_and_a_batchnorm_one_message_in_each_d
             assert of_process[kind] == {"all_gather": 6 + norms, "all_reduce": 5 + norms, "tolist": 2}, kind
 
 
-@pytest.mark.skipif(BACKEND != "jax", reason="devices of JAX")
+@pytest.mark.skipif(BACKEND != "jax", reason="backend unable: has no compiled program to look at")
 def test_jax_exchanges_nothing_in_the_loop_over_tiles():
     (programs,) = counts(1)
     assert len(programs) == 4
