@@ -51,10 +51,21 @@ class _InFlight:
         self.next = threading.Lock()
 
 
-_IN_FLIGHT = _InFlight()
+class _Loading:
+    """Locks of PIL images that are being decoded, one for several images each."""
+
+    def __init__(self):
+        self._locks = [threading.Lock() for _ in range(64)]
+
+    def lock_of(self, image: Any) -> threading.Lock:
+        return self._locks[id(image) // 16 % len(self._locks)]
+
+
+_IN_FLIGHT, _LOADING = _InFlight(), _Loading()
 if hasattr(os, "register_at_fork"):
     # The threads of the parent, and what they hold, are not in the child.
     os.register_at_fork(after_in_child=_IN_FLIGHT.__init__)
+    os.register_at_fork(after_in_child=_LOADING.__init__)
 
 
 class PixelBudget:
@@ -268,9 +279,23 @@ def decode(image, name: str):
         ValueError: a corrupt file.
     """
     try:
+        load(image)
         return _to_rgb(upright(image))
     except Exception as error:  # PIL raises many types of exceptions for corrupt files.
         raise ValueError(f"Not an image that PIL can read: {error}. Received: {name}.") from error
+
+
+def load(image) -> None:
+    """Decodes a PIL image that has been opened but not loaded.
+
+    The image may be the caller's, and be read by several threads at the same time, as those of two epochs. PIL decodes
+    an image at its first use, and two threads that do so give broken pixels or an error.
+
+    Raises:
+        Exception: one of many types, for a corrupt file.
+    """
+    with _LOADING.lock_of(image):
+        image.load()
 
 
 def reason_of(error: ValueError) -> str:

@@ -9,6 +9,7 @@ import struct
 import threading
 import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -437,3 +438,15 @@ def test_sides_of_every_orientation(orientation):
     Image.new("RGB", (6, 4)).save(content, "JPEG", exif=exif)
     image = Image.open(content)
     assert image_files.upright_sides(image) == image_files.upright(image).size[::-1]
+
+
+def test_several_threads_read_one_image():
+    # PIL decodes an image when it is first used, and is not made for two threads that do so at the same time.
+    pixels = np.random.default_rng(0).integers(0, 256, (200, 300, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    with ThreadPoolExecutor(8) as threads:
+        for _ in range(40):
+            image = Image.open(io.BytesIO(file.getvalue()))
+            for found in threads.map(lambda _, image=image: open_image(image, "image", 10**6), range(8)):
+                np.testing.assert_array_equal(np.asarray(found), pixels)

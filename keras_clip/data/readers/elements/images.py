@@ -76,7 +76,9 @@ def _load(image: Any) -> None:
     Raises:
         OSError: it cannot be decoded.
     """
+    from keras_clip.data.image_files import load
+
     try:
-        image.load()
+        load(image)
     except Exception as error:  # PIL raises many types of exceptions for corrupt files.
         raise OSError(f"{type(error).__name__}: {error}") from error
