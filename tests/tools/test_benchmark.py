@@ -100,7 +100,8 @@ def test_every_task_has_contenders_with_references_that_race():
     for task in benchmark.TASKS:
         entries = benchmark.contenders(task, arguments)
         labels = [entry.label for entry in entries]
-        assert len(set(labels)) == len(labels) >= 2
+        # No other library has an index of shards.
+        assert len(set(labels)) == len(labels) >= (1 if task == "index" else 2)
         assert {entry.reference for entry in entries} | {entry.memory_reference for entry in entries} <= {*labels, None}
 
 
