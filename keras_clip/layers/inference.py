@@ -1,5 +1,6 @@
 """The call of a model for inference, compiled on the backends that have a compiler worth waiting for."""
 
+import operator
 import weakref
 from typing import Any
 
@@ -41,7 +42,7 @@ class Inference:
         if backend not in ("tensorflow", "jax") or not is_array or not len(inputs.shape):
             return model(inputs, training=False)
         variables = model.variables
-        if len(variables) != len(self._variables) or any(map(_differ, variables, self._variables)):
+        if len(variables) != len(self._variables) or any(map(operator.is_not, variables, self._variables)):
             self._variables, self._programs = variables, {}
         return self._by_tensorflow(model, inputs) if backend == "tensorflow" else self._by_jax(inputs)
 
@@ -88,7 +89,3 @@ def padded_size(rows: int) -> int:
         int >= `rows`.
     """
     return -(-rows // _ROWS) * _ROWS if rows > _ROWS else 1 << max(rows - 1, 0).bit_length() if rows else 0
-
-
-def _differ(first, second) -> bool:
-    return first is not second
